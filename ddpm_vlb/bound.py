@@ -1,0 +1,186 @@
+r"""The variational bound on the negative log-likelihood, term by term (eq. 5, Ho et al. 2020).
+
+.. math::
+    -\log p(x) \le L &= E_q\left[ -\log p(x_T) - \sum_{t} \log \frac{p(x_s | x_t)}{q(x_t | x_s)} \right] & \text{(eq. 3)} \\
+    &= \underbrace{D_{KL}(q(x_T | x) \| p(x_T))}_{L_T}
+     + \sum_{t > 0} E_q \underbrace{D_{KL}(q(x_s | x_t, x) \| p(x_s | x_t))}_{L_t}
+       \underbrace{- \; E_q \log p(x | x_0)}_{L_0}                                              & \text{(eq. 5)}
+
+with zero-based t: :math:`L_0` is the decoder's term, at the lowest step of the grid. The first line compares densities of one
+sampled trajectory (`trajectory_bound`); the second puts the closed-form KL in place of a sampled log-ratio, conditioning on
+:math:`(x_t, x)` and integrating :math:`x_s` out. That is Rao-Blackwellisation: the same expectation, less variance.
+
+Both Gaussians of :math:`L_t` have means :math:`\tilde\mu_t` at the true and the predicted image, so that with
+:math:`c_t` the coefficient of the image in :math:`\tilde\mu_t`,
+
+.. math::
+    L_t = \sum_{\text{dims}} \tfrac12 \left[ e^{d} - 1 - d + c_t^2 e^{-\log\sigma_t^2} (x - \hat x)^2 \right],
+    \qquad d = \log\tilde\beta_t - \log\sigma_t^2 .
+
+The difference of the two means is never formed. With :math:`\sigma_t^2 = \tilde\beta_t` it is
+:math:`\tfrac12 (\mathrm{SNR}(s) - \mathrm{SNR}(t)) \|x - \hat x\|^2` (eq. 13, Kingma et al. 2021).
+
+Every function returns nats per image, shape `(B,)`, in the working dtype (float64).
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from .forward_process import ForwardProcess
+from .gaussians import discretized_gaussian_log_likelihood, normal_log_density, variance_gap, working_dtype
+from .reverse_process import ReverseProcess
+
+
+def prior_kl(forward: ForwardProcess, original_samples: torch.Tensor) -> torch.Tensor:
+    r""":math:`L_T = D_{KL}(q(x_T | x) \| N(0, I))`, with T the highest timestep of the grid.
+
+    Args:
+        forward: the forward process that is scored.
+        original_samples: images, `(B, C, H, W)`.
+
+    Returns:
+        Nats, shape `(B,)`.
+    """
+    x = original_samples.to(working_dtype(original_samples.device))
+    alpha_bar = forward.alphas_cumprod[-1]
+    # normal_kl(mean, log(1 - a), 0, 0) = (-log(1 - a) - a + mean^2) / 2, with the logarithm that keeps its digits.
+    log_variance = torch.log1p(-alpha_bar) if alpha_bar < 0.5 else forward.one_minus_alphas_cumprod[-1].log()
+    gap = (-log_variance - alpha_bar).clamp_min(0).item()
+    return _sum_dims(0.5 * (gap + alpha_bar.item() * x**2))
+
+
+def transition_kl(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+) -> torch.Tensor:
+    r""":math:`L_t = D_{KL}(q(x_s | x_t, x) \| p(x_s | x_t))` for timesteps above the lowest one.
+
+    Args:
+        reverse: the reverse process that is scored.
+        model_output: the network's output at `noisy_samples`, `(B, C, H, W)` or `(B, 2C, H, W)`.
+        original_samples, noisy_samples: images and latents, `(B, C, H, W)`.
+        timesteps: an integer, or an integer tensor `(B,)`.
+
+    Returns:
+        Nats, shape `(B,)`; never negative.
+    """
+    forward = reverse.forward
+    pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
+    gap = variance_gap(posterior_log_variance - log_variance)
+    weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(
+        -log_variance
+    )
+    squared_error = (original_samples.to(pred_original_sample.dtype) - pred_original_sample) ** 2
+    return _sum_dims(0.5 * (gap + weight * squared_error))
+
+
+def decoder_nll(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+    validate_args: bool = True,
+) -> torch.Tensor:
+    r""":math:`L_0 = -\log p(x | x_0)`, the discretised Gaussian decoder at the lowest timestep of the grid.
+
+    Arguments as `transition_kl`, and:
+        num_pixel_levels: number of levels of the grid on which `original_samples` lie.
+        validate_args: check that they do; this reads them back from an accelerator.
+
+    Returns:
+        Nats, shape `(B,)`; not negative.
+
+    Raises:
+        ValueError: `original_samples` off the grid.
+    """
+    # The posterior mean at the lowest step is the predicted image itself.
+    mean, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    log_likelihood = discretized_gaussian_log_likelihood(
+        original_samples.to(mean.dtype),
+        mean=mean,
+        log_variance=log_variance,
+        num_pixel_levels=num_pixel_levels,
+        validate_args=validate_args,
+    )
+    return -_sum_dims(log_likelihood)
+
+
+def vlb_terms(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+    validate_args: bool = True,
+) -> torch.Tensor:
+    r"""`decoder_nll` for the images at the lowest timestep, `transition_kl` for the others.
+
+    Arguments and errors as `decoder_nll`. Returns nats, shape `(B,)`.
+    """
+    decoder_args = (num_pixel_levels, validate_args)
+    rows = reverse.forward.rows(timesteps)
+    lowest = torch.as_tensor(rows).expand(len(noisy_samples)) == 0
+    arguments = (model_output, original_samples, noisy_samples)
+    if not lowest.any():
+        return transition_kl(reverse, *arguments, timesteps)
+    if lowest.all():
+        return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
+    timesteps = timesteps.cpu().expand(len(noisy_samples))
+    terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
+    for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):
+        index = mask.nonzero().squeeze(1)
+        on_device = index.to(noisy_samples.device)
+        values = term(reverse, *(a[on_device] for a in arguments), timesteps[index], *extra)
+        terms = terms.index_copy(0, on_device, values)
+    return terms
+
+
+def trajectory_bound(
+    reverse: ReverseProcess,
+    predict: Callable[[torch.Tensor, int], torch.Tensor],
+    original_samples: torch.Tensor,
+    num_pixel_levels: int = 256,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    r"""The bound in its first form (eq. 3): log-densities along one sampled trajectory :math:`x_0, \dots, x_T \sim q`.
+
+    The same expectation as the sum of the three terms, with the larger variance that the closed-form KL removes.
+
+    Args:
+        reverse: the reverse process that is scored.
+        predict: the network, called as `predict(noisy_samples, timestep)`.
+        original_samples: images on the pixel grid, `(B, C, H, W)`.
+        num_pixel_levels: number of levels of that grid.
+        generator: source of the trajectory's noise.
+
+    Returns:
+        One unbiased sample of the bound per image, nats, shape `(B,)`; it may be negative.
+    """
+    forward = reverse.forward
+    x_s = original_samples.to(working_dtype(original_samples.device))
+    total = torch.zeros(len(x_s), dtype=x_s.dtype, device=x_s.device)
+    for row, timestep in enumerate(forward.timesteps.tolist()):
+        q = forward.q_step_mean_variance(x_s, timestep)
+        noise = torch.randn(x_s.shape, generator=generator, dtype=x_s.dtype, device=x_s.device)
+        x_t = q.mean + q.variance.sqrt() * noise
+        model_output = predict(x_t, timestep)
+        if row == 0:
+            total += decoder_nll(reverse, model_output, original_samples, x_t, timestep, num_pixel_levels)
+        else:
+            p = reverse.p_mean_variance(model_output, x_t, timestep)
+            total -= _sum_dims(normal_log_density(x_s, p.mean, p.log_variance))
+        total += _sum_dims(normal_log_density(x_t, q.mean, q.log_variance))
+        x_s = x_t
+    return total - _sum_dims(normal_log_density(x_s, 0.0, 0.0))
+
+
+def _sum_dims(values: torch.Tensor) -> torch.Tensor:
+    return values.flatten(1).sum(dim=1)

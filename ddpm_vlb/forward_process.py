@@ -1,0 +1,373 @@
+r"""The forward process q, which turns an image into noise in T fixed Gaussian steps (Section 2, Ho et al. 2020).
+
+Timesteps are zero-based: the latent after step `t` is :math:`x_t`, and :math:`\bar\alpha_t` is the diffusers table
+``alphas_cumprod[t]``. "Before step 0" is the data :math:`x`, with :math:`\bar\alpha = 1`. A sub-sequence
+:math:`\tau_0 < \dots < \tau_{K-1}` of the T steps is itself a diffusion with K steps; let s be the step of the grid below
+t (or the data). All that follows holds for the full grid, where s = t - 1, and for any other:
+
+.. math::
+    q(x_t | x)   &= N(\sqrt{\bar\alpha_t}\, x,\; (1 - \bar\alpha_t) I)                                  & \text{(eq. 4)} \\
+    q(x_t | x_s) &= N(\sqrt{1 - \beta_t}\, x_s,\; \beta_t I), \quad \beta_t = 1 - \bar\alpha_t/\bar\alpha_s & \text{(eq. 2)} \\
+    q(x_s | x_t, x) &= N(\tilde\mu_t(x_t, x),\; \tilde\beta_t I)                                        & \text{(eq. 6)} \\
+    \tilde\mu_t &= \frac{\sqrt{\bar\alpha_s}\,\beta_t}{1 - \bar\alpha_t} x
+                 + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_s)}{1 - \bar\alpha_t} x_t, \quad
+    \tilde\beta_t = \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t} \beta_t                                   & \text{(eq. 7)}
+
+At the lowest step of the grid the posterior is the data itself: mean :math:`x`, variance 0.
+
+**Precision.** Everything is a function of :math:`\ell_t = \log\bar\alpha_t = \sum_{i \le t} \log(1 - \beta_i)`, summed with
+``log1p`` in float64; :math:`1 - \bar\alpha_t = -\mathrm{expm1}(\ell_t)` and :math:`\beta_t = -\mathrm{expm1}(\ell_t - \ell_s)`
+then lose no digits, where float32 tables are wrong by up to 5e-3 (relative) at the low-noise end.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from .gaussians import Gaussian, working_dtype
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+
+
+def make_betas(
+    beta_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.0001,
+    beta_end: float = 0.02,
+    trained_betas: Sequence[float] | None = None,
+    rescale_betas_zero_snr: bool = False,
+) -> torch.Tensor:
+    r"""The forward variances of a diffusers configuration, in float64.
+
+    The same formulas as `diffusers.DDPMScheduler`, evaluated in float64 from the start.
+
+    Args:
+        beta_schedule: one of `BETA_SCHEDULES`; ignored when `trained_betas` is given.
+        num_train_timesteps: number of steps T.
+        beta_start, beta_end: first and last variance of the schedules that take them.
+        trained_betas: the variances themselves, shape `(T,)`.
+        rescale_betas_zero_snr: rescale to zero terminal SNR (Algorithm 1, Lin et al. 2023).
+
+    Returns:
+        Betas, shape `(T,)`, float64, on the CPU.
+
+    Raises:
+        ValueError: unknown `beta_schedule`.
+    """
+    steps = num_train_timesteps
+    if trained_betas is not None:
+        betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
+    elif beta_schedule == "linear":
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    elif beta_schedule == "scaled_linear":
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+    elif beta_schedule == "squaredcos_cap_v2":
+        betas = _betas_from_alpha_bar(_cosine_alpha_bar, steps)
+    elif beta_schedule == "laplace":
+        betas = _betas_from_alpha_bar(_laplace_alpha_bar, steps)
+    elif beta_schedule == "sigmoid":
+        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+        betas = ramp * (beta_end - beta_start) + beta_start
+    else:
+        raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES}, got {beta_schedule!r}.")
+    return _rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+
+
+def _cosine_alpha_bar(time: float) -> float:
+    # Eq. 17, Nichol & Dhariwal 2021, with their offset s = 0.008.
+    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace_alpha_bar(time: float) -> float:
+    # Laplace-distributed log-SNR (Hang et al. 2024), square root and all as diffusers has it.
+    log_snr = -0.5 * math.copysign(1, 0.5 - time) * math.log(1 - 2 * abs(0.5 - time) + 1e-6)
+    snr = math.exp(log_snr)
+    return math.sqrt(snr / (1 + snr))
+
+
+def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> torch.Tensor:
+    betas = [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)]
+    return torch.tensor(betas, dtype=torch.float64)
+
+
+def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+    sqrt_alpha_bar = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    first, last = sqrt_alpha_bar[0].item(), sqrt_alpha_bar[-1].item()
+    alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last) if first != last else math.nan)) ** 2
+    return 1.0 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardProcess:
+    r"""Frozen float64 tables of a diffusion on a grid of timesteps, and the Gaussians they define.
+
+    Every table has the shape `(K,)`, ascends in t, and lives on the CPU. Build one with `ForwardProcess.from_betas`.
+
+    All methods take `timesteps` as one integer for the whole batch, or as an integer tensor of shape `(B,)`; a tensor on
+    an accelerator is read back once to be checked, so keep timesteps on the CPU where waiting for the device matters.
+
+    Args:
+        timesteps: the grid, ascending, int64, shape `(K,)`.
+        log_alphas_cumprod: :math:`\log\bar\alpha_t` on the grid; -inf at a terminal step of zero SNR.
+        num_train_timesteps: number of steps T of the full process.
+    """
+
+    timesteps: torch.Tensor
+    log_alphas_cumprod: torch.Tensor
+    num_train_timesteps: int
+
+    @classmethod
+    def from_betas(cls, betas: torch.Tensor, inference_timesteps: Sequence[int] | None = None) -> "ForwardProcess":
+        r"""Tables for all T steps, or for the sub-sequence `inference_timesteps`.
+
+        Args:
+            betas: forward variances, shape `(T,)`; in (0, 1), the last one may be 1 (zero terminal SNR).
+            inference_timesteps: strictly descending integers in [0, T); `None` for all T steps.
+
+        Raises:
+            ValueError: betas out of range or not finite, a sub-sequence that is empty, not strictly descending, or out of
+                range.
+        """
+        betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        if betas.ndim != 1 or len(betas) == 0:
+            raise ValueError(f"`betas` must have the shape (T,) with T >= 1, got {tuple(betas.shape)}.")
+        good = (betas > 0) & (betas < 1)
+        good[-1] |= betas[-1] == 1
+        if not bool(good.all()):
+            where = int((~good).nonzero()[0])
+            raise ValueError(
+                "`betas` must lie in (0, 1), the last one in (0, 1], for the process to be scored,"
+                f" got {betas[where].item()!r} at step {where}."
+            )
+        log_alphas_cumprod = torch.cumsum(torch.log1p(-betas), dim=0)
+        if inference_timesteps is None:
+            timesteps = torch.arange(len(betas))
+        else:
+            timesteps = torch.tensor(check_inference_timesteps(inference_timesteps, len(betas))[::-1])
+        return cls(timesteps, log_alphas_cumprod[timesteps], len(betas))
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    # Tables. The suffix `_prev` is diffusers' word for the next lower step of the grid.
+
+    @cached_property
+    def _log_alphas_cumprod_prev(self) -> torch.Tensor:
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self.log_alphas_cumprod[:-1]])
+
+    @cached_property
+    def alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\bar\alpha_t`."""
+        return torch.exp(self.log_alphas_cumprod)
+
+    @cached_property
+    def one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`1 - \bar\alpha_t`, the variance of :math:`q(x_t | x)`."""
+        return -torch.expm1(self.log_alphas_cumprod)
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\sqrt{\bar\alpha_t}`, the signal's part of :math:`x_t`."""
+        return torch.exp(0.5 * self.log_alphas_cumprod)
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\sqrt{1 - \bar\alpha_t}`, the noise's part of :math:`x_t`."""
+        return self.one_minus_alphas_cumprod.sqrt()
+
+    @cached_property
+    def sqrt_alphas(self) -> torch.Tensor:
+        r""":math:`\sqrt{1 - \beta_t}` of the effective beta, the decay from :math:`x_s` to :math:`x_t`."""
+        return torch.exp(0.5 * (self.log_alphas_cumprod - self._log_alphas_cumprod_prev))
+
+    @cached_property
+    def betas(self) -> torch.Tensor:
+        r"""Effective :math:`\beta_t = 1 - \bar\alpha_t / \bar\alpha_s`, the variance of :math:`q(x_t | x_s)`."""
+        return -torch.expm1(self.log_alphas_cumprod - self._log_alphas_cumprod_prev)
+
+    @cached_property
+    def snr(self) -> torch.Tensor:
+        r"""Signal-to-noise ratio :math:`\bar\alpha_t / (1 - \bar\alpha_t)`."""
+        return 1.0 / torch.expm1(-self.log_alphas_cumprod)
+
+    @cached_property
+    def posterior_variance(self) -> torch.Tensor:
+        r""":math:`\tilde\beta_t` of eq. 7; 0 at the lowest step."""
+        one_minus_prev = -torch.expm1(self._log_alphas_cumprod_prev)
+        return one_minus_prev / self.one_minus_alphas_cumprod * self.betas
+
+    @cached_property
+    def posterior_log_variance(self) -> torch.Tensor:
+        r""":math:`\log\tilde\beta_t`; -inf at the lowest step."""
+        return torch.log(self.posterior_variance)
+
+    @cached_property
+    def posterior_mean_coef1(self) -> torch.Tensor:
+        r"""Coefficient of the data in :math:`\tilde\mu_t`; 1 at the lowest step."""
+        return torch.exp(0.5 * self._log_alphas_cumprod_prev) * self.betas / self.one_minus_alphas_cumprod
+
+    @cached_property
+    def posterior_mean_coef2(self) -> torch.Tensor:
+        r"""Coefficient of :math:`x_t` in :math:`\tilde\mu_t`; 0 at the lowest step."""
+        return self.sqrt_alphas * -torch.expm1(self._log_alphas_cumprod_prev) / self.one_minus_alphas_cumprod
+
+    # From timesteps to table rows.
+
+    @cached_property
+    def _row_of(self) -> dict[int, int]:
+        return {step: row for row, step in enumerate(self.timesteps.tolist())}
+
+    def rows(self, timesteps: int | torch.Tensor) -> int | torch.Tensor:
+        r"""Rows of the tables for `timesteps`: an int for a scalar, an int64 CPU tensor of shape `(B,)` otherwise.
+
+        Raises:
+            ValueError: timesteps that are not integers, not in [0, T), or not on the grid.
+        """
+        if not isinstance(timesteps, torch.Tensor) or timesteps.ndim == 0:
+            return self._row(timesteps)
+        if timesteps.ndim > 1 or timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+            raise ValueError(
+                "`timesteps` must be an integer or an integer tensor of shape (B,),"
+                f" got dtype {timesteps.dtype} and shape {tuple(timesteps.shape)}."
+            )
+        return torch.tensor([self._row(step) for step in timesteps.tolist()], dtype=torch.int64)
+
+    def _row(self, timestep) -> int:
+        try:
+            step = operator.index(timestep)
+        except TypeError:
+            raise ValueError(f"`timesteps` must be integers, got {timestep!r}.") from None
+        row = self._row_of.get(step)
+        if row is None:
+            inside = 0 <= step < self.num_train_timesteps
+            rule = (
+                f"belong to the sub-sequence of {len(self)} steps that is scored"
+                if inside
+                else f"lie in [0, {self.num_train_timesteps})"
+            )
+            raise ValueError(f"`timesteps` must {rule}, got {step}.")
+        return row
+
+    def gather(self, table: torch.Tensor, timesteps: int | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
+        r"""Entries of a `(K,)` table at `timesteps`: a float for one timestep (so that nothing travels to the device),
+        otherwise a float64 tensor of shape `(B, 1, 1, ...)` on the device of `like`.
+
+        Raises:
+            ValueError: as `rows`, and where B is neither 1 nor the batch size of `like`.
+        """
+        rows = self.rows(timesteps)
+        if isinstance(rows, int):
+            return table[rows].item()
+        if len(rows) not in (1, len(like)):
+            raise ValueError(f"`timesteps` must have the shape ({len(like)},) of the batch, got ({len(rows)},).")
+        values = table[rows].reshape(-1, *[1] * (like.ndim - 1))
+        return values.to(like.device, working_dtype(like.device))
+
+    # The Gaussians. All return the working dtype (float64) and the shape of the samples, `(B, C, H, W)`.
+
+    def q_mean_variance(self, original_samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+        r""":math:`q(x_t | x)` (eq. 4) for `original_samples` :math:`x`."""
+        x = _working(original_samples)
+        mean = self.gather(self.sqrt_alphas_cumprod, timesteps, x) * x
+        variance = self.one_minus_alphas_cumprod
+        return self._gaussian(mean, variance, variance.log(), timesteps)
+
+    def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+        r""":math:`q(x_t | x_s)` (eq. 2) for `samples` :math:`x_s`, the latents one step of the grid below t (the data at
+        the lowest step)."""
+        x = _working(samples)
+        mean = self.gather(self.sqrt_alphas, timesteps, x) * x
+        return self._gaussian(mean, self.betas, self.betas.log(), timesteps)
+
+    def q_posterior_mean_variance(
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> Gaussian:
+        r""":math:`q(x_s | x_t, x)` (eqs. 6 and 7). At the lowest step this is the data: variance 0, log-variance -inf."""
+        mean = self.posterior_mean(original_samples, noisy_samples, timesteps)
+        return self._gaussian(mean, self.posterior_variance, self.posterior_log_variance, timesteps)
+
+    def posterior_mean(
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> torch.Tensor:
+        r""":math:`\tilde\mu_t(x_t, x)` of eq. 7."""
+        x, x_t = _working(original_samples), _working(noisy_samples)
+        coef1 = self.gather(self.posterior_mean_coef1, timesteps, x)
+        coef2 = self.gather(self.posterior_mean_coef2, timesteps, x_t)
+        return coef1 * x + coef2 * x_t
+
+    def _gaussian(self, mean, variance_table, log_variance_table, timesteps) -> Gaussian:
+        variance, log_variance = (
+            mean.new_full((), entries) if isinstance(entries, float) else entries
+            for entries in (self.gather(table, timesteps, mean) for table in (variance_table, log_variance_table))
+        )
+        return Gaussian(mean, variance.expand(mean.shape), log_variance.expand(mean.shape))
+
+    # x_t from x and epsilon, and the conversions among x, epsilon and v given x_t.
+
+    def q_sample(self, original_samples, noise, timesteps) -> torch.Tensor:
+        r""":math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon`."""
+        x, epsilon = _working(original_samples), _working(noise)
+        return self._signal(timesteps, x) * x + self._noise(timesteps, x) * epsilon
+
+    def predict_original_from_epsilon(self, noisy_samples, epsilon, timesteps) -> torch.Tensor:
+        r""":math:`x = (x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon) / \sqrt{\bar\alpha_t}`; not finite where
+        :math:`\bar\alpha_t = 0`."""
+        x_t, epsilon = _working(noisy_samples), _working(epsilon)
+        inverse_signal = self.gather(1.0 / self.sqrt_alphas_cumprod, timesteps, x_t)
+        return (x_t - self._noise(timesteps, x_t) * epsilon) * inverse_signal
+
+    def predict_original_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
+        r""":math:`x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v`."""
+        x_t, v = _working(noisy_samples), _working(velocity)
+        return self._signal(timesteps, x_t) * x_t - self._noise(timesteps, x_t) * v
+
+    def predict_epsilon_from_original(self, noisy_samples, original_samples, timesteps) -> torch.Tensor:
+        r""":math:`\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x) / \sqrt{1 - \bar\alpha_t}`."""
+        x_t, x = _working(noisy_samples), _working(original_samples)
+        inverse_noise = self.gather(1.0 / self.sqrt_one_minus_alphas_cumprod, timesteps, x_t)
+        return (x_t - self._signal(timesteps, x_t) * x) * inverse_noise
+
+    def predict_epsilon_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
+        r""":math:`\epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v`."""
+        x_t, v = _working(noisy_samples), _working(velocity)
+        return self._noise(timesteps, x_t) * x_t + self._signal(timesteps, x_t) * v
+
+    def velocity(self, original_samples, noise, timesteps) -> torch.Tensor:
+        r""":math:`v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x` (Salimans & Ho 2022)."""
+        x, epsilon = _working(original_samples), _working(noise)
+        return self._signal(timesteps, x) * epsilon - self._noise(timesteps, x) * x
+
+    def _signal(self, timesteps, like):
+        return self.gather(self.sqrt_alphas_cumprod, timesteps, like)
+
+    def _noise(self, timesteps, like):
+        return self.gather(self.sqrt_one_minus_alphas_cumprod, timesteps, like)
+
+
+def _working(samples: torch.Tensor) -> torch.Tensor:
+    return samples.to(working_dtype(samples.device))
+
+
+def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:
+    r"""A sub-sequence as a list of ints, after checking it.
+
+    Raises:
+        ValueError: not a non-empty, strictly descending sequence of integers in [0, `num_train_timesteps`).
+    """
+    try:
+        steps = [operator.index(step) for step in inference_timesteps]
+    except TypeError:
+        raise ValueError(f"`inference_timesteps` must be integers, got {inference_timesteps!r}.") from None
+    if not steps:
+        raise ValueError("`inference_timesteps` must name at least one timestep, got none.")
+    for step in steps:
+        if not 0 <= step < num_train_timesteps:
+            raise ValueError(f"`inference_timesteps` must lie in [0, {num_train_timesteps}), got {step}.")
+    for higher, lower in zip(steps, steps[1:]):
+        if lower >= higher:
+            raise ValueError(f"`inference_timesteps` must be strictly descending, got {higher} before {lower}.")
+    return steps

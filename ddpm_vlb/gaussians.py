@@ -1,0 +1,211 @@
+r"""Closed forms of Gaussians, the only distributions a DDPM is made of.
+
+**Kullback-Leibler divergence.** With :math:`d = \log\sigma_1^2 - \log\sigma_2^2`,
+
+.. math::
+    D_{KL}(N(\mu_1, \sigma_1^2) \,\|\, N(\mu_2, \sigma_2^2))
+        = \tfrac12 \left[ (e^d - 1 - d) + (\mu_1 - \mu_2)^2 e^{-\log\sigma_2^2} \right].
+
+Written with ``expm1`` the first bracket keeps its digits where the two variances nearly agree, and neither bracket can
+become negative.
+
+**Discretised Gaussian** (Section 3.3, Ho et al. 2020). The data lie on the grid :math:`x_k = 2k/(n-1) - 1`,
+:math:`k = 0, \dots, n-1`, whose bins have the half width :math:`h = 1/(n-1)`; the two end bins are open:
+
+.. math::
+    P(x_k) = \Phi\left(\frac{x_k + h - \mu}{\sigma}\right) - \Phi\left(\frac{x_k - h - \mu}{\sigma}\right).
+
+A difference of two numbers close to 1 has no digits left, so the bin is first mirrored into the lower tail, where
+:math:`\Phi` is small and :math:`\log\Phi` is exact. With :math:`a = (h - |x_k - \mu|)/\sigma` and
+:math:`b = (-h - |x_k - \mu|)/\sigma`,
+
+.. math:: \log P = \log\Phi(a) + \log\left(1 - e^{-(\log\Phi(a) - \log\Phi(b))}\right).
+
+There is no floor and no approximation of :math:`\Phi`: the value and its gradient are exact as far out as float64
+reaches, and the n bins sum to 1.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+LN_2 = math.log(2.0)
+MAX_PIXEL_LEVELS = 65536
+
+
+class Gaussian(NamedTuple):
+    r"""A diagonal Gaussian; the three tensors share one shape, the variance may be an expanded view."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    log_variance: torch.Tensor
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    r"""The dtype in which terms of the bound are formed: float64, or float32 on devices that have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def normal_kl(mean1, log_variance1, mean2, log_variance2) -> torch.Tensor:
+    r"""KL divergence :math:`D_{KL}(N(\mu_1, \sigma_1^2) \| N(\mu_2, \sigma_2^2))`, elementwise.
+
+    Args:
+        mean1, log_variance1, mean2, log_variance2: tensors or floats of broadcastable shapes. Half-precision tensors are
+            brought to float32 first.
+
+    Returns:
+        KL in nats, of the broadcast shape; 0 only where the two Gaussians agree, never negative.
+    """
+    first = [x for x in (mean1, log_variance1, mean2, log_variance2) if isinstance(x, torch.Tensor)]
+    device = first[0].device if first else None
+    dtype = torch.float32
+    for x in first:
+        dtype = torch.promote_types(dtype, x.dtype)
+    if not first:
+        dtype = torch.float64
+    mean1, log_variance1, mean2, log_variance2 = (
+        torch.as_tensor(x, dtype=dtype, device=device) for x in (mean1, log_variance1, mean2, log_variance2)
+    )
+    difference = log_variance1 - log_variance2
+    return 0.5 * (variance_gap(difference) + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
+
+
+def normal_log_density(x: torch.Tensor, mean, log_variance) -> torch.Tensor:
+    r"""Log-density :math:`\log N(x; \mu, \sigma^2) = -\tfrac12 [\log 2\pi\sigma^2 + (x - \mu)^2/\sigma^2]`, elementwise.
+
+    Args:
+        x, mean, log_variance: tensors, or floats for the last two, of broadcastable shapes.
+
+    Returns:
+        Log-density in nats.
+    """
+    log_variance = torch.as_tensor(log_variance, dtype=x.dtype, device=x.device)
+    return -0.5 * (math.log(2 * math.pi) + log_variance + (x - mean) ** 2 * torch.exp(-log_variance))
+
+
+def variance_gap(log_ratio: torch.Tensor) -> torch.Tensor:
+    r""":math:`e^d - 1 - d \ge 0`, twice the KL of two Gaussians of equal mean whose log-variances differ by `d`."""
+    # The clamp only ever removes a last-place rounding error: the exact value is never negative.
+    return (torch.expm1(log_ratio) - log_ratio).clamp_min(0)
+
+
+def check_num_pixel_levels(num_pixel_levels: int) -> None:
+    r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
+    is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
+    if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
+        raise ValueError(
+            f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}."
+        )
+
+
+def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    r"""Grid values :math:`x = 2k/(n-1) - 1` in [-1, 1] of integer `levels` k; any shape."""
+    return levels.to(dtype) * (2.0 / (num_pixel_levels - 1)) - 1.0
+
+
+def _nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
+    scale = 0.5 * (num_pixel_levels - 1)
+    return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
+
+
+def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = "samples") -> torch.Tensor:
+    r"""Integer levels k of float `samples` that lie on the grid (within 4 ulp of float32).
+
+    Args:
+        samples: float tensor of any shape with values in [-1, 1].
+        num_pixel_levels: the grid's number of levels n.
+        name: what the error message calls the tensor.
+
+    Returns:
+        int64 tensor of levels, same shape.
+
+    Raises:
+        ValueError: values that are not finite, or off the grid. Bringing such images onto the grid is a decision about
+            the data (`ddpm_vlb.data.quantize`), never a silent rounding.
+    """
+    levels = _nearest_levels(samples, num_pixel_levels)
+    # A float32 image of the grid is wrong by at most one rounding (2^-24) of its value and one of each step that made
+    # it (x / 127.5 - 1); 4 ulp cover that, and are far below half a bin for up to 65536 levels.
+    ulp = torch.finfo(torch.float32).eps
+    error = (levels_to_samples(levels, num_pixel_levels, levels.dtype) - samples).abs()
+    good = (error <= 4 * ulp) & (levels >= 0) & (levels < num_pixel_levels)
+    if not bool(good.all()):
+        worst = samples[~good].flatten()[0].item()
+        what = "be finite" if not math.isfinite(worst) else f"lie on the grid 2 k / {num_pixel_levels - 1} - 1"
+        raise ValueError(
+            f"`{name}` must {what} (num_pixel_levels={num_pixel_levels}), got {worst!r}"
+            f" ({int((~good).sum())} of {samples.numel()} values)."
+        )
+    return levels.long()
+
+
+def discretized_gaussian_log_likelihood(
+    samples: torch.Tensor,
+    *,
+    mean: torch.Tensor,
+    log_variance: torch.Tensor | float,
+    num_pixel_levels: int = 256,
+    validate_args: bool = True,
+) -> torch.Tensor:
+    r"""Log-probability that a Gaussian, integrated over the bins of the pixel grid, gives to `samples`.
+
+    Exact out to the farthest tails (see the derivation at the head of this module); the arithmetic is float64 whatever
+    the dtype of the arguments.
+
+    Args:
+        samples: float tensor on the grid :math:`2k/(n-1) - 1`.
+        mean, log_variance: parameters of the Gaussian, broadcastable with `samples`.
+        num_pixel_levels: number of levels n of the grid, from 2 to 65536.
+        validate_args: check that `samples` lie on the grid; this reads them back from an accelerator. Without the check
+            they are taken to their nearest level.
+
+    Returns:
+        Log-probabilities in nats, elementwise, in the widest dtype of the three tensors.
+
+    Raises:
+        ValueError: `samples` off the grid or not floating-point, `num_pixel_levels` out of range.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    if not samples.is_floating_point():
+        raise ValueError(f"`samples` must be floating-point values on the pixel grid, got dtype {samples.dtype}.")
+    output_dtype = torch.promote_types(samples.dtype, mean.dtype)
+    if isinstance(log_variance, torch.Tensor):
+        output_dtype = torch.promote_types(output_dtype, log_variance.dtype)
+    dtype = working_dtype(samples.device)
+    levels = (
+        samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
+    )
+    samples = levels_to_samples(levels, num_pixel_levels, dtype)
+    mean = mean.to(dtype)
+    log_variance = torch.as_tensor(log_variance, dtype=dtype, device=samples.device)
+
+    half_width = 1.0 / (num_pixel_levels - 1)
+    inverse_std = torch.exp(-0.5 * log_variance)
+    distance = (samples - mean).abs()
+    log_cdf_near = torch.special.log_ndtr((half_width - distance) * inverse_std)
+    log_cdf_far = torch.special.log_ndtr((-half_width - distance) * inverse_std)
+    inner = log_cdf_near + _log1mexp(log_cdf_near - log_cdf_far)
+    # The open end bins: everything below the lowest bin's upper edge, everything above the highest bin's lower edge.
+    lowest = torch.special.log_ndtr((samples - mean + half_width) * inverse_std)
+    highest = torch.special.log_ndtr((mean - samples + half_width) * inverse_std)
+    log_probability = torch.where(levels <= 0, lowest, torch.where(levels >= num_pixel_levels - 1, highest, inner))
+    return log_probability.to(output_dtype)
+
+
+def _log1mexp(x: torch.Tensor) -> torch.Tensor:
+    r""":math:`\log(1 - e^{-x})` for x > 0, exact at both ends (Maechler 2012), with gradients that stay finite."""
+    small = x < LN_2
+    # Each branch sees only arguments of its own, so that no infinite derivative is multiplied by the mask's zero.
+    below = torch.log(-torch.expm1(-torch.where(small, x, LN_2)))
+    above = torch.log1p(-torch.exp(-torch.where(small, LN_2, x)))
+    return torch.where(small, below, above)
+
+
+def nats_to_bits_per_dim(nats: torch.Tensor, num_dimensions: int) -> torch.Tensor:
+    r"""Bits per dimension of `nats` per image: :math:`\mathrm{nats} / (D \ln 2)` with :math:`D = C H W`.
+
+    The one place where units are converted. Any shape.
+    """
+    return nats / (num_dimensions * LN_2)

@@ -1,0 +1,97 @@
+r"""Training objectives (Section 3.4, Ho et al. 2020; Section 3.1, Nichol & Dhariwal 2021), one number per image.
+
+`simple` is the mean squared error of the network's own target. `vlb` is the bound itself: with t uniform over the K steps
+of the grid, :math:`K L_t` is an unbiased estimate of :math:`\sum_t L_t`, here in bits per dimension. `hybrid` adds a
+little of it to `simple`, so that the network learns its variances from the bound and its mean from the squared error; the
+prediction is detached in the second term.
+
+The predicted image is not clipped here: clipping has no gradient, and the unclipped bound is a bound as well.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from .bound import vlb_terms
+from .gaussians import nats_to_bits_per_dim
+from .reverse_process import ReverseProcess
+
+LOSS_TYPES = ("simple", "vlb", "hybrid")
+HYBRID_WEIGHT = 1e-3
+
+
+def simple_loss(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: int | torch.Tensor,
+) -> torch.Tensor:
+    r"""Mean squared error per element between the network's prediction and its target (eq. 14, Ho et al. 2020).
+
+    Args:
+        reverse: tells what the network predicts.
+        model_output: `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned (the second half is left out).
+        original_samples, noise: what :math:`x_t` was made of, `(B, C, H, W)`.
+        timesteps: an integer, or an integer tensor `(B,)`.
+
+    Returns:
+        Shape `(B,)`.
+    """
+    prediction, _ = reverse.split(model_output, original_samples.shape[1])
+    if reverse.prediction_type == "epsilon":
+        target = noise
+    elif reverse.prediction_type == "sample":
+        target = original_samples
+    else:
+        target = reverse.forward.velocity(original_samples, noise, timesteps)
+    # At least float32, whatever the network's dtype.
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    return ((prediction.to(dtype) - target.to(dtype)) ** 2).flatten(1).mean(dim=1)
+
+
+def vlb_loss(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+) -> torch.Tensor:
+    r""":math:`K L_t` in bits/dim, K the number of steps of the grid (T for the full one).
+
+    Arguments as `ddpm_vlb.bound.vlb_terms`. The average over uniform t is the bound less :math:`L_T`, which no network can
+    change.
+
+    Returns:
+        Bits/dim, shape `(B,)`.
+    """
+    terms = vlb_terms(
+        replace(reverse, clip_sample=False, thresholding=False),
+        model_output,
+        original_samples,
+        noisy_samples,
+        timesteps,
+        num_pixel_levels,
+    )
+    return len(reverse.forward) * nats_to_bits_per_dim(terms, original_samples[0].numel())
+
+
+def hybrid_loss(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noise: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+) -> torch.Tensor:
+    r"""`simple_loss + 1e-3 * vlb_loss`, the prediction detached in the second term (eq. 16, Nichol & Dhariwal 2021).
+
+    Arguments as the two losses. Returns shape `(B,)`.
+    """
+    prediction, variance = reverse.split(model_output, original_samples.shape[1])
+    detached = prediction.detach() if variance is None else torch.cat([prediction.detach(), variance], dim=1)
+    simple = simple_loss(reverse, model_output, original_samples, noise, timesteps)
+    vlb = vlb_loss(reverse, detached, original_samples, noisy_samples, timesteps, num_pixel_levels)
+    return simple + HYBRID_WEIGHT * vlb

@@ -1,0 +1,185 @@
+r"""The reverse process p, the learned Gaussians that turn noise back into an image (Section 3.2, Ho et al. 2020).
+
+A network looks at :math:`x_t` and predicts the noise, the image or the velocity; whichever it is, it amounts to a
+prediction :math:`\hat x` of the image. The reverse step puts it where the posterior of the forward process has the image:
+
+.. math:: p(x_s | x_t) = N(\tilde\mu_t(x_t, \hat x),\; \sigma_t^2), \qquad s \text{ the step of the grid below } t.
+
+The variance is fixed or predicted, always through its logarithm:
+
+=============================  =================================================================================
+`fixed_small(_log)`            the posterior variance :math:`\tilde\beta_t`
+`fixed_large(_log)`            the forward variance :math:`\beta_t`
+`learned`                      the network's second half *is* :math:`\log\sigma_t^2`
+`learned_range`                :math:`\tfrac{v+1}{2} \log\beta_t + \tfrac{1-v}{2} \log\tilde\beta_t`, v the second half
+                               (eq. 15, Nichol & Dhariwal 2021)
+=============================  =================================================================================
+
+**The lowest step** has no posterior variance (it is 0): it is the decoder, which must spread its mass over the pixel grid.
+There :math:`\tilde\beta` means the posterior variance of the *next* step of the grid, for `fixed_large` too, as in Ho et al.
+and Improved DDPM; the upper end of `learned_range` remains the step's own :math:`\beta = 1 - \bar\alpha`. With a single step
+there is no next one, and both ends are that :math:`\beta`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from .forward_process import ForwardProcess
+from .gaussians import working_dtype
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED_VARIANCE_TYPES)
+
+
+class ReverseGaussian(NamedTuple):
+    r""":math:`p(x_s | x_t)` and the image it was built from; all of the shape `(B, C, H, W)`, float64."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    log_variance: torch.Tensor
+    pred_original_sample: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseProcess:
+    r"""How a network's output becomes :math:`p(x_s | x_t)`: frozen settings beside the forward process they belong to.
+
+    Args:
+        forward: the forward process on the grid that is scored.
+        prediction_type: `"epsilon"`, `"sample"` or `"v_prediction"`.
+        variance_type: one of `VARIANCE_TYPES`.
+        clip_sample, clip_sample_range: clamp the predicted image to [-range, range].
+        thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of the predicted image
+            (Section 2.3, Saharia et al. 2022); it takes precedence over clipping, as in diffusers.
+
+    Raises:
+        ValueError: unknown `prediction_type` or `variance_type`; epsilon prediction at a step of zero SNR, from which no
+            image can be predicted.
+    """
+
+    forward: ForwardProcess
+    prediction_type: str = "epsilon"
+    variance_type: str = "fixed_small"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+
+    def __post_init__(self):
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}.")
+        if self.variance_type not in VARIANCE_TYPES:
+            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {self.variance_type!r}.")
+        if self.prediction_type == "epsilon" and self.forward.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "`prediction_type` must not be 'epsilon' where the terminal SNR is zero: at"
+                f" timestep {int(self.forward.timesteps[-1])} alphas_cumprod = 0 and the latent holds nothing of the image,"
+                " so that the noise determines no image. Use prediction_type='v_prediction' (and a network trained for it)."
+            )
+
+    @property
+    def learns_variance(self) -> bool:
+        r"""Whether the network has a second half of channels for the variance."""
+        return self.variance_type in LEARNED_VARIANCE_TYPES
+
+    @cached_property
+    def _min_log_variance(self) -> torch.Tensor:
+        # The posterior variance, with the next step's value (or, with one step, beta) at the lowest step.
+        table = self.forward.posterior_log_variance.clone()
+        table[0] = table[1] if len(table) > 1 else self.forward.betas[0].log()
+        return table
+
+    @cached_property
+    def _max_log_variance(self) -> torch.Tensor:
+        return self.forward.betas.log()
+
+    @cached_property
+    def _fixed_large_log_variance(self) -> torch.Tensor:
+        return torch.cat([self._min_log_variance[:1], self._max_log_variance[1:]])
+
+    def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
+
+        Raises:
+            ValueError: a number of channels that does not fit the variance type.
+        """
+        expected = num_channels * (2 if self.learns_variance else 1)
+        if model_output.shape[1] != expected:
+            raise ValueError(
+                f"`model_output` must have {expected} channels for {num_channels}-channel images with"
+                f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
+            )
+        return tuple(model_output.split(num_channels, dim=1)) if self.learns_variance else (model_output, None)
+
+    def predict(
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""The two things the bound needs of :math:`p(x_s | x_t)`: the predicted image and the log-variance.
+
+        Args:
+            model_output: the network's output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            noisy_samples: latents :math:`x_t`, `(B, C, H, W)`.
+            timesteps: an integer, or an integer tensor `(B,)`.
+
+        Returns:
+            Predicted image `(B, C, H, W)`, clipped as configured, and a log-variance that broadcasts with it; float64.
+
+        Raises:
+            ValueError: shapes that do not fit, timesteps off the grid.
+        """
+        x_t = noisy_samples.to(working_dtype(noisy_samples.device))
+        prediction, predicted_variance = self.split(model_output, noisy_samples.shape[1])
+        if prediction.shape != x_t.shape:
+            raise ValueError(
+                "`model_output` must have the batch and image size of `noisy_samples`,"
+                f" got {tuple(model_output.shape)} and {tuple(noisy_samples.shape)}."
+            )
+        pred_original_sample = self._clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
+        return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
+
+    def p_mean_variance(
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> ReverseGaussian:
+        r""":math:`p(x_s | x_t)`; at the lowest step, the Gaussian that the decoder integrates over the pixel grid.
+
+        Arguments and errors as `predict`.
+        """
+        pred_original_sample, log_variance = self.predict(model_output, noisy_samples, timesteps)
+        mean = self.forward.posterior_mean(pred_original_sample, noisy_samples, timesteps)
+        log_variance = log_variance.expand(mean.shape)
+        return ReverseGaussian(mean, log_variance.exp(), log_variance, pred_original_sample)
+
+    def _predict_original(self, prediction, x_t, timesteps) -> torch.Tensor:
+        if self.prediction_type == "epsilon":
+            return self.forward.predict_original_from_epsilon(x_t, prediction, timesteps)
+        if self.prediction_type == "v_prediction":
+            return self.forward.predict_original_from_velocity(x_t, prediction, timesteps)
+        self.forward.rows(timesteps)
+        return prediction
+
+    def _clip(self, x: torch.Tensor) -> torch.Tensor:
+        if self.thresholding:
+            scale = torch.quantile(x.abs().flatten(1), self.dynamic_thresholding_ratio, dim=1)
+            scale = scale.clamp(min=1.0, max=self.sample_max_value).reshape(-1, *[1] * (x.ndim - 1))
+            return torch.clamp(x, -scale, scale) / scale
+        return x.clamp(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else x
+
+    def _log_variance(self, predicted, x_t, timesteps) -> torch.Tensor:
+        def table(values):
+            entries = self.forward.gather(values, timesteps, x_t)
+            # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
+            return x_t.new_full((), entries) if isinstance(entries, float) else entries
+
+        if self.variance_type == "learned":
+            return predicted.to(x_t.dtype)
+        if self.variance_type == "learned_range":
+            low, high = table(self._min_log_variance), table(self._max_log_variance)
+            return low + 0.5 * (predicted.to(x_t.dtype) + 1.0) * (high - low)
+        return table(
+            self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self._min_log_variance
+        )
