@@ -72,9 +72,7 @@ def transition_kl(
     pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
     posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
     gap = variance_gap(posterior_log_variance - log_variance)
-    weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(
-        -log_variance
-    )
+    weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(-log_variance)
     squared_error = (original_samples.to(pred_original_sample.dtype) - pred_original_sample) ** 2
     return _sum_dims(0.5 * (gap + weight * squared_error))
 
@@ -126,14 +124,13 @@ def vlb_terms(
     Arguments and errors as `decoder_nll`. Returns nats, shape `(B,)`.
     """
     decoder_args = (num_pixel_levels, validate_args)
-    rows = reverse.forward.rows(timesteps)
-    lowest = torch.as_tensor(rows).expand(len(noisy_samples)) == 0
     arguments = (model_output, original_samples, noisy_samples)
-    if not lowest.any():
+    lowest = reverse.forward.rows(timesteps) == 0
+    if lowest is False or (lowest is not True and not lowest.any()):
         return transition_kl(reverse, *arguments, timesteps)
-    if lowest.all():
+    if lowest is True or lowest.all():
         return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
-    timesteps = timesteps.cpu().expand(len(noisy_samples))
+    timesteps = timesteps.cpu()
     terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
     for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):
         index = mask.nonzero().squeeze(1)

@@ -94,9 +94,7 @@ def check_num_pixel_levels(num_pixel_levels: int) -> None:
     r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
     is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
     if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
-        raise ValueError(
-            f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}."
-        )
+        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}.")
 
 
 def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -174,9 +172,7 @@ def discretized_gaussian_log_likelihood(
     if isinstance(log_variance, torch.Tensor):
         output_dtype = torch.promote_types(output_dtype, log_variance.dtype)
     dtype = working_dtype(samples.device)
-    levels = (
-        samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
-    )
+    levels = samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
     samples = levels_to_samples(levels, num_pixel_levels, dtype)
     mean = mean.to(dtype)
     log_variance = torch.as_tensor(log_variance, dtype=dtype, device=samples.device)

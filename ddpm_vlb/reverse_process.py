@@ -180,6 +180,4 @@ class ReverseProcess:
         if self.variance_type == "learned_range":
             low, high = table(self._min_log_variance), table(self._max_log_variance)
             return low + 0.5 * (predicted.to(x_t.dtype) + 1.0) * (high - low)
-        return table(
-            self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self._min_log_variance
-        )
+        return table(self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self._min_log_variance)

@@ -236,9 +236,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
         return reverse.p_mean_variance(model_output, noisy_samples, timesteps)
 
-    def prior_kl(
-        self, original_samples: torch.Tensor, *, inference_timesteps: InferenceTimesteps = None
-    ) -> torch.Tensor:
+    def prior_kl(self, original_samples: torch.Tensor, *, inference_timesteps: InferenceTimesteps = None) -> torch.Tensor:
         r""":math:`L_T` in nats, float64 of shape `(B,)`, for `original_samples` of shape `(B, C, H, W)`."""
         return bound.prior_kl(self.forward_process(inference_timesteps), original_samples)
 
@@ -263,9 +261,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         """
         check_num_pixel_levels(self.config.num_pixel_levels)
         reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
-        return bound.vlb_terms(
-            reverse, model_output, original_samples, noisy_samples, timesteps, self.config.num_pixel_levels
-        )
+        return bound.vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, self.config.num_pixel_levels)
 
     def training_loss(
         self,

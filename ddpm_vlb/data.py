@@ -1,0 +1,372 @@
+r"""Images in, pixel levels out; everything that is not exactly on the grid is refused, never rounded.
+
+A model's data live on `num_pixel_levels` grey levels; level k stands for the value 2 k / (num_pixel_levels - 1) - 1. What an
+image says is taken literally: an integer is the level k itself, a float is a value on the grid. Bringing other images onto
+the grid changes the data and hence the likelihood; `quantize` does it, as a step of its own.
+"""
+
+import gzip
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from .gaussians import check_num_pixel_levels, samples_to_levels
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
+
+
+def images_to_levels(
+    images: Any,
+    num_pixel_levels: int = 256,
+    *,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    r"""The levels of images of any kind that `evaluate_nll` takes.
+
+    Args:
+        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
+            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
+            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
+        num_pixel_levels: number of levels of the grid.
+        channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
+
+    Returns:
+        Levels, shape `(N, C, H, W)`, uint8 up to 256 levels and int32 above.
+
+    Raises:
+        ValueError: anything that is not such images: off the grid, not finite, of another size, type or number of channels, or
+            none at all.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    tensor = _as_tensor(images, channels)
+    if tensor.ndim != 4:
+        raise ValueError(f"`images` must have the shape (N, C, H, W), got {tuple(tensor.shape)}.")
+    if tensor.numel() == 0:
+        raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
+    if channels is not None and tensor.shape[1] != channels:
+        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).")
+    if size is not None and tuple(tensor.shape[2:]) != tuple(size):
+        raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
+    return _check_levels(tensor, num_pixel_levels)
+
+
+def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    integer_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.uint16
+    level_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.int32
+    if tensor.dtype in (torch.float32, torch.float64):
+        return samples_to_levels(tensor, num_pixel_levels, "images").to(level_dtype)
+    if tensor.dtype != integer_dtype:
+        raise ValueError(
+            f"`images` must be {str(integer_dtype)[6:]} levels, float32 or float64 for a model of {num_pixel_levels} levels,"
+            f" got dtype {str(tensor.dtype)[6:]}."
+        )
+    levels = tensor.to(torch.int32)
+    highest = int(levels.max())
+    if highest >= num_pixel_levels:
+        raise ValueError(
+            f"`images` must hold levels below num_pixel_levels = {num_pixel_levels}, got {highest}."
+            " (`ddpm_vlb.data.quantize` brings images onto a coarser grid.)"
+        )
+    return levels.to(level_dtype)
+
+
+def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
+    if isinstance(images, torch.Tensor):
+        return images.detach()
+    if isinstance(images, np.ndarray):
+        return _array_to_tensor(images, channels)
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif hasattr(images, "features") and hasattr(images, "column_names"):
+        column = image_column(images)
+        images = [row[column] for row in images]
+    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+        raise ValueError(
+            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
+            f" got {type(images).__name__}."
+        )
+    tensors = [_one_as_tensor(image, index) for index, image in enumerate(images)]
+    if not tensors:
+        raise ValueError("`images` must not be empty, got no image.")
+    for index, tensor in enumerate(tensors):
+        if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
+            raise ValueError(
+                f"`images` must all have one size, number of channels and dtype: image 0 has {_describe(tensors[0])},"
+                f" image {index} has {_describe(tensor)}."
+            )
+    return torch.stack(tensors)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
+
+
+def _one_as_tensor(image: Any, index: int) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        return _array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
+    if isinstance(image, np.ndarray):
+        return _array_to_tensor(image[None], None)[0]
+    if isinstance(image, torch.Tensor):
+        return image.detach()
+    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
+
+
+def _array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"`images` must be integers or floats, got an array of dtype {array.dtype}.")
+    if array.ndim == 3:
+        array = array[..., None]
+    # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.
+    channels_last = array.ndim == 4 and (channels is None or array.shape[3] == channels or array.shape[1] != channels)
+    if channels_last:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+
+
+def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
+    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
+
+    Raises:
+        ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
+    """
+    if image.mode not in PIL_MODES:
+        raise ValueError(
+            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
+            " since what becomes of transparency or of a palette is a choice."
+        )
+    return np.asarray(image).astype(PIL_MODES[image.mode])
+
+
+def image_column(dataset: Any) -> str:
+    r"""The one image column of a `datasets.Dataset`.
+
+    Raises:
+        ValueError: none, or more than one.
+    """
+    features = dataset.features or {}
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if len(columns) != 1:
+        raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
+    return columns[0]
+
+
+def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source_levels: int | None = None) -> torch.Tensor:
+    r"""Bring images onto the grid of `num_pixel_levels` levels, each value to its nearest level.
+
+    This changes the data: the likelihood is that of the images returned, which should be shown wherever it is.
+
+    Args:
+        images: integer levels (of `source_levels`, by default all that the dtype holds), or floats in [-1, 1]; any shape.
+        num_pixel_levels: number of levels of the grid.
+        source_levels: number of levels of integer `images`.
+
+    Returns:
+        Levels of the same shape, uint8 up to 256 levels and uint16 above.
+
+    Raises:
+        ValueError: values that are not finite or outside their range.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    images = torch.as_tensor(images)
+    values = images.to(torch.float64)
+    if not images.is_floating_point():
+        source_levels = source_levels or torch.iinfo(images.dtype).max + 1
+        values = 2.0 * values / (source_levels - 1) - 1.0
+    if not bool(((values >= -1) & (values <= 1)).all()):
+        raise ValueError(
+            f"`images` must lie in [-1, 1], or be levels below {source_levels}, to be quantised; got values from"
+            f" {images.min().item()} to {images.max().item()}."
+        )
+    levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
+    return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
+
+
+# Data sets by name or path.
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    r"""Images of a data set, as levels.
+
+    Args:
+        images: integer tensor `(N, C, H, W)`, uint8 or uint16.
+        num_pixel_levels: number of levels that the source has (256 for 8-bit images, 17 for the digits).
+        name: what was loaded.
+        split: which part of it, where it has parts.
+        labels: class labels, where the source has them.
+    """
+
+    images: torch.Tensor
+    num_pixel_levels: int
+    name: str
+    split: str | None = None
+    labels: torch.Tensor | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:
+    r"""Load a data set.
+
+    Args:
+        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as MNIST's), an
+            npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
+        split: the part to load: `"train"` or `"test"`, for the digits `"test"` by default; for a folder, a sub-folder of that
+            name if there is one. idx and npz files have no parts.
+        max_images: at most this many, from the first.
+
+    Raises:
+        ValueError: a source that is missing, damaged, empty, or has no such split; images that differ in size or are not 8-bit
+            or 16-bit grey or 8-bit RGB.
+    """
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
+    source = str(source)
+    path = Path(source)
+    if source == "digits":
+        loaded = _load_digits(split or "test")
+    elif path.is_dir():
+        loaded = _load_folder(path, split, max_images)
+    elif path.is_file():
+        if split is not None:
+            raise ValueError(f"`split` must be left out for a single file, which has no parts, got {split!r}.")
+        loaded = _load_npz(path) if path.suffix == ".npz" else _load_idx(path)
+    elif source.startswith(("/", ".", "~")) or path.suffix in (".npz", ".gz") or not source:
+        raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
+    else:
+        loaded = _load_hub(source, split or "test", max_images)
+    if len(loaded) == 0:
+        raise ValueError(f"`dataset` must hold at least one image, got none in {source!r}.")
+    labels = None if loaded.labels is None else loaded.labels[:max_images]
+    return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
+
+
+DIGITS_NUM_TRAIN = 1437
+
+
+def _load_digits(split: str) -> ImageSet:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError("`dataset` 'digits' needs scikit-learn: pip install 'ddpm-vlb[train]'.") from error
+    parts = {"train": slice(None, DIGITS_NUM_TRAIN), "test": slice(DIGITS_NUM_TRAIN, None)}
+    if split not in parts:
+        raise ValueError(f"`split` must be 'train' or 'test' for the digits, got {split!r}.")
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    return ImageSet(images[parts[split]], 17, "digits", split, labels[parts[split]])
+
+
+def _image_set(array: np.ndarray, name: str, split: str | None = None, labels=None) -> ImageSet:
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"`dataset` must hold uint8 or uint16 images, got dtype {array.dtype} in {name!r}.")
+    if array.ndim not in (3, 4):
+        raise ValueError(f"`dataset` must hold images of shape (N, H, W) or (N, H, W, C), got {array.shape} in {name!r}.")
+    return ImageSet(_array_to_tensor(array, None), int(np.iinfo(array.dtype).max) + 1, name, split, labels)
+
+
+def _load_folder(path: Path, split: str | None, max_images: int | None) -> ImageSet:
+    if split is not None and (path / split).is_dir():
+        path = path / split
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files and any(path.rglob("*.parquet")):
+        return _load_hub(str(path), split or "test", max_images)
+    if split is not None and path.name != split:
+        raise ValueError(f"`split` must name a sub-folder of the data set, got {split!r} for {str(path)!r}.")
+    if not files:
+        raise ValueError(f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), got none in {str(path)!r}.")
+    return _image_set(_stack([_read_image(file) for file in files[:max_images]], [str(f) for f in files]), str(path), split)
+
+
+def _read_image(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"`dataset` must hold still images, got {image.n_frames} frames in {str(file)!r}.")
+            image.load()
+            return pil_to_array(image, str(file))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"`dataset` must hold readable images, got {str(file)!r}: {error}.") from error
+
+
+def _stack(arrays: list[np.ndarray], names: list[str]) -> np.ndarray:
+    for array, name in zip(arrays, names):
+        if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
+            raise ValueError(
+                f"`dataset` must hold images of one size and type: {names[0]!r} is {arrays[0].shape} {arrays[0].dtype},"
+                f" {name!r} is {array.shape} {array.dtype}."
+            )
+    return np.stack(arrays)
+
+
+def _load_npz(path: Path) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
+            if key is None:
+                raise ValueError(
+                    f"`dataset` must have an array `images` in its npz file, got {archive.files} in {str(path)!r}."
+                )
+            array = archive[key]
+            labels = archive["labels"] if "labels" in archive.files else None
+    except ValueError as error:
+        if str(error).startswith("`dataset`"):
+            raise
+        raise ValueError(f"`dataset` must be a readable npz file, got {str(path)!r}: {error}.") from error
+    except Exception as error:  # zipfile and zlib have errors of their own
+        raise ValueError(f"`dataset` must be a readable npz file, got {str(path)!r}: {error}.") from error
+    if labels is not None:
+        labels = torch.from_numpy(labels.astype(np.int64)) if labels.dtype.kind in "iu" else None
+    return _image_set(array, str(path), labels=labels)
+
+
+def _load_idx(path: Path) -> ImageSet:
+    r"""The idx format of MNIST: two zero bytes, the type (8 = uint8), the number of dimensions, their sizes, the data."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"`dataset` must be a readable idx file, got {str(path)!r}: {error}.") from error
+    except Exception as error:  # zlib.error
+        raise ValueError(f"`dataset` must be an undamaged gzip file, got {str(path)!r}: {error}.") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or raw[3] not in (3, 4):
+        raise ValueError(
+            "`dataset` must be 'digits', a folder, an npz file, an idx file of uint8 images, or a Hub data set,"
+            f" got the file {str(path)!r} that starts with {raw[:4]!r}."
+        )
+    header = 4 + 4 * raw[3]
+    shape = struct.unpack(f">{raw[3]}I", raw[4:header]) if len(raw) >= header else ()
+    if len(shape) == 0 or len(raw) - header != int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"`dataset` must be a whole idx file, got {len(raw)} bytes for shape {shape} in {str(path)!r}.")
+    return _image_set(np.frombuffer(raw, np.uint8, offset=header).reshape(shape), str(path))
+
+
+def _load_hub(name: str, split: str, max_images: int | None) -> ImageSet:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install 'ddpm-vlb[train]'.") from error
+    try:
+        loaded = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library has many
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"`dataset` must be 'digits', a file or folder that exists, or a Hub data set with the split {split!r},"
+            f" got {name!r}: {reason}"
+        ) from error
+    column = image_column(loaded)
+    rows = range(min(len(loaded), max_images or len(loaded)))
+    arrays = [pil_to_array(loaded[row][column], f"row {row}") for row in rows]
+    if not arrays:
+        raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
+    labels = torch.tensor(loaded["label"][: len(rows)]) if "label" in loaded.column_names else None
+    return _image_set(_stack(arrays, [f"row {row}" for row in rows]), name, split, labels)

@@ -1,0 +1,61 @@
+r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep).
+
+Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
+of other timesteps and the number of processes then change a result by no more than float rounding.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
+    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
+
+    Raises:
+        ValueError: a list of generators of another length than `count`.
+    """
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != count:
+            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
+        return [seed for one in generator for seed in draw_seeds(1, one)]
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+
+
+def mix(seed: int, number: int) -> int:
+    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
+    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
+    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
+
+    Args:
+        seeds: one per image, length B.
+        timesteps: zero-based timesteps, in any order; cheapest where neighbours follow each other.
+        shape: shape of one image, `(C, H, W)`.
+
+    Yields:
+        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, the same on every machine with the same torch.
+    """
+    # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
+    # The block is a function of t and of the shape, and the noise still one of (seed, t).
+    block = max(1, 1024 // math.prod(shape))
+    # torch takes the low 32 bits of a seed, so that of 10^5 pairs (image, t) a few may share their noise; each keeps its
+    # distribution, and no estimate is biased.
+    generator = torch.Generator()
+    drawn = None
+    for timestep in timesteps:
+        if timestep // block != drawn:
+            drawn = timestep // block
+            noise = torch.empty(len(seeds), block, *shape)
+            for row, seed in zip(noise.unbind(), seeds):
+                row.normal_(generator=generator.manual_seed(mix(seed, drawn)))
+        yield noise[:, timestep % block]

@@ -1,0 +1,454 @@
+r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
+
+import json
+import platform
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import randn_tensor
+
+from . import __version__, bound
+from .data import images_to_levels
+from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
+from .noise import draw_seeds, keyed_noise
+from .reverse_process import ReverseProcess
+from .scheduling_vlb_ddpm import VLBDDPMScheduler
+
+logger = logging.get_logger(__name__)
+
+DECODER_RULES = {
+    "fixed": "the posterior variance of the next step",
+    "learned": "the network's log-variance",
+    "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
+    "single": "the step's own beta (a single step has no next one)",
+}
+
+
+class CheckpointError(OSError, ValueError):
+    r"""A checkpoint that is missing, damaged or incomplete.
+
+    Also an `OSError`, the type that diffusers raises for most such files.
+    """
+
+
+@dataclass
+class VLBOutput(BaseOutput):
+    r"""The variational bound of N images.
+
+    Args:
+        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, `prior + transitions + decoder`,
+            in bits per dimension.
+        prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
+        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim.
+        decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
+        timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
+        num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
+        config (`dict`): What was scored, and with what.
+    """
+
+    bits_per_dim: torch.Tensor
+    prior: torch.Tensor
+    transitions: torch.Tensor
+    decoder: torch.Tensor
+    timesteps: torch.Tensor
+    num_network_evaluations: int
+    config: dict[str, Any]
+
+
+class VLBDDPMPipeline(DDPMPipeline):
+    r"""
+    A `DDPMPipeline` that also tells the likelihood of images.
+
+    Parameters:
+        unet ([`UNet2DModel`]):
+            The network, with as many output as input channels, or twice as many where variances are learned.
+        scheduler ([`DDPMScheduler`]):
+            Any DDPM scheduler (a DDIM scheduler too: it samples from the same model); stock ones become a
+            [`VLBDDPMScheduler`] of the same configuration.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler):
+        super().__init__(unet=unet, scheduler=upgrade_scheduler(scheduler))
+
+    # Loading and saving.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "VLBDDPMPipeline":
+        r"""Load any DDPM checkpoint: stock or ours, in sub-folders or flat, from a folder or from the Hub.
+
+        Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
+        `config.json` and a `scheduler_config.json`, beside each other or in `unet/` and `scheduler/`, do.
+
+        Raises:
+            CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
+                tensors. It is a `ValueError` and an `OSError`.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        try:
+            if folder.is_dir() and not (folder / "model_index.json").exists():
+                pipe = cls(**_load_parts(folder, **kwargs))
+            else:
+                pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except CheckpointError:
+            raise
+        except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint,"
+                f" got {str(pretrained_model_name_or_path)!r}: {error}"
+            ) from error
+        missing = [name for name, weight in pipe.unet.state_dict().items() if weight.is_meta]
+        if missing:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must hold all weights of its network,"
+                f" got {str(pretrained_model_name_or_path)!r} without {', '.join(missing[:3])}"
+                f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
+            )
+        pipe.unet = _restore_single_head(pipe.unet)
+        return pipe
+
+    def to_json_string(self) -> str:
+        r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
+        upgrades what it loads."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = DDPMPipeline.__name__
+        index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    # Sampling.
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        inference_timesteps: Sequence[int] | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Generate images.
+
+        Args:
+            batch_size (`int`, *optional*, defaults to 1):
+                Number of images.
+            generator (`torch.Generator`, *optional*):
+                Source of all noise, or a list with one per image.
+            num_inference_steps (`int`, *optional*):
+                Number of steps K, on the scheduler's grid; by default 1000 as in `DDPMPipeline`, or all T if there are fewer.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`, `"np"` (`(B, H, W, C)` in [0, 1]) or `"pt"` (`(B, C, H, W)` in [0, 1]).
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Return an [`~pipelines.ImagePipelineOutput`] or a tuple.
+            inference_timesteps (`list[int]`, *optional*):
+                The grid itself, strictly descending, in place of `num_inference_steps`.
+            class_labels (`int`, or integers of shape `(batch_size,)`, *optional*):
+                Classes, for a class-conditional network.
+
+        Returns:
+            [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
+
+        Raises:
+            ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+        if num_inference_steps is not None and inference_timesteps is not None:
+            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+        config, device = self.unet.config, self._execution_device
+        if isinstance(class_labels, int):
+            class_labels = [class_labels] * batch_size
+        labels = self._check_class_labels(class_labels, batch_size)
+        if inference_timesteps is not None:
+            self.scheduler.set_timesteps(timesteps=list(inference_timesteps))
+        else:
+            default = min(1000, self.scheduler.config.num_train_timesteps)
+            self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
+        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
+        dtype = self._network_dtype
+        image = randn_tensor((batch_size, config.in_channels, *size), generator=generator, device=device, dtype=dtype)
+        # Latents stay in float32 or better between the steps, whatever the network's dtype.
+        image = image.to(torch.promote_types(dtype, torch.float32))
+
+        arguments = {} if labels is None else {"class_labels": labels.to(device)}
+        timesteps = self.scheduler.timesteps.to(device)
+        with self._evaluating():
+            for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
+                model_output = self.unet(image.to(dtype), on_device, **arguments).sample
+                image = self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
+
+        image = (image / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            image = image.cpu().permute(0, 2, 3, 1).numpy()
+            if output_type == "pil":
+                image = self.numpy_to_pil(image)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=image) if return_dict else (image,)
+
+    # Scoring.
+
+    @torch.no_grad()
+    def evaluate_nll(
+        self,
+        images: Any,
+        batch_size: int = 64,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        inference_timesteps: Sequence[int] | None = None,
+        class_labels: Sequence[int] | torch.Tensor | None = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+    ) -> VLBOutput:
+        r"""
+        The variational bound on the negative log-likelihood of `images`, term by term.
+
+        Every step of the chain is evaluated for every image, each with noise of its own: an unbiased estimate of the bound, whose
+        prior term and KL terms are in closed form (eq. 5, Ho et al. 2020). The noise of an image depends on `generator`, the
+        image's position and the timestep, not on `batch_size`.
+
+        Args:
+            images:
+                A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), PIL images, numpy arrays
+                `(N, H, W, C)`, or a `datasets.Dataset` with an image column.
+            batch_size (`int`, defaults to 64):
+                Images per network call.
+            generator (`torch.Generator`, *optional*):
+                Makes the result reproducible; or a list with one generator per image.
+            num_inference_steps (`int`, *optional*):
+                Score the K-step model that `__call__(num_inference_steps=K)` samples from, instead of all T steps.
+            inference_timesteps (`list[int]`, *optional*):
+                Score the model on this strictly descending sub-sequence of [0, T).
+            class_labels (integers of shape `(N,)`, *optional*):
+                Classes, for a class-conditional network.
+            clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*):
+                Override the scheduler's configuration. They change the model that is scored; the bound stays a bound.
+
+        Returns:
+            [`VLBOutput`]: float64 tensors on the CPU, in bits per dimension.
+
+        Raises:
+            ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be scored; a
+                network whose output is not finite.
+        """
+        unet_config = self.unet.config
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
+        reverse, grid = self._scored_process(num_inference_steps, inference_timesteps, clip_sample, thresholding)
+        size = unet_config.sample_size
+        num_pixel_levels = self.scheduler.config.num_pixel_levels
+        levels = images_to_levels(
+            images,
+            num_pixel_levels,
+            channels=unet_config.in_channels,
+            size=(size, size) if isinstance(size, int) else size,
+        )
+        labels = self._check_class_labels(class_labels, len(levels))
+        seeds = draw_seeds(len(levels), generator)
+
+        prior, terms = [], []
+        with self._evaluating(), self.progress_bar(total=-(-len(levels) // batch_size) * len(grid)) as progress_bar:
+            for start in range(0, len(levels), batch_size):
+                rows = slice(start, start + batch_size)
+                batch_labels = None if labels is None else labels[rows]
+                batch = self._score_batch(reverse, levels[rows], seeds[rows], batch_labels, progress_bar)
+                prior.append(batch[0])
+                terms.append(batch[1])
+        self.maybe_free_model_hooks()
+
+        # The one copy from the device, after the last batch.
+        num_dimensions = levels[0].numel()
+        prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
+        _check_finite(terms, grid)
+        decoder, transitions = terms[:, 0], terms[:, 1:]
+        config = self._describe(reverse, num_inference_steps, inference_timesteps, batch_size, generator)
+        return VLBOutput(
+            bits_per_dim=prior + decoder + transitions.sum(dim=1),
+            prior=prior,
+            transitions=transitions,
+            decoder=decoder,
+            timesteps=reverse.forward.timesteps[1:],
+            num_network_evaluations=len(levels) * len(grid),
+            config=config,
+        )
+
+    def _score_batch(self, reverse: ReverseProcess, levels, seeds, labels, progress_bar) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Nats of a batch: prior `(B,)` and, ascending in t, decoder and transitions `(B, K)`; both stay on the device."""
+        device, dtype = self._execution_device, self._network_dtype
+        num_pixel_levels = self.scheduler.config.num_pixel_levels
+        samples = levels_to_samples(levels.to(device), num_pixel_levels, working_dtype(device))
+        arguments = {} if labels is None else {"class_labels": labels.to(device)}
+        timesteps = reverse.forward.timesteps.tolist()
+        on_device = reverse.forward.timesteps.to(device).unbind()
+        terms = []
+        for row, noise in enumerate(keyed_noise(seeds, timesteps, samples.shape[1:])):
+            timestep = timesteps[row]
+            if device.type == "cuda":
+                noise = noise.pin_memory().to(device, non_blocking=True)
+            # Formed in the working dtype, and only then brought to the network's.
+            noisy_samples = reverse.forward.q_sample(samples, noise.to(device), timestep)
+            model_output = self.unet(noisy_samples.to(dtype), on_device[row], **arguments).sample
+            # The levels were checked once, on the CPU.
+            terms.append(
+                bound.vlb_terms(reverse, model_output, samples, noisy_samples, timestep, num_pixel_levels, validate_args=False)
+            )
+            progress_bar.update()
+        return bound.prior_kl(reverse.forward, samples), torch.stack(terms, dim=1)
+
+    def _scored_process(
+        self, num_inference_steps, inference_timesteps, clip_sample, thresholding
+    ) -> tuple[ReverseProcess, list[int]]:
+        scheduler, config = self.scheduler, self.unet.config
+        if not isinstance(scheduler, VLBDDPMScheduler):
+            raise ValueError(
+                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(scheduler).__name__}."
+            )
+        if num_inference_steps is not None and inference_timesteps is not None:
+            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+        if num_inference_steps is not None:
+            inference_timesteps = scheduler.inference_grid(num_inference_steps)
+        check_num_pixel_levels(scheduler.config.num_pixel_levels)
+        reverse = scheduler.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
+        expected = config.in_channels * (2 if reverse.learns_variance else 1)
+        if config.out_channels != expected:
+            raise ValueError(
+                f"`unet` must have {expected} output channels for {config.in_channels} input channels and"
+                f" variance_type={reverse.variance_type!r}, got {config.out_channels}."
+            )
+        return reverse, reverse.forward.timesteps.tolist()
+
+    def _check_class_labels(self, class_labels, count: int) -> torch.Tensor | None:
+        num_classes = getattr(self.unet.config, "num_class_embeds", None)
+        if (class_labels is None) != (num_classes is None):
+            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
+            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
+        if class_labels is None:
+            return None
+        labels = torch.as_tensor(class_labels)
+        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
+            )
+        return labels.long()
+
+    @property
+    def _network_dtype(self) -> torch.dtype:
+        return getattr(self.unet, "dtype", torch.float32)
+
+    @contextmanager
+    def _evaluating(self):
+        r"""Dropout off for the network, and back as it was afterwards."""
+        training = self.unet.training
+        self.unet.eval()
+        try:
+            yield
+        finally:
+            self.unet.train(training)
+
+    def _describe(self, reverse, num_inference_steps, inference_timesteps, batch_size, generator) -> dict[str, Any]:
+        scheduler, forward = self.scheduler.config, reverse.forward
+        if len(forward) == 1 and reverse.variance_type != "learned":
+            rule = DECODER_RULES["single"]
+        else:
+            rule = DECODER_RULES["fixed" if not reverse.learns_variance else reverse.variance_type]
+        subsequence = num_inference_steps is not None or inference_timesteps is not None
+        return {
+            "num_train_timesteps": forward.num_train_timesteps,
+            "num_steps": len(forward),
+            "num_inference_steps": num_inference_steps,
+            "inference_timesteps": forward.timesteps.flip(0).tolist() if subsequence else None,
+            "beta_schedule": "trained_betas" if scheduler.trained_betas is not None else scheduler.beta_schedule,
+            "beta_start": scheduler.beta_start,
+            "beta_end": scheduler.beta_end,
+            "rescale_betas_zero_snr": scheduler.rescale_betas_zero_snr,
+            "prediction_type": reverse.prediction_type,
+            "variance_type": reverse.variance_type,
+            "decoder_variance": rule,
+            "clip_sample": reverse.clip_sample,
+            "clip_sample_range": reverse.clip_sample_range,
+            "thresholding": reverse.thresholding,
+            "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
+            "sample_max_value": reverse.sample_max_value,
+            "num_pixel_levels": scheduler.num_pixel_levels,
+            "dtype": str(self._network_dtype).removeprefix("torch."),
+            "device": self._execution_device.type,
+            "batch_size": batch_size,
+            "seed": generator.initial_seed() if isinstance(generator, torch.Generator) else None,
+            "versions": {
+                "ddpm_vlb": __version__,
+                "diffusers": diffusers.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
+    r"""The `VLBDDPMScheduler` of the same model as a DDPM or DDIM scheduler.
+
+    Raises:
+        ValueError: any other scheduler: what it samples is not the DDPM that can be scored.
+    """
+    if isinstance(scheduler, VLBDDPMScheduler):
+        return scheduler
+    if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler)):
+        raise ValueError(
+            "`scheduler` must be a DDPMScheduler or a DDIMScheduler, whose models are DDPMs that can be scored,"
+            f" got {type(scheduler).__name__}."
+        )
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
+    config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
+    if config.pop("predict_epsilon", True) is False:
+        config["prediction_type"] = "sample"
+    return VLBDDPMScheduler.from_config(config)
+
+
+def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
+    parts = {}
+    for name, cls, file in (("unet", UNet2DModel, "config.json"), ("scheduler", DDPMScheduler, "scheduler_config.json")):
+        subfolder = name if (folder / name / file).exists() else None
+        if subfolder is None and not (folder / file).exists():
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
+                f" scheduler_config.json, got {str(folder)!r} without {file}."
+            )
+        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **(kwargs if name == "unet" else {}))
+    return parts
+
+
+def _restore_single_head(unet: Any) -> Any:
+    r"""Attention as it was trained, for configurations older than `attention_head_dim`.
+
+    diffusers 0.0.x knew one head only and did not write the key; today's default of 8 channels per head would load the same
+    weights without a word and compute something else.
+    """
+    config = unet.config
+    unset = "attention_head_dim" in config.get("_use_default_values", ())
+    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
+        return unet
+    logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
+    restored.load_state_dict(unet.state_dict())
+    return restored.to(device=unet.device, dtype=unet.dtype).eval()
+
+
+def _check_finite(terms: torch.Tensor, grid: list[int]) -> None:
+    bad = (~torch.isfinite(terms)).nonzero()
+    if len(bad):
+        image, row = bad[0].tolist()
+        raise ValueError(
+            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
+            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
+            " try bfloat16 or float32."
+        )
