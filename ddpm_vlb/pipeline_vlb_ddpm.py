@@ -91,6 +91,9 @@ class VLBDDPMPipeline(DDPMPipeline):
                 tensors. It is a `ValueError` and an `OSError`.
         """
         folder = Path(pretrained_model_name_or_path)
+        # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
+        configuration_logger = logging.get_logger("diffusers.configuration_utils")
+        configuration_logger.addFilter(_is_not_about_num_pixel_levels)
         try:
             if folder.is_dir() and not (folder / "model_index.json").exists():
                 pipe = cls(**_load_parts(folder, **kwargs))
@@ -103,6 +106,8 @@ class VLBDDPMPipeline(DDPMPipeline):
                 "`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint,"
                 f" got {str(pretrained_model_name_or_path)!r}: {error}"
             ) from error
+        finally:
+            configuration_logger.removeFilter(_is_not_about_num_pixel_levels)
         missing = [name for name, weight in pipe.unet.state_dict().items() if weight.is_meta]
         if missing:
             raise CheckpointError(
@@ -390,6 +395,10 @@ class VLBDDPMPipeline(DDPMPipeline):
                 "python": platform.python_version(),
             },
         }
+
+
+def _is_not_about_num_pixel_levels(record) -> bool:
+    return "num_pixel_levels" not in record.getMessage()
 
 
 def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:

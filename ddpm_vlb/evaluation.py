@@ -1,0 +1,148 @@
+r"""From scored images to a report: means over images, their errors, and files that are written whole or not at all.
+
+**Errors.** The N images are a sample of a population, and each image's bound is an average over noise of which one draw was
+taken. The standard deviation of the per-image numbers over :math:`\sqrt N` covers both (`standard_error`). The part due to the
+noise alone, given these images (`monte_carlo_error`), is a sum over timesteps, since the draws at different timesteps are
+independent; at each timestep the variance over images is at least the noise's (law of total variance), so that
+
+.. math:: \mathrm{Var}_\mathrm{noise}\left[\bar L\right] \le \frac{1}{N} \sum_t \mathrm{Var}_\mathrm{images}[L_t],
+
+of which the smaller of this bound and `standard_error` is reported: an upper bound, not an estimate.
+"""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def make_report(output, **context: Any) -> dict[str, Any]:
+    r"""The report of a `VLBOutput`.
+
+    Args:
+        output: what `VLBDDPMPipeline.evaluate_nll` returned for N images.
+        context: further entries of `config`, such as the data set and the checkpoint.
+
+    Returns:
+        A dictionary of plain Python values: means over images in bits/dim (`bits_per_dim`, `prior`, `transitions`, ascending in t
+        as `timesteps` says, `transitions_total`, `decoder`), `standard_error` and `monte_carlo_error` (bits/dim; `None` for a
+        single image), `method`, `num_images`, `num_network_evaluations`, `per_image` (bits/dim of each image) and `config`.
+    """
+    count = len(output.bits_per_dim)
+    standard_error = monte_carlo_error = None
+    if count > 1:
+        terms = torch.cat([output.decoder[:, None], output.transitions], dim=1)
+        standard_error = (output.bits_per_dim.var() / count).sqrt().item()
+        monte_carlo_error = min(standard_error, (terms.var(dim=0).sum() / count).sqrt().item())
+    return {
+        "bits_per_dim": output.bits_per_dim.mean().item(),
+        "standard_error": standard_error,
+        "monte_carlo_error": monte_carlo_error,
+        "prior": output.prior.mean().item(),
+        "transitions": output.transitions.mean(dim=0).tolist(),
+        "transitions_total": output.transitions.sum(dim=1).mean().item(),
+        "decoder": output.decoder.mean().item(),
+        "timesteps": output.timesteps.tolist(),
+        "method": "full",
+        "num_images": count,
+        "num_network_evaluations": output.num_network_evaluations,
+        "per_image": output.bits_per_dim.tolist(),
+        "config": {**output.config, **context},
+    }
+
+
+def check_output_path(path: str | Path) -> Path:
+    r"""A path that can be written to; meant to be asked before the work whose result goes there.
+
+    Raises:
+        ValueError: a folder, or a path whose folder does not exist or does not allow writing.
+    """
+    path = Path(path)
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"`output` must be a file in an existing folder that can be written to, got {str(path)!r}.")
+    return path
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_report(report: dict[str, Any], path: str | Path) -> None:
+    r"""Write a report as JSON, whole or not at all.
+
+    Raises:
+        ValueError: numbers that are not finite, which JSON does not know.
+    """
+    write_atomically(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+
+
+def format_report(report: dict[str, Any], baselines: dict[str, float] | None = None) -> str:
+    r"""A report as a table of lines, in bits/dim; `baselines` maps names to bits/dim for comparison."""
+    error = report["standard_error"]
+    rows = [
+        ("L_T   prior", report["prior"], ""),
+        (f"L_t   {len(report['transitions'])} KL terms", report["transitions_total"], ""),
+        ("L_0   decoder", report["decoder"], ""),
+        ("total", report["bits_per_dim"], "" if error is None else f"+- {error:.4f} (standard error)"),
+        *((f"baseline: {name}", value, "") for name, value in (baselines or {}).items()),
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'':{width}}   bits/dim", *(f"{name:{width}}   {value:8.4f}  {note}".rstrip() for name, value, note in rows)]
+    lines.insert(4, "-" * (width + 11))
+    images, evaluations = report["num_images"], report["num_network_evaluations"]
+    return "\n".join([*lines, f"{images} images, {evaluations} network evaluations"])
+
+
+def plot_terms(report: dict[str, Any], path: str | Path) -> None:
+    r"""Draw the terms of the bound over t (log axis, bits/dim) with their running sum, as a PNG file."""
+    import io
+
+    # No pyplot: no global state, and no window system.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    timesteps, transitions = report["timesteps"], report["transitions"]
+    lowest = (report["config"]["inference_timesteps"] or [0])[-1]
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.semilogy(timesteps, [max(value, 1e-12) for value in transitions], ".-", markersize=3, label="$L_t$ (KL terms)")
+    axes.semilogy([lowest], [max(report["decoder"], 1e-12)], "s", color="tab:red", label="$L_0$ (decoder)")
+    last = timesteps[-1] if timesteps else lowest
+    axes.semilogy([last], [max(report["prior"], 1e-12)], "D", color="tab:green", label="$L_T$ (prior)")
+    axes.set_xlabel("timestep t")
+    axes.set_ylabel("bits/dim per term")
+    total = axes.twinx()
+    running = [report["decoder"]]
+    for value in transitions:
+        running.append(running[-1] + value)
+    total.plot([lowest, *timesteps], running, color="tab:gray", linestyle="--", label="running sum")
+    total.set_ylabel("bits/dim, summed from t = 0")
+    total.set_ylim(0, 1.05 * max(report["bits_per_dim"], math.ulp(1.0)))
+    handles = [*axes.get_legend_handles_labels()[0], *total.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, loc="upper right")
+    error = "" if report["standard_error"] is None else f" $\\pm$ {report['standard_error']:.4f}"
+    axes.set_title(f"{report['bits_per_dim']:.4f}{error} bits/dim, {report['num_images']} images")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
