@@ -6,9 +6,11 @@ r"""The variational bound on the negative log-likelihood, term by term (eq. 5, H
      + \sum_{t > 0} E_q \underbrace{D_{KL}(q(x_s | x_t, x) \| p(x_s | x_t))}_{L_t}
        \underbrace{- \; E_q \log p(x | x_0)}_{L_0}                                              & \text{(eq. 5)}
 
-with zero-based t: :math:`L_0` is the decoder's term, at the lowest step of the grid. The first line compares densities of one
-sampled trajectory (`trajectory_bound`); the second puts the closed-form KL in place of a sampled log-ratio, conditioning on
-:math:`(x_t, x)` and integrating :math:`x_s` out. That is Rao-Blackwellisation: the same expectation, less variance.
+with zero-based t: :math:`L_0` is the decoder's term, at the lowest step of the grid. The first line compares densities along
+one sampled trajectory (`trajectory_bound`). The second puts a closed-form KL in place of each sampled log-ratio
+:math:`\log q(x_s | x_t, x) - \log p(x_s | x_t)`: its expectation given :math:`(x_t, x)`. That is Rao-Blackwellisation: the same
+mean and, term by term, never more variance. (Of the sums no such thing holds for every model. The errors of a trajectory's
+log-ratios can cancel; under a perfect model they do to the last digit, and the first form is :math:`-\log p(x)` each time.)
 
 Both Gaussians of :math:`L_t` have means :math:`\tilde\mu_t` at the true and the predicted image, so that with
 :math:`c_t` the coefficient of the image in :math:`\tilde\mu_t`,
@@ -149,7 +151,7 @@ def trajectory_bound(
 ) -> torch.Tensor:
     r"""The bound in its first form (eq. 3): log-densities along one sampled trajectory :math:`x_0, \dots, x_T \sim q`.
 
-    The same expectation as the sum of the three terms, with the larger variance that the closed-form KL removes.
+    The same expectation as the sum of the three terms; see the head of this module for the variance.
 
     Args:
         reverse: the reverse process that is scored.

@@ -238,7 +238,7 @@ class ForwardProcess:
 
     def _row(self, timestep) -> int:
         try:
-            step = operator.index(timestep)
+            step = operator.index(timestep if not isinstance(timestep, bool) else None)
         except TypeError:
             raise ValueError(f"`timesteps` must be integers, got {timestep!r}.") from None
         row = self._row_of.get(step)

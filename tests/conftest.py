@@ -1,0 +1,46 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+
+# Two threads are no faster than one on networks this small, and their sums differ from run to run.
+torch.set_num_threads(1)
+
+
+def tiny_unet(channels=1, out_channels=None, seed=0, **overrides) -> UNet2DModel:
+    torch.manual_seed(seed)
+    config = dict(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=out_channels or channels,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    return UNet2DModel(**{**config, **overrides}).eval()
+
+
+def quiet(pipe: VLBDDPMPipeline) -> VLBDDPMPipeline:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe():
+    return quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(num_train_timesteps=20, num_pixel_levels=17)))
+
+
+@pytest.fixture
+def images():
+    return torch.randint(17, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def generator(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,173 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from analytic import GaussianDenoiser, gaussian_bound_and_nll
+from conftest import generator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ddpm_vlb.bound import decoder_nll, prior_kl, trajectory_bound, transition_kl, vlb_terms
+from ddpm_vlb.forward_process import ForwardProcess, make_betas
+from ddpm_vlb.gaussians import levels_to_samples, normal_log_density
+from ddpm_vlb.reverse_process import PREDICTION_TYPES, VARIANCE_TYPES, ReverseProcess
+
+BETAS = make_betas("linear", 1000)
+FULL = ForwardProcess.from_betas(BETAS)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("grid", [None, [900, 333, 4, 1]])
+def test_transition_kl_equals_torch_distributions(prediction_type, variance_type, grid):
+    forward = ForwardProcess.from_betas(BETAS, grid)
+    reverse = ReverseProcess(forward, prediction_type=prediction_type, variance_type=variance_type)
+    x, x_t = draw(3, 1, 2, 2), draw(3, 1, 2, 2, seed=1)
+    output = draw(3, 2 if reverse.learns_variance else 1, 2, 2, seed=2)
+    for t in (4, 333, 900):
+        q, p = forward.q_posterior_mean_variance(x, x_t, t), reverse.p_mean_variance(output, x_t, t)
+        expected = torch.distributions.kl_divergence(
+            torch.distributions.Normal(q.mean, q.variance.sqrt()), torch.distributions.Normal(p.mean, p.variance.sqrt())
+        )
+        got = transition_kl(reverse, output, x, x_t, t)
+        # The reference subtracts the means: their rounding of 1e-16 stands against a standard deviation of 0.01 and more.
+        assert torch.allclose(got, expected.flatten(1).sum(1), rtol=1e-10, atol=1e-12)
+
+
+def test_prior_kl_equals_torch_distributions():
+    x = draw(4, 1, 3, 3)
+    for grid in (None, [500, 2], [3]):
+        forward = ForwardProcess.from_betas(BETAS, grid)
+        q = forward.q_mean_variance(x, int(forward.timesteps[-1]))
+        expected = torch.distributions.kl_divergence(
+            torch.distributions.Normal(q.mean, q.variance.sqrt()), torch.distributions.Normal(0.0, 1.0)
+        )
+        assert torch.allclose(prior_kl(forward, x), expected.flatten(1).sum(1), rtol=1e-9)
+
+
+def test_prior_kl_vanishes_at_zero_terminal_snr():
+    forward = ForwardProcess.from_betas(make_betas("linear", 1000, rescale_betas_zero_snr=True))
+    assert (prior_kl(forward, draw(2, 1, 3, 3)) == 0).all()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_the_oracle_networks_floor(schedule):
+    # A network that knows the image, in float32: what is left of the KL terms is rounding, below 1e-9 bits/dim over all steps.
+    forward = ForwardProcess.from_betas(make_betas(schedule, 4000))
+    reverse = ReverseProcess(forward)
+    x = levels_to_samples(torch.randint(256, (1, 3, 8, 8), generator=generator()), 256)
+    total = torch.zeros(1, dtype=torch.float64)
+    for t in range(1, 4000):
+        x_t = forward.q_sample(x, draw(1, 3, 8, 8, seed=t), t)
+        epsilon = forward.predict_epsilon_from_original(x_t.float().double(), x, t).float()
+        kl = transition_kl(reverse, epsilon, x, x_t, t)
+        assert (kl >= 0).all()
+        total += kl
+    assert total.item() / (192 * math.log(2)) < 1e-9
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10**6), st.integers(1, 999), st.sampled_from(VARIANCE_TYPES))
+def test_kl_terms_are_never_negative(seed, t, variance_type):
+    reverse = ReverseProcess(FULL, prediction_type="sample", variance_type=variance_type, clip_sample=False)
+    x = draw(1, 1, 2, 2, seed=seed)
+    for error in (0.0, 1e-12, 1e-6, 1.0):
+        output = x + error
+        if reverse.learns_variance:
+            output = torch.cat([output, draw(1, 1, 2, 2, seed=seed + 1)], dim=1)
+        assert (transition_kl(reverse, output, x, draw(1, 1, 2, 2, seed=seed + 2), t) >= 0).all()
+
+
+def test_mixed_timesteps_agree_with_single_ones_and_carry_gradients():
+    for variance_type in VARIANCE_TYPES:
+        reverse = ReverseProcess(FULL, variance_type=variance_type, clip_sample=False)
+        x = levels_to_samples(torch.randint(256, (4, 1, 2, 2), generator=generator()), 256)
+        x_t, steps = draw(4, 1, 2, 2, seed=1), torch.tensor([0, 500, 0, 1])
+        output = draw(4, 2 if reverse.learns_variance else 1, 2, 2, seed=2).requires_grad_()
+        terms = vlb_terms(reverse, output, x, x_t, steps)
+        for i, t in enumerate(steps.tolist()):
+            one = vlb_terms(reverse, output[i : i + 1], x[i : i + 1], x_t[i : i + 1], t)
+            assert torch.equal(terms[i : i + 1], one)
+        terms.sum().backward()
+        assert torch.isfinite(output.grad).all() and (output.grad[:, 0] != 0).all()
+
+
+def test_float_images_off_the_grid_are_refused_by_the_decoder():
+    with pytest.raises(ValueError, match="grid"):
+        decoder_nll(ReverseProcess(FULL), draw(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.3), draw(1, 1, 2, 2), 0)
+
+
+# The analytic model: exact terms, exact likelihood.
+
+
+def analytic_model(betas, grid, **settings):
+    forward = ForwardProcess.from_betas(torch.as_tensor(betas), sorted(grid, reverse=True))
+    network = GaussianDenoiser(np.cumprod(1 - np.asarray(betas)).tolist(), **settings)
+    return ReverseProcess(forward, clip_sample=False), lambda x_t, t: network(x_t, torch.tensor([t])).sample
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_terms_are_unbiased_for_the_analytic_model(level):
+    betas, grid = BETAS.numpy(), [0, 3, 40, 200, 600, 999]
+    reverse, predict = analytic_model(betas, grid)
+    x = levels_to_samples(torch.full((20000, 1, 1, 1), level), 256)
+    exact, prior, _ = gaussian_bound_and_nll(x[0].item(), betas, grid)
+    assert prior_kl(reverse.forward, x[:1]).item() == pytest.approx(prior, rel=1e-9)
+    for t, expected in zip(grid, exact):
+        x_t = reverse.forward.q_sample(x, draw(*x.shape, seed=t), t)
+        terms = vlb_terms(reverse, predict(x_t, t), x, x_t, t)
+        # Five standard errors: one in two million draws is farther off.
+        assert abs(terms.mean() - expected) <= 5 * terms.std() / math.sqrt(len(terms)), t
+
+
+@pytest.mark.parametrize("t", [1, 3, 11])
+def test_rao_blackwell_per_term(t):
+    # log q(x_s | x_t, x) - log p(x_s | x_t) with x_s drawn, against its conditional expectation, the KL.
+    reverse, predict = analytic_model(np.linspace(0.02, 0.4, 12), range(12))
+    forward = reverse.forward
+    x = levels_to_samples(torch.full((50000, 1, 1, 1), 100), 256)
+    x_t = forward.q_sample(x, draw(*x.shape), t)
+    q, p = forward.q_posterior_mean_variance(x, x_t, t), reverse.p_mean_variance(predict(x_t, t), x_t, t)
+    x_s = q.mean + q.variance.sqrt() * draw(*x.shape, seed=1)
+    sampled = (normal_log_density(x_s, q.mean, q.log_variance) - normal_log_density(x_s, p.mean, p.log_variance)).flatten()
+    closed = transition_kl(reverse, predict(x_t, t), x, x_t, t)
+    difference = sampled - closed
+    assert abs(difference.mean()) <= 5 * difference.std() / math.sqrt(len(x))
+    assert closed.var() < sampled.var()
+
+
+@pytest.mark.parametrize("s", [1.5, 1e-9])
+def test_the_two_forms_of_the_bound_have_one_expectation(s):
+    betas, grid = np.linspace(0.02, 0.4, 12), list(range(12))
+    reverse, predict = analytic_model(betas, grid, s=s)
+    x = levels_to_samples(torch.full((20000, 1, 1, 1), 120), 256)
+    terms, prior, _ = gaussian_bound_and_nll(x[0].item(), betas, grid, s=s)
+    first = trajectory_bound(reverse, predict, x, generator=generator(1))
+    closed = prior_kl(reverse.forward, x)
+    for t in grid:
+        x_t = reverse.forward.q_sample(x, draw(*x.shape, seed=t), t)
+        closed = closed + vlb_terms(reverse, predict(x_t, t), x, x_t, t)
+    for samples in (first, closed):
+        assert abs(samples.mean() - (prior + terms.sum())) <= 5 * samples.std() / math.sqrt(len(samples)) + 1e-9
+    if s < 1e-6:  # a denoiser that looks at nothing: the closed forms are constants, the log-ratios are not
+        assert closed.std() < 1e-6 < first.std()
+
+
+def test_the_bound_is_above_the_likelihood_and_tightens_with_steps():
+    betas = BETAS.numpy()
+    mean_gaps = []
+    for stride in (333, 111, 37, 1):  # each grid holds the one before; all run from 0 to 999
+        gaps = []
+        for quantile in np.linspace(0.05, 0.95, 10):
+            x = 2 * round((stats.norm.ppf(quantile, 0.2, 0.5) + 1) * 127.5) / 255 - 1
+            terms, prior, nll = gaussian_bound_and_nll(np.clip(x, -1, 1), betas, list(range(0, 1000, stride)))
+            gaps.append(prior + terms.sum() - nll)
+        assert min(gaps) >= 0
+        mean_gaps.append(np.mean(gaps))
+    assert all(coarse > fine for coarse, fine in zip(mean_gaps, mean_gaps[1:]))

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+from conftest import generator
+
+from ddpm_vlb import VLBDDPMScheduler
+from ddpm_vlb.gaussians import levels_to_samples
+
+
+def batch(scheduler, steps, seed=0):
+    x = levels_to_samples(torch.randint(17, (len(steps), 1, 4, 4), generator=generator(seed)), 17, torch.float32)
+    noise = torch.randn(x.shape, generator=generator(seed + 1))
+    return x, noise, scheduler.add_noise(x, noise, steps)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_simple_is_the_mean_squared_error_of_the_networks_target(prediction_type):
+    scheduler = VLBDDPMScheduler(prediction_type=prediction_type, num_pixel_levels=17)
+    steps = torch.tensor([0, 10, 999])
+    x, noise, latents = batch(scheduler, steps)
+    target = {"epsilon": noise, "sample": x, "v_prediction": scheduler.get_velocity(x, noise, steps)}[prediction_type]
+    assert (scheduler.training_loss(target, x, noise, latents, steps) < 1e-10).all()
+    assert torch.allclose(scheduler.training_loss(target + 0.5, x, noise, latents, steps), torch.tensor(0.25), rtol=1e-5)
+
+
+def test_vlb_is_t_times_the_term_in_bits_per_dim():
+    scheduler = VLBDDPMScheduler(num_pixel_levels=17, clip_sample=False)
+    steps = torch.tensor([0, 10, 999])
+    x, noise, latents = batch(scheduler, steps)
+    output = noise + 0.1
+    terms = scheduler.vlb_terms(output, x, latents, steps)
+    loss = scheduler.training_loss(output, x, noise, latents, steps, loss_type="vlb")
+    assert torch.allclose(loss, 1000 * terms / (16 * math.log(2)), rtol=1e-12)
+    grid = [999, 10, 0]
+    terms = scheduler.vlb_terms(output, x, latents, steps, inference_timesteps=grid)
+    loss = scheduler.training_loss(output, x, noise, latents, steps, loss_type="vlb", inference_timesteps=grid)
+    assert torch.allclose(loss, 3 * terms / (16 * math.log(2)), rtol=1e-12)
+
+
+def test_hybrid_teaches_the_mean_by_squared_error_and_the_variance_by_the_bound():
+    scheduler = VLBDDPMScheduler(variance_type="learned_range", num_pixel_levels=17)
+    steps = torch.tensor([0, 10, 999])
+    x, noise, latents = batch(scheduler, steps)
+
+    def gradient(loss_type):
+        output = torch.cat([noise + 0.1, 0.3 * noise], dim=1).requires_grad_()
+        loss = scheduler.training_loss(output, x, noise, latents, steps, loss_type=loss_type)
+        loss.sum().backward()
+        return loss.detach(), output.grad
+
+    (simple, simple_grad), (vlb, vlb_grad), (hybrid, hybrid_grad) = map(gradient, ("simple", "vlb", "hybrid"))
+    assert torch.allclose(hybrid, simple + 1e-3 * vlb)
+    assert torch.allclose(hybrid_grad[:, :1], simple_grad[:, :1]) and (simple_grad[:, 1:] == 0).all()
+    assert torch.allclose(hybrid_grad[:, 1:], 1e-3 * vlb_grad[:, 1:]) and (vlb_grad[:, 1:] != 0).any()
+
+
+def test_the_objective_is_not_clipped():
+    scheduler = VLBDDPMScheduler(prediction_type="sample", clip_sample=True, num_pixel_levels=17)
+    steps = torch.tensor([500])
+    x, noise, latents = batch(scheduler, steps)
+    output = torch.full_like(x, 1.5).requires_grad_()
+    scheduler.training_loss(output, x, noise, latents, steps, loss_type="vlb").sum().backward()
+    assert (output.grad != 0).all()
+
+
+def test_half_precision_outputs_are_compared_in_float32():
+    scheduler = VLBDDPMScheduler(num_pixel_levels=17)
+    x, noise, latents = batch(scheduler, torch.tensor([5]))
+    loss = scheduler.training_loss(noise.bfloat16(), x, noise, latents, torch.tensor([5]))
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(((noise.bfloat16().float() - noise) ** 2).mean().item())
+
+
+def test_unknown_loss_type():
+    scheduler = VLBDDPMScheduler()
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="`loss_type` must be one of .* got 'mse'"):
+        scheduler.training_loss(x, x, x, x, 3, loss_type="mse")

@@ -1,0 +1,235 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import generator
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from ddpm_vlb import VLBDDPMScheduler
+from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.pipeline_vlb_ddpm import upgrade_scheduler
+
+
+def fake_network(sample, t, learned):
+    output = torch.tanh(1.3 * sample + 0.1 * t / 1000)
+    return torch.cat([output, output.sin()], dim=1) if learned else output
+
+
+def trajectory(scheduler, learned=False, dtype=torch.float32):
+    g = generator()
+    sample = torch.randn(2, 3, 8, 8, generator=g, dtype=dtype)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(fake_network(sample, float(t), learned), t, sample, generator=g).prev_sample
+    return sample
+
+
+STOCK_IS_RIGHT = {
+    "default": {},
+    "fixed_large": {"variance_type": "fixed_large"},
+    "fixed_small_log": {"variance_type": "fixed_small_log", "beta_schedule": "laplace"},
+    "learned_range": {"variance_type": "learned_range", "beta_schedule": "squaredcos_cap_v2"},
+    "v_prediction": {"prediction_type": "v_prediction", "clip_sample": False, "rescale_betas_zero_snr": True},
+    "sample": {"prediction_type": "sample", "thresholding": True, "sample_max_value": 1.5, "beta_schedule": "sigmoid"},
+    "trained_betas": {"trained_betas": np.linspace(1e-3, 0.05, 1000).tolist(), "clip_sample_range": 2.0},
+}
+
+
+@pytest.mark.parametrize("steps", [None, 50, 1000])
+@pytest.mark.parametrize("name", STOCK_IS_RIGHT)
+def test_a_seed_gives_the_stock_trajectory(name, steps):
+    config = STOCK_IS_RIGHT[name]
+    schedulers = DDPMScheduler(**config), VLBDDPMScheduler(**config)
+    for scheduler in schedulers:
+        if steps is not None:
+            scheduler.set_timesteps(steps)
+    stock, ours = (trajectory(scheduler, name == "learned_range") for scheduler in schedulers)
+    assert (stock - ours).abs().max() <= 1e-3 and not stock.isnan().any()
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large", "learned", "learned_range"])
+def test_step_draws_from_p_mean_variance(variance_type):
+    scheduler = VLBDDPMScheduler(variance_type=variance_type)
+    learned = variance_type.startswith("learned")
+    grid = [900, 500, 20, 3]
+    scheduler.set_timesteps(timesteps=grid)
+    x_t = torch.randn(2, 1, 8, 8, generator=generator(), dtype=torch.float64)
+    for t in grid:
+        output = fake_network(x_t, t, learned)
+        p = scheduler.p_mean_variance(output, x_t, t, inference_timesteps=grid)
+        got = scheduler.step(output, t, x_t, generator=generator(5))
+        noise = torch.randn(x_t.shape, generator=generator(5), dtype=torch.float64) if t > 3 else 0.0
+        expected = p.mean + p.variance.sqrt() * noise
+        # The coefficients of `step` are the stock scheduler's float32 ones, off by up to 1e-4 near t = 0.
+        assert torch.allclose(got.prev_sample, expected, atol=3e-4)
+        assert torch.allclose(got.pred_original_sample, p.pred_original_sample, atol=1e-4)
+
+
+def test_fixed_large_log_is_fixed_large_where_stock_gives_nan():
+    config = {"variance_type": "fixed_large_log"}
+    assert trajectory(DDPMScheduler(**config)).isnan().any()
+    assert torch.equal(trajectory(VLBDDPMScheduler(**config)), trajectory(VLBDDPMScheduler(variance_type="fixed_large")))
+
+
+def test_learned_is_a_log_variance_where_stock_takes_a_root():
+    x = torch.randn(1, 1, 16, 16, generator=generator())
+    output = torch.cat([x, torch.full_like(x, -3.0)], dim=1)
+    assert DDPMScheduler(variance_type="learned").step(output, 500, x, generator=generator()).prev_sample.isnan().any()
+    scheduler = VLBDDPMScheduler(variance_type="learned")
+    samples = torch.cat([scheduler.step(output, 500, x, generator=generator(i)).prev_sample for i in range(200)])
+    assert samples.std(dim=0).mean().item() == pytest.approx(np.exp(-1.5), rel=0.01)
+
+
+@pytest.mark.parametrize("grid", [[900, 10, 2], [7]])
+def test_the_last_step_of_any_grid_has_no_noise(grid):
+    x = torch.randn(1, 1, 4, 4, generator=generator())
+    stock, ours = DDPMScheduler(variance_type="fixed_large"), VLBDDPMScheduler(variance_type="fixed_large")
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(timesteps=grid)
+    result = ours.step(x, grid[-1], x)
+    assert torch.equal(result.prev_sample, result.pred_original_sample)
+    result = stock.step(x, grid[-1], x)
+    assert (result.prev_sample - result.pred_original_sample).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_grids_are_stock_ones_but_for_timestep_minus_one(spacing):
+    stock, ours = DDPMScheduler(timestep_spacing=spacing), VLBDDPMScheduler(timestep_spacing=spacing)
+    wrong = 0
+    for steps in range(1, 1001):
+        stock.set_timesteps(steps)
+        ours.set_timesteps(steps)
+        grid = [t for t in stock.timesteps.tolist() if t >= 0]
+        wrong += len(grid) < len(stock.timesteps)
+        assert ours.timesteps.tolist() == grid == ours.inference_grid(steps) and len(grid) == steps
+    assert wrong == (62 if spacing == "trailing" else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_noise_is_not_lost(dtype):
+    x, noise, t = torch.zeros(1, 1, 8, 8, dtype=dtype), torch.ones(1, 1, 8, 8, dtype=dtype), torch.tensor([0])
+    assert DDPMScheduler().add_noise(x, noise, t).abs().max() == 0
+    got = VLBDDPMScheduler().add_noise(x, noise, t)
+    assert got.dtype == dtype and got.float().mean().item() == pytest.approx(0.01, rel=0.01)
+
+
+def test_add_noise_leaves_the_scheduler_alone_and_equals_stock_in_float32():
+    stock, ours = DDPMScheduler(), VLBDDPMScheduler()
+    before = ours.alphas_cumprod
+    x, noise, steps = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999])
+    assert torch.allclose(ours.add_noise(x, noise, steps), stock.add_noise(x, noise, steps), atol=1e-5)
+    assert torch.allclose(ours.get_velocity(x, noise, steps), stock.get_velocity(x, noise, steps), atol=1e-5)
+    assert ours.alphas_cumprod is before
+    for bad in (torch.tensor([1000]), torch.tensor([-1])):
+        with pytest.raises(ValueError, match=r"`timesteps` must lie in \[0, 1000\)"):
+            ours.add_noise(x, noise, bad)
+
+
+def test_step_in_half_precision_keeps_the_dtype():
+    for dtype in (torch.float16, torch.bfloat16):
+        half = trajectory(VLBDDPMScheduler(num_train_timesteps=50), dtype=dtype)
+        assert half.dtype == dtype and torch.isfinite(half).all()
+
+
+def test_gradients_flow_through_step():
+    x = torch.randn(1, 1, 4, 4, requires_grad=True)
+    VLBDDPMScheduler(clip_sample=False).step(2 * x, 500, x).prev_sample.sum().backward()
+    assert (x.grad != 0).all()
+
+
+def test_set_timesteps_does_not_change_a_bound():
+    scheduler = VLBDDPMScheduler(num_pixel_levels=17)
+    x = levels_to_samples(torch.randint(17, (3, 1, 4, 4), generator=generator()), 17)
+    x_t, steps = torch.randn(3, 1, 4, 4, generator=generator(1)), torch.tensor([0, 500, 999])
+    before = scheduler.vlb_terms(x_t, x, x_t, steps), scheduler.prior_kl(x)
+    scheduler.set_timesteps(7)
+    scheduler.step(x_t, int(scheduler.timesteps[0]), x_t)
+    assert torch.equal(before[0], scheduler.vlb_terms(x_t, x, x_t, steps)) and torch.equal(before[1], scheduler.prior_kl(x))
+
+
+def test_timesteps_assigned_from_outside_are_the_grid():
+    scheduler = VLBDDPMScheduler()
+    scheduler.set_timesteps(10)
+    scheduler.timesteps = scheduler.timesteps[5:]
+    assert scheduler.step(torch.zeros(1, 1, 2, 2), 0, torch.zeros(1, 1, 2, 2)).prev_sample.abs().max() == 0
+    with pytest.raises(ValueError, match="`timestep` must be one of the scheduler's"):
+        scheduler.step(torch.zeros(1, 1, 2, 2), 900, torch.zeros(1, 1, 2, 2))
+
+
+def test_set_timesteps_refuses():
+    scheduler = VLBDDPMScheduler(steps_offset=1)
+    for arguments in ({}, {"num_inference_steps": 3, "timesteps": [1]}):
+        with pytest.raises(ValueError, match="Exactly one of"):
+            scheduler.set_timesteps(**arguments)
+    for steps in (0, -1, 1001, 2.5, "5", True):
+        with pytest.raises(ValueError, match="`num_inference_steps` must"):
+            scheduler.set_timesteps(steps)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1000\), got 1000"):
+        scheduler.set_timesteps(1000)
+    for grid in ([], [1000], [3, 3], [1, 2], [4, -1]):
+        with pytest.raises(ValueError, match="`inference_timesteps` must"):
+            scheduler.set_timesteps(timesteps=grid)
+
+
+def test_configurations_go_round_through_disk_and_stock(tmp_path):
+    scheduler = VLBDDPMScheduler(500, 0.001, variance_type="learned_range", num_pixel_levels=17)
+    scheduler.save_pretrained(tmp_path)
+    again = VLBDDPMScheduler.from_pretrained(tmp_path)
+    through_stock = upgrade_scheduler(DDPMScheduler.from_pretrained(tmp_path))
+    for other in (again, through_stock, copy.deepcopy(scheduler)):
+        assert {k: v for k, v in other.config.items() if k[0] != "_"} == {
+            k: v for k, v in scheduler.config.items() if k[0] != "_"
+        }
+        assert other.variance_type == other.config.variance_type
+
+
+def test_defaults_are_the_parents():
+    stock = {k: v for k, v in DDPMScheduler().config.items() if k[0] != "_"}
+    ours = {k: v for k, v in VLBDDPMScheduler().config.items() if k[0] != "_"}
+    assert ours == {**stock, "num_pixel_levels": 256}
+
+
+def test_upgrade():
+    by_position = DDPMScheduler(100, 0.002, 0.03, "scaled_linear")
+    assert upgrade_scheduler(by_position).config.num_train_timesteps == 100
+    assert upgrade_scheduler(by_position).config.beta_schedule == "scaled_linear"
+    assert upgrade_scheduler(DDIMScheduler(num_train_timesteps=30)).config.num_train_timesteps == 30
+    old = DDPMScheduler.from_config({"num_train_timesteps": 10, "predict_epsilon": False, "tensor_format": "pt"})
+    assert upgrade_scheduler(old).config.prediction_type == "sample"
+    from diffusers import EulerDiscreteScheduler
+
+    with pytest.raises(ValueError, match="`scheduler` must be a DDPMScheduler or a DDIMScheduler.*Euler"):
+        upgrade_scheduler(EulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"variance_type": "other"}, "`variance_type` must be one of"),
+        ({"prediction_type": "flow"}, "`prediction_type` must be one of"),
+        ({"trained_betas": [0.1, 0.3]}, "`trained_betas` must have num_train_timesteps = 1000 entries.*got 2"),
+        ({"beta_end": 2.0}, r"`betas` must lie in \(0, 1\)"),
+        ({"rescale_betas_zero_snr": True}, "Use prediction_type='v_prediction'"),
+        ({"num_pixel_levels": 1}, "`num_pixel_levels` must be an integer from 2"),
+        ({"num_pixel_levels": 16.0}, "`num_pixel_levels` must be an integer from 2"),
+    ],
+)
+def test_construction_is_as_permissive_as_stock_and_scoring_refuses(config, message):
+    scheduler = VLBDDPMScheduler(**config)
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=message):
+        scheduler.vlb_terms(x, x, x, 5)
+
+
+def test_odd_configurations_still_step_as_stock():
+    x = torch.randn(1, 1, 4, 4, generator=generator())
+    for config, t in (({"variance_type": "other"}, 5), ({"trained_betas": [0.1, 0.3]}, 1), ({"rescale_betas_zero_snr": True}, 999)):
+        stock, ours = (cls(**config).step(2 * x, t, x, generator=generator()) for cls in (DDPMScheduler, VLBDDPMScheduler))
+        assert torch.allclose(stock.prev_sample, ours.prev_sample, atol=1e-6)
+
+
+def test_step_refuses_channels_that_do_not_fit():
+    x = torch.zeros(1, 1, 2, 2)
+    for variance_type, channels in (("fixed_small", 2), ("learned_range", 1), ("learned", 3)):
+        with pytest.raises(ValueError, match="`model_output` must have . channels"):
+            VLBDDPMScheduler(variance_type=variance_type).step(torch.zeros(1, channels, 2, 2), 5, x)
