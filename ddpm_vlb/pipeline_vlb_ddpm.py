@@ -1,6 +1,7 @@
 r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors. It is a `ValueError` and an `OSError`.
         """
+        pretrained_model_name_or_path = os.fspath(pretrained_model_name_or_path)
         folder = Path(pretrained_model_name_or_path)
         # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
         configuration_logger = logging.get_logger("diffusers.configuration_utils")
@@ -101,10 +103,10 @@ class VLBDDPMPipeline(DDPMPipeline):
                 pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except CheckpointError:
             raise
-        except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint,"
-                f" got {str(pretrained_model_name_or_path)!r}: {error}"
+                f" got {pretrained_model_name_or_path!r}: {error}"
             ) from error
         finally:
             configuration_logger.removeFilter(_is_not_about_num_pixel_levels)
@@ -112,7 +114,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         if missing:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must hold all weights of its network,"
-                f" got {str(pretrained_model_name_or_path)!r} without {', '.join(missing[:3])}"
+                f" got {pretrained_model_name_or_path!r} without {', '.join(missing[:3])}"
                 f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
             )
         pipe.unet = _restore_single_head(pipe.unet)

@@ -1,0 +1,416 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from analytic import GaussianDenoiser, gaussian_bound_and_nll
+from conftest import generator, quiet, tiny_unet
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
+from ddpm_vlb.gaussians import levels_to_samples
+
+TERMS = ("bits_per_dim", "prior", "transitions", "decoder")
+
+
+def score(pipe, images, **arguments):
+    arguments.setdefault("generator", generator())
+    return pipe.evaluate_nll(images, **arguments)
+
+
+def same(a, b, atol=0.0):
+    return all(torch.allclose(a[name], b[name], rtol=0, atol=atol) for name in TERMS)
+
+
+# What comes out.
+
+
+def test_output(pipe, images):
+    out = score(pipe, images)
+    assert isinstance(out, VLBOutput) and len(out.to_tuple()) == 7
+    assert out.transitions.shape == (5, 19) and out.timesteps.tolist() == list(range(1, 20))
+    assert all(out[name].dtype == torch.float64 and torch.isfinite(out[name]).all() for name in TERMS)
+    assert torch.allclose(out.bits_per_dim, out.prior + out.transitions.sum(1) + out.decoder, rtol=1e-14)
+    assert (out.transitions >= 0).all() and (out.decoder >= 0).all() and out.num_network_evaluations == 100
+    assert out.config["num_pixel_levels"] == 17 and out.config["seed"] == 0 and "next step" in out.config["decoder_variance"]
+    json.dumps(out.config)
+
+
+def test_terms_equal_the_schedulers(pipe, images):
+    out = score(pipe, images)
+    x = levels_to_samples(images, 17)
+    prior = pipe.scheduler.prior_kl(x) / (64 * math.log(2))
+    assert torch.allclose(out.prior, prior, rtol=1e-13)
+    from ddpm_vlb.noise import draw_seeds, keyed_noise
+
+    seeds = draw_seeds(5, generator())
+    for t, noise in enumerate(keyed_noise(seeds, range(20), (1, 8, 8))):
+        x_t = pipe.scheduler.forward_process().q_sample(x, noise, t)
+        with torch.no_grad():
+            output = pipe.unet(x_t.float(), t).sample
+        expected = pipe.scheduler.vlb_terms(output, x, x_t, t) / (64 * math.log(2))
+        got = out.decoder if t == 0 else out.transitions[:, t - 1]
+        assert torch.allclose(got, expected, rtol=1e-10)
+
+
+def test_the_analytic_models_bound():
+    betas = np.linspace(0.01, 0.3, 12)
+    pipe = quiet(
+        VLBDDPMPipeline(
+            GaussianDenoiser(np.cumprod(1 - betas).tolist()),
+            VLBDDPMScheduler(12, trained_betas=betas.tolist(), clip_sample=False),
+        )
+    )
+    level, count = 150, 400
+    out = score(pipe, torch.full((count, 1, 4, 4), level, dtype=torch.uint8), batch_size=100)
+    terms, prior, nll = gaussian_bound_and_nll(2 * level / 255 - 1, betas, range(12))
+    expected = (prior + terms.sum()) / math.log(2)
+    error = (out.bits_per_dim.std() / math.sqrt(count)).item()
+    assert abs(out.bits_per_dim.mean().item() - expected) <= 5 * error and error < 0.05
+    assert out.bits_per_dim.mean() > nll / math.log(2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_batch_size_changes_rounding_only(pipe, images, batch_size):
+    # float32 networks differ in the last place between batch shapes: 1e-7 of terms of up to 10 bits/dim, summed over 20.
+    assert same(score(pipe, images, batch_size=batch_size), score(pipe, images, batch_size=4), atol=2e-5)
+
+
+def test_the_noise_of_an_image_depends_on_its_position_alone(pipe, images):
+    assert same(score(pipe, images), score(pipe, images))
+    first = score(pipe, images[:2])
+    assert torch.allclose(first.bits_per_dim, score(pipe, images).bits_per_dim[:2], atol=2e-5)
+    assert not torch.allclose(score(pipe, images, generator=generator(1)).transitions, score(pipe, images).transitions)
+    singles = score(pipe, images, generator=[generator(i) for i in range(5)])
+    assert torch.allclose(score(pipe, images[3:4], generator=[generator(3)]).transitions, singles.transitions[3:4], atol=2e-5)
+
+
+def test_subsequences(pipe, images):
+    full = score(pipe, images)
+    assert same(score(pipe, images, inference_timesteps=list(range(19, -1, -1))), full, atol=1e-12)
+    out = score(pipe, images, inference_timesteps=[17, 4, 2])
+    assert out.timesteps.tolist() == [4, 17] and out.config["inference_timesteps"] == [17, 4, 2]
+    x = levels_to_samples(images, 17)
+    expected = pipe.scheduler.prior_kl(x, inference_timesteps=[17, 4, 2]) / (64 * math.log(2))
+    assert torch.allclose(out.prior, expected)
+    assert same(score(pipe, images, num_inference_steps=5), score(pipe, images, inference_timesteps=[16, 12, 8, 4, 0]))
+    single = score(pipe, images, num_inference_steps=1)
+    assert single.transitions.shape == (5, 0) and torch.isfinite(single.bits_per_dim).all()
+    assert "single" in single.config["decoder_variance"]
+
+
+def test_set_timesteps_and_training_mode_are_left_alone(pipe, images):
+    pipe.scheduler.set_timesteps(5)
+    pipe.unet.train()
+    before = score(pipe, images)
+    assert pipe.unet.training and pipe.scheduler.num_inference_steps == 5
+    pipe.unet.eval()
+    pipe.scheduler.set_timesteps(7)
+    assert same(before, score(pipe, images))
+
+
+def test_dropout_is_off(images):
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(dropout=0.5).train(), VLBDDPMScheduler(5, num_pixel_levels=17)))
+    assert same(score(pipe, images), score(pipe, images))
+
+
+def test_clipping_can_be_overridden(pipe, images):
+    clipped, free = score(pipe, images), score(pipe, images, clip_sample=False)
+    assert clipped.config["clip_sample"] and not free.config["clip_sample"]
+    assert not torch.allclose(clipped.bits_per_dim, free.bits_per_dim)
+    assert score(pipe, images, thresholding=True).config["thresholding"]
+
+
+# Networks.
+
+
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_learned_variances(images, variance_type):
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(out_channels=2), VLBDDPMScheduler(10, variance_type=variance_type, num_pixel_levels=17)))
+    assert torch.isfinite(score(pipe, images).bits_per_dim).all()
+    assert pipe(batch_size=2, num_inference_steps=4, output_type="pt").images.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_networks(pipe, images, dtype):
+    full = score(pipe, images)
+    half = score(pipe.to(dtype), images)
+    assert half.config["dtype"] == str(dtype)[6:]
+    # The network is rounded, the bound is not: each KL term moves by about eps of the prediction, relative to its own size.
+    assert torch.allclose(half.bits_per_dim, full.bits_per_dim, rtol=8 * torch.finfo(dtype).eps)
+    assert pipe(output_type="np").images.dtype == np.float32
+
+
+def test_channels_last_and_compiled_networks(pipe, images):
+    plain = score(pipe, images)
+    pipe.unet.to(memory_format=torch.channels_last)
+    assert same(score(pipe, images), plain, atol=2e-5)
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    assert same(score(pipe, images), plain, atol=2e-5)
+
+
+def test_class_conditional_networks(images):
+    unet = tiny_unet(num_class_embeds=3)
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(5, num_pixel_levels=17)))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    out = score(pipe, images, class_labels=labels)
+    assert same(score(pipe, images, class_labels=labels.tolist(), batch_size=2), out, atol=2e-5)
+    assert not torch.allclose(score(pipe, images, class_labels=labels.flip(0)).transitions, out.transitions)
+    assert pipe(batch_size=2, class_labels=1, output_type="pt").images.shape == (2, 1, 8, 8)
+    for bad in (None, [0, 1], [0, 1, 2, 3, 0], [0.0] * 5, [-1, 0, 0, 0, 0]):
+        with pytest.raises(ValueError, match="`class_labels` must"):
+            score(pipe, images, class_labels=bad)
+    with pytest.raises(ValueError, match="`class_labels` must"):
+        pipe(batch_size=2)
+
+
+def test_class_labels_of_an_unconditional_network(pipe, images):
+    with pytest.raises(ValueError, match="`class_labels` must be left out"):
+        score(pipe, images, class_labels=[0] * 5)
+
+
+def test_networks_whose_channels_fit_no_variance_type(images):
+    for out_channels, variance_type in ((2, "fixed_small"), (1, "learned_range"), (3, "learned")):
+        unet = tiny_unet(out_channels=out_channels)
+        with pytest.raises(ValueError, match="`unet` must have . output channels"):
+            score(VLBDDPMPipeline(unet, VLBDDPMScheduler(5, variance_type=variance_type, num_pixel_levels=17)), images)
+
+
+def test_networks_that_give_nan(pipe, images):
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="`unet` must give finite outputs.*image 0 at timestep 0"):
+        score(pipe, images)
+
+
+# Images.
+
+
+def test_all_kinds_of_images_score_the_same():
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(3), VLBDDPMScheduler(4)))
+    levels = torch.randint(256, (3, 3, 8, 8), generator=generator()).to(torch.uint8)
+    arrays = levels.permute(0, 2, 3, 1).numpy()
+    pils = [Image.fromarray(array) for array in arrays]
+    dataset = Dataset.from_dict({"picture": pils, "label": [0, 1, 2]}, features=None)
+    dataset = dataset.cast_column("picture", ImageFeature())
+    kinds = {
+        "float32": levels.float() / 127.5 - 1,
+        "float64": levels_to_samples(levels, 256),
+        "array": arrays,
+        "array, channels first": levels.numpy(),
+        "float array": levels_to_samples(levels, 256).permute(0, 2, 3, 1).numpy(),
+        "PIL": pils,
+        "list of tensors": list(levels),
+        "list of arrays": list(arrays),
+        "dataset": dataset,
+    }
+    expected = score(pipe, levels)
+    for name, images in kinds.items():
+        assert same(score(pipe, images), expected), name
+    assert torch.allclose(score(pipe, pils[0]).bits_per_dim, expected.bits_per_dim[:1], atol=2e-5)
+
+
+def bad_images():
+    good = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    on_grid = torch.full((1, 1, 8, 8), -1.0)
+    yield "off the grid", on_grid + 0.01, "lie on the grid"
+    yield "nan", on_grid * float("nan"), "be finite"
+    yield "inf", on_grid * float("inf"), "be finite"
+    yield "outside", on_grid * 2, "lie on the grid"
+    yield "level too high", good + 17, "below num_pixel_levels = 17, got 17"
+    yield "channels", good.expand(1, 3, 8, 8), "have 1 channels, got 3"
+    yield "size", torch.zeros(1, 1, 8, 9, dtype=torch.uint8), "8 x 8 pixels, got 8 x 9"
+    yield "ndim", good[0], r"shape \(N, C, H, W\)"
+    yield "empty", good[:0], "not be empty"
+    yield "empty list", [], "not be empty"
+    yield "int64", good.long(), "dtype int64"
+    yield "bool", good.bool(), "dtype bool"
+    yield "half", on_grid.half(), "dtype float16"
+    yield "uint16", good.to(torch.uint16), "dtype uint16"
+    yield "complex", on_grid.to(torch.complex64), "dtype complex64"
+    yield "RGBA", Image.new("RGBA", (8, 8)), "got mode RGBA"
+    yield "palette", Image.new("P", (8, 8)), "got mode P"
+    yield "16 bit", Image.new("I;16", (8, 8)), "dtype uint16"
+    yield "RGB for a grey model", Image.new("RGB", (8, 8)), "have 1 channels, got 3"
+    yield "two sizes", [Image.new("L", (8, 8)), Image.new("L", (8, 9))], "all have one size"
+    yield "text", "image.png", "must be a tensor"
+    yield "strings", ["image.png"], "must hold tensors"
+    yield "None", None, "must be a tensor"
+    yield "object array", np.array([[object()]]), "integers or floats"
+    yield "no image column", Dataset.from_dict({"label": [1]}), "one image column"
+
+
+@pytest.mark.parametrize(("images", "message"), [pytest.param(i, m, id=name) for name, i, m in bad_images()])
+def test_bad_images_are_refused_before_any_work(pipe, images, message):
+    pipe.unet.forward = None  # would fail if it were called
+    with pytest.raises(ValueError, match=f"`images` must.*{message}|`images` {message}"):
+        pipe.evaluate_nll(images)
+
+
+def test_sixteen_bit_images():
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(3, num_pixel_levels=65536)))
+    array = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    expected = score(pipe, torch.from_numpy(array)[None, None])
+    assert same(score(pipe, Image.fromarray(array)), expected)
+    with pytest.raises(ValueError, match="dtype uint8"):
+        score(pipe, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
+        ({"batch_size": 2.0}, "`batch_size` must be a positive integer"),
+        ({"num_inference_steps": 3, "inference_timesteps": [1]}, "Only one of"),
+        ({"num_inference_steps": 21}, r"`num_inference_steps` must lie in \[1, 20\], got 21"),
+        ({"inference_timesteps": [3, 3]}, "`inference_timesteps` must be strictly descending"),
+        ({"inference_timesteps": [20]}, r"`inference_timesteps` must lie in \[0, 20\), got 20"),
+        ({"inference_timesteps": []}, "`inference_timesteps` must name at least one"),
+        ({"generator": [generator()]}, "`generator` must be one generator or one per image"),
+    ],
+)
+def test_bad_arguments(pipe, images, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.evaluate_nll(images, **arguments)
+
+
+# Sampling.
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_sampling_is_the_parents(pipe, steps):
+    stock = quiet(DDPMPipeline(pipe.unet, DDPMScheduler(num_train_timesteps=20)))
+    ours, theirs = (
+        p(batch_size=2, generator=generator(), num_inference_steps=steps, output_type="np").images for p in (pipe, stock)
+    )
+    assert np.abs(ours - theirs).max() <= 1e-3
+    assert pipe(generator=generator()).images[0].size == (8, 8)
+    assert len(pipe(return_dict=False, inference_timesteps=[15, 3])[0]) == 1
+
+
+def test_sampling_refuses(pipe):
+    for arguments in (
+        {"num_inference_steps": 5, "inference_timesteps": [1]},
+        {"inference_timesteps": [1, 5]},
+        {"num_inference_steps": 1000},
+        {"output_type": "latent"},
+    ):
+        with pytest.raises(ValueError):
+            pipe(**arguments)
+
+
+# Checkpoints.
+
+
+def test_round_trip_and_stock_diffusers(pipe, images, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = quiet(VLBDDPMPipeline.from_pretrained(tmp_path))
+    assert again.scheduler.config.num_pixel_levels == 17 and same(score(again, images), score(pipe, images))
+    again.save_pretrained(tmp_path / "twice")
+    assert same(score(quiet(VLBDDPMPipeline.from_pretrained(tmp_path / "twice")), images), score(pipe, images))
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "DDPMPipeline" and index["scheduler"] == ["diffusers", "DDPMScheduler"]
+    stock = quiet(DDPMPipeline.from_pretrained(tmp_path))
+    images = [p(generator=generator(), num_inference_steps=20, output_type="np").images for p in (stock, pipe)]
+    assert np.abs(images[0] - images[1]).max() <= 1e-3
+
+
+def test_from_pipe(pipe, images):
+    assert same(score(quiet(VLBDDPMPipeline.from_pipe(DDPMPipeline.from_pipe(pipe))), images), score(pipe, images))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("safe", [True, False])
+def test_every_layout_loads(tmp_path, flat, index, safe):
+    unet = tiny_unet()
+    unet.save_pretrained(tmp_path if flat else tmp_path / "unet", safe_serialization=safe)
+    config = {"_class_name": "DDPMScheduler", "num_train_timesteps": 7, "beta_schedule": "linear", "tensor_format": "pt"}
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / ("." if flat else "scheduler") / "scheduler_config.json").write_text(json.dumps(config))
+    if flat:
+        (tmp_path / "scheduler").rmdir()
+    if index:
+        parts = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", **parts}))
+    pipe = VLBDDPMPipeline.from_pretrained(tmp_path)
+    assert isinstance(pipe.scheduler, VLBDDPMScheduler) and pipe.scheduler.config.num_train_timesteps == 7
+    assert all(torch.equal(a, b) for a, b in zip(pipe.unet.state_dict().values(), unet.state_dict().values()))
+
+
+def test_configurations_from_before_attention_head_dim_have_one_head(tmp_path):
+    unet = tiny_unet(attention_head_dim=None, block_out_channels=(8, 16))
+    VLBDDPMPipeline(unet, VLBDDPMScheduler(5)).save_pretrained(tmp_path)
+    path = tmp_path / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    del config["attention_head_dim"]
+    path.write_text(json.dumps({**config, "_diffusers_version": "0.0.4"}))
+    x = torch.randn(1, 1, 8, 8, generator=generator())
+    with torch.no_grad():
+        expected = unet(x, 3).sample
+        assert torch.allclose(VLBDDPMPipeline.from_pretrained(tmp_path).unet(x, 3).sample, expected, atol=1e-6)
+        assert not torch.allclose(UNet2DModel.from_pretrained(tmp_path / "unet")(x, 3).sample, expected, atol=1e-4)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def damaged(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = load_file(weights)
+    hostile = folder.parent / "hostile"
+
+    def write(content):
+        return lambda: weights.write_bytes(content)
+
+    def as_bin(content):
+        weights.unlink()
+        torch.save(content, weights.with_suffix(".bin"))
+
+    name = "conv_out.bias"
+    yield "truncated", write(weights.read_bytes()[:1000]), "complete and readable"
+    yield "garbage", write(b"\x10" * 100), "complete and readable"
+    yield "no weights", weights.unlink, "complete and readable"
+    yield "a weight is missing", lambda: save_file({k: v for k, v in whole.items() if k != name}, weights), f"without {name}"
+    yield "a weight has another shape", lambda: save_file({**whole, name: torch.zeros(9)}, weights), "complete and readable"
+    yield "a pickle with code", lambda: as_bin({"x": Payload(hostile)}), "complete and readable"
+    yield "no scheduler", (folder / "scheduler" / "scheduler_config.json").unlink, "complete and readable"
+    yield "no network configuration", (folder / "unet" / "config.json").unlink, "complete and readable"
+    yield "index that is not JSON", lambda: (folder / "model_index.json").write_text("{"), "complete and readable"
+    yield "empty folder", lambda: [shutil.rmtree(folder), folder.mkdir()], "without config.json"
+
+
+@pytest.mark.parametrize("case", range(10))
+def test_damaged_checkpoints_are_refused(pipe, tmp_path, case):
+    folder = tmp_path / "pipeline"
+    pipe.save_pretrained(folder)
+    _, damage, message = list(damaged(folder))[case]
+    damage()
+    for error in (ValueError, OSError):
+        with pytest.raises(error, match=f"`pretrained_model_name_or_path` must.*{message}"):
+            VLBDDPMPipeline.from_pretrained(folder)
+    assert not (tmp_path / "hostile").exists()
+
+
+def test_missing_checkpoints_and_hostile_indexes(pipe, tmp_path):
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must"):
+        VLBDDPMPipeline.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must"):
+        VLBDDPMPipeline.from_pretrained("no-such-name/no-such-repository")
+    pipe.save_pretrained(tmp_path)
+    index = {"_class_name": "DDPMPipeline", "unet": ["os", "system"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must"):
+        VLBDDPMPipeline.from_pretrained(tmp_path)
