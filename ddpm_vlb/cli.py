@@ -55,8 +55,14 @@ def _load(arguments: argparse.Namespace):
 
     revision = {} if arguments.revision is None else {"revision": arguments.revision}
     dtype = getattr(torch, arguments.dtype)
+    try:
+        device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
     pipe = VLBDDPMPipeline.from_pretrained(arguments.checkpoint, dtype=dtype, **revision)
-    return pipe.to(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -138,12 +144,13 @@ def image_grid(images: Sequence, columns: int | None = None):
         columns: images per row; by default as square as it gets.
     """
     from diffusers.utils import make_image_grid
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     scale = max(1, 64 // max(images[0].size))
     columns = columns or max(c for c in range(1, len(images) + 1) if len(images) % c == 0 and c * c <= len(images))
     size = tuple(side * scale for side in images[0].size)
-    return make_image_grid([i.resize(size, Image.NEAREST) for i in images], len(images) // columns, columns)
+    framed = [ImageOps.expand(image.resize(size, Image.NEAREST).convert("RGB"), 2, "slategray") for image in images]
+    return make_image_grid(framed, len(images) // columns, columns)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

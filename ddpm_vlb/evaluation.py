@@ -140,7 +140,7 @@ def plot_terms(report: dict[str, Any], path: str | Path) -> None:
     total.set_ylabel("bits/dim, summed from t = 0")
     total.set_ylim(0, 1.05 * max(report["bits_per_dim"], math.ulp(1.0)))
     handles = [*axes.get_legend_handles_labels()[0], *total.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, loc="upper right")
+    axes.legend(handles=handles, loc="lower left")
     error = "" if report["standard_error"] is None else f" $\\pm$ {report['standard_error']:.4f}"
     axes.set_title(f"{report['bits_per_dim']:.4f}{error} bits/dim, {report['num_images']} images")
     buffer = io.BytesIO()

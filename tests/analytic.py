@@ -58,9 +58,7 @@ def gaussian_bound_and_nll(x, betas, grid, m=0.2, s=0.5, levels=256):
     gain, offset = denoiser(abar[0])
     std_0 = np.sqrt(1 - abar[0])
     decoder, _ = integrate.quad(
-        lambda e: (
-            -stats.norm.pdf(e) * log_bin(gain * (np.sqrt(abar[0]) * x + std_0 * e) + offset, np.sqrt(decoder_variance))
-        ),
+        lambda e: -stats.norm.pdf(e) * log_bin(gain * (np.sqrt(abar[0]) * x + std_0 * e) + offset, np.sqrt(decoder_variance)),
         -8,
         8,
         limit=400,

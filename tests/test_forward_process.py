@@ -129,7 +129,9 @@ def test_timesteps_out_of_range(t):
         ForwardProcess.from_betas(LINEAR).q_mean_variance(draw(2, 1, 2, 2), t)
 
 
-@pytest.mark.parametrize("t", [0.5, "3", None, True, torch.tensor([0.5, 1.0]), torch.tensor([[1, 2]]), torch.tensor([True, False])])
+@pytest.mark.parametrize(
+    "t", [0.5, "3", None, True, torch.tensor([0.5, 1.0]), torch.tensor([[1, 2]]), torch.tensor([True, False])]
+)
 def test_timesteps_that_are_not_integers(t):
     with pytest.raises(ValueError, match="`timesteps` must be"):
         ForwardProcess.from_betas(LINEAR).q_mean_variance(draw(2, 1, 2, 2), t)

@@ -133,7 +133,9 @@ def test_clipping_can_be_overridden(pipe, images):
 
 @pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
 def test_learned_variances(images, variance_type):
-    pipe = quiet(VLBDDPMPipeline(tiny_unet(out_channels=2), VLBDDPMScheduler(10, variance_type=variance_type, num_pixel_levels=17)))
+    pipe = quiet(
+        VLBDDPMPipeline(tiny_unet(out_channels=2), VLBDDPMScheduler(10, variance_type=variance_type, num_pixel_levels=17))
+    )
     assert torch.isfinite(score(pipe, images).bits_per_dim).all()
     assert pipe(batch_size=2, num_inference_steps=4, output_type="pt").images.shape == (2, 1, 8, 8)
 

@@ -60,7 +60,9 @@ def test_improved_ddpm_decoder_log_variance():
     # Nichol & Dhariwal's code clips the log-variance at its first step to that of the second: -9.82 for linear-1000.
     reverse = ReverseProcess(FULL, variance_type="learned_range")
     output = torch.cat([torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), -1.0)], dim=1)
-    assert reverse.p_mean_variance(output, torch.zeros(1, 1, 2, 2), 0).log_variance.mean().item() == pytest.approx(-9.82, abs=5e-3)
+    assert reverse.p_mean_variance(output, torch.zeros(1, 1, 2, 2), 0).log_variance.mean().item() == pytest.approx(
+        -9.82, abs=5e-3
+    )
 
 
 @pytest.mark.parametrize("sample_max_value", [0.5, 1.0, 2.0])

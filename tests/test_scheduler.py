@@ -223,7 +223,11 @@ def test_construction_is_as_permissive_as_stock_and_scoring_refuses(config, mess
 
 def test_odd_configurations_still_step_as_stock():
     x = torch.randn(1, 1, 4, 4, generator=generator())
-    for config, t in (({"variance_type": "other"}, 5), ({"trained_betas": [0.1, 0.3]}, 1), ({"rescale_betas_zero_snr": True}, 999)):
+    for config, t in (
+        ({"variance_type": "other"}, 5),
+        ({"trained_betas": [0.1, 0.3]}, 1),
+        ({"rescale_betas_zero_snr": True}, 999),
+    ):
         stock, ours = (cls(**config).step(2 * x, t, x, generator=generator()) for cls in (DDPMScheduler, VLBDDPMScheduler))
         assert torch.allclose(stock.prev_sample, ours.prev_sample, atol=1e-6)
 

@@ -1,0 +1,150 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ddpm_vlb.data import images_to_levels, load_images, quantize
+from ddpm_vlb.gaussians import levels_to_samples
+
+
+def write_idx(path, array, opener=open):
+    with opener(path, "wb") as file:
+        file.write(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes())
+
+
+GREY = np.arange(5 * 8 * 8, dtype=np.int64).reshape(5, 8, 8).astype(np.uint8)
+
+
+def test_digits():
+    train, test = load_images("digits", "train"), load_images("digits")
+    assert train.images.shape == (1437, 1, 8, 8) and test.images.shape == (360, 1, 8, 8) and test.split == "test"
+    assert train.num_pixel_levels == 17 and int(train.images.max()) == 16 and len(test.labels) == 360
+    assert len(load_images("digits", max_images=7)) == 7 == len(load_images("digits", max_images=7).labels)
+    with pytest.raises(ValueError, match="`split` must be 'train' or 'test' for the digits, got 'valid'"):
+        load_images("digits", "valid")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files(tmp_path, zipped):
+    path = tmp_path / ("images-idx3-ubyte" + ".gz" * zipped)
+    write_idx(path, GREY, gzip.open if zipped else open)
+    loaded = load_images(path)
+    assert np.array_equal(loaded.images[:, 0].numpy(), GREY) and loaded.num_pixel_levels == 256
+
+
+def test_npz_files(tmp_path):
+    colour = np.stack([GREY] * 3, axis=-1)
+    np.savez(tmp_path / "a.npz", images=colour, labels=np.arange(5), index=np.arange(5))
+    loaded = load_images(tmp_path / "a.npz")
+    assert np.array_equal(loaded.images.permute(0, 2, 3, 1).numpy(), colour) and loaded.labels.tolist() == list(range(5))
+    np.savez(tmp_path / "b.npz", GREY)
+    assert load_images(tmp_path / "b.npz", max_images=2).images.shape == (2, 1, 8, 8)
+
+
+def test_folders(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    for i, array in enumerate(GREY):
+        Image.fromarray(array).save(tmp_path / ("test" if i < 3 else "train") / f"{i}.png")
+    assert np.array_equal(load_images(tmp_path).images[:, 0].numpy(), GREY)  # sorted by path: test, then train
+    assert len(load_images(tmp_path, "train")) == 2 and len(load_images(tmp_path, max_images=4)) == 4
+    with pytest.raises(ValueError, match="`split` must name a sub-folder"):
+        load_images(tmp_path, "valid")
+
+
+def test_data_sets_of_the_datasets_library(tmp_path):
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    rows = Dataset.from_dict({"image": [Image.fromarray(a) for a in GREY], "label": [4, 3, 2, 1, 0]})
+    rows.cast_column("image", ImageFeature()).to_parquet(tmp_path / "test-0.parquet")
+    loaded = load_images(tmp_path, "test")
+    assert np.array_equal(loaded.images[:, 0].numpy(), GREY) and loaded.labels.tolist() == [4, 3, 2, 1, 0]
+    with pytest.raises(ValueError, match="with the split 'train'"):
+        load_images(tmp_path, "train")
+
+
+def bad_sources(folder):
+    def file(name, content):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    def images(name, *pictures):
+        (folder / name).mkdir()
+        for i, picture in enumerate(pictures):
+            picture.save(folder / name / f"{i}.png")
+        return folder / name
+
+    write_idx(folder / "whole", GREY)
+    whole = (folder / "whole").read_bytes()
+    np.savez(folder / "two.npz", a=GREY, b=GREY)
+    np.savez(folder / "float.npz", images=GREY.astype(float))
+    np.savez(folder / "object.npz", images=np.array([object()]))
+    np.savez(folder / "none.npz", images=GREY[:0])
+    broken = images("broken", Image.fromarray(GREY[0]))
+    (broken / "0.png").write_bytes((broken / "0.png").read_bytes()[:50])
+    animated = folder / "animated"
+    animated.mkdir()
+    frames = [Image.fromarray(a) for a in GREY]
+    frames[0].save(animated / "a.gif", save_all=True, append_images=frames[1:])
+    yield "idx cut off", file("cut", whole[:-1]), "whole idx file"
+    yield "idx header cut off", file("head", whole[:9]), "whole idx file"
+    yield "idx of floats", file("floats", b"\x00\x00\x0d" + whole[3:]), "idx file of uint8 images"
+    yield "gzip cut off", file("cut.gz", gzip.compress(whole)[:-20]), "idx file|gzip file"
+    yield "not gzip", file("not.gz", b"hello"), "readable idx file"
+    yield "empty file", file("empty", b""), "'digits', a folder"
+    yield "not npz", file("not.npz", b"hello"), "readable npz file"
+    yield "two arrays", folder / "two.npz", "array `images`"
+    yield "npz of floats", folder / "float.npz", "uint8 or uint16 images, got dtype float64"
+    yield "npz of objects", folder / "object.npz", "readable npz file"
+    yield "npz without images", folder / "none.npz", "at least one image"
+    yield "no images in the folder", images("nothing"), "folder with images"
+    yield "two sizes", images("sizes", Image.new("L", (8, 8)), Image.new("L", (8, 9))), "images of one size and type"
+    yield "RGBA", images("rgba", Image.new("RGBA", (8, 8))), "got mode RGBA"
+    yield "truncated image", broken, "readable images"
+    yield "animation", animated, "still images, got 5 frames"
+    yield "missing file", folder / "missing.npz", "file or folder that exists"
+    yield "missing data set", "no-such-name/no-such-data-set", "a Hub data set"
+
+
+@pytest.mark.parametrize("case", range(18))
+def test_bad_sources(tmp_path, case):
+    name, source, message = list(bad_sources(tmp_path))[case]
+    with pytest.raises(ValueError, match=message):
+        load_images(source)
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="`max_images` must be at least 1, got 0"):
+        load_images("digits", max_images=0)
+
+
+def test_a_single_file_has_no_split(tmp_path):
+    write_idx(tmp_path / "a", GREY)
+    with pytest.raises(ValueError, match="`split` must be left out"):
+        load_images(tmp_path / "a", "test")
+
+
+@given(st.integers(2, 65536), st.integers(2, 65536))
+def test_quantize_goes_to_the_nearest_level(source_levels, num_pixel_levels):
+    levels = torch.unique(torch.linspace(0, source_levels - 1, 50).round().to(torch.int32))
+    got = quantize(levels, num_pixel_levels, source_levels=source_levels).to(torch.int32)
+    values = levels_to_samples(levels, source_levels)
+    error = (levels_to_samples(got, num_pixel_levels) - values).abs().max().item()
+    assert error <= 1 / (num_pixel_levels - 1) + 1e-12
+
+
+def test_quantize_is_idempotent_and_feeds_the_grid_check():
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    levels = quantize(images, 17)
+    assert torch.equal(images_to_levels(levels, 17), levels)
+    assert torch.equal(quantize(levels, 17, source_levels=17), levels)
+    assert torch.equal(quantize(torch.tensor([0, 255], dtype=torch.uint8), 17), torch.tensor([0, 16], dtype=torch.uint8))
+    for bad in (images * 3, images * float("nan")):
+        with pytest.raises(ValueError, match=r"`images` must lie in \[-1, 1\]"):
+            quantize(bad, 17)
