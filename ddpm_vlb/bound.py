@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 import torch
 
-from .forward_process import ForwardProcess
+from .forward_process import ForwardProcess, to_working
 from .gaussians import discretized_gaussian_log_likelihood, normal_log_density, variance_gap, working_dtype
 from .reverse_process import ReverseProcess
 
@@ -44,7 +44,7 @@ def prior_kl(forward: ForwardProcess, original_samples: torch.Tensor) -> torch.T
     Returns:
         Nats, shape `(B,)`.
     """
-    x = original_samples.to(working_dtype(original_samples.device))
+    (x,) = to_working(original_samples=original_samples)
     alpha_bar = forward.alphas_cumprod[-1]
     # normal_kl(mean, log(1 - a), 0, 0) = (-log(1 - a) - a + mean^2) / 2, with the logarithm that keeps its digits.
     log_variance = torch.log1p(-alpha_bar) if alpha_bar < 0.5 else forward.one_minus_alphas_cumprod[-1].log()
@@ -71,12 +71,12 @@ def transition_kl(
         Nats, shape `(B,)`; never negative.
     """
     forward = reverse.forward
+    x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
     pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
     posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
     gap = variance_gap(posterior_log_variance - log_variance)
     weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(-log_variance)
-    squared_error = (original_samples.to(pred_original_sample.dtype) - pred_original_sample) ** 2
-    return _sum_dims(0.5 * (gap + weight * squared_error))
+    return _sum_dims(0.5 * (gap + weight * (x - pred_original_sample) ** 2))
 
 
 def decoder_nll(
@@ -100,10 +100,11 @@ def decoder_nll(
     Raises:
         ValueError: `original_samples` off the grid.
     """
+    x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
     # The posterior mean at the lowest step is the predicted image itself.
     mean, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
     log_likelihood = discretized_gaussian_log_likelihood(
-        original_samples.to(mean.dtype),
+        x,
         mean=mean,
         log_variance=log_variance,
         num_pixel_levels=num_pixel_levels,
@@ -127,12 +128,13 @@ def vlb_terms(
     """
     decoder_args = (num_pixel_levels, validate_args)
     arguments = (model_output, original_samples, noisy_samples)
-    lowest = reverse.forward.rows(timesteps) == 0
+    lowest = reverse.forward.rows(timesteps, len(noisy_samples)) == 0
     if lowest is False or (lowest is not True and not lowest.any()):
         return transition_kl(reverse, *arguments, timesteps)
     if lowest is True or lowest.all():
         return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
-    timesteps = timesteps.cpu()
+    to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    timesteps = torch.as_tensor(timesteps).cpu()
     terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
     for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):
         index = mask.nonzero().squeeze(1)
@@ -164,7 +166,7 @@ def trajectory_bound(
         One unbiased sample of the bound per image, nats, shape `(B,)`; it may be negative.
     """
     forward = reverse.forward
-    x_s = original_samples.to(working_dtype(original_samples.device))
+    (x_s,) = to_working(original_samples=original_samples)
     total = torch.zeros(len(x_s), dtype=x_s.dtype, device=x_s.device)
     for row, timestep in enumerate(forward.timesteps.tolist()):
         q = forward.q_step_mean_variance(x_s, timestep)

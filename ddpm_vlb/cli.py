@@ -1,6 +1,7 @@
 r"""The command `ddpm-vlb`: score a checkpoint on a data set, or sample from it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,7 +44,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="FOLDER_OR_REPO", help="a pipeline's folder, or its name on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub checkpoint")
     parser.add_argument("--num-inference-steps", type=int, metavar="K", help="the K-step model (default: all steps)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="a non-negative integer below 2^63")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
 
@@ -53,6 +54,10 @@ def _load(arguments: argparse.Namespace):
 
     from .pipeline_vlb_ddpm import VLBDDPMPipeline
 
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2^63), got {arguments.seed}.")
+    if arguments.revision is not None and os.path.isdir(arguments.checkpoint):
+        raise ValueError(f"`revision` must be left out for a folder, which has only one, got {arguments.revision!r}.")
     revision = {} if arguments.revision is None else {"revision": arguments.revision}
     dtype = getattr(torch, arguments.dtype)
     try:

@@ -6,6 +6,7 @@ the grid changes the data and hence the likelihood; `quantize` does it, as a ste
 """
 
 import gzip
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .gaussians import check_num_pixel_levels, samples_to_levels
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
 PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
 
 
@@ -80,6 +82,8 @@ def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
 
 def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
     if isinstance(images, torch.Tensor):
+        if images.layout != torch.strided or images.is_meta:
+            raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
         return images.detach()
     if isinstance(images, np.ndarray):
         return _array_to_tensor(images, channels)
@@ -120,8 +124,9 @@ def _one_as_tensor(image: Any, index: int) -> torch.Tensor:
 
 
 def _array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
-    if array.dtype.kind not in "uif":
-        raise ValueError(f"`images` must be integers or floats, got an array of dtype {array.dtype}.")
+    if array.dtype.name not in ARRAY_DTYPES or isinstance(array, np.ma.MaskedArray):
+        what = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
+        raise ValueError(f"`images` must be plain arrays of dtype {', '.join(ARRAY_DTYPES)}, got {what}.")
     if array.ndim == 3:
         array = array[..., None]
     # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.
@@ -137,12 +142,27 @@ def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
     Raises:
         ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
     """
+    if "transparency" in image.info or _is_rescaled(image):
+        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
+        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
     if image.mode not in PIL_MODES:
         raise ValueError(
             f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
             " since what becomes of transparency or of a palette is a choice."
         )
     return np.asarray(image).astype(PIL_MODES[image.mode])
+
+
+def _is_rescaled(image: Image.Image) -> bool:
+    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
+    # stands in `tile`; of an image that is loaded already, nothing tells any more.
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if tile[0].startswith("ppm") and arguments[-1] != 255:
+            return True
+        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
+            return True
+    return False
 
 
 def image_column(dataset: Any) -> str:
@@ -176,14 +196,16 @@ def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source
     """
     check_num_pixel_levels(num_pixel_levels)
     images = torch.as_tensor(images)
+    if images.is_complex() or images.dtype == torch.bool:
+        raise ValueError(f"`images` must be integers or floats, got dtype {images.dtype}.")
     values = images.to(torch.float64)
     if not images.is_floating_point():
         source_levels = source_levels or torch.iinfo(images.dtype).max + 1
         values = 2.0 * values / (source_levels - 1) - 1.0
     if not bool(((values >= -1) & (values <= 1)).all()):
         raise ValueError(
-            f"`images` must lie in [-1, 1], or be levels below {source_levels}, to be quantised; got values from"
-            f" {images.min().item()} to {images.max().item()}."
+            f"`images` must lie in [-1, 1], or be levels below {source_levels}, to be quantised; got values that stand for"
+            f" {values.min().item()} to {values.max().item()}."
         )
     levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
     return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
@@ -218,8 +240,8 @@ def load_images(source: str | Path, split: str | None = None, max_images: int | 
     r"""Load a data set.
 
     Args:
-        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as MNIST's), an
-            npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
+        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as
+            MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
         split: the part to load: `"train"` or `"test"`, for the digits `"test"` by default; for a folder, a sub-folder of that
             name if there is one. idx and npz files have no parts.
         max_images: at most this many, from the first.
@@ -270,6 +292,8 @@ def _load_digits(split: str) -> ImageSet:
 def _image_set(array: np.ndarray, name: str, split: str | None = None, labels=None) -> ImageSet:
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"`dataset` must hold uint8 or uint16 images, got dtype {array.dtype} in {name!r}.")
+    if array.size == 0:
+        raise ValueError(f"`dataset` must hold at least one image, got shape {array.shape} in {name!r}.")
     if array.ndim not in (3, 4):
         raise ValueError(f"`dataset` must hold images of shape (N, H, W) or (N, H, W, C), got {array.shape} in {name!r}.")
     return ImageSet(_array_to_tensor(array, None), int(np.iinfo(array.dtype).max) + 1, name, split, labels)
@@ -293,9 +317,10 @@ def _read_image(file: Path) -> np.ndarray:
         with Image.open(file) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"`dataset` must hold still images, got {image.n_frames} frames in {str(file)!r}.")
-            image.load()
             return pil_to_array(image, str(file))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file can make a decoder stumble over anything
+        if str(error).startswith("`"):
+            raise
         raise ValueError(f"`dataset` must hold readable images, got {str(file)!r}: {error}.") from error
 
 
@@ -326,7 +351,12 @@ def _load_npz(path: Path) -> ImageSet:
     except Exception as error:  # zipfile and zlib have errors of their own
         raise ValueError(f"`dataset` must be a readable npz file, got {str(path)!r}: {error}.") from error
     if labels is not None:
-        labels = torch.from_numpy(labels.astype(np.int64)) if labels.dtype.kind in "iu" else None
+        if labels.dtype.kind not in "iu" or labels.shape != array.shape[:1]:
+            raise ValueError(
+                f"`dataset` must have one integer label per image, got `labels` of dtype {labels.dtype} and shape"
+                f" {labels.shape} for images of shape {array.shape} in {str(path)!r}."
+            )
+        labels = torch.from_numpy(labels.astype(np.int64))
     return _image_set(array, str(path), labels=labels)
 
 
@@ -345,7 +375,7 @@ def _load_idx(path: Path) -> ImageSet:
         )
     header = 4 + 4 * raw[3]
     shape = struct.unpack(f">{raw[3]}I", raw[4:header]) if len(raw) >= header else ()
-    if len(shape) == 0 or len(raw) - header != int(np.prod(shape, dtype=np.int64)):
+    if len(shape) == 0 or len(raw) - header != math.prod(shape):
         raise ValueError(f"`dataset` must be a whole idx file, got {len(raw)} bytes for shape {shape} in {str(path)!r}.")
     return _image_set(np.frombuffer(raw, np.uint8, offset=header).reshape(shape), str(path))
 

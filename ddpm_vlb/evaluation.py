@@ -28,9 +28,10 @@ def make_report(output, **context: Any) -> dict[str, Any]:
         context: further entries of `config`, such as the data set and the checkpoint.
 
     Returns:
-        A dictionary of plain Python values: means over images in bits/dim (`bits_per_dim`, `prior`, `transitions`, ascending in t
-        as `timesteps` says, `transitions_total`, `decoder`), `standard_error` and `monte_carlo_error` (bits/dim; `None` for a
-        single image), `method`, `num_images`, `num_network_evaluations`, `per_image` (bits/dim of each image) and `config`.
+        A dictionary of plain Python values: means over images in bits/dim (`bits_per_dim`, `prior`, `transitions`, ascending
+        in t as `timesteps` says, `transitions_total`, `decoder`), `standard_error` and `monte_carlo_error` (bits/dim, `None`
+        for a single image), `method`, `num_images`, `num_network_evaluations`, `per_image` (bits/dim of each image) and
+        `config`.
     """
     count = len(output.bits_per_dim)
     standard_error = monte_carlo_error = None

@@ -15,9 +15,10 @@ t (or the data). All that follows holds for the full grid, where s = t - 1, and 
 
 At the lowest step of the grid the posterior is the data itself: mean :math:`x`, variance 0.
 
-**Precision.** Everything is a function of :math:`\ell_t = \log\bar\alpha_t = \sum_{i \le t} \log(1 - \beta_i)`, summed with
-``log1p`` in float64; :math:`1 - \bar\alpha_t = -\mathrm{expm1}(\ell_t)` and :math:`\beta_t = -\mathrm{expm1}(\ell_t - \ell_s)`
-then lose no digits, where float32 tables are wrong by up to 5e-3 (relative) at the low-noise end.
+**Precision.** Everything is a function of :math:`a_t = \sum_{s < i \le t} \log(1 - \beta_i)` and of the running sum
+:math:`\log\bar\alpha_t`, both made with ``log1p`` in float64; :math:`\beta_t = -\mathrm{expm1}(a_t)` and
+:math:`1 - \bar\alpha_t = -\mathrm{expm1}(\log\bar\alpha_t)` then lose no digits, where float32 tables are wrong by up to 5e-3
+(relative) at the low-noise end.
 """
 
 import math
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from .gaussians import Gaussian, working_dtype
@@ -112,12 +114,12 @@ class ForwardProcess:
 
     Args:
         timesteps: the grid, ascending, int64, shape `(K,)`.
-        log_alphas_cumprod: :math:`\log\bar\alpha_t` on the grid; -inf at a terminal step of zero SNR.
+        log_alphas: :math:`\log(1 - \beta_t)` of the effective beta of each step of the grid; -inf at a step to zero SNR.
         num_train_timesteps: number of steps T of the full process.
     """
 
     timesteps: torch.Tensor
-    log_alphas_cumprod: torch.Tensor
+    log_alphas: torch.Tensor
     num_train_timesteps: int
 
     @classmethod
@@ -143,17 +145,24 @@ class ForwardProcess:
                 "`betas` must lie in (0, 1), the last one in (0, 1], for the process to be scored,"
                 f" got {betas[where].item()!r} at step {where}."
             )
-        log_alphas_cumprod = torch.cumsum(torch.log1p(-betas), dim=0)
+        log_alphas = torch.log1p(-betas)
         if inference_timesteps is None:
-            timesteps = torch.arange(len(betas))
-        else:
-            timesteps = torch.tensor(check_inference_timesteps(inference_timesteps, len(betas))[::-1])
-        return cls(timesteps, log_alphas_cumprod[timesteps], len(betas))
+            return cls(torch.arange(len(betas)), log_alphas, len(betas))
+        grid = torch.tensor(check_inference_timesteps(inference_timesteps, len(betas))[::-1])
+        # A sum over each gap; the difference of two running sums would lose the digits that they share.
+        used = torch.arange(int(grid[-1]) + 1)
+        log_alphas = torch.zeros(len(grid), dtype=torch.float64).index_add(0, torch.searchsorted(grid, used), log_alphas[used])
+        return cls(grid, log_alphas, len(betas))
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     # Tables. The suffix `_prev` is diffusers' word for the next lower step of the grid.
+
+    @cached_property
+    def log_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\log\bar\alpha_t`."""
+        return torch.cumsum(self.log_alphas, dim=0)
 
     @cached_property
     def _log_alphas_cumprod_prev(self) -> torch.Tensor:
@@ -182,12 +191,12 @@ class ForwardProcess:
     @cached_property
     def sqrt_alphas(self) -> torch.Tensor:
         r""":math:`\sqrt{1 - \beta_t}` of the effective beta, the decay from :math:`x_s` to :math:`x_t`."""
-        return torch.exp(0.5 * (self.log_alphas_cumprod - self._log_alphas_cumprod_prev))
+        return torch.exp(0.5 * self.log_alphas)
 
     @cached_property
     def betas(self) -> torch.Tensor:
         r"""Effective :math:`\beta_t = 1 - \bar\alpha_t / \bar\alpha_s`, the variance of :math:`q(x_t | x_s)`."""
-        return -torch.expm1(self.log_alphas_cumprod - self._log_alphas_cumprod_prev)
+        return -torch.expm1(self.log_alphas)
 
     @cached_property
     def snr(self) -> torch.Tensor:
@@ -221,12 +230,14 @@ class ForwardProcess:
     def _row_of(self) -> dict[int, int]:
         return {step: row for row, step in enumerate(self.timesteps.tolist())}
 
-    def rows(self, timesteps: int | torch.Tensor) -> int | torch.Tensor:
-        r"""Rows of the tables for `timesteps`: an int for a scalar, an int64 CPU tensor of shape `(B,)` otherwise.
+    def rows(self, timesteps: int | torch.Tensor, batch_size: int) -> int | torch.Tensor:
+        r"""Rows of the tables for `timesteps`: an int for a scalar, an int64 CPU tensor of shape `(B,)` or `(1,)` otherwise.
 
         Raises:
-            ValueError: timesteps that are not integers, not in [0, T), or not on the grid.
+            ValueError: timesteps that are not integers, not in [0, T), not on the grid, or neither one nor `batch_size`.
         """
+        if isinstance(timesteps, (list, tuple, np.ndarray)):
+            timesteps = torch.as_tensor(timesteps)
         if not isinstance(timesteps, torch.Tensor) or timesteps.ndim == 0:
             return self._row(timesteps)
         if timesteps.ndim > 1 or timesteps.is_floating_point() or timesteps.dtype == torch.bool:
@@ -234,6 +245,8 @@ class ForwardProcess:
                 "`timesteps` must be an integer or an integer tensor of shape (B,),"
                 f" got dtype {timesteps.dtype} and shape {tuple(timesteps.shape)}."
             )
+        if len(timesteps) not in (1, batch_size):
+            raise ValueError(f"`timesteps` must have the shape ({batch_size},) of the batch, got ({len(timesteps)},).")
         return torch.tensor([self._row(step) for step in timesteps.tolist()], dtype=torch.int64)
 
     def _row(self, timestep) -> int:
@@ -257,13 +270,11 @@ class ForwardProcess:
         otherwise a float64 tensor of shape `(B, 1, 1, ...)` on the device of `like`.
 
         Raises:
-            ValueError: as `rows`, and where B is neither 1 nor the batch size of `like`.
+            ValueError: as `rows`, the batch being that of `like`.
         """
-        rows = self.rows(timesteps)
+        rows = self.rows(timesteps, len(like))
         if isinstance(rows, int):
             return table[rows].item()
-        if len(rows) not in (1, len(like)):
-            raise ValueError(f"`timesteps` must have the shape ({len(like)},) of the batch, got ({len(rows)},).")
         values = table[rows].reshape(-1, *[1] * (like.ndim - 1))
         return values.to(like.device, working_dtype(like.device))
 
@@ -271,7 +282,7 @@ class ForwardProcess:
 
     def q_mean_variance(self, original_samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
         r""":math:`q(x_t | x)` (eq. 4) for `original_samples` :math:`x`."""
-        x = _working(original_samples)
+        (x,) = to_working(original_samples=original_samples)
         mean = self.gather(self.sqrt_alphas_cumprod, timesteps, x) * x
         variance = self.one_minus_alphas_cumprod
         return self._gaussian(mean, variance, variance.log(), timesteps)
@@ -279,7 +290,7 @@ class ForwardProcess:
     def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
         r""":math:`q(x_t | x_s)` (eq. 2) for `samples` :math:`x_s`, the latents one step of the grid below t (the data at
         the lowest step)."""
-        x = _working(samples)
+        (x,) = to_working(samples=samples)
         mean = self.gather(self.sqrt_alphas, timesteps, x) * x
         return self._gaussian(mean, self.betas, self.betas.log(), timesteps)
 
@@ -294,7 +305,7 @@ class ForwardProcess:
         self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
     ) -> torch.Tensor:
         r""":math:`\tilde\mu_t(x_t, x)` of eq. 7."""
-        x, x_t = _working(original_samples), _working(noisy_samples)
+        x, x_t = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
         coef1 = self.gather(self.posterior_mean_coef1, timesteps, x)
         coef2 = self.gather(self.posterior_mean_coef2, timesteps, x_t)
         return coef1 * x + coef2 * x_t
@@ -310,35 +321,35 @@ class ForwardProcess:
 
     def q_sample(self, original_samples, noise, timesteps) -> torch.Tensor:
         r""":math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon`."""
-        x, epsilon = _working(original_samples), _working(noise)
+        x, epsilon = to_working(original_samples=original_samples, noise=noise)
         return self._signal(timesteps, x) * x + self._noise(timesteps, x) * epsilon
 
     def predict_original_from_epsilon(self, noisy_samples, epsilon, timesteps) -> torch.Tensor:
         r""":math:`x = (x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon) / \sqrt{\bar\alpha_t}`; not finite where
         :math:`\bar\alpha_t = 0`."""
-        x_t, epsilon = _working(noisy_samples), _working(epsilon)
+        x_t, epsilon = to_working(noisy_samples=noisy_samples, epsilon=epsilon)
         inverse_signal = self.gather(1.0 / self.sqrt_alphas_cumprod, timesteps, x_t)
         return (x_t - self._noise(timesteps, x_t) * epsilon) * inverse_signal
 
     def predict_original_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
         r""":math:`x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v`."""
-        x_t, v = _working(noisy_samples), _working(velocity)
+        x_t, v = to_working(noisy_samples=noisy_samples, velocity=velocity)
         return self._signal(timesteps, x_t) * x_t - self._noise(timesteps, x_t) * v
 
     def predict_epsilon_from_original(self, noisy_samples, original_samples, timesteps) -> torch.Tensor:
         r""":math:`\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x) / \sqrt{1 - \bar\alpha_t}`."""
-        x_t, x = _working(noisy_samples), _working(original_samples)
+        x_t, x = to_working(noisy_samples=noisy_samples, original_samples=original_samples)
         inverse_noise = self.gather(1.0 / self.sqrt_one_minus_alphas_cumprod, timesteps, x_t)
         return (x_t - self._signal(timesteps, x_t) * x) * inverse_noise
 
     def predict_epsilon_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
         r""":math:`\epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v`."""
-        x_t, v = _working(noisy_samples), _working(velocity)
+        x_t, v = to_working(noisy_samples=noisy_samples, velocity=velocity)
         return self._noise(timesteps, x_t) * x_t + self._signal(timesteps, x_t) * v
 
     def velocity(self, original_samples, noise, timesteps) -> torch.Tensor:
         r""":math:`v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x` (Salimans & Ho 2022)."""
-        x, epsilon = _working(original_samples), _working(noise)
+        x, epsilon = to_working(original_samples=original_samples, noise=noise)
         return self._signal(timesteps, x) * epsilon - self._noise(timesteps, x) * x
 
     def _signal(self, timesteps, like):
@@ -348,8 +359,19 @@ class ForwardProcess:
         return self.gather(self.sqrt_one_minus_alphas_cumprod, timesteps, like)
 
 
-def _working(samples: torch.Tensor) -> torch.Tensor:
-    return samples.to(working_dtype(samples.device))
+def to_working(**tensors: torch.Tensor) -> list[torch.Tensor]:
+    r"""Tensors of one shape in the working dtype.
+
+    Raises:
+        ValueError: a tensor that is not floating-point (integers would be pixel levels, not values), or of another shape.
+    """
+    (first, expected), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be floating-point values in [-1, 1] or latents, got dtype {tensor.dtype}.")
+        if tensor.shape != expected.shape:
+            raise ValueError(f"`{name}` must have the shape {tuple(expected.shape)} of `{first}`, got {tuple(tensor.shape)}.")
+    return [tensor.to(working_dtype(tensor.device)) for tensor in tensors.values()]
 
 
 def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:
@@ -359,7 +381,7 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
         ValueError: not a non-empty, strictly descending sequence of integers in [0, `num_train_timesteps`).
     """
     try:
-        steps = [operator.index(step) for step in inference_timesteps]
+        steps = [operator.index(step if not isinstance(step, bool) else None) for step in inference_timesteps]
     except TypeError:
         raise ValueError(f"`inference_timesteps` must be integers, got {inference_timesteps!r}.") from None
     if not steps:

@@ -16,8 +16,7 @@ become negative.
     P(x_k) = \Phi\left(\frac{x_k + h - \mu}{\sigma}\right) - \Phi\left(\frac{x_k - h - \mu}{\sigma}\right).
 
 A difference of two numbers close to 1 has no digits left, so the bin is first mirrored into the lower tail, where
-:math:`\Phi` is small and :math:`\log\Phi` is exact. With :math:`a = (h - |x_k - \mu|)/\sigma` and
-:math:`b = (-h - |x_k - \mu|)/\sigma`,
+:math:`\Phi` is small and :math:`\log\Phi` is exact. With :math:`a > b` its two edges there, in standard deviations,
 
 .. math:: \log P = \log\Phi(a) + \log\left(1 - e^{-(\log\Phi(a) - \log\Phi(b))}\right).
 
@@ -173,21 +172,38 @@ def discretized_gaussian_log_likelihood(
         output_dtype = torch.promote_types(output_dtype, log_variance.dtype)
     dtype = working_dtype(samples.device)
     levels = samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
-    samples = levels_to_samples(levels, num_pixel_levels, dtype)
-    mean = mean.to(dtype)
-    log_variance = torch.as_tensor(log_variance, dtype=dtype, device=samples.device)
+    levels, mean = levels.to(dtype), mean.to(dtype)
+    inverse_std = torch.exp(-0.5 * torch.as_tensor(log_variance, dtype=dtype, device=samples.device))
 
-    half_width = 1.0 / (num_pixel_levels - 1)
-    inverse_std = torch.exp(-0.5 * log_variance)
-    distance = (samples - mean).abs()
-    log_cdf_near = torch.special.log_ndtr((half_width - distance) * inverse_std)
-    log_cdf_far = torch.special.log_ndtr((-half_width - distance) * inverse_std)
+    # Edges from the integer level, so that neighbouring bins have one number in common and nothing falls between them.
+    lower = ((2 * levels - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
+    upper = ((2 * levels + 2 - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
+    mirrored = lower + upper > 0
+    log_cdf_near = _log_ndtr(torch.where(mirrored, -lower, upper))
+    log_cdf_far = _log_ndtr(torch.where(mirrored, -upper, lower))
     inner = log_cdf_near + _log1mexp(log_cdf_near - log_cdf_far)
     # The open end bins: everything below the lowest bin's upper edge, everything above the highest bin's lower edge.
-    lowest = torch.special.log_ndtr((samples - mean + half_width) * inverse_std)
-    highest = torch.special.log_ndtr((mean - samples + half_width) * inverse_std)
+    lowest, highest = _log_ndtr(upper), _log_ndtr(-lower)
     log_probability = torch.where(levels <= 0, lowest, torch.where(levels >= num_pixel_levels - 1, highest, inner))
     return log_probability.to(output_dtype)
+
+
+class _LogNdtr(torch.autograd.Function):
+    r""":math:`\log\Phi` with a derivative that stays right in the tail, where torch's own has no digits left by 1e6 sigma."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.special.log_ndtr(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        # phi(x) / Phi(x) = sqrt(2 / pi) / erfcx(-x / sqrt(2))
+        return grad_output * math.sqrt(2 / math.pi) / torch.special.erfcx(-x / math.sqrt(2))
+
+
+_log_ndtr = _LogNdtr.apply
 
 
 def _log1mexp(x: torch.Tensor) -> torch.Tensor:

@@ -4,15 +4,12 @@ r"""Training objectives (Section 3.4, Ho et al. 2020; Section 3.1, Nichol & Dhar
 of the grid, :math:`K L_t` is an unbiased estimate of :math:`\sum_t L_t`, here in bits per dimension. `hybrid` adds a
 little of it to `simple`, so that the network learns its variances from the bound and its mean from the squared error; the
 prediction is detached in the second term.
-
-The predicted image is not clipped here: clipping has no gradient, and the unclipped bound is a bound as well.
 """
-
-from dataclasses import replace
 
 import torch
 
 from .bound import vlb_terms
+from .forward_process import to_working
 from .gaussians import nats_to_bits_per_dim
 from .reverse_process import ReverseProcess
 
@@ -38,6 +35,8 @@ def simple_loss(
     Returns:
         Shape `(B,)`.
     """
+    original_samples, noise = to_working(original_samples=original_samples, noise=noise)
+    reverse.forward.rows(timesteps, len(original_samples))
     prediction, _ = reverse.split(model_output, original_samples.shape[1])
     if reverse.prediction_type == "epsilon":
         target = noise
@@ -45,6 +44,11 @@ def simple_loss(
         target = original_samples
     else:
         target = reverse.forward.velocity(original_samples, noise, timesteps)
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"`model_output` must be of the batch and image size of `noise`, {tuple(target.shape)},"
+            f" got {tuple(model_output.shape)}."
+        )
     # At least float32, whatever the network's dtype.
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     return ((prediction.to(dtype) - target.to(dtype)) ** 2).flatten(1).mean(dim=1)
@@ -66,14 +70,7 @@ def vlb_loss(
     Returns:
         Bits/dim, shape `(B,)`.
     """
-    terms = vlb_terms(
-        replace(reverse, clip_sample=False, thresholding=False),
-        model_output,
-        original_samples,
-        noisy_samples,
-        timesteps,
-        num_pixel_levels,
-    )
+    terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels)
     return len(reverse.forward) * nats_to_bits_per_dim(terms, original_samples[0].numel())
 
 

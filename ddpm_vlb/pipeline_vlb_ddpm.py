@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from . import __version__, bound
 from .data import images_to_levels
 from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
-from .noise import draw_seeds, keyed_noise
+from .noise import check_generator, draw_seeds, keyed_noise
 from .reverse_process import ReverseProcess
 from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
@@ -44,8 +44,8 @@ class VLBOutput(BaseOutput):
     r"""The variational bound of N images.
 
     Args:
-        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, `prior + transitions + decoder`,
-            in bits per dimension.
+        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
+            `prior + transitions.sum(dim=1) + decoder`.
         prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
         transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim.
         decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
@@ -91,7 +91,13 @@ class VLBDDPMPipeline(DDPMPipeline):
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors. It is a `ValueError` and an `OSError`.
         """
+        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            raise ValueError(
+                f"`pretrained_model_name_or_path` must be a folder or a repository, got {pretrained_model_name_or_path!r}."
+            )
         pretrained_model_name_or_path = os.fspath(pretrained_model_name_or_path)
+        # Weights that a file lacks stay unallocated only then; otherwise diffusers makes them up, with no more than a warning.
+        kwargs["low_cpu_mem_usage"] = True
         folder = Path(pretrained_model_name_or_path)
         # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
         configuration_logger = logging.get_logger("diffusers.configuration_utils")
@@ -103,7 +109,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except CheckpointError:
             raise
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever a damaged file makes the libraries underneath stumble over
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint,"
                 f" got {pretrained_model_name_or_path!r}: {error}"
@@ -116,6 +122,11 @@ class VLBDDPMPipeline(DDPMPipeline):
                 "`pretrained_model_name_or_path` must hold all weights of its network,"
                 f" got {pretrained_model_name_or_path!r} without {', '.join(missing[:3])}"
                 f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
+            )
+        if type(pipe.unet).__module__.startswith("diffusers.") and not isinstance(pipe.unet, UNet2DModel):
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must hold a UNet2DModel,"
+                f" got {pretrained_model_name_or_path!r} with a {type(pipe.unet).__name__}."
             )
         pipe.unet = _restore_single_head(pipe.unet)
         return pipe
@@ -166,6 +177,11 @@ class VLBDDPMPipeline(DDPMPipeline):
         Raises:
             ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
         """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
+        check_generator(generator)
+        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
+            raise ValueError(f"`generator` must be one generator or one per image ({batch_size}), got {len(generator)}.")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
         if num_inference_steps is not None and inference_timesteps is not None:
@@ -192,6 +208,10 @@ class VLBDDPMPipeline(DDPMPipeline):
                 model_output = self.unet(image.to(dtype), on_device, **arguments).sample
                 image = self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
 
+        if not torch.isfinite(image).all():
+            raise ValueError(
+                f"`unet` must give finite outputs, got {(~torch.isfinite(image)).sum()} samples' pixels that are not."
+            )
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).numpy()
@@ -217,9 +237,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         r"""
         The variational bound on the negative log-likelihood of `images`, term by term.
 
-        Every step of the chain is evaluated for every image, each with noise of its own: an unbiased estimate of the bound, whose
-        prior term and KL terms are in closed form (eq. 5, Ho et al. 2020). The noise of an image depends on `generator`, the
-        image's position and the timestep, not on `batch_size`.
+        Every step of the chain is evaluated for every image, each with noise of its own: an unbiased estimate of the bound,
+        whose prior term and KL terms are in closed form (eq. 5, Ho et al. 2020). The noise of an image depends on `generator`,
+        the image's position and the timestep, not on `batch_size`.
 
         Args:
             images:
@@ -242,11 +262,11 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`VLBOutput`]: float64 tensors on the CPU, in bits per dimension.
 
         Raises:
-            ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be scored; a
-                network whose output is not finite.
+            ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be
+                scored; a network whose output is not finite.
         """
         unet_config = self.unet.config
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
         reverse, grid = self._scored_process(num_inference_steps, inference_timesteps, clip_sample, thresholding)
         size = unet_config.sample_size
@@ -338,7 +358,10 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
         if class_labels is None:
             return None
-        labels = torch.as_tensor(class_labels)
+        try:
+            labels = torch.as_tensor(class_labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
         if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
@@ -353,13 +376,14 @@ class VLBDDPMPipeline(DDPMPipeline):
 
     @contextmanager
     def _evaluating(self):
-        r"""Dropout off for the network, and back as it was afterwards."""
-        training = self.unet.training
+        r"""Dropout off for the network, and every part of it back as it was afterwards."""
+        training = {module: module.training for module in self.unet.modules()}
         self.unet.eval()
         try:
             yield
         finally:
-            self.unet.train(training)
+            for module, was_training in training.items():
+                module.training = was_training
 
     def _describe(self, reverse, num_inference_steps, inference_timesteps, batch_size, generator) -> dict[str, Any]:
         scheduler, forward = self.scheduler.config, reverse.forward

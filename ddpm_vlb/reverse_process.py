@@ -27,8 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from .forward_process import ForwardProcess
-from .gaussians import working_dtype
+from .forward_process import ForwardProcess, to_working
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
@@ -57,8 +56,8 @@ class ReverseProcess:
             (Section 2.3, Saharia et al. 2022); it takes precedence over clipping, as in diffusers.
 
     Raises:
-        ValueError: unknown `prediction_type` or `variance_type`; epsilon prediction at a step of zero SNR, from which no
-            image can be predicted.
+        ValueError: unknown `prediction_type` or `variance_type`; clipping or thresholding out of range; epsilon prediction at a
+            step of zero SNR, from which no image can be predicted.
     """
 
     forward: ForwardProcess
@@ -75,6 +74,10 @@ class ReverseProcess:
             raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}.")
         if self.variance_type not in VARIANCE_TYPES:
             raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {self.variance_type!r}.")
+        if not self.clip_sample_range > 0:
+            raise ValueError(f"`clip_sample_range` must be positive, got {self.clip_sample_range!r}.")
+        if not 0 <= self.dynamic_thresholding_ratio <= 1:
+            raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {self.dynamic_thresholding_ratio!r}.")
         if self.prediction_type == "epsilon" and self.forward.alphas_cumprod[-1] == 0:
             raise ValueError(
                 "`prediction_type` must not be 'epsilon' where the terminal SNR is zero: at"
@@ -132,7 +135,7 @@ class ReverseProcess:
         Raises:
             ValueError: shapes that do not fit, timesteps off the grid.
         """
-        x_t = noisy_samples.to(working_dtype(noisy_samples.device))
+        (x_t,) = to_working(noisy_samples=noisy_samples)
         prediction, predicted_variance = self.split(model_output, noisy_samples.shape[1])
         if prediction.shape != x_t.shape:
             raise ValueError(
@@ -159,7 +162,7 @@ class ReverseProcess:
             return self.forward.predict_original_from_epsilon(x_t, prediction, timesteps)
         if self.prediction_type == "v_prediction":
             return self.forward.predict_original_from_velocity(x_t, prediction, timesteps)
-        self.forward.rows(timesteps)
+        self.forward.rows(timesteps, len(x_t))
         return prediction
 
     def _clip(self, x: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         )
         self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
-        self._step_grid = None  # the `timesteps` tensor that the next two belong to
+        self._step_grid = self._step_config = None  # what the next two belong to
         self._previous_timesteps: dict[int, int] = {}
         self._step_coefficients: dict[int, StepCoefficients] = {}
 
@@ -273,6 +273,8 @@ class VLBDDPMScheduler(DDPMScheduler):
         loss_type: Literal["simple", "vlb", "hybrid"] = "simple",
         *,
         inference_timesteps: InferenceTimesteps = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
     ) -> torch.Tensor:
         r"""A training objective per image; see [`ddpm_vlb.losses`] for the three.
 
@@ -285,13 +287,15 @@ class VLBDDPMScheduler(DDPMScheduler):
             loss_type (`str`, defaults to `"simple"`): `"simple"` (mean squared error per element), `"vlb"`
                 (:math:`T L_t` in bits/dim) or `"hybrid"` (`simple + 1e-3 * vlb`).
             inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is trained.
+            clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*): Override the configuration in the bound; a
+                clipped prediction has no gradient where it is clipped.
 
         Returns:
             `torch.Tensor`: Shape `(B,)`.
         """
         if loss_type not in losses.LOSS_TYPES:
             raise ValueError(f"`loss_type` must be one of {losses.LOSS_TYPES}, got {loss_type!r}.")
-        reverse = self.reverse_process(inference_timesteps)
+        reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
         if loss_type == "simple":
             return losses.simple_loss(reverse, model_output, original_samples, noise, timesteps)
         check_num_pixel_levels(self.config.num_pixel_levels)
@@ -350,14 +354,18 @@ class VLBDDPMScheduler(DDPMScheduler):
         self._use_grid(grid)
 
     def _use_grid(self, grid: list[int]) -> None:
-        self._step_grid = self.timesteps
+        self._step_grid, self._step_config = self.timesteps, self._internal_dict
         self._previous_timesteps = dict(zip(grid, [*grid[1:], -1]))
         self._step_coefficients = {}
 
     def _coefficients(self, timestep) -> StepCoefficients:
-        if self._step_grid is not self.timesteps:  # never set, or assigned from outside
+        # Never set, assigned from outside, or another configuration.
+        if self._step_grid is not self.timesteps or self._step_config is not self._internal_dict:
             self._use_grid(self.timesteps.tolist())
-        step = timestep if type(timestep) is int else operator.index(timestep)
+        try:
+            step = timestep if type(timestep) is int else operator.index(timestep)
+        except TypeError:
+            raise ValueError(f"`timestep` must be one integer, got {timestep!r}.") from None
         coefficients = self._step_coefficients.get(step)
         if coefficients is None:
             coefficients = self._step_coefficients[step] = self._compute_coefficients(step)
@@ -377,7 +385,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         beta = 1 - alpha
         variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
         # Unknown variance types act as `fixed_small`, as in the stock scheduler; scoring refuses them.
-        fixed_variance = beta if self.variance_type in ("fixed_large", "fixed_large_log") else variance
+        fixed_variance = beta if self.config.variance_type in ("fixed_large", "fixed_large_log") else variance
         coefficients = StepCoefficients(
             sqrt_alpha_prod=alpha_prod**0.5,
             inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
@@ -418,7 +426,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         """
         c = self._coefficients(timestep)
         predicted_variance = None
-        if model_output.shape[1] != sample.shape[1] or self.variance_type in LEARNED_VARIANCE_TYPES:
+        if model_output.shape[1] != sample.shape[1] or self.config.variance_type in LEARNED_VARIANCE_TYPES:
             model_output, predicted_variance = self._split(model_output, sample.shape[1])
         dtype = noise_dtype = model_output.dtype
         mixed = dtype is not sample.dtype or dtype not in (torch.float32, torch.float64)
@@ -460,18 +468,18 @@ class VLBDDPMScheduler(DDPMScheduler):
         return x.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x
 
     def _predicted_std(self, predicted_variance, c: StepCoefficients) -> torch.Tensor:
-        if self.variance_type == "learned":
+        if self.config.variance_type == "learned":
             return torch.exp(0.5 * predicted_variance)
         # exp(log_variance / 2), the log-variance running from low to high as the prediction runs from -1 to 1.
         low, high = c.min_log_variance, c.max_log_variance
         return torch.exp((0.25 * (high - low)) * predicted_variance + 0.25 * (high + low))
 
     def _split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-        learned = self.variance_type in LEARNED_VARIANCE_TYPES
+        learned = self.config.variance_type in LEARNED_VARIANCE_TYPES
         if not learned or model_output.shape[1] != 2 * num_channels:
             raise ValueError(
                 f"`model_output` must have {2 * num_channels if learned else num_channels} channels for"
-                f" {num_channels}-channel samples with variance_type={self.variance_type!r},"
+                f" {num_channels}-channel samples with variance_type={self.config.variance_type!r},"
                 f" got {model_output.shape[1]}."
             )
         return model_output.split(num_channels, dim=1)
@@ -502,6 +510,11 @@ class VLBDDPMScheduler(DDPMScheduler):
 
     def _signal_and_noise(self, timesteps, samples) -> tuple[torch.Tensor, torch.Tensor]:
         steps = torch.as_tensor(timesteps).cpu().flatten()
+        if steps.is_floating_point() or steps.dtype == torch.bool or len(steps) not in (1, len(samples)):
+            raise ValueError(
+                f"`timesteps` must be one integer or {len(samples)}, got dtype {steps.dtype} and shape {tuple(steps.shape)}."
+            )
+        steps = steps.long()
         outside = steps[(steps < 0) | (steps >= len(self._log_alphas_cumprod))]
         if outside.numel():
             raise ValueError(f"`timesteps` must lie in [0, {len(self._log_alphas_cumprod)}), got {outside[0].item()}.")

@@ -1,7 +1,7 @@
 r"""A model whose bound and likelihood are known: the optimal denoiser of x ~ N(m, s^2), pixels independent.
 
-The denoiser is linear, x_hat = a_t x_t + b_t. Under q(x_t | x) the prediction is Gaussian, which gives every term of the bound in
-closed form (the decoder by quadrature). The reverse chain is linear too, so that its marginal over images is a Gaussian,
+The denoiser is linear, x_hat = a_t x_t + b_t. Under q(x_t | x) the prediction is Gaussian, which gives every term of the bound
+in closed form (the decoder by quadrature). The reverse chain is linear too, so that its marginal over images is a Gaussian,
 integrated over the pixel's bin: the exact negative log-likelihood. Written from the equations, in numpy, with none of the
 package's formulas.
 """
@@ -33,7 +33,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
 
 
 def gaussian_bound_and_nll(x, betas, grid, m=0.2, s=0.5, levels=256):
-    """Expected terms [L_0, L_1, ..., L_T] (nats per pixel, ascending in t) of `fixed_small`, and the exact NLL, for one pixel x."""
+    """[L_0, L_1, ...] in expectation, L_T and the exact NLL of one pixel x under `fixed_small`, in nats."""
     abar_all = np.cumprod(1 - np.asarray(betas, dtype=np.longdouble))
     abar = [float(abar_all[t]) for t in grid]
     previous = [1.0, *abar[:-1]]

@@ -1,5 +1,6 @@
 import gzip
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -69,6 +70,16 @@ def test_data_sets_of_the_datasets_library(tmp_path):
         load_images(tmp_path, "train")
 
 
+def png_of_16_bit_colour(pixels):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def bad_sources(folder):
     def file(name, content):
         (folder / name).write_bytes(content)
@@ -88,6 +99,13 @@ def bad_sources(folder):
     np.savez(folder / "none.npz", images=GREY[:0])
     broken = images("broken", Image.fromarray(GREY[0]))
     (broken / "0.png").write_bytes((broken / "0.png").read_bytes()[:50])
+    png16, pgm, clear = folder / "png16", folder / "pgm", folder / "clear"
+    for path in (png16, pgm, clear):
+        path.mkdir()
+    (png16 / "a.png").write_bytes(png_of_16_bit_colour(np.full((2, 2, 3), 55746)))
+    (pgm / "a.pgm").write_bytes(b"P5 2 2 15\n" + bytes(4))
+    Image.new("L", (8, 8)).save(clear / "a.png", transparency=0)
+    np.savez(folder / "labels.npz", images=GREY, labels=np.arange(4))
     animated = folder / "animated"
     animated.mkdir()
     frames = [Image.fromarray(a) for a in GREY]
@@ -106,13 +124,17 @@ def bad_sources(folder):
     yield "no images in the folder", images("nothing"), "folder with images"
     yield "two sizes", images("sizes", Image.new("L", (8, 8)), Image.new("L", (8, 9))), "images of one size and type"
     yield "RGBA", images("rgba", Image.new("RGBA", (8, 8))), "got mode RGBA"
+    yield "16-bit colour", png16, "rescale to 8 bits"
+    yield "PGM of 16 levels", pgm, "rescale to 8 bits"
+    yield "transparent colour", clear, "got transparency"
+    yield "labels of another length", folder / "labels.npz", "one integer label per image"
     yield "truncated image", broken, "readable images"
     yield "animation", animated, "still images, got 5 frames"
     yield "missing file", folder / "missing.npz", "file or folder that exists"
     yield "missing data set", "no-such-name/no-such-data-set", "a Hub data set"
 
 
-@pytest.mark.parametrize("case", range(18))
+@pytest.mark.parametrize("case", range(22))
 def test_bad_sources(tmp_path, case):
     name, source, message = list(bad_sources(tmp_path))[case]
     with pytest.raises(ValueError, match=message):

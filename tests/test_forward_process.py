@@ -53,6 +53,13 @@ def test_tables_equal_mpmath():
                     assert getattr(forward, name)[t].item() == pytest.approx(float(value), rel=1e-11), (name, t)
 
 
+def test_tiny_betas_keep_their_digits():
+    betas = torch.tensor([0.5, 1e-12, 0.3], dtype=torch.float64)
+    assert torch.allclose(ForwardProcess.from_betas(betas).betas, betas, rtol=1e-15, atol=0)
+    grid = ForwardProcess.from_betas(torch.tensor([0.5, 1e-12, 2e-12, 0.3], dtype=torch.float64), [2, 0])
+    assert grid.betas[1].item() == pytest.approx(3e-12, rel=1e-11)
+
+
 def test_q_sample_composes_from_single_steps():
     forward = ForwardProcess.from_betas(LINEAR)
     mean, variance = torch.tensor([[[[0.7]]]], dtype=torch.float64), 0.0
@@ -171,4 +178,4 @@ def test_betas_that_cannot_be_scored(betas):
 def test_numpy_integers_are_integers():
     forward = ForwardProcess.from_betas(LINEAR, np.array([10, 3]))
     assert forward.timesteps.tolist() == [3, 10]
-    assert forward.rows(np.int64(10)) == 1
+    assert forward.rows(np.int64(10), 5) == 1 and forward.rows(np.array([10, 3]), 2).tolist() == [1, 0]

@@ -83,8 +83,8 @@ def test_decoder_is_exact_out_to_40_sigma(num_pixel_levels, dtype, tolerance):
 @pytest.mark.parametrize("num_pixel_levels", [2, 17, 256, 65536])
 def test_decoder_bins_sum_to_one(num_pixel_levels):
     samples = levels_to_samples(torch.arange(num_pixel_levels), num_pixel_levels)
-    for mean in (-1.6, -1.0, 0.1234, 0.999):
-        for std in (1e-4, 1e-2, 0.7, 20.0):
+    for mean in (-1.6, -1.0, 0.1234, 0.999, 1 / (num_pixel_levels - 1)):
+        for std in (1e-12, 1e-7, 1e-4, 1e-2, 0.7, 20.0):
             log_probability = discretized_gaussian_log_likelihood(
                 samples,
                 mean=torch.full_like(samples, mean),
@@ -92,6 +92,28 @@ def test_decoder_bins_sum_to_one(num_pixel_levels):
                 num_pixel_levels=num_pixel_levels,
             )
             assert abs(log_probability.exp().sum().item() - 1) <= 1e-12
+
+
+def test_gradients_stay_right_far_beyond_the_tails():
+    # Far outside its bin, -log P is quadratic: the slope is the distance to the bin's near edge over the variance.
+    for log_variance in (-20.0, -40.0, -60.0):
+        mean = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+        sample = levels_to_samples(torch.tensor(100), 256)
+        discretized_gaussian_log_likelihood(sample, mean=mean, log_variance=log_variance).backward()
+        distance = 0.9 - sample.item() - 1 / 255
+        assert mean.grad.item() == pytest.approx(-distance * math.exp(-log_variance), rel=1e-6)
+
+
+def test_gradients_equal_finite_differences():
+    samples = levels_to_samples(torch.tensor([0, 7, 8, 16]), 17)
+    mean = torch.tensor([-0.8, 0.4, 0.01, 0.5], dtype=torch.float64, requires_grad=True)
+    log_variance = torch.tensor([-3.0, -2.0, -5.0, 0.0], dtype=torch.float64, requires_grad=True)
+
+    def log_likelihood(mean, log_variance):
+        return discretized_gaussian_log_likelihood(samples, mean=mean, log_variance=log_variance, num_pixel_levels=17)
+
+    assert torch.autograd.gradcheck(log_likelihood, (mean, log_variance))
+    assert torch.autograd.gradgradcheck(log_likelihood, (mean, log_variance))
 
 
 @settings(deadline=None)

@@ -55,13 +55,30 @@ def test_hybrid_teaches_the_mean_by_squared_error_and_the_variance_by_the_bound(
     assert torch.allclose(hybrid_grad[:, 1:], 1e-3 * vlb_grad[:, 1:]) and (vlb_grad[:, 1:] != 0).any()
 
 
-def test_the_objective_is_not_clipped():
-    scheduler = VLBDDPMScheduler(prediction_type="sample", clip_sample=True, num_pixel_levels=17)
+def test_clipping_is_honoured_as_configured_and_can_be_overridden():
     steps = torch.tensor([500])
+    scheduler = VLBDDPMScheduler(prediction_type="sample", num_pixel_levels=17)
     x, noise, latents = batch(scheduler, steps)
     output = torch.full_like(x, 1.5).requires_grad_()
-    scheduler.training_loss(output, x, noise, latents, steps, loss_type="vlb").sum().backward()
-    assert (output.grad != 0).all()
+    for clip_sample in (None, True, False):
+        loss = scheduler.training_loss(output, x, noise, latents, steps, loss_type="vlb", clip_sample=clip_sample)
+        terms = scheduler.vlb_terms(output, x, latents, steps, clip_sample=clip_sample)
+        assert torch.allclose(loss, 1000 * terms / (16 * math.log(2)), rtol=1e-12)
+        (gradient,) = torch.autograd.grad(loss.sum(), output)
+        assert (gradient != 0).all() == (clip_sample is False)
+
+
+def test_refusals():
+    scheduler = VLBDDPMScheduler()
+    x = torch.zeros(2, 1, 4, 4)
+    for timesteps in (-1, 1000, 1.0, None, "1", torch.tensor([1, 2, 3]), torch.tensor([0.5, 1.0])):
+        for loss_type in ("simple", "vlb", "hybrid"):
+            with pytest.raises(ValueError, match="`timesteps` must"):
+                scheduler.training_loss(x, x, x, x, timesteps, loss_type=loss_type)
+    three = torch.zeros(2, 3, 4, 4)
+    for arguments in ((x, three, x, x), (x, x, x[:1], x), (x[:1], x, x, x), (three, x, x, x), (x, x.to(torch.uint8), x, x)):
+        with pytest.raises(ValueError, match="must (have|be)"):
+            scheduler.training_loss(*arguments, 5, loss_type="hybrid")
 
 
 def test_half_precision_outputs_are_compared_in_float32():

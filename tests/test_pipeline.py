@@ -109,8 +109,9 @@ def test_subsequences(pipe, images):
 def test_set_timesteps_and_training_mode_are_left_alone(pipe, images):
     pipe.scheduler.set_timesteps(5)
     pipe.unet.train()
+    pipe.unet.conv_in.eval()
     before = score(pipe, images)
-    assert pipe.unet.training and pipe.scheduler.num_inference_steps == 5
+    assert pipe.unet.training and not pipe.unet.conv_in.training and pipe.scheduler.num_inference_steps == 5
     pipe.unet.eval()
     pipe.scheduler.set_timesteps(7)
     assert same(before, score(pipe, images))
@@ -171,6 +172,13 @@ def test_class_conditional_networks(images):
             score(pipe, images, class_labels=bad)
     with pytest.raises(ValueError, match="`class_labels` must"):
         pipe(batch_size=2)
+
+
+def test_sampling_refuses_networks_that_give_nan(pipe):
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="`unet` must give finite outputs"):
+        pipe(num_inference_steps=2)
 
 
 def test_class_labels_of_an_unconditional_network(pipe, images):
@@ -245,7 +253,10 @@ def bad_images():
     yield "text", "image.png", "must be a tensor"
     yield "strings", ["image.png"], "must hold tensors"
     yield "None", None, "must be a tensor"
-    yield "object array", np.array([[object()]]), "integers or floats"
+    yield "object array", np.array([[object()]]), "plain arrays"
+    yield "masked array", np.ma.masked_array(np.zeros((1, 8, 8, 1), np.uint8)), "plain arrays"
+    yield "meta tensor", torch.zeros(1, 1, 8, 8, device="meta"), "dense tensor with values"
+    yield "sparse tensor", on_grid.to_sparse(), "dense tensor with values"
     yield "no image column", Dataset.from_dict({"label": [1]}), "one image column"
 
 
@@ -276,6 +287,9 @@ def test_sixteen_bit_images():
         ({"inference_timesteps": [20]}, r"`inference_timesteps` must lie in \[0, 20\), got 20"),
         ({"inference_timesteps": []}, "`inference_timesteps` must name at least one"),
         ({"generator": [generator()]}, "`generator` must be one generator or one per image"),
+        ({"generator": 0}, "`generator` must be a torch.Generator"),
+        ({"generator": [0] * 5}, "`generator` must be a torch.Generator"),
+        ({"batch_size": True}, "`batch_size` must be a positive integer"),
     ],
 )
 def test_bad_arguments(pipe, images, arguments, message):
@@ -303,6 +317,9 @@ def test_sampling_refuses(pipe):
         {"inference_timesteps": [1, 5]},
         {"num_inference_steps": 1000},
         {"output_type": "latent"},
+        {"batch_size": 0},
+        {"generator": 3},
+        {"batch_size": 2, "generator": [generator()]},
     ):
         with pytest.raises(ValueError):
             pipe(**arguments)
@@ -391,10 +408,18 @@ def damaged(folder):
     yield "no scheduler", (folder / "scheduler" / "scheduler_config.json").unlink, "complete and readable"
     yield "no network configuration", (folder / "unet" / "config.json").unlink, "complete and readable"
     yield "index that is not JSON", lambda: (folder / "model_index.json").write_text("{"), "complete and readable"
+    yield "nonsense in the configuration", lambda: set_config(folder, norm_num_groups=0), "complete and readable"
+    yield "another kind of network", lambda: set_config(folder, _class="UNet2DConditionModel"), "hold a UNet2DModel"
     yield "empty folder", lambda: [shutil.rmtree(folder), folder.mkdir()], "without config.json"
 
 
-@pytest.mark.parametrize("case", range(10))
+def set_config(folder, _class=None, **values):
+    path = folder / ("model_index.json" if _class else "unet/config.json")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **values, **({"unet": ["diffusers", _class]} if _class else {})}))
+
+
+@pytest.mark.parametrize("case", range(12))
 def test_damaged_checkpoints_are_refused(pipe, tmp_path, case):
     folder = tmp_path / "pipeline"
     pipe.save_pretrained(folder)
@@ -402,7 +427,7 @@ def test_damaged_checkpoints_are_refused(pipe, tmp_path, case):
     damage()
     for error in (ValueError, OSError):
         with pytest.raises(error, match=f"`pretrained_model_name_or_path` must.*{message}"):
-            VLBDDPMPipeline.from_pretrained(folder)
+            VLBDDPMPipeline.from_pretrained(folder, low_cpu_mem_usage=error is OSError)
     assert not (tmp_path / "hostile").exists()
 
 

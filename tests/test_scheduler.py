@@ -232,6 +232,32 @@ def test_odd_configurations_still_step_as_stock():
         assert torch.allclose(stock.prev_sample, ours.prev_sample, atol=1e-6)
 
 
+def test_timesteps_of_wrong_kinds_are_refused():
+    scheduler, x = VLBDDPMScheduler(), torch.zeros(2, 1, 2, 2)
+    for t in (1.5, None, "3", torch.tensor([3, 4])):
+        with pytest.raises(ValueError, match="`timestep` must be"):
+            scheduler.step(x, t, x)
+    for t in (torch.tensor([1.5]), torch.tensor([1, 2, 3])):
+        with pytest.raises(ValueError, match="`timesteps` must be"):
+            scheduler.add_noise(x, x, t)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(
+            scheduler.add_noise(x, x + 1, torch.tensor([3, 4], dtype=dtype)),
+            scheduler.add_noise(x, x + 1, torch.tensor([3, 4])),
+        )
+
+
+def test_wrong_shapes_and_dtypes_are_refused():
+    scheduler, x = VLBDDPMScheduler(), torch.zeros(2, 3, 8, 8)
+    for bad in (x[:1], x[:, :1], x[..., :1], x[0], x.to(torch.uint8)):
+        with pytest.raises(ValueError, match="must (have the shape|be floating-point)"):
+            scheduler.vlb_terms(x, bad, x, 5)
+    with pytest.raises(ValueError, match="must be floating-point"):
+        scheduler.prior_kl(x.to(torch.uint8))
+    with pytest.raises(ValueError, match=r"must have the shape \(2,\)"):
+        scheduler.vlb_terms(x, x, x, torch.tensor([0, 1, 2]))
+
+
 def test_step_refuses_channels_that_do_not_fit():
     x = torch.zeros(1, 1, 2, 2)
     for variance_type, channels in (("fixed_small", 2), ("learned_range", 1), ("learned", 3)):

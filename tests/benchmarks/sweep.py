@@ -1,0 +1,70 @@
+r"""Time of the full sweep of `evaluate_nll` against the bare network forwards: `python tests/benchmarks/sweep.py`."""
+
+import argparse
+import statistics
+import time
+
+import torch
+from diffusers import UNet2DModel
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+
+# name: channels, side, batch size, block_out_channels, variance type, steps
+CASES = {
+    "1 x 8 x 8, batch 64": (1, 8, 64, (32, 64), "fixed_small", 100),
+    "1 x 8 x 8, batch 64, learned range": (1, 8, 64, (32, 64), "learned_range", 100),
+    "3 x 32 x 32, batch 16": (3, 32, 16, (32, 64), "fixed_small", 10),
+    "3 x 32 x 32, batch 16, learned range": (3, 32, 16, (32, 64), "learned_range", 10),
+}
+
+
+def build(channels, side, widths, variance_type, steps) -> VLBDDPMPipeline:
+    unet = UNet2DModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels * (2 if variance_type == "learned_range" else 1),
+        block_out_channels=widths,
+        layers_per_block=2,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+    pipe = VLBDDPMPipeline(unet, VLBDDPMScheduler(steps, variance_type=variance_type))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def bare(pipe, shape, steps) -> float:
+    latents, timesteps = torch.randn(shape), torch.arange(steps).unbind()
+    start = time.perf_counter()
+    for timestep in timesteps:
+        pipe.unet(latents, timestep)
+    return time.perf_counter() - start
+
+
+def sweep(pipe, images, batch_size) -> float:
+    start = time.perf_counter()
+    pipe.evaluate_nll(images, batch_size=batch_size)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{arguments.threads} CPU thread(s); medians over rounds in turn")
+    for name, (channels, side, batch, widths, variance_type, steps) in CASES.items():
+        pipe = build(channels, side, widths, variance_type, steps)
+        shape = (batch, channels, side, side)
+        images = torch.randint(256, shape).to(torch.uint8)
+        pairs = [(bare(pipe, shape, steps), sweep(pipe, images, batch)) for _ in range(arguments.rounds + 1)][1:]
+        forwards, whole = (1e3 * statistics.median(column) / steps for column in zip(*pairs))
+        ratio = statistics.median(b / a for a, b in pairs)
+        print(f"{name:38} forward {forwards:7.2f} ms   sweep {whole:7.2f} ms per step   ratio {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
