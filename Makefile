@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: quickstart test bench lint clean
+.PHONY: quickstart test bench readme lint clean
 
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
@@ -13,9 +15,18 @@ quickstart: $(READY)
 test: $(READY)
 	$(RUN) -m pytest
 
-bench: $(READY)
-	$(RUN) tests/benchmarks/step.py
-	$(RUN) tests/benchmarks/sweep.py
+# Measurements, kept in runs/benchmarks; `make readme` puts them into the READMEs.
+bench: $(READY) runs/quickstart/report.json
+	@mkdir -p runs/benchmarks
+	$(RUN) tests/benchmarks/step.py | tee runs/benchmarks/step.txt
+	$(RUN) tests/benchmarks/sweep.py | tee runs/benchmarks/sweep.txt
+	$(RUN) tests/benchmarks/rao_blackwell.py | tee runs/benchmarks/rao_blackwell.txt
+
+readme: bench
+	$(RUN) tests/benchmarks/write_readme.py
+
+runs/quickstart/report.json: | $(READY)
+	$(RUN) training/quickstart.py
 
 lint: $(READY)
 	$(RUN) -m ruff check .

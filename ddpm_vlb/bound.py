@@ -20,7 +20,7 @@ Both Gaussians of :math:`L_t` have means :math:`\tilde\mu_t` at the true and the
     \qquad d = \log\tilde\beta_t - \log\sigma_t^2 .
 
 The difference of the two means is never formed. With :math:`\sigma_t^2 = \tilde\beta_t` it is
-:math:`\tfrac12 (\mathrm{SNR}(s) - \mathrm{SNR}(t)) \|x - \hat x\|^2` (eq. 13, Kingma et al. 2021).
+:math:`\tfrac12 (\mathrm{SNR}(s) - \mathrm{SNR}(t)) \|x - \hat x\|^2` (Section 4, Kingma et al. 2021).
 
 Every function returns nats per image, shape `(B,)`, in the working dtype (float64).
 """
@@ -45,11 +45,9 @@ def prior_kl(forward: ForwardProcess, original_samples: torch.Tensor) -> torch.T
         Nats, shape `(B,)`.
     """
     (x,) = to_working(original_samples=original_samples)
-    alpha_bar = forward.alphas_cumprod[-1]
-    # normal_kl(mean, log(1 - a), 0, 0) = (-log(1 - a) - a + mean^2) / 2, with the logarithm that keeps its digits.
-    log_variance = torch.log1p(-alpha_bar) if alpha_bar < 0.5 else forward.one_minus_alphas_cumprod[-1].log()
-    gap = (-log_variance - alpha_bar).clamp_min(0).item()
-    return _sum_dims(0.5 * (gap + alpha_bar.item() * x**2))
+    alpha_bar, log_variance = (t[-1].item() for t in (forward.alphas_cumprod, forward.log_one_minus_alphas_cumprod))
+    # normal_kl(mean, log(1 - a), 0, 0) = (-log(1 - a) - a + mean^2) / 2, with the a's of 1 - a and of mean^2 = a x^2.
+    return _sum_dims(0.5 * (max(-log_variance - alpha_bar, 0.0) + alpha_bar * x**2))
 
 
 def transition_kl(

@@ -189,6 +189,23 @@ class ForwardProcess:
         return self.one_minus_alphas_cumprod.sqrt()
 
     @cached_property
+    def log_one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\log(1 - \bar\alpha_t)`."""
+        # log1p keeps the digits where alphas_cumprod is small, expm1 where it is close to 1.
+        direct, via_one_minus = torch.log1p(-self.alphas_cumprod), self.one_minus_alphas_cumprod.log()
+        return torch.where(self.alphas_cumprod < 0.5, direct, via_one_minus)
+
+    @cached_property
+    def recip_sqrt_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`1 / \sqrt{\bar\alpha_t}`; infinite at zero SNR."""
+        return 1.0 / self.sqrt_alphas_cumprod
+
+    @cached_property
+    def recip_sqrt_one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`1 / \sqrt{1 - \bar\alpha_t}`."""
+        return 1.0 / self.sqrt_one_minus_alphas_cumprod
+
+    @cached_property
     def sqrt_alphas(self) -> torch.Tensor:
         r""":math:`\sqrt{1 - \beta_t}` of the effective beta, the decay from :math:`x_s` to :math:`x_t`."""
         return torch.exp(0.5 * self.log_alphas)
@@ -197,6 +214,11 @@ class ForwardProcess:
     def betas(self) -> torch.Tensor:
         r"""Effective :math:`\beta_t = 1 - \bar\alpha_t / \bar\alpha_s`, the variance of :math:`q(x_t | x_s)`."""
         return -torch.expm1(self.log_alphas)
+
+    @cached_property
+    def log_betas(self) -> torch.Tensor:
+        r""":math:`\log\beta_t`."""
+        return self.betas.log()
 
     @cached_property
     def snr(self) -> torch.Tensor:
@@ -284,15 +306,14 @@ class ForwardProcess:
         r""":math:`q(x_t | x)` (eq. 4) for `original_samples` :math:`x`."""
         (x,) = to_working(original_samples=original_samples)
         mean = self.gather(self.sqrt_alphas_cumprod, timesteps, x) * x
-        variance = self.one_minus_alphas_cumprod
-        return self._gaussian(mean, variance, variance.log(), timesteps)
+        return self._gaussian(mean, self.one_minus_alphas_cumprod, self.log_one_minus_alphas_cumprod, timesteps)
 
     def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
         r""":math:`q(x_t | x_s)` (eq. 2) for `samples` :math:`x_s`, the latents one step of the grid below t (the data at
         the lowest step)."""
         (x,) = to_working(samples=samples)
         mean = self.gather(self.sqrt_alphas, timesteps, x) * x
-        return self._gaussian(mean, self.betas, self.betas.log(), timesteps)
+        return self._gaussian(mean, self.betas, self.log_betas, timesteps)
 
     def q_posterior_mean_variance(
         self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
@@ -328,8 +349,7 @@ class ForwardProcess:
         r""":math:`x = (x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon) / \sqrt{\bar\alpha_t}`; not finite where
         :math:`\bar\alpha_t = 0`."""
         x_t, epsilon = to_working(noisy_samples=noisy_samples, epsilon=epsilon)
-        inverse_signal = self.gather(1.0 / self.sqrt_alphas_cumprod, timesteps, x_t)
-        return (x_t - self._noise(timesteps, x_t) * epsilon) * inverse_signal
+        return (x_t - self._noise(timesteps, x_t) * epsilon) * self.gather(self.recip_sqrt_alphas_cumprod, timesteps, x_t)
 
     def predict_original_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
         r""":math:`x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v`."""
@@ -339,8 +359,8 @@ class ForwardProcess:
     def predict_epsilon_from_original(self, noisy_samples, original_samples, timesteps) -> torch.Tensor:
         r""":math:`\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x) / \sqrt{1 - \bar\alpha_t}`."""
         x_t, x = to_working(noisy_samples=noisy_samples, original_samples=original_samples)
-        inverse_noise = self.gather(1.0 / self.sqrt_one_minus_alphas_cumprod, timesteps, x_t)
-        return (x_t - self._signal(timesteps, x_t) * x) * inverse_noise
+        scaled_noise = x_t - self._signal(timesteps, x_t) * x
+        return scaled_noise * self.gather(self.recip_sqrt_one_minus_alphas_cumprod, timesteps, x_t)
 
     def predict_epsilon_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
         r""":math:`\epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v`."""

@@ -94,16 +94,12 @@ class ReverseProcess:
     def _min_log_variance(self) -> torch.Tensor:
         # The posterior variance, with the next step's value (or, with one step, beta) at the lowest step.
         table = self.forward.posterior_log_variance.clone()
-        table[0] = table[1] if len(table) > 1 else self.forward.betas[0].log()
+        table[0] = table[1] if len(table) > 1 else self.forward.log_betas[0]
         return table
 
     @cached_property
-    def _max_log_variance(self) -> torch.Tensor:
-        return self.forward.betas.log()
-
-    @cached_property
     def _fixed_large_log_variance(self) -> torch.Tensor:
-        return torch.cat([self._min_log_variance[:1], self._max_log_variance[1:]])
+        return torch.cat([self._min_log_variance[:1], self.forward.log_betas[1:]])
 
     def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
@@ -181,6 +177,6 @@ class ReverseProcess:
         if self.variance_type == "learned":
             return predicted.to(x_t.dtype)
         if self.variance_type == "learned_range":
-            low, high = table(self._min_log_variance), table(self._max_log_variance)
+            low, high = table(self._min_log_variance), table(self.forward.log_betas)
             return low + 0.5 * (predicted.to(x_t.dtype) + 1.0) * (high - low)
         return table(self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self._min_log_variance)

@@ -5,6 +5,7 @@ reads its coefficients from Python floats. *Scoring* asks for frozen `ForwardPro
 depend on the configuration and on an explicit grid of timesteps alone: `set_timesteps` never changes a bound.
 """
 
+import math
 import operator
 from typing import Literal, NamedTuple
 
@@ -95,10 +96,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         rescale_betas_zero_snr: bool = False,
         num_pixel_levels: int = 256,
     ):
-        # The parent builds its own (float32) tables; its `register_to_config` must not see the call, or it would record
-        # a second time, without `num_pixel_levels`.
-        DDPMScheduler.__init__.__wrapped__(
-            self,
+        super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
             beta_end=beta_end,
@@ -446,7 +444,9 @@ class VLBDDPMScheduler(DDPMScheduler):
             if predicted_variance is None:
                 prev_sample.add_(noise, alpha=c.fixed_std)
             else:
-                prev_sample = prev_sample + self._predicted_std(predicted_variance.to(sample.dtype), c) * noise
+                offset, slope = self._log_std_line(c)
+                std = torch.mul(predicted_variance.to(sample.dtype), slope).exp_()
+                prev_sample.addcmul_(std, noise.to(sample.dtype), value=math.exp(offset))
         if mixed:
             prev_sample, pred_original_sample = prev_sample.to(dtype), pred_original_sample.to(dtype)
         if not return_dict:
@@ -467,12 +467,12 @@ class VLBDDPMScheduler(DDPMScheduler):
             return self._threshold_sample(x)
         return x.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x
 
-    def _predicted_std(self, predicted_variance, c: StepCoefficients) -> torch.Tensor:
+    def _log_std_line(self, c: StepCoefficients) -> tuple[float, float]:
+        # log sigma = offset + slope v for the network's second half v.
         if self.config.variance_type == "learned":
-            return torch.exp(0.5 * predicted_variance)
-        # exp(log_variance / 2), the log-variance running from low to high as the prediction runs from -1 to 1.
+            return 0.0, 0.5
         low, high = c.min_log_variance, c.max_log_variance
-        return torch.exp((0.25 * (high - low)) * predicted_variance + 0.25 * (high + low))
+        return 0.25 * (high + low), 0.25 * (high - low)
 
     def _split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor]:
         learned = self.config.variance_type in LEARNED_VARIANCE_TYPES
@@ -489,7 +489,8 @@ class VLBDDPMScheduler(DDPMScheduler):
 
         Args:
             original_samples, noise (`torch.Tensor`): Images and noise of shape `(B, C, H, W)`.
-            timesteps (`torch.Tensor`): Integer timesteps of shape `(B,)` or `(1,)`.
+            timesteps (`torch.Tensor`): Integer timesteps of shape `(B,)` or `(1,)`, on the CPU where a wait for the
+                accelerator matters.
 
         Returns:
             `torch.Tensor`: Latents in the dtype of `original_samples`.

@@ -72,7 +72,7 @@ def test_the_oracle_networks_floor(schedule):
     assert total.item() / (192 * math.log(2)) < 1e-9
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(1, 999), st.sampled_from(VARIANCE_TYPES))
 def test_kl_terms_are_never_negative(seed, t, variance_type):
     reverse = ReverseProcess(FULL, prediction_type="sample", variance_type=variance_type, clip_sample=False)

@@ -71,7 +71,7 @@ def test_q_sample_composes_from_single_steps():
     assert torch.allclose(q.mean, mean, rtol=1e-12) and torch.allclose(q.variance, variance, rtol=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sets(st.integers(0, 999), min_size=2, max_size=12))
 def test_bayes_identity_on_any_grid(steps):
     grid = sorted(steps, reverse=True)
@@ -101,7 +101,7 @@ def test_the_grid_of_all_steps_is_the_full_process():
     assert torch.equal(full.alphas_cumprod, grid.alphas_cumprod) and torch.equal(full.betas, grid.betas)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 999), st.integers(0, 10**6))
 def test_conversions_agree(t, seed):
     forward = ForwardProcess.from_betas(LINEAR)

@@ -3,7 +3,7 @@ import math
 import mpmath
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_vlb.gaussians import (
@@ -19,7 +19,6 @@ finite = st.floats(-50, 50)
 log_variances = st.floats(-30, 30)
 
 
-@settings(deadline=None)
 @given(finite, log_variances, finite, log_variances)
 def test_normal_kl_equals_torch_distributions_and_is_never_negative(mean1, log_variance1, mean2, log_variance2):
     arguments = [torch.tensor(v, dtype=torch.float64) for v in (mean1, log_variance1, mean2, log_variance2)]
@@ -116,7 +115,6 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradgradcheck(log_likelihood, (mean, log_variance))
 
 
-@settings(deadline=None)
 @given(st.integers(2, 65536), st.data())
 def test_grid_round_trip_in_float32(num_pixel_levels, data):
     level = data.draw(st.integers(0, num_pixel_levels - 1))

@@ -105,12 +105,21 @@ def test_grids_are_stock_ones_but_for_timestep_minus_one(spacing):
     assert wrong == (62 if spacing == "trailing" else 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_noise_is_not_lost(dtype):
-    x, noise, t = torch.zeros(1, 1, 8, 8, dtype=dtype), torch.ones(1, 1, 8, 8, dtype=dtype), torch.tensor([0])
-    assert DDPMScheduler().add_noise(x, noise, t).abs().max() == 0
-    got = VLBDDPMScheduler().add_noise(x, noise, t)
+@pytest.mark.parametrize(("dtype", "last_silent_step"), [(torch.float16, 1), (torch.bfloat16, 9)])
+def test_half_precision_noise_is_not_lost(dtype, last_silent_step):
+    x, noise = torch.zeros(1, 1, 8, 8, dtype=dtype), torch.ones(1, 1, 8, 8, dtype=dtype)
+    silent = [t for t in range(1000) if DDPMScheduler().add_noise(x, noise, torch.tensor([t])).abs().max() == 0]
+    assert silent == list(range(last_silent_step + 1))
+    got = VLBDDPMScheduler().add_noise(x, noise, torch.tensor([0]))
     assert got.dtype == dtype and got.float().mean().item() == pytest.approx(0.01, rel=0.01)
+
+
+def test_float64_tables_where_stock_ones_have_three_digits():
+    config = {"num_train_timesteps": 4000, "beta_schedule": "squaredcos_cap_v2"}
+    stock, forward = DDPMScheduler(**config), VLBDDPMScheduler(**config).forward_process()
+    effective = 1 - stock.alphas_cumprod[1:] / stock.alphas_cumprod[:-1]
+    error = (effective.double() / forward.betas[1:] - 1).abs().max().item()
+    assert 4e-3 < error < 6e-3
 
 
 def test_add_noise_leaves_the_scheduler_alone_and_equals_stock_in_float32():

@@ -68,7 +68,7 @@ def train(pipe: VLBDDPMPipeline, levels: torch.Tensor, num_steps: int, generator
             rows = torch.randint(len(levels), (BATCH_SIZE,), generator=generator)
             images = levels_to_samples(levels[rows], NUM_PIXEL_LEVELS, torch.float32)
             noise = torch.randn(images.shape, generator=generator)
-            # One t from each of as many equal strata: uniform t, with less variance (Kingma et al. 2021, Appendix I).
+            # One t from each of as many equal strata: uniform t, with less variance (as in Kingma et al. 2021).
             strata = (torch.rand((), generator=generator) + torch.arange(BATCH_SIZE) / BATCH_SIZE) % 1.0
             timesteps = (strata * num_timesteps).long().clamp_max(num_timesteps - 1)
             latents = scheduler.add_noise(images, noise, timesteps)
