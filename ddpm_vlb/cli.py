@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 # Imports of torch and diffusers wait until a command runs, so that `--help` is quick.
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +60,7 @@ def _load(arguments: argparse.Namespace):
     if arguments.revision is not None and os.path.isdir(arguments.checkpoint):
         raise ValueError(f"`revision` must be left out for a folder, which has only one, got {arguments.revision!r}.")
     revision = {} if arguments.revision is None else {"revision": arguments.revision}
-    dtype = getattr(torch, arguments.dtype)
+    dtype = getattr(torch, DTYPES[arguments.dtype])
     try:
         device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)

@@ -141,7 +141,7 @@ def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = 
 def discretized_gaussian_log_likelihood(
     samples: torch.Tensor,
     *,
-    mean: torch.Tensor,
+    mean: torch.Tensor | float,
     log_variance: torch.Tensor | float,
     num_pixel_levels: int = 256,
     validate_args: bool = True,
@@ -153,7 +153,7 @@ def discretized_gaussian_log_likelihood(
 
     Args:
         samples: float tensor on the grid :math:`2k/(n-1) - 1`.
-        mean, log_variance: parameters of the Gaussian, broadcastable with `samples`.
+        mean, log_variance: parameters of the Gaussian, tensors or floats, broadcastable with `samples`.
         num_pixel_levels: number of levels n of the grid, from 2 to 65536.
         validate_args: check that `samples` lie on the grid; this reads them back from an accelerator. Without the check
             they are taken to their nearest level.
@@ -167,13 +167,15 @@ def discretized_gaussian_log_likelihood(
     check_num_pixel_levels(num_pixel_levels)
     if not samples.is_floating_point():
         raise ValueError(f"`samples` must be floating-point values on the pixel grid, got dtype {samples.dtype}.")
-    output_dtype = torch.promote_types(samples.dtype, mean.dtype)
-    if isinstance(log_variance, torch.Tensor):
-        output_dtype = torch.promote_types(output_dtype, log_variance.dtype)
+    output_dtype = samples.dtype
+    for parameter in (mean, log_variance):
+        if isinstance(parameter, torch.Tensor):
+            output_dtype = torch.promote_types(output_dtype, parameter.dtype)
     dtype = working_dtype(samples.device)
     levels = samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
-    levels, mean = levels.to(dtype), mean.to(dtype)
-    inverse_std = torch.exp(-0.5 * torch.as_tensor(log_variance, dtype=dtype, device=samples.device))
+    levels = levels.to(dtype)
+    mean, log_variance = (torch.as_tensor(x, dtype=dtype, device=samples.device) for x in (mean, log_variance))
+    inverse_std = torch.exp(-0.5 * log_variance)
 
     # Edges from the integer level, so that neighbouring bins have one number in common and nothing falls between them.
     lower = ((2 * levels - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std

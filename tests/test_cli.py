@@ -51,7 +51,7 @@ def test_options(checkpoint, tmp_path):
         return json.loads(output.read_text())
 
     assert report("--dataset", "digits", "--num-inference-steps", "4")["num_network_evaluations"] == 12
-    assert report("--dataset", "digits", "--dtype", "bfloat16")["config"]["dtype"] == "bfloat16"
+    assert report("--dataset", "digits", "--dtype", "bf16")["config"]["dtype"] == "bfloat16"
     assert report("--dataset", "digits", "--no-clip-sample")["config"]["clip_sample"] is False
     assert report("--dataset", "digits", "--split", "train")["config"]["split"] == "train"
     np.savez(tmp_path / "eight_bit.npz", images=np.full((3, 8, 8), 255, dtype=np.uint8))
