@@ -124,7 +124,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from .evaluation import check_output_path, write_atomically
+    from .evaluation import check_output_path, image_grid, write_atomically
 
     if arguments.num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {arguments.num_images}.")
@@ -142,29 +142,12 @@ def run_sample(arguments: argparse.Namespace) -> None:
     print(f"{len(images)} samples: {output}")
 
 
-def image_grid(images: Sequence, columns: int | None = None):
-    r"""PIL images side by side, small ones enlarged without smoothing so that they can be looked at.
-
-    Args:
-        images: PIL images of one size.
-        columns: images per row; by default as square as it gets.
-    """
-    from diffusers.utils import make_image_grid
-    from PIL import Image, ImageOps
-
-    scale = max(1, 64 // max(images[0].size))
-    columns = columns or max(c for c in range(1, len(images) + 1) if len(images) % c == 0 and c * c <= len(images))
-    size = tuple(side * scale for side in images[0].size)
-    framed = [ImageOps.expand(image.resize(size, Image.NEAREST).convert("RGB"), 2, "slategray") for image in images]
-    return make_image_grid(framed, len(images) // columns, columns)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     r"""Run a command line; returns the exit status: 2, with one line on stderr, for anything that the user can mend."""
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"ddpm-vlb {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -97,7 +97,7 @@ def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
             "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
             f" got {type(images).__name__}."
         )
-    tensors = [_one_as_tensor(image, index) for index, image in enumerate(images)]
+    tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
     if not tensors:
         raise ValueError("`images` must not be empty, got no image.")
     for index, tensor in enumerate(tensors):
@@ -113,11 +113,11 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
 
 
-def _one_as_tensor(image: Any, index: int) -> torch.Tensor:
+def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
     if isinstance(image, Image.Image):
         return _array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
     if isinstance(image, np.ndarray):
-        return _array_to_tensor(image[None], None)[0]
+        return _array_to_tensor(image[None], channels)[0]
     if isinstance(image, torch.Tensor):
         return image.detach()
     raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
@@ -127,6 +127,8 @@ def _array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
     if array.dtype.name not in ARRAY_DTYPES or isinstance(array, np.ma.MaskedArray):
         what = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
         raise ValueError(f"`images` must be plain arrays of dtype {', '.join(ARRAY_DTYPES)}, got {what}.")
+    if array.ndim == 3 and channels not in (None, 1):
+        raise ValueError(f"`images` must be an array of shape (N, H, W, {channels}), got {array.shape}.")
     if array.ndim == 3:
         array = array[..., None]
     # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.

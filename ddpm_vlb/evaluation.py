@@ -14,6 +14,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,16 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'':{width}}   bits/dim", *(f"{name:{width}}   {value:8.4f}  {note}".rstrip() for name, value, note in rows)]
     lines.insert(4, "-" * (width + 11))
-    images, evaluations = report["num_images"], report["num_network_evaluations"]
-    return "\n".join([*lines, f"{images} images, {evaluations} network evaluations"])
+    config = report["config"]
+    lines += [
+        f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations",
+        f"{config['num_pixel_levels']} levels, {config['variance_type']}, clip_sample {str(config['clip_sample']).lower()},"
+        f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}",
+        f"decoder variance: {config['decoder_variance']}",
+    ]
+    if config.get("quantized"):
+        lines.append(f"the images were brought onto {config['num_pixel_levels']} levels first: another data set")
+    return "\n".join(lines)
 
 
 def plot_terms(report: dict[str, Any], path: str | Path) -> None:
@@ -147,3 +156,20 @@ def plot_terms(report: dict[str, Any], path: str | Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())
+
+
+def image_grid(images: Sequence, columns: int | None = None):
+    r"""PIL images side by side, small ones enlarged without smoothing so that they can be looked at.
+
+    Args:
+        images: PIL images of one size.
+        columns: images per row; by default as square as it gets.
+    """
+    from diffusers.utils import make_image_grid
+    from PIL import Image, ImageOps
+
+    scale = max(1, 64 // max(images[0].size))
+    columns = columns or max(c for c in range(1, len(images) + 1) if len(images) % c == 0 and c * c <= len(images))
+    size = tuple(side * scale for side in images[0].size)
+    framed = [ImageOps.expand(image.resize(size, Image.NEAREST).convert("RGB"), 2, "slategray") for image in images]
+    return make_image_grid(framed, len(images) // columns, columns)

@@ -109,8 +109,8 @@ class ForwardProcess:
 
     Every table has the shape `(K,)`, ascends in t, and lives on the CPU. Build one with `ForwardProcess.from_betas`.
 
-    All methods take `timesteps` as one integer for the whole batch, or as an integer tensor of shape `(B,)`; a tensor on
-    an accelerator is read back once to be checked, so keep timesteps on the CPU where waiting for the device matters.
+    All methods take `timesteps` as one integer for the whole batch, or as an integer tensor of shape `(B,)`. A tensor on an
+    accelerator is read back to be checked, so keep timesteps on the CPU where waiting for the device matters.
 
     Args:
         timesteps: the grid, ascending, int64, shape `(K,)`.
@@ -392,6 +392,11 @@ def to_working(**tensors: torch.Tensor) -> list[torch.Tensor]:
         if tensor.shape != expected.shape:
             raise ValueError(f"`{name}` must have the shape {tuple(expected.shape)} of `{first}`, got {tuple(tensor.shape)}.")
     return [tensor.to(working_dtype(tensor.device)) for tensor in tensors.values()]
+
+
+def on_cpu(timesteps: int | torch.Tensor) -> int | torch.Tensor:
+    r"""Timesteps where they can be checked without waiting for an accelerator more than once."""
+    return timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps
 
 
 def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:

@@ -1,4 +1,4 @@
-r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep).
+r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
 
 Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
 of other timesteps and the number of processes then change a result by no more than float rounding.
@@ -36,6 +36,15 @@ def check_generator(generator: Any) -> None:
             raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
 
 
+def fresh_seed(generator: Any) -> int | None:
+    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
+    if not isinstance(generator, torch.Generator):
+        return None
+    seed = generator.initial_seed()
+    untouched = torch.Generator(device=generator.device).manual_seed(seed)
+    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
+
+
 def mix(seed: int, number: int) -> int:
     r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
     z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
@@ -53,13 +62,13 @@ def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[
         shape: shape of one image, `(C, H, W)`.
 
     Yields:
-        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, the same on every machine with the same torch.
+        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, whatever the device it is for.
     """
     # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
     # The block is a function of t and of the shape, and the noise still one of (seed, t).
     block = max(1, 1024 // math.prod(shape))
-    # torch takes the low 32 bits of a seed, so that of 10^5 pairs (image, t) a few may share their noise; each keeps its
-    # distribution, and no estimate is biased.
+    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
+    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
     generator = torch.Generator()
     drawn = None
     for timestep in timesteps:

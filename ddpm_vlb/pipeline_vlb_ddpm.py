@@ -1,6 +1,7 @@
 r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
 
 import json
+import operator
 import os
 import platform
 from collections.abc import Sequence
@@ -11,16 +12,16 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from . import __version__, bound
 from .data import images_to_levels
 from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
-from .noise import check_generator, draw_seeds, keyed_noise
+from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
 from .reverse_process import ReverseProcess
-from .scheduling_vlb_ddpm import VLBDDPMScheduler
+from .scheduling_vlb_ddpm import VLBDDPMScheduler, upgrade_scheduler
 
 logger = logging.get_logger(__name__)
 
@@ -71,8 +72,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         unet ([`UNet2DModel`]):
             The network, with as many output as input channels, or twice as many where variances are learned.
         scheduler ([`DDPMScheduler`]):
-            Any DDPM scheduler (a DDIM scheduler too: it samples from the same model); stock ones become a
-            [`VLBDDPMScheduler`] of the same configuration.
+            Any DDPM scheduler, or a DDIM scheduler, whose network is a DDPM's; stock ones become a [`VLBDDPMScheduler`] of
+            the same configuration.
     """
 
     def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler):
@@ -85,7 +86,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         r"""Load any DDPM checkpoint: stock or ours, in sub-folders or flat, from a folder or from the Hub.
 
         Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
-        `config.json` and a `scheduler_config.json`, beside each other or in `unet/` and `scheduler/`, do.
+        `config.json` and a `scheduler_config.json`, beside each other or in `unet/` and `scheduler/`, do. `low_cpu_mem_usage`
+        is always on: only then does a weight that is missing from the files show.
 
         Raises:
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
@@ -96,7 +98,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 f"`pretrained_model_name_or_path` must be a folder or a repository, got {pretrained_model_name_or_path!r}."
             )
         pretrained_model_name_or_path = os.fspath(pretrained_model_name_or_path)
-        # Weights that a file lacks stay unallocated only then; otherwise diffusers makes them up, with no more than a warning.
+        # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
         kwargs["low_cpu_mem_usage"] = True
         folder = Path(pretrained_model_name_or_path)
         # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
@@ -177,8 +179,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         Raises:
             ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
+        batch_size = _check_count("batch_size", batch_size)
         check_generator(generator)
         if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one generator or one per image ({batch_size}), got {len(generator)}.")
@@ -187,8 +188,6 @@ class VLBDDPMPipeline(DDPMPipeline):
         if num_inference_steps is not None and inference_timesteps is not None:
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
         config, device = self.unet.config, self._execution_device
-        if isinstance(class_labels, int):
-            class_labels = [class_labels] * batch_size
         labels = self._check_class_labels(class_labels, batch_size)
         if inference_timesteps is not None:
             self.scheduler.set_timesteps(timesteps=list(inference_timesteps))
@@ -209,9 +208,8 @@ class VLBDDPMPipeline(DDPMPipeline):
                 image = self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
 
         if not torch.isfinite(image).all():
-            raise ValueError(
-                f"`unet` must give finite outputs, got {(~torch.isfinite(image)).sum()} samples' pixels that are not."
-            )
+            count = int((~torch.isfinite(image)).sum())
+            raise ValueError(f"`unet` must give finite outputs, got samples with {count} pixels that are not finite.")
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).numpy()
@@ -230,7 +228,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         inference_timesteps: Sequence[int] | None = None,
-        class_labels: Sequence[int] | torch.Tensor | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
     ) -> VLBOutput:
@@ -253,7 +251,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 Score the K-step model that `__call__(num_inference_steps=K)` samples from, instead of all T steps.
             inference_timesteps (`list[int]`, *optional*):
                 Score the model on this strictly descending sub-sequence of [0, T).
-            class_labels (integers of shape `(N,)`, *optional*):
+            class_labels (`int`, or integers of shape `(N,)`, *optional*):
                 Classes, for a class-conditional network.
             clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*):
                 Override the scheduler's configuration. They change the model that is scored; the bound stays a bound.
@@ -266,8 +264,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 scored; a network whose output is not finite.
         """
         unet_config = self.unet.config
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
+        batch_size = _check_count("batch_size", batch_size)
         reverse, grid = self._scored_process(num_inference_steps, inference_timesteps, clip_sample, thresholding)
         size = unet_config.sample_size
         num_pixel_levels = self.scheduler.config.num_pixel_levels
@@ -278,6 +275,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             size=(size, size) if isinstance(size, int) else size,
         )
         labels = self._check_class_labels(class_labels, len(levels))
+        seed = fresh_seed(generator)
         seeds = draw_seeds(len(levels), generator)
 
         prior, terms = [], []
@@ -295,13 +293,13 @@ class VLBDDPMPipeline(DDPMPipeline):
         prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
         _check_finite(terms, grid)
         decoder, transitions = terms[:, 0], terms[:, 1:]
-        config = self._describe(reverse, num_inference_steps, inference_timesteps, batch_size, generator)
+        config = self._describe(reverse, num_inference_steps, inference_timesteps, batch_size, seed)
         return VLBOutput(
             bits_per_dim=prior + decoder + transitions.sum(dim=1),
             prior=prior,
             transitions=transitions,
             decoder=decoder,
-            timesteps=reverse.forward.timesteps[1:],
+            timesteps=reverse.forward.timesteps[1:].clone(),
             num_network_evaluations=len(levels) * len(grid),
             config=config,
         )
@@ -359,9 +357,10 @@ class VLBDDPMPipeline(DDPMPipeline):
         if class_labels is None:
             return None
         try:
-            labels = torch.as_tensor(class_labels)
+            labels = torch.as_tensor(class_labels).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
+        labels = labels.expand(count) if labels.ndim == 0 else labels
         if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
@@ -385,7 +384,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             for module, was_training in training.items():
                 module.training = was_training
 
-    def _describe(self, reverse, num_inference_steps, inference_timesteps, batch_size, generator) -> dict[str, Any]:
+    def _describe(self, reverse, num_inference_steps, inference_timesteps, batch_size, seed) -> dict[str, Any]:
         scheduler, forward = self.scheduler.config, reverse.forward
         if len(forward) == 1 and reverse.variance_type != "learned":
             rule = DECODER_RULES["single"]
@@ -395,9 +394,10 @@ class VLBDDPMPipeline(DDPMPipeline):
         return {
             "num_train_timesteps": forward.num_train_timesteps,
             "num_steps": len(forward),
-            "num_inference_steps": num_inference_steps,
+            "num_inference_steps": None if num_inference_steps is None else int(num_inference_steps),
             "inference_timesteps": forward.timesteps.flip(0).tolist() if subsequence else None,
             "beta_schedule": "trained_betas" if scheduler.trained_betas is not None else scheduler.beta_schedule,
+            "trained_betas": None if scheduler.trained_betas is None else [float(b) for b in scheduler.trained_betas],
             "beta_start": scheduler.beta_start,
             "beta_end": scheduler.beta_end,
             "rescale_betas_zero_snr": scheduler.rescale_betas_zero_snr,
@@ -413,7 +413,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             "dtype": str(self._network_dtype).removeprefix("torch."),
             "device": self._execution_device.type,
             "batch_size": batch_size,
-            "seed": generator.initial_seed() if isinstance(generator, torch.Generator) else None,
+            "seed": seed,
             "versions": {
                 "ddpm_vlb": __version__,
                 "diffusers": diffusers.__version__,
@@ -427,30 +427,11 @@ def _is_not_about_num_pixel_levels(record) -> bool:
     return "num_pixel_levels" not in record.getMessage()
 
 
-def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
-    r"""The `VLBDDPMScheduler` of the same model as a DDPM or DDIM scheduler.
-
-    Raises:
-        ValueError: any other scheduler: what it samples is not the DDPM that can be scored.
-    """
-    if isinstance(scheduler, VLBDDPMScheduler):
-        return scheduler
-    if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler)):
-        raise ValueError(
-            "`scheduler` must be a DDPMScheduler or a DDIMScheduler, whose models are DDPMs that can be scored,"
-            f" got {type(scheduler).__name__}."
-        )
-    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
-    config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
-    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
-    if config.pop("predict_epsilon", True) is False:
-        config["prediction_type"] = "sample"
-    return VLBDDPMScheduler.from_config(config)
-
-
 def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
-    parts = {}
+    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
     for name, cls, file in (("unet", UNet2DModel, "config.json"), ("scheduler", DDPMScheduler, "scheduler_config.json")):
+        if name in parts:
+            continue
         subfolder = name if (folder / name / file).exists() else None
         if subfolder is None and not (folder / file).exists():
             raise CheckpointError(
@@ -476,6 +457,16 @@ def _restore_single_head(unet: Any) -> Any:
     restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
     restored.load_state_dict(unet.state_dict())
     return restored.to(device=unet.device, dtype=unet.dtype).eval()
+
+
+def _check_count(name: str, value: Any) -> int:
+    try:
+        count = operator.index(value if not isinstance(value, bool) else None)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    return count
 
 
 def _check_finite(terms: torch.Tensor, grid: list[int]) -> None:

@@ -7,22 +7,25 @@ depend on the configuration and on an explicit grid of timesteps alone: `set_tim
 
 import math
 import operator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 # diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from . import bound, losses
-from .forward_process import ForwardProcess, check_inference_timesteps, make_betas
+from .forward_process import ForwardProcess, check_inference_timesteps, make_betas, on_cpu
 from .gaussians import Gaussian, check_num_pixel_levels
 from .reverse_process import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, ReverseGaussian, ReverseProcess
+
+logger = logging.get_logger(__name__)
 
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
@@ -45,8 +48,8 @@ class VLBDDPMScheduler(DDPMScheduler):
     r"""
     A `DDPMScheduler` that knows the likelihood of its model: exact posteriors, and every term of the variational bound.
 
-    Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, tables
-    and latents in low precision, grids with a step -1) this class is right. Timesteps are zero-based.
+    Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, noise in
+    low precision, grids with a step -1) this class is right. Timesteps are zero-based.
 
     Parameters:
         num_train_timesteps (`int`, defaults to 1000):
@@ -118,8 +121,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         )
         self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
-        self._step_grid = self._step_config = None  # what the next two belong to
-        self._previous_timesteps: dict[int, int] = {}
+        self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
         self._step_coefficients: dict[int, StepCoefficients] = {}
 
     # Scoring: frozen processes on an explicit grid, and the terms of the bound.
@@ -140,8 +142,8 @@ class VLBDDPMScheduler(DDPMScheduler):
         if inference_timesteps is not None:
             key = tuple(check_inference_timesteps(inference_timesteps, num_steps))
         if key not in self._forward_processes:
-            if len(self._forward_processes) >= 16:
-                self._forward_processes.clear()
+            if len(self._forward_processes) >= 16:  # forget the oldest sub-sequence
+                del self._forward_processes[next(old for old in self._forward_processes if old is not None)]
             self._forward_processes[key] = ForwardProcess.from_betas(self._forward_betas, key)
         return self._forward_processes[key]
 
@@ -182,7 +184,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         Returns:
             `Gaussian`: `mean`, `variance`, `log_variance`, each float64 of shape `(B, C, H, W)`.
         """
-        return self.forward_process(inference_timesteps).q_mean_variance(original_samples, timesteps)
+        return self.forward_process(inference_timesteps).q_mean_variance(original_samples, on_cpu(timesteps))
 
     def q_step_mean_variance(
         self, samples: torch.Tensor, timesteps, *, inference_timesteps: InferenceTimesteps = None
@@ -191,7 +193,7 @@ class VLBDDPMScheduler(DDPMScheduler):
 
         Arguments and returns as [`~VLBDDPMScheduler.q_mean_variance`].
         """
-        return self.forward_process(inference_timesteps).q_step_mean_variance(samples, timesteps)
+        return self.forward_process(inference_timesteps).q_step_mean_variance(samples, on_cpu(timesteps))
 
     def q_posterior_mean_variance(
         self,
@@ -207,7 +209,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         lowest step it is the image itself: variance 0, log-variance -inf.
         """
         forward = self.forward_process(inference_timesteps)
-        return forward.q_posterior_mean_variance(original_samples, noisy_samples, timesteps)
+        return forward.q_posterior_mean_variance(original_samples, noisy_samples, on_cpu(timesteps))
 
     def p_mean_variance(
         self,
@@ -232,7 +234,7 @@ class VLBDDPMScheduler(DDPMScheduler):
             `ReverseGaussian`: `mean`, `variance`, `log_variance`, `pred_original_sample`, each float64 `(B, C, H, W)`.
         """
         reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
-        return reverse.p_mean_variance(model_output, noisy_samples, timesteps)
+        return reverse.p_mean_variance(model_output, noisy_samples, on_cpu(timesteps))
 
     def prior_kl(self, original_samples: torch.Tensor, *, inference_timesteps: InferenceTimesteps = None) -> torch.Tensor:
         r""":math:`L_T` in nats, float64 of shape `(B,)`, for `original_samples` of shape `(B, C, H, W)`."""
@@ -259,7 +261,9 @@ class VLBDDPMScheduler(DDPMScheduler):
         """
         check_num_pixel_levels(self.config.num_pixel_levels)
         reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
-        return bound.vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, self.config.num_pixel_levels)
+        return bound.vlb_terms(
+            reverse, model_output, original_samples, noisy_samples, on_cpu(timesteps), self.config.num_pixel_levels
+        )
 
     def training_loss(
         self,
@@ -293,6 +297,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         """
         if loss_type not in losses.LOSS_TYPES:
             raise ValueError(f"`loss_type` must be one of {losses.LOSS_TYPES}, got {loss_type!r}.")
+        timesteps = on_cpu(timesteps)
         reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
         if loss_type == "simple":
             return losses.simple_loss(reverse, model_output, original_samples, noise, timesteps)
@@ -352,13 +357,15 @@ class VLBDDPMScheduler(DDPMScheduler):
         self._use_grid(grid)
 
     def _use_grid(self, grid: list[int]) -> None:
-        self._step_grid, self._step_config = self.timesteps, self._internal_dict
-        self._previous_timesteps = dict(zip(grid, [*grid[1:], -1]))
-        self._step_coefficients = {}
+        self._step_grid, self._step_config = self.timesteps, self.config
+        valid = [step for step in grid if 0 <= step < len(self.alphas_cumprod)]
+        key = (tuple(valid), self.config)
+        if key != self._step_key:
+            self._step_key, self._step_coefficients = key, self._compute_coefficients(valid)
 
     def _coefficients(self, timestep) -> StepCoefficients:
         # Never set, assigned from outside, or another configuration.
-        if self._step_grid is not self.timesteps or self._step_config is not self._internal_dict:
+        if self._step_grid is not self.timesteps or self._step_config is not self.config:
             self._use_grid(self.timesteps.tolist())
         try:
             step = timestep if type(timestep) is int else operator.index(timestep)
@@ -366,25 +373,24 @@ class VLBDDPMScheduler(DDPMScheduler):
             raise ValueError(f"`timestep` must be one integer, got {timestep!r}.") from None
         coefficients = self._step_coefficients.get(step)
         if coefficients is None:
-            coefficients = self._step_coefficients[step] = self._compute_coefficients(step)
+            raise ValueError(
+                f"`timestep` must be one of the scheduler's `timesteps` in [0, {len(self.alphas_cumprod)}), got {step}."
+            )
         return coefficients
 
-    def _compute_coefficients(self, step: int) -> StepCoefficients:
-        num_steps = len(self.alphas_cumprod)
-        previous = self._previous_timesteps.get(step)
-        if previous is None or not 0 <= step < num_steps:
-            raise ValueError(f"`timestep` must be one of the scheduler's `timesteps` in [0, {num_steps}), got {step}.")
-        # In float32 and in the stock scheduler's order of operations, so that a seed gives its trajectory to the last
-        # place. Near t = 0 these coefficients are off by up to 1e-4; the terms of the bound come from float64 tables.
-        alpha_prod = self.alphas_cumprod[step]
-        alpha_prod_prev = self.alphas_cumprod[previous] if previous >= 0 else self.one
+    def _compute_coefficients(self, grid: list[int]) -> dict[int, StepCoefficients]:
+        # In float32 and in the stock scheduler's order of operations: diffusers' own tests compare sums of trajectories to
+        # places at which the rounding of these tables tells. Near t = 0 they are off by up to 1e-3; the terms of the bound
+        # come from float64 tables.
+        table = torch.cat([self.alphas_cumprod.cpu(), torch.ones(1)])  # the entry at -1 is the data's
+        alpha_prod, alpha_prod_prev = table[torch.tensor(grid, dtype=torch.int64)], table[[*grid[1:], -1]]
         beta_prod, beta_prod_prev = 1 - alpha_prod, 1 - alpha_prod_prev
         alpha = alpha_prod / alpha_prod_prev
         beta = 1 - alpha
         variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
         # Unknown variance types act as `fixed_small`, as in the stock scheduler; scoring refuses them.
         fixed_variance = beta if self.config.variance_type in ("fixed_large", "fixed_large_log") else variance
-        coefficients = StepCoefficients(
+        columns = StepCoefficients(
             sqrt_alpha_prod=alpha_prod**0.5,
             inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
             sqrt_beta_prod=beta_prod**0.5,
@@ -393,9 +399,9 @@ class VLBDDPMScheduler(DDPMScheduler):
             min_log_variance=torch.log(variance),
             max_log_variance=torch.log(beta),
             fixed_std=fixed_variance**0.5,
-            is_last=torch.tensor(previous < 0),
+            is_last=torch.arange(1, len(grid) + 1) == len(grid),
         )
-        return StepCoefficients(*(c.item() for c in coefficients))
+        return dict(zip(grid, map(StepCoefficients._make, zip(*(column.tolist() for column in columns)))))
 
     def step(
         self,
@@ -524,3 +530,26 @@ class VLBDDPMScheduler(DDPMScheduler):
         dtype = torch.promote_types(samples.dtype, torch.float32)
         coefficients = torch.exp(0.5 * log_alpha_prod), torch.sqrt(-torch.expm1(log_alpha_prod))
         return tuple(c.to(dtype).to(samples.device) for c in coefficients)
+
+
+def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
+    r"""The `VLBDDPMScheduler` with the configuration of a DDPM scheduler, or of a DDIM scheduler, whose network is a DDPM's.
+
+    Raises:
+        ValueError: any other scheduler: what it samples is not the DDPM that can be scored.
+    """
+    if isinstance(scheduler, VLBDDPMScheduler):
+        return scheduler
+    if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler)):
+        raise ValueError(
+            "`scheduler` must be a DDPMScheduler, or a DDIMScheduler (whose network is a DDPM's), to be scored,"
+            f" got {type(scheduler).__name__}."
+        )
+    if isinstance(scheduler, DDIMScheduler):
+        logger.warning("A DDIMScheduler becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network.")
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
+    config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
+    if config.pop("predict_epsilon", True) is False:
+        config["prediction_type"] = "sample"
+    return VLBDDPMScheduler.from_config(config)

@@ -136,7 +136,9 @@ def bad_sources(folder):
 
 @pytest.mark.parametrize("case", range(22))
 def test_bad_sources(tmp_path, case):
-    name, source, message = list(bad_sources(tmp_path))[case]
+    cases = list(bad_sources(tmp_path))
+    assert len(cases) == 22
+    _, source, message = cases[case]
     with pytest.raises(ValueError, match=message):
         load_images(source)
 

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from ddpm_vlb import VLBDDPMScheduler
 from ddpm_vlb.gaussians import levels_to_samples
-from ddpm_vlb.pipeline_vlb_ddpm import upgrade_scheduler
+from ddpm_vlb.scheduling_vlb_ddpm import upgrade_scheduler
 
 
 def fake_network(sample, t, learned):
@@ -165,6 +165,19 @@ def test_timesteps_assigned_from_outside_are_the_grid():
         scheduler.step(torch.zeros(1, 1, 2, 2), 900, torch.zeros(1, 1, 2, 2))
 
 
+def test_coefficients_are_made_once_per_grid():
+    scheduler, x = VLBDDPMScheduler(), torch.zeros(1, 1, 2, 2)
+    scheduler.set_timesteps(10)
+    made = scheduler._coefficients(900)
+    scheduler.set_timesteps(10)
+    assert scheduler._coefficients(900) is made
+    scheduler.set_timesteps(20)
+    assert scheduler._coefficients(900) is not made
+    before = scheduler.step(x + 1, 900, x, generator=generator()).prev_sample
+    scheduler.register_to_config(variance_type="fixed_large")
+    assert not torch.equal(scheduler.step(x + 1, 900, x, generator=generator()).prev_sample, before)
+
+
 def test_set_timesteps_refuses():
     scheduler = VLBDDPMScheduler(steps_offset=1)
     for arguments in ({}, {"num_inference_steps": 3, "timesteps": [1]}):
@@ -207,7 +220,7 @@ def test_upgrade():
     assert upgrade_scheduler(old).config.prediction_type == "sample"
     from diffusers import EulerDiscreteScheduler
 
-    with pytest.raises(ValueError, match="`scheduler` must be a DDPMScheduler or a DDIMScheduler.*Euler"):
+    with pytest.raises(ValueError, match="`scheduler` must be a DDPMScheduler, or a DDIMScheduler.*Euler"):
         upgrade_scheduler(EulerDiscreteScheduler())
 
 

@@ -22,9 +22,8 @@ from diffusers.utils import logging
 from tqdm.auto import tqdm
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.cli import image_grid
 from ddpm_vlb.data import load_images
-from ddpm_vlb.evaluation import format_report, make_report, plot_terms, write_report
+from ddpm_vlb.evaluation import format_report, image_grid, make_report, plot_terms, write_report
 from ddpm_vlb.gaussians import levels_to_samples
 
 NUM_PIXEL_LEVELS = 17
