@@ -35,7 +35,8 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed (make PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	# compat: a plain path entry, which holds its own against a folder of the same name (this clone) in the working directory.
+	$(RUN) -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[train,dev]'
 	@touch $(READY)
 
 clean:

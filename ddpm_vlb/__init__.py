@@ -1,4 +1,4 @@
-r"""Exact likelihoods for DDPMs of the diffusers ecosystem.
+r"""Exact variational bounds on the likelihood for DDPMs of the diffusers ecosystem.
 
 Names are imported when they are first used, so that `import ddpm_vlb` costs neither torch nor diffusers.
 """

@@ -1,9 +1,12 @@
 r"""The command `ddpm-vlb`: score a checkpoint on a data set, or sample from it."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
+
+from . import __version__
 
 # Imports of torch and diffusers wait until a command runs, so that `--help` is quick.
 
@@ -14,6 +17,7 @@ DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def build_parser() -> argparse.ArgumentParser:
     r"""The command line and its options."""
     parser = argparse.ArgumentParser(prog="ddpm-vlb", description="Likelihoods of DDPM checkpoints, in bits/dim.")
+    parser.add_argument("--version", action="version", version=f"ddpm-vlb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     evaluate = commands.add_parser("evaluate", help="the variational bound of a data set under a checkpoint")
@@ -75,7 +79,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb evaluate`."""
     import torch
 
-    from .data import load_images, quantize
+    from .data import check_shape, load_images, quantize
     from .evaluation import check_output_path, format_report, make_report, write_report
     from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
@@ -85,6 +89,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if arguments.num_pixel_levels is not None:
         pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, num_pixel_levels=arguments.num_pixel_levels)
     levels = pipe.scheduler.config.num_pixel_levels
+    check_shape(data.images, pipe.unet.config.in_channels, pipe.image_size)
     images = data.images
     if arguments.quantize:
         images = quantize(images, levels, source_levels=data.num_pixel_levels)
@@ -114,7 +119,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         quantized=arguments.quantize,
     )
     write_report(report, output)
-    print(format_report(report))
+    print(format_report(report, {"uniform over the levels": math.log2(levels)}))
     print(f"report: {output}")
 
 

@@ -49,15 +49,21 @@ def images_to_levels(
     """
     check_num_pixel_levels(num_pixel_levels)
     tensor = _as_tensor(images, channels)
+    check_shape(tensor, channels, size)
+    return _check_levels(tensor, num_pixel_levels)
+
+
+def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int] | None) -> None:
+    r"""Raise `ValueError` unless a tensor is `(N, C, H, W)`, not empty, and of this many channels and (height, width)."""
     if tensor.ndim != 4:
         raise ValueError(f"`images` must have the shape (N, C, H, W), got {tuple(tensor.shape)}.")
     if tensor.numel() == 0:
         raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
     if channels is not None and tensor.shape[1] != channels:
-        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).")
+        hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
+        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
     if size is not None and tuple(tensor.shape[2:]) != tuple(size):
         raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
-    return _check_levels(tensor, num_pixel_levels)
 
 
 def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
@@ -281,7 +287,7 @@ def _load_digits(split: str) -> ImageSet:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError("`dataset` 'digits' needs scikit-learn: pip install 'ddpm-vlb[train]'.") from error
+        raise ValueError("`dataset` 'digits' needs scikit-learn: pip install scikit-learn.") from error
     parts = {"train": slice(None, DIGITS_NUM_TRAIN), "test": slice(DIGITS_NUM_TRAIN, None)}
     if split not in parts:
         raise ValueError(f"`split` must be 'train' or 'test' for the digits, got {split!r}.")
@@ -310,7 +316,10 @@ def _load_folder(path: Path, split: str | None, max_images: int | None) -> Image
     if split is not None and path.name != split:
         raise ValueError(f"`split` must name a sub-folder of the data set, got {split!r} for {str(path)!r}.")
     if not files:
-        raise ValueError(f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}), got none in {str(path)!r}.")
+        raise ValueError(
+            f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}) or parquet files, got none in {str(path)!r}."
+            " (Name an idx or npz file itself.)"
+        )
     return _image_set(_stack([_read_image(file) for file in files[:max_images]], [str(f) for f in files]), str(path), split)
 
 
@@ -386,7 +395,7 @@ def _load_hub(name: str, split: str, max_images: int | None) -> ImageSet:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install 'ddpm-vlb[train]'.") from error
+        raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install datasets.") from error
     try:
         loaded = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library has many

@@ -114,6 +114,9 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
     config = report["config"]
     lines += [
         f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations",
+        "all {num_train_timesteps} steps".format(**config)
+        if config["inference_timesteps"] is None
+        else "the {num_steps}-step model on a sub-sequence of {num_train_timesteps}".format(**config),
         f"{config['num_pixel_levels']} levels, {config['variance_type']}, clip_sample {str(config['clip_sample']).lower()},"
         f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}",
         f"decoder variance: {config['decoder_variance']}",

@@ -133,7 +133,7 @@ def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = 
         what = "be finite" if not math.isfinite(worst) else f"lie on the grid 2 k / {num_pixel_levels - 1} - 1"
         raise ValueError(
             f"`{name}` must {what} (num_pixel_levels={num_pixel_levels}), got {worst!r}"
-            f" ({int((~good).sum())} of {samples.numel()} values)."
+            f" ({int((~good).sum())} of {samples.numel()} values). Values in [0, 1] become 2 x - 1."
         )
     return levels.long()
 

@@ -101,6 +101,10 @@ class VLBDDPMPipeline(DDPMPipeline):
         # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
         kwargs["low_cpu_mem_usage"] = True
         folder = Path(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path.startswith(("/", "./", "../", "~")) and not folder.is_dir():
+            raise CheckpointError(
+                f"`pretrained_model_name_or_path` must be a folder that exists, got {pretrained_model_name_or_path!r}."
+            )
         # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
         configuration_logger = logging.get_logger("diffusers.configuration_utils")
         configuration_logger.addFilter(_is_not_about_num_pixel_levels)
@@ -194,9 +198,12 @@ class VLBDDPMPipeline(DDPMPipeline):
         else:
             default = min(1000, self.scheduler.config.num_train_timesteps)
             self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
-        size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
+        if self.image_size is None:
+            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
         dtype = self._network_dtype
-        image = randn_tensor((batch_size, config.in_channels, *size), generator=generator, device=device, dtype=dtype)
+        image = randn_tensor(
+            (batch_size, config.in_channels, *self.image_size), generator=generator, device=device, dtype=dtype
+        )
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
         image = image.to(torch.promote_types(dtype, torch.float32))
 
@@ -263,16 +270,10 @@ class VLBDDPMPipeline(DDPMPipeline):
             ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be
                 scored; a network whose output is not finite.
         """
-        unet_config = self.unet.config
         batch_size = _check_count("batch_size", batch_size)
         reverse, grid = self._scored_process(num_inference_steps, inference_timesteps, clip_sample, thresholding)
-        size = unet_config.sample_size
-        num_pixel_levels = self.scheduler.config.num_pixel_levels
         levels = images_to_levels(
-            images,
-            num_pixel_levels,
-            channels=unet_config.in_channels,
-            size=(size, size) if isinstance(size, int) else size,
+            images, self.scheduler.config.num_pixel_levels, channels=self.unet.config.in_channels, size=self.image_size
         )
         labels = self._check_class_labels(class_labels, len(levels))
         seed = fresh_seed(generator)
@@ -370,6 +371,12 @@ class VLBDDPMPipeline(DDPMPipeline):
         return labels.long()
 
     @property
+    def image_size(self) -> tuple[int, int] | None:
+        r"""(height, width) of the network's images, `None` where its configuration leaves it open."""
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+
+    @property
     def _network_dtype(self) -> torch.dtype:
         return getattr(self.unet, "dtype", torch.float32)
 
@@ -434,9 +441,10 @@ def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
             continue
         subfolder = name if (folder / name / file).exists() else None
         if subfolder is None and not (folder / file).exists():
+            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
-                f" scheduler_config.json, got {str(folder)!r} without {file}."
+                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
             )
         parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **(kwargs if name == "unet" else {}))
     return parts
