@@ -451,8 +451,9 @@ class VLBDDPMScheduler(DDPMScheduler):
                 prev_sample.add_(noise, alpha=c.fixed_std)
             else:
                 offset, slope = self._log_std_line(c)
-                std = torch.mul(predicted_variance.to(sample.dtype), slope).exp_()
-                prev_sample.addcmul_(std, noise.to(sample.dtype), value=math.exp(offset))
+                if mixed:
+                    predicted_variance, noise = predicted_variance.to(working), noise.to(working)
+                prev_sample.addcmul_(torch.mul(predicted_variance, slope).exp_(), noise, value=math.exp(offset))
         if mixed:
             prev_sample, pred_original_sample = prev_sample.to(dtype), pred_original_sample.to(dtype)
         if not return_dict:
