@@ -126,10 +126,10 @@ def vlb_terms(
     """
     decoder_args = (num_pixel_levels, validate_args)
     arguments = (model_output, original_samples, noisy_samples)
-    lowest = reverse.forward.rows(timesteps, len(noisy_samples)) == 0
-    if lowest is False or (lowest is not True and not lowest.any()):
+    lowest = torch.as_tensor(reverse.forward.rows(timesteps, len(noisy_samples))) == 0
+    if not lowest.any():
         return transition_kl(reverse, *arguments, timesteps)
-    if lowest is True or lowest.all():
+    if lowest.all():
         return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
     to_working(original_samples=original_samples, noisy_samples=noisy_samples)
     timesteps = torch.as_tensor(timesteps).cpu()

@@ -209,14 +209,15 @@ class VLBDDPMPipeline(DDPMPipeline):
 
         arguments = {} if labels is None else {"class_labels": labels.to(device)}
         timesteps = self.scheduler.timesteps.to(device)
+        finite = torch.ones((), dtype=torch.bool, device=device)
         with self._evaluating():
             for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = self.unet(image.to(dtype), on_device, **arguments).sample
+                finite &= torch.isfinite(model_output).all()
                 image = self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
 
-        if not torch.isfinite(image).all():
-            count = int((~torch.isfinite(image)).sum())
-            raise ValueError(f"`unet` must give finite outputs, got samples with {count} pixels that are not finite.")
+        if not finite:
+            raise ValueError(f"`unet` must give finite outputs, got NaN or infinity with dtype {str(dtype)[6:]}.")
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).numpy()
@@ -322,9 +323,12 @@ class VLBDDPMPipeline(DDPMPipeline):
             noisy_samples = reverse.forward.q_sample(samples, noise.to(device), timestep)
             model_output = self.unet(noisy_samples.to(dtype), on_device[row], **arguments).sample
             # The levels were checked once, on the CPU.
-            terms.append(
-                bound.vlb_terms(reverse, model_output, samples, noisy_samples, timestep, num_pixel_levels, validate_args=False)
+            nats = bound.vlb_terms(
+                reverse, model_output, samples, noisy_samples, timestep, num_pixel_levels, validate_args=False
             )
+            # Clipping would make a number of an overflow.
+            finite = torch.isfinite(model_output).flatten(1).all(dim=1)
+            terms.append(torch.where(finite, nats, torch.nan))
             progress_bar.update()
         return bound.prior_kl(reverse.forward, samples), torch.stack(terms, dim=1)
 
@@ -343,7 +347,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         check_num_pixel_levels(scheduler.config.num_pixel_levels)
         reverse = scheduler.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
         expected = config.in_channels * (2 if reverse.learns_variance else 1)
-        if config.out_channels != expected:
+        if getattr(config, "out_channels", expected) != expected:
             raise ValueError(
                 f"`unet` must have {expected} output channels for {config.in_channels} input channels and"
                 f" variance_type={reverse.variance_type!r}, got {config.out_channels}."
@@ -373,7 +377,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     @property
     def image_size(self) -> tuple[int, int] | None:
         r"""(height, width) of the network's images, `None` where its configuration leaves it open."""
-        size = self.unet.config.sample_size
+        size = getattr(self.unet.config, "sample_size", None)
         return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
 
     @property

@@ -205,9 +205,10 @@ def test_class_conditional_networks(images):
         pipe(batch_size=2)
 
 
-def test_sampling_refuses_networks_that_give_nan(pipe):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_sampling_refuses_networks_whose_output_is_not_finite(pipe, value):
     with torch.no_grad():
-        pipe.unet.conv_out.bias.fill_(float("nan"))
+        pipe.unet.conv_out.bias.fill_(value)
     with pytest.raises(ValueError, match="`unet` must give finite outputs"):
         pipe(num_inference_steps=2)
 
@@ -224,9 +225,10 @@ def test_networks_whose_channels_fit_no_variance_type(images):
             score(VLBDDPMPipeline(unet, VLBDDPMScheduler(5, variance_type=variance_type, num_pixel_levels=17)), images)
 
 
-def test_networks_that_give_nan(pipe, images):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_networks_whose_output_is_not_finite(pipe, images, value):
     with torch.no_grad():
-        pipe.unet.conv_out.bias.fill_(float("nan"))
+        pipe.unet.conv_out.bias.fill_(value)
     with pytest.raises(ValueError, match="`unet` must give finite outputs.*image 0 at timestep 0"):
         score(pipe, images)
 
