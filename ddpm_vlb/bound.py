@@ -132,6 +132,7 @@ def vlb_terms(
     if lowest.all():
         return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
     to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    reverse.check_model_output(model_output, noisy_samples)
     timesteps = torch.as_tensor(timesteps).cpu()
     terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
     for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):

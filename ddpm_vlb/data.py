@@ -97,6 +97,7 @@ def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
         images = [images]
     elif hasattr(images, "features") and hasattr(images, "column_names"):
         column = image_column(images)
+        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
         images = [row[column] for row in images]
     if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
         raise ValueError(

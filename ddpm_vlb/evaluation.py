@@ -72,8 +72,11 @@ def check_output_path(path: str | Path) -> Path:
 
 def write_atomically(path: str | Path, content: bytes) -> None:
     r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path = Path(path).resolve()  # a link keeps pointing to what it names
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
+        path.write_bytes(content)
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -389,6 +389,8 @@ def to_working(**tensors: torch.Tensor) -> list[torch.Tensor]:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ValueError(f"`{name}` must be floating-point values in [-1, 1] or latents, got dtype {tensor.dtype}.")
+        if tensor.ndim < 2:
+            raise ValueError(f"`{name}` must have the shape (B, C, H, W), got {tuple(tensor.shape)}.")
         if tensor.shape != expected.shape:
             raise ValueError(f"`{name}` must have the shape {tuple(expected.shape)} of `{first}`, got {tuple(tensor.shape)}.")
     return [tensor.to(working_dtype(tensor.device)) for tensor in tensors.values()]

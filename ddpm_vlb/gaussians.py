@@ -79,7 +79,11 @@ def normal_log_density(x: torch.Tensor, mean, log_variance) -> torch.Tensor:
     Returns:
         Log-density in nats.
     """
-    log_variance = torch.as_tensor(log_variance, dtype=x.dtype, device=x.device)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    for parameter in (mean, log_variance):
+        if isinstance(parameter, torch.Tensor):
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    x, mean, log_variance = (torch.as_tensor(value, dtype=dtype, device=x.device) for value in (x, mean, log_variance))
     return -0.5 * (math.log(2 * math.pi) + log_variance + (x - mean) ** 2 * torch.exp(-log_variance))
 
 

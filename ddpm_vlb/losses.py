@@ -71,7 +71,7 @@ def vlb_loss(
         Bits/dim, shape `(B,)`.
     """
     terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels)
-    return len(reverse.forward) * nats_to_bits_per_dim(terms, original_samples[0].numel())
+    return len(reverse.forward) * nats_to_bits_per_dim(terms, original_samples.shape[1:].numel())
 
 
 def hybrid_loss(

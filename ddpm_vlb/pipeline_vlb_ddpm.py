@@ -194,7 +194,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         config, device = self.unet.config, self._execution_device
         labels = self._check_class_labels(class_labels, batch_size)
         if inference_timesteps is not None:
-            self.scheduler.set_timesteps(timesteps=list(inference_timesteps))
+            self.scheduler.set_timesteps(timesteps=inference_timesteps)
         else:
             default = min(1000, self.scheduler.config.num_train_timesteps)
             self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)

@@ -74,6 +74,11 @@ class ReverseProcess:
             raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}.")
         if self.variance_type not in VARIANCE_TYPES:
             raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {self.variance_type!r}.")
+        for name in ("clip_sample", "thresholding"):
+            if getattr(self, name) not in (True, False):
+                raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if not self.sample_max_value > 0:
+            raise ValueError(f"`sample_max_value` must be positive, got {self.sample_max_value!r}.")
         if not self.clip_sample_range > 0:
             raise ValueError(f"`clip_sample_range` must be positive, got {self.clip_sample_range!r}.")
         if not 0 <= self.dynamic_thresholding_ratio <= 1:
@@ -115,6 +120,18 @@ class ReverseProcess:
             )
         return tuple(model_output.split(num_channels, dim=1)) if self.learns_variance else (model_output, None)
 
+    def check_model_output(
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""`split`, and a `ValueError` unless the batch and the image size are those of `noisy_samples`."""
+        prediction, predicted_variance = self.split(model_output, noisy_samples.shape[1])
+        if prediction.shape != noisy_samples.shape:
+            raise ValueError(
+                "`model_output` must have the batch and image size of `noisy_samples`,"
+                f" got {tuple(model_output.shape)} and {tuple(noisy_samples.shape)}."
+            )
+        return prediction, predicted_variance
+
     def predict(
         self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,12 +149,7 @@ class ReverseProcess:
             ValueError: shapes that do not fit, timesteps off the grid.
         """
         (x_t,) = to_working(noisy_samples=noisy_samples)
-        prediction, predicted_variance = self.split(model_output, noisy_samples.shape[1])
-        if prediction.shape != x_t.shape:
-            raise ValueError(
-                "`model_output` must have the batch and image size of `noisy_samples`,"
-                f" got {tuple(model_output.shape)} and {tuple(noisy_samples.shape)}."
-            )
+        prediction, predicted_variance = self.check_model_output(model_output, noisy_samples)
         pred_original_sample = self._clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
         return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
 

@@ -5,6 +5,7 @@ reads its coefficients from Python floats. *Scoring* asks for frozen `ForwardPro
 depend on the configuration and on an explicit grid of timesteps alone: `set_timesteps` never changes a bound.
 """
 
+import inspect
 import math
 import operator
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,16 @@ from .gaussians import Gaussian, check_num_pixel_levels
 from .reverse_process import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, ReverseGaussian, ReverseProcess
 
 logger = logging.get_logger(__name__)
+
+# What the tables are made of.
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
@@ -116,6 +127,12 @@ class VLBDDPMScheduler(DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
+        # diffusers takes what is passed by position for a default, and `from_config` would drop it.
+        parameters = inspect.signature(type(self).__init__).parameters
+        if "_use_default_values" in self.config:
+            defaults = [n for n in self.config["_use_default_values"] if _is_default(self.config[n], parameters[n].default)]
+            self.register_to_config(_use_default_values=defaults)
+        self._built_from = self._schedule_config()
         self._forward_betas = make_betas(
             beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, rescale_betas_zero_snr
         )
@@ -132,6 +149,12 @@ class VLBDDPMScheduler(DDPMScheduler):
         Raises:
             ValueError: betas that cannot be scored (outside (0, 1), or not T of them), a bad sub-sequence.
         """
+        for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
+            if built is not now and not _is_default(now, built):
+                raise ValueError(
+                    f"`{name}` must be what the scheduler was built from, {built!r}, for the model to be scored, got {now!r}."
+                    " Make a new scheduler with `from_config`."
+                )
         num_steps = self.config.num_train_timesteps
         if len(self._forward_betas) != num_steps:
             raise ValueError(
@@ -146,6 +169,9 @@ class VLBDDPMScheduler(DDPMScheduler):
                 del self._forward_processes[next(old for old in self._forward_processes if old is not None)]
             self._forward_processes[key] = ForwardProcess.from_betas(self._forward_betas, key)
         return self._forward_processes[key]
+
+    def _schedule_config(self) -> list[Any]:
+        return [self.config[name] for name in SCHEDULE_KEYS]
 
     def reverse_process(
         self,
@@ -359,14 +385,14 @@ class VLBDDPMScheduler(DDPMScheduler):
     def _use_grid(self, grid: list[int]) -> None:
         self._step_grid, self._step_config = self.timesteps, self.config
         valid = [step for step in grid if 0 <= step < len(self.alphas_cumprod)]
-        key = (tuple(valid), self.config)
-        if key != self._step_key:
-            self._step_key, self._step_coefficients = key, self._compute_coefficients(valid)
+        made_from = (self.config, self.alphas_cumprod)
+        if self._step_key is None or self._step_key != valid or any(a is not b for a, b in zip(made_from, self._made_from)):
+            self._step_key, self._made_from, self._step_coefficients = valid, made_from, self._compute_coefficients(valid)
 
     def _coefficients(self, timestep) -> StepCoefficients:
         # Never set, assigned from outside, or another configuration.
         if self._step_grid is not self.timesteps or self._step_config is not self.config:
-            self._use_grid(self.timesteps.tolist())
+            self._use_grid(check_inference_timesteps(self.timesteps.tolist(), self.config.num_train_timesteps))
         try:
             step = timestep if type(timestep) is int else operator.index(timestep)
         except TypeError:
@@ -432,6 +458,11 @@ class VLBDDPMScheduler(DDPMScheduler):
         predicted_variance = None
         if model_output.shape[1] != sample.shape[1] or self.config.variance_type in LEARNED_VARIANCE_TYPES:
             model_output, predicted_variance = self._split(model_output, sample.shape[1])
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"`model_output` must have the batch and image size of `sample`, got {tuple(model_output.shape)}"
+                f" and {tuple(sample.shape)}."
+            )
         dtype = noise_dtype = model_output.dtype
         mixed = dtype is not sample.dtype or dtype not in (torch.float32, torch.float64)
         if mixed:
@@ -505,7 +536,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         Raises:
             ValueError: timesteps out of range.
         """
-        signal, spread = self._signal_and_noise(timesteps, original_samples)
+        signal, spread = self._signal_and_noise(timesteps, original_samples, noise)
         return (signal * original_samples + spread * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -513,12 +544,24 @@ class VLBDDPMScheduler(DDPMScheduler):
 
         Arguments, returns and errors as [`~VLBDDPMScheduler.add_noise`].
         """
-        signal, spread = self._signal_and_noise(timesteps, sample)
+        signal, spread = self._signal_and_noise(timesteps, sample, noise)
         return (signal * noise - spread * sample).to(sample.dtype)
 
-    def _signal_and_noise(self, timesteps, samples) -> tuple[torch.Tensor, torch.Tensor]:
-        steps = torch.as_tensor(timesteps).cpu().flatten()
-        if steps.is_floating_point() or steps.dtype == torch.bool or len(steps) not in (1, len(samples)):
+    def _signal_and_noise(self, timesteps, samples, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        if not samples.is_floating_point() or noise.shape != samples.shape:
+            raise ValueError(
+                "Samples must be floating-point and `noise` of their shape,"
+                f" got {samples.dtype} of shape {tuple(samples.shape)} and {tuple(noise.shape)}."
+            )
+        steps = torch.as_tensor(timesteps).cpu()
+        steps = steps[None] if steps.ndim == 0 else steps
+        if (
+            steps.ndim > 1
+            or steps.is_complex()
+            or steps.is_floating_point()
+            or steps.dtype == torch.bool
+            or len(steps) not in (1, len(samples))
+        ):
             raise ValueError(
                 f"`timesteps` must be one integer or {len(samples)}, got dtype {steps.dtype} and shape {tuple(steps.shape)}."
             )
@@ -531,6 +574,12 @@ class VLBDDPMScheduler(DDPMScheduler):
         dtype = torch.promote_types(samples.dtype, torch.float32)
         coefficients = torch.exp(0.5 * log_alpha_prod), torch.sqrt(-torch.expm1(log_alpha_prod))
         return tuple(c.to(dtype).to(samples.device) for c in coefficients)
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
+        return value is default
+    return value == default
 
 
 def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:

@@ -64,6 +64,15 @@ def test_output_paths_are_checked_first(tmp_path):
             check_output_path(bad)
 
 
+def test_links_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
+    write_atomically("/dev/null", b"new")
+    assert not os.path.isfile("/dev/null")
+
+
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "report.json"
     write_atomically(path, b"old")

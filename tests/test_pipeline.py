@@ -254,6 +254,7 @@ def test_all_kinds_of_images_score_the_same():
         "list of tensors": list(levels),
         "list of arrays": list(arrays),
         "dataset": dataset,
+        "dataset in a format": dataset.with_format("numpy"),
     }
     expected = score(pipe, levels)
     for name, images in kinds.items():

@@ -165,6 +165,27 @@ def test_timesteps_assigned_from_outside_are_the_grid():
         scheduler.step(torch.zeros(1, 1, 2, 2), 900, torch.zeros(1, 1, 2, 2))
 
 
+def test_from_config_keeps_what_was_passed_by_position():
+    scheduler = VLBDDPMScheduler.from_config(VLBDDPMScheduler(100, 0.01).config, num_pixel_levels=17)
+    assert (scheduler.config.num_train_timesteps, scheduler.config.beta_start) == (100, 0.01)
+
+
+def test_a_configuration_changed_afterwards_is_not_scored_with_the_old_tables():
+    for change in ({"beta_end": 0.5}, {"num_train_timesteps": 50}, {"trained_betas": [0.1] * 1000}):
+        scheduler = VLBDDPMScheduler()
+        scheduler.register_to_config(**change)
+        with pytest.raises(ValueError, match="must be what the scheduler was built from"):
+            scheduler.prior_kl(torch.zeros(1, 1, 2, 2))
+
+
+def test_timesteps_assigned_from_outside_are_checked():
+    scheduler, x = VLBDDPMScheduler(100), torch.zeros(1, 1, 2, 2)
+    for bad in ([10, 50, 90], [90, 90], [90.5, 3.0]):
+        scheduler.timesteps = torch.tensor(bad)
+        with pytest.raises(ValueError, match="`inference_timesteps` must be"):
+            scheduler.step(x, 90, x)
+
+
 def test_coefficients_are_made_once_per_grid():
     scheduler, x = VLBDDPMScheduler(), torch.zeros(1, 1, 2, 2)
     scheduler.set_timesteps(10)
@@ -233,6 +254,8 @@ def test_upgrade():
         ({"beta_end": 2.0}, r"`betas` must lie in \(0, 1\)"),
         ({"rescale_betas_zero_snr": True}, "Use prediction_type='v_prediction'"),
         ({"num_pixel_levels": 1}, "`num_pixel_levels` must be an integer from 2"),
+        ({"thresholding": True, "sample_max_value": -1.0}, "`sample_max_value` must be positive"),
+        ({"clip_sample": "no"}, "`clip_sample` must be True or False"),
         ({"num_pixel_levels": 16.0}, "`num_pixel_levels` must be an integer from 2"),
     ],
 )
@@ -278,6 +301,14 @@ def test_wrong_shapes_and_dtypes_are_refused():
         scheduler.prior_kl(x.to(torch.uint8))
     with pytest.raises(ValueError, match=r"must have the shape \(2,\)"):
         scheduler.vlb_terms(x, x, x, torch.tensor([0, 1, 2]))
+    for output in (torch.cat([x, x]), x[:1], x[..., :1]):
+        with pytest.raises(ValueError, match="batch and image size"):
+            scheduler.vlb_terms(output, x, x, torch.tensor([0, 1]))
+        with pytest.raises(ValueError, match="batch and image size"):
+            scheduler.step(output, 5, x)
+    for arguments in ((x.to(torch.uint8), x), (x, x[:1])):
+        with pytest.raises(ValueError, match="floating-point"):
+            scheduler.add_noise(*arguments, torch.tensor([5]))
 
 
 def test_step_refuses_channels_that_do_not_fit():
