@@ -406,8 +406,8 @@ class VLBDDPMScheduler(DDPMScheduler):
 
     def _compute_coefficients(self, grid: list[int]) -> dict[int, StepCoefficients]:
         # In float32 and in the stock scheduler's order of operations: diffusers' own tests compare sums of trajectories to
-        # places at which the rounding of these tables tells. Near t = 0 they are off by up to 1e-3; the terms of the bound
-        # come from float64 tables.
+        # places at which the rounding of these tables tells. Near t = 0 that rounding is relative to 1 - alphas_cumprod; the
+        # terms of the bound come from float64 tables.
         table = torch.cat([self.alphas_cumprod.cpu(), torch.ones(1)])  # the entry at -1 is the data's
         alpha_prod, alpha_prod_prev = table[torch.tensor(grid, dtype=torch.int64)], table[[*grid[1:], -1]]
         beta_prod, beta_prod_prev = 1 - alpha_prod, 1 - alpha_prod_prev
