@@ -45,9 +45,10 @@ def prior_kl(forward: ForwardProcess, original_samples: torch.Tensor) -> torch.T
         Nats, shape `(B,)`.
     """
     (x,) = to_working(original_samples=original_samples)
-    alpha_bar, log_variance = (t[-1].item() for t in (forward.alphas_cumprod, forward.log_one_minus_alphas_cumprod))
+    # Scalars on the CPU take part in arithmetic on any device, and carry the gradients of a learnable process.
+    alpha_bar, log_variance = forward.alphas_cumprod[-1], forward.log_one_minus_alphas_cumprod[-1]
     # normal_kl(mean, log(1 - a), 0, 0) = (-log(1 - a) - a + mean^2) / 2, with the a's of 1 - a and of mean^2 = a x^2.
-    return _sum_dims(0.5 * (max(-log_variance - alpha_bar, 0.0) + alpha_bar * x**2))
+    return _sum_dims(0.5 * ((-log_variance - alpha_bar).clamp(min=0.0) + alpha_bar * x**2))
 
 
 def transition_kl(

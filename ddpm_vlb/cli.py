@@ -80,7 +80,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     from .data import check_shape, load_images, quantize
-    from .evaluation import check_output_path, format_report, make_report, write_report
+    from .evaluation import format_report, make_report, write_report
+    from .files import check_output_path
     from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
     output = check_output_path(arguments.output)
@@ -129,7 +130,8 @@ def run_sample(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from .evaluation import check_output_path, image_grid, write_atomically
+    from .evaluation import image_grid
+    from .files import check_output_path, write_atomically
 
     if arguments.num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {arguments.num_images}.")

@@ -12,13 +12,13 @@ of which the smaller of this bound and `standard_error` is reported: an upper bo
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .files import write_atomically
 
 
 def make_report(output, **context: Any) -> dict[str, Any]:
@@ -55,41 +55,6 @@ def make_report(output, **context: Any) -> dict[str, Any]:
         "per_image": output.bits_per_dim.tolist(),
         "config": {**output.config, **context},
     }
-
-
-def check_output_path(path: str | Path) -> Path:
-    r"""A path that can be written to; meant to be asked before the work whose result goes there.
-
-    Raises:
-        ValueError: a folder, or a path whose folder does not exist or does not allow writing.
-    """
-    path = Path(path)
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"`output` must be a file in an existing folder that can be written to, got {str(path)!r}.")
-    return path
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
-    path = Path(path).resolve()  # a link keeps pointing to what it names
-    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
-        path.write_bytes(content)
-        return
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def write_report(report: dict[str, Any], path: str | Path) -> None:

@@ -154,8 +154,25 @@ class ForwardProcess:
         log_alphas = torch.zeros(len(grid), dtype=torch.float64).index_add(0, torch.searchsorted(grid, used), log_alphas[used])
         return cls(grid, log_alphas, len(betas))
 
+    @classmethod
+    def from_log_snr(cls, log_snr: torch.Tensor) -> "ForwardProcess":
+        r"""Tables for all T steps from :math:`\log(\bar\alpha_t / (1 - \bar\alpha_t))`, differentiable in it.
+
+        Args:
+            log_snr: strictly descending, shape `(T,)`; gradients flow through every table and every Gaussian. Not checked: a
+                learnable schedule is monotone by construction.
+        """
+        log_alphas_cumprod = torch.nn.functional.logsigmoid(log_snr.to("cpu", torch.float64))
+        log_alphas = torch.diff(log_alphas_cumprod, prepend=log_alphas_cumprod.new_zeros(1))
+        return cls(torch.arange(len(log_alphas)), log_alphas, len(log_alphas))
+
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @property
+    def is_learnable(self) -> bool:
+        r"""Whether the tables carry gradients; :math:`L_T` then is part of what is minimised."""
+        return self.log_alphas.requires_grad
 
     # Tables. The suffix `_prev` is diffusers' word for the next lower step of the grid.
 
@@ -234,7 +251,8 @@ class ForwardProcess:
     @cached_property
     def posterior_log_variance(self) -> torch.Tensor:
         r""":math:`\log\tilde\beta_t`; -inf at the lowest step."""
-        return torch.log(self.posterior_variance)
+        # The lowest entry is written down: the derivative of log at 0 would turn the gradient of every table into NaN.
+        return torch.cat([self.betas.new_full((1,), -math.inf), torch.log(self.posterior_variance[1:])])
 
     @cached_property
     def posterior_mean_coef1(self) -> torch.Tensor:

@@ -8,7 +8,7 @@ prediction is detached in the second term.
 
 import torch
 
-from .bound import vlb_terms
+from .bound import prior_kl, vlb_terms
 from .forward_process import to_working
 from .gaussians import nats_to_bits_per_dim
 from .reverse_process import ReverseProcess
@@ -65,13 +65,16 @@ def vlb_loss(
     r""":math:`K L_t` in bits/dim, K the number of steps of the grid (T for the full one).
 
     Arguments as `ddpm_vlb.bound.vlb_terms`. The average over uniform t is the bound less :math:`L_T`, which no network can
-    change.
+    change; where the forward process is learnable, :math:`L_T` is added, and the average is the bound.
 
     Returns:
         Bits/dim, shape `(B,)`.
     """
     terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels)
-    return len(reverse.forward) * nats_to_bits_per_dim(terms, original_samples.shape[1:].numel())
+    nats = len(reverse.forward) * terms
+    if reverse.forward.is_learnable:
+        nats = nats + prior_kl(reverse.forward, original_samples)
+    return nats_to_bits_per_dim(nats, original_samples.shape[1:].numel())
 
 
 def hybrid_loss(

@@ -1,7 +1,9 @@
 r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
 
 Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
-of other timesteps and the number of processes then change a result by no more than float rounding.
+of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
+timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
+of chance to save.
 """
 
 import math
@@ -53,6 +55,22 @@ def mix(seed: int, number: int) -> int:
     return z ^ (z >> 31)
 
 
+def keyed_uniform(key: int) -> float:
+    r"""A number in [0, 1) that is a function of the key alone."""
+    return (mix(key, 0) >> 11) * 2.0**-53
+
+
+def keyed_normal(keys: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    r"""Standard normal noise of shape `(len(keys), *shape)`, float32 on the CPU, each row a function of its key alone."""
+    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
+    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
+    generator = torch.Generator()
+    noise = torch.empty(len(keys), *shape)
+    for row, key in zip(noise.unbind(), keys):
+        row.normal_(generator=generator.manual_seed(key))
+    return noise
+
+
 def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
     r"""Standard normal noise, timestep after timestep, for the images with these seeds.
 
@@ -67,14 +85,9 @@ def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[
     # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
     # The block is a function of t and of the shape, and the noise still one of (seed, t).
     block = max(1, 1024 // math.prod(shape))
-    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
-    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
-    generator = torch.Generator()
     drawn = None
     for timestep in timesteps:
         if timestep // block != drawn:
             drawn = timestep // block
-            noise = torch.empty(len(seeds), block, *shape)
-            for row, seed in zip(noise.unbind(), seeds):
-                row.normal_(generator=generator.manual_seed(mix(seed, drawn)))
+            noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
         yield noise[:, timestep % block]

@@ -179,15 +179,19 @@ class VLBDDPMScheduler(DDPMScheduler):
         *,
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
+        forward_process: ForwardProcess | None = None,
     ) -> ReverseProcess:
-        r"""The reverse process on the same grid, as configured; `clip_sample` and `thresholding` override the configuration.
+        r"""The reverse process on the same grid, as configured; `clip_sample` and `thresholding` override the configuration,
+        `forward_process` (a learnable one, say) takes the place of the configured one.
 
         Raises:
             ValueError: as `forward_process`; unknown prediction or variance type; epsilon prediction at zero SNR.
         """
+        if forward_process is not None and inference_timesteps is not None:
+            raise ValueError("Only one of `forward_process` and `inference_timesteps` may be given, got both.")
         config = self.config
         return ReverseProcess(
-            self.forward_process(inference_timesteps),
+            self.forward_process(inference_timesteps) if forward_process is None else forward_process,
             prediction_type=config.prediction_type,
             variance_type=config.variance_type,
             clip_sample=config.clip_sample if clip_sample is None else clip_sample,
@@ -303,6 +307,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         inference_timesteps: InferenceTimesteps = None,
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
+        forward_process: ForwardProcess | None = None,
     ) -> torch.Tensor:
         r"""A training objective per image; see [`ddpm_vlb.losses`] for the three.
 
@@ -317,6 +322,8 @@ class VLBDDPMScheduler(DDPMScheduler):
             inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is trained.
             clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*): Override the configuration in the bound; a
                 clipped prediction has no gradient where it is clipped.
+            forward_process (`ForwardProcess`, *optional*): In place of the configured one, and what `noisy_samples` were made
+                with; a learnable one (see [`ddpm_vlb.noise_schedules`]) adds its :math:`L_T` to the bound.
 
         Returns:
             `torch.Tensor`: Shape `(B,)`.
@@ -324,7 +331,9 @@ class VLBDDPMScheduler(DDPMScheduler):
         if loss_type not in losses.LOSS_TYPES:
             raise ValueError(f"`loss_type` must be one of {losses.LOSS_TYPES}, got {loss_type!r}.")
         timesteps = on_cpu(timesteps)
-        reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
+        reverse = self.reverse_process(
+            inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, forward_process=forward_process
+        )
         if loss_type == "simple":
             return losses.simple_loss(reverse, model_output, original_samples, noise, timesteps)
         check_num_pixel_levels(self.config.num_pixel_levels)

@@ -8,9 +8,12 @@ PACKAGE = Path(__file__).parents[1] / "ddpm_vlb"
 # Lowest first: a module may import those above it in this list.
 ROOMS = [
     "__init__",
+    "files",
     "gaussians",
     "noise",
+    "timestep_samplers",
     "forward_process",
+    "noise_schedules",
     "reverse_process",
     "bound",
     "losses",

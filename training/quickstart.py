@@ -9,8 +9,6 @@ samples and a grid of reverse trajectories. `make quickstart` sets up the enviro
 
 import argparse
 import math
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from tqdm.auto import tqdm
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import format_report, image_grid, make_report, plot_terms, write_report
+from ddpm_vlb.files import new_folder
 from ddpm_vlb.gaussians import levels_to_samples
 
 NUM_PIXEL_LEVELS = 17
@@ -113,15 +112,6 @@ def reverse_trajectories(pipe: VLBDDPMPipeline, count: int, columns: int, genera
     return pipe.numpy_to_pil((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())
 
 
-def replace_folder(new: Path, target: Path) -> None:
-    r"""Put the finished folder `new` in the place of `target`; an old one is removed only after that."""
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-")) / target.name
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old.parent)
-
-
 def main() -> None:
     r"""Train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -154,20 +144,13 @@ def main() -> None:
         "per-pixel marginal": marginal_bits_per_dim(train_set.images, test_set.images),
     }
 
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=arguments.output.parent, prefix=f".{arguments.output.name}-"))
-    folder.chmod(0o755)
-    try:
+    with new_folder(arguments.output) as folder:
         pipe.save_pretrained(folder / "pipeline")
         write_report(report, folder / "report.json")
         plot_terms(report, folder / "terms.png")
         pipe.set_progress_bar_config(desc="sampling", unit="step", mininterval=1.0)
         image_grid(pipe(batch_size=64, generator=generator).images).save(folder / "samples.png")
         image_grid(reverse_trajectories(pipe, 6, 11, generator), columns=11).save(folder / "trajectories.png")
-        replace_folder(folder, arguments.output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
     print()
     print(format_report(report, report["baselines"]))

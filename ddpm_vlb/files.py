@@ -1,0 +1,106 @@
+r"""Files and folders that are written whole or not at all: beside their place first, then renamed."""
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_output_path(path: str | Path) -> Path:
+    r"""A path that can be written to; meant to be asked before the work whose result goes there.
+
+    Raises:
+        ValueError: a folder, or a path whose folder does not exist or does not allow writing.
+    """
+    path = Path(path)
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"`output` must be a file in an existing folder that can be written to, got {str(path)!r}.")
+    return path
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
+    path = Path(path).resolve()  # a link keeps pointing to what it names
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
+        path.write_bytes(content)
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    r"""A folder to fill beside `target`; it takes the place of `target`, whole, when the block ends without an error.
+
+    Where the system can exchange two names in one step (Linux), there is no moment without a complete `target`.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        folder.chmod(0o777 & ~_umask())
+        yield folder
+        sync(folder)
+        replace_folder(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    r"""Put the finished folder `new` in the place of `target`; an old one is removed only after that."""
+    if not target.exists():
+        new.rename(target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+        target.rename(old / target.name)
+        new.rename(target)
+        shutil.rmtree(old)
+
+
+def remove_leftovers(target: Path) -> None:
+    r"""Remove the hidden folders that processes killed inside `new_folder(target)` left beside it."""
+    for folder in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    r"""Have every file of a folder on the disk before it is renamed."""
+    for path in (folder, *folder.rglob("*")):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    r"""Exchange two names in one step (renameat2 with RENAME_EXCHANGE); `False` where the system does not know how."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,62 @@
+r"""Learnable forward variances: a monotone noise schedule trained on the bound together with the network.
+
+The forward process is all told by its log-signal-to-noise ratios :math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`,
+which descend from :math:`\lambda_0` (after the first step, nearly the image) to :math:`\lambda_{T-1}` (nearly noise). In the
+limit of many steps the bound depends on the two end points alone (Section 5, Kingma et al. 2021); at a finite T the spacing
+between them counts too, and both are learnt here. The schedule is the configured one, :math:`\lambda^0_t`, seen through an
+increasing piecewise linear map with M segments of equal width w on :math:`[\lambda^0_{T-1}, \lambda^0_0]`:
+
+.. math::
+    \lambda_t = \lambda^0_{T-1} + c + \sum_{m=1}^{M} e^{\theta_m}\, w_m(\lambda^0_t), \qquad
+    w_m(\lambda) = \text{length of segment } m \text{ below } \lambda .
+
+The map starts as the identity (:math:`c = \theta_m = 0`), so that training starts from the configured betas to the last digit
+but float rounding. :math:`e^{\theta_m} > 0` keeps :math:`\lambda_t` strictly descending, hence every beta in (0, 1), whatever
+the optimiser does. c moves the noisy end, the sum of the slopes the clean end, and their distribution the interior.
+
+The result is a list of betas like any other: `betas()` is what a scheduler takes as `trained_betas`.
+"""
+
+import torch
+
+from .forward_process import ForwardProcess
+
+
+class LearnedNoiseSchedule(torch.nn.Module):
+    r"""Forward variances with gradients, monotone by construction.
+
+    Args:
+        forward: the process to start from, on all its T steps.
+        num_segments: number M of segments of the map.
+
+    Raises:
+        ValueError: a process with zero terminal SNR, whose last log-SNR is not finite; `num_segments` below 1.
+    """
+
+    def __init__(self, forward: ForwardProcess, num_segments: int = 32):
+        super().__init__()
+        if num_segments < 1:
+            raise ValueError(f"`num_segments` must be at least 1, got {num_segments!r}.")
+        log_snr = forward.log_alphas_cumprod - forward.log_one_minus_alphas_cumprod
+        if not bool(torch.isfinite(log_snr).all()):
+            raise ValueError("`forward` must have a terminal SNR above zero to be learnt from, got zero.")
+        edges = torch.linspace(0.0, 1.0, num_segments + 1, dtype=torch.float64) * (log_snr[0] - log_snr[-1])
+        above_the_end = log_snr - log_snr[-1]
+        lengths = (above_the_end[:, None] - edges[:-1]).clamp(min=0.0).minimum(torch.diff(edges))
+        self.register_buffer("_end", log_snr[-1], persistent=False)
+        self.register_buffer("_lengths", lengths, persistent=False)
+        self.offset = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.log_slopes = torch.nn.Parameter(torch.zeros(num_segments, dtype=torch.float64))
+
+    def log_snr(self) -> torch.Tensor:
+        r""":math:`\lambda_t`, strictly descending, shape `(T,)`, float64."""
+        return self._end + self.offset + self._lengths @ torch.exp(self.log_slopes)
+
+    def forward(self) -> ForwardProcess:
+        r"""The forward process, its tables carrying gradients to the parameters."""
+        return ForwardProcess.from_log_snr(self.log_snr())
+
+    @torch.no_grad()
+    def betas(self) -> list[float]:
+        r"""The betas as plain numbers: `trained_betas` for any scheduler of diffusers, ours or stock."""
+        return self().betas.tolist()
