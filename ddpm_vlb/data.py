@@ -8,7 +8,7 @@ the grid changes the data and hence the likelihood; `quantize` does it, as a ste
 import gzip
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -244,9 +244,89 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+class StoredImages:
+    r"""Images that stay where they are until one is asked for: what `open_images` returns for data that may not fit in memory.
+
+    `source[i]` is image i as integer levels `(C, H, W)`, checked to be of the size and type of image 0. Attributes as
+    `ImageSet`.
+
+    Args:
+        rows: file names, or a `datasets.Dataset`.
+        read: the pixels of a row, `(H, W)` or `(H, W, C)`, and the row's name.
+        name, split, labels: as `ImageSet`.
+    """
+
+    def __init__(self, rows: Sequence, read, name: str, split: str | None = None, labels: Sequence[int] | None = None):
+        self._rows, self._read, self.name, self.split, self.labels = rows, read, name, split, labels
+        if len(rows) == 0:
+            raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
+        self._first, self._first_name = read(rows, 0)
+        self.num_pixel_levels = _image_set(self._first[None], name).num_pixel_levels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return _array_to_tensor(self.array(index)[None], None)[0]
+
+    def array(self, index: int) -> np.ndarray:
+        r"""The pixels of image `index`, `(H, W)` or `(H, W, C)`."""
+        array, name = self._read(self._rows, index)
+        _check_alike(self._first, self._first_name, array, name)
+        return array
+
+    def load(self, max_images: int | None = None) -> ImageSet:
+        r"""The first `max_images` images, or all, in memory."""
+        count = min(len(self), max_images or len(self))
+        labels = None if self.labels is None else torch.tensor(self.labels[:count])
+        return _image_set(np.stack([self.array(index) for index in range(count)]), self.name, self.split, labels)
+
+
+class StreamedImages:
+    r"""Images of a data set that can only be read in its order, shuffled through a buffer.
+
+    Args:
+        dataset: a `datasets.IterableDataset` with an image column.
+        name, split: as `ImageSet`.
+        buffer_size: images in memory among which the next is drawn.
+    """
+
+    def __init__(self, dataset: Any, name: str, split: str | None = None, buffer_size: int = 1000):
+        self.name, self.split, self._buffer_size = name, split, buffer_size
+        self._dataset, self._column = dataset, image_column(dataset)
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
+        self._first = pil_to_array(first[self._column], "row 0")
+        self.num_pixel_levels = _image_set(self._first[None], name).num_pixel_levels
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index != 0:
+            raise ValueError(f"`index` must be 0 for a stream, of which only the first image is at hand, got {index}.")
+        return _array_to_tensor(self._first[None], None)[0]
+
+    def epoch(self, seed: int) -> Iterator[Callable[[], torch.Tensor]]:
+        r"""One pass in the order that `seed` gives: for each image a function that decodes it to levels `(C, H, W)`, so that a
+        process pays only for those it uses."""
+        import datasets
+
+        stored = self._dataset.cast_column(self._column, datasets.Image(decode=False))
+        decoder = datasets.Image()
+        for row in stored.shuffle(seed=seed % 2**31, buffer_size=self._buffer_size):
+            yield lambda picture=row[self._column]: self._decode(decoder.decode_example(picture))
+
+    def _decode(self, image: Image.Image) -> torch.Tensor:
+        array = pil_to_array(image, "a row of the stream")
+        _check_alike(self._first, "row 0", array, "a row of the stream")
+        return _array_to_tensor(array[None], None)[0]
+
 
 def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:
-    r"""Load a data set.
+    r"""Load a data set into memory.
 
     Args:
         source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as
@@ -261,24 +341,45 @@ def load_images(source: str | Path, split: str | None = None, max_images: int | 
     """
     if max_images is not None and max_images < 1:
         raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
+    loaded = open_images(source, split)
+    if isinstance(loaded, StoredImages):
+        return loaded.load(max_images)
+    labels = None if loaded.labels is None else loaded.labels[:max_images]
+    return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
+
+
+def open_images(source: str | Path, split: str | None = None) -> ImageSet | StoredImages:
+    r"""Open a data set: `source[i]` is image i, as integer levels `(C, H, W)`.
+
+    Folders of images and data sets of the Hub stay on the disk until an image is asked for, and may be larger than memory.
+
+    Arguments and errors as `load_images`; of a folder's images, all but the first are checked when they are read.
+    """
     source = str(source)
     path = Path(source)
     if source == "digits":
-        loaded = _load_digits(split or "test")
-    elif path.is_dir():
-        loaded = _load_folder(path, split, max_images)
-    elif path.is_file():
+        return _load_digits(split or "test")
+    if path.is_dir():
+        return _open_folder(path, split)
+    if path.is_file():
         if split is not None:
             raise ValueError(f"`split` must be left out for a single file, which has no parts, got {split!r}.")
-        loaded = _load_npz(path) if path.suffix == ".npz" else _load_idx(path)
-    elif source.startswith(("/", ".", "~")) or path.suffix in (".npz", ".gz") or not source:
+        return _load_npz(path) if path.suffix == ".npz" else _load_idx(path)
+    if source.startswith(("/", ".", "~")) or path.suffix in (".npz", ".gz") or not source:
         raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
-    else:
-        loaded = _load_hub(source, split or "test", max_images)
-    if len(loaded) == 0:
-        raise ValueError(f"`dataset` must hold at least one image, got none in {source!r}.")
-    labels = None if loaded.labels is None else loaded.labels[:max_images]
-    return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
+    return _open_hub(source, split or "test")
+
+
+def stream_images(source: str | Path, split: str | None = None, buffer_size: int = 1000) -> StreamedImages:
+    r"""Open a data set of the Hub, or a folder of images or parquet files, as a stream, with nothing kept on the disk.
+
+    Raises:
+        ValueError: as `load_images`; a source that is neither.
+    """
+    source = str(source)
+    if source == "digits" or Path(source).is_file():
+        raise ValueError(f"`dataset` must be a folder or a data set of the Hub to be streamed, got {source!r}.")
+    return StreamedImages(_load_dataset(source, split or "train", streaming=True), source, split, buffer_size)
 
 
 DIGITS_NUM_TRAIN = 1437
@@ -308,12 +409,12 @@ def _image_set(array: np.ndarray, name: str, split: str | None = None, labels=No
     return ImageSet(_array_to_tensor(array, None), int(np.iinfo(array.dtype).max) + 1, name, split, labels)
 
 
-def _load_folder(path: Path, split: str | None, max_images: int | None) -> ImageSet:
+def _open_folder(path: Path, split: str | None) -> StoredImages:
     if split is not None and (path / split).is_dir():
         path = path / split
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files and any(path.rglob("*.parquet")):
-        return _load_hub(str(path), split or "test", max_images)
+        return _open_hub(str(path), split or "test")
     if split is not None and path.name != split:
         raise ValueError(f"`split` must name a sub-folder of the data set, got {split!r} for {str(path)!r}.")
     if not files:
@@ -321,29 +422,28 @@ def _load_folder(path: Path, split: str | None, max_images: int | None) -> Image
             f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}) or parquet files, got none in {str(path)!r}."
             " (Name an idx or npz file itself.)"
         )
-    return _image_set(_stack([_read_image(file) for file in files[:max_images]], [str(f) for f in files]), str(path), split)
+    return StoredImages(files, _read_file, str(path), split)
 
 
-def _read_image(file: Path) -> np.ndarray:
+def _read_file(files: Sequence[Path], index: int) -> tuple[np.ndarray, str]:
+    file = files[index]
     try:
         with Image.open(file) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ValueError(f"`dataset` must hold still images, got {image.n_frames} frames in {str(file)!r}.")
-            return pil_to_array(image, str(file))
+            return pil_to_array(image, str(file)), str(file)
     except Exception as error:  # a damaged file can make a decoder stumble over anything
         if str(error).startswith("`"):
             raise
         raise ValueError(f"`dataset` must hold readable images, got {str(file)!r}: {error}.") from error
 
 
-def _stack(arrays: list[np.ndarray], names: list[str]) -> np.ndarray:
-    for array, name in zip(arrays, names):
-        if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
-            raise ValueError(
-                f"`dataset` must hold images of one size and type: {names[0]!r} is {arrays[0].shape} {arrays[0].dtype},"
-                f" {name!r} is {array.shape} {array.dtype}."
-            )
-    return np.stack(arrays)
+def _check_alike(first: np.ndarray, first_name: str, array: np.ndarray, name: str) -> None:
+    if (array.shape, array.dtype) != (first.shape, first.dtype):
+        raise ValueError(
+            f"`dataset` must hold images of one size and type: {first_name!r} is {first.shape} {first.dtype},"
+            f" {name!r} is {array.shape} {array.dtype}."
+        )
 
 
 def _load_npz(path: Path) -> ImageSet:
@@ -392,23 +492,26 @@ def _load_idx(path: Path) -> ImageSet:
     return _image_set(np.frombuffer(raw, np.uint8, offset=header).reshape(shape), str(path))
 
 
-def _load_hub(name: str, split: str, max_images: int | None) -> ImageSet:
+def _open_hub(name: str, split: str) -> StoredImages:
+    loaded = _load_dataset(name, split)
+    column = image_column(loaded)
+
+    def read(rows, index: int) -> tuple[np.ndarray, str]:
+        return pil_to_array(rows[index][column], f"row {index}"), f"row {index}"
+
+    return StoredImages(loaded, read, name, split, loaded["label"] if "label" in loaded.column_names else None)
+
+
+def _load_dataset(name: str, split: str, streaming: bool = False) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install datasets.") from error
     try:
-        loaded = datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # the library has many
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"`dataset` must be 'digits', a file or folder that exists, or a Hub data set with the split {split!r},"
             f" got {name!r}: {reason}"
         ) from error
-    column = image_column(loaded)
-    rows = range(min(len(loaded), max_images or len(loaded)))
-    arrays = [pil_to_array(loaded[row][column], f"row {row}") for row in rows]
-    if not arrays:
-        raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
-    labels = torch.tensor(loaded["label"][: len(rows)]) if "label" in loaded.column_names else None
-    return _image_set(_stack(arrays, [f"row {row}" for row in rows]), name, split, labels)
