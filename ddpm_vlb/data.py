@@ -291,12 +291,12 @@ class StreamedImages:
 
     Args:
         dataset: a `datasets.IterableDataset` with an image column.
-        name, split: as `ImageSet`.
+        name, split: as `ImageSet` (the attribute is `split_name`).
         buffer_size: images in memory among which the next is drawn.
     """
 
     def __init__(self, dataset: Any, name: str, split: str | None = None, buffer_size: int = 1000):
-        self.name, self.split, self._buffer_size = name, split, buffer_size
+        self.name, self.split_name, self._buffer_size = name, split, buffer_size
         self._dataset, self._column = dataset, image_column(dataset)
         first = next(iter(dataset), None)
         if first is None:
@@ -308,6 +308,15 @@ class StreamedImages:
         if index != 0:
             raise ValueError(f"`index` must be 0 for a stream, of which only the first image is at hand, got {index}.")
         return _array_to_tensor(self._first[None], None)[0]
+
+    def split(self, count: int) -> tuple["StreamedImages", torch.Tensor]:
+        r"""The stream without its first `count` images, and those `(count, C, H, W)`.
+
+        Raises:
+            ValueError: a stream of no more images than that.
+        """
+        first = [self._decode(row[self._column]) for row in self._dataset.take(count)]
+        return StreamedImages(self._dataset.skip(count), self.name, self.split_name, self._buffer_size), torch.stack(first)
 
     def epoch(self, seed: int) -> Iterator[Callable[[], torch.Tensor]]:
         r"""One pass in the order that `seed` gives: for each image a function that decodes it to levels `(C, H, W)`, so that a

@@ -60,3 +60,19 @@ class LearnedNoiseSchedule(torch.nn.Module):
     def betas(self) -> list[float]:
         r"""The betas as plain numbers: `trained_betas` for any scheduler of diffusers, ours or stock."""
         return self().betas.tolist()
+
+
+def linear_log_snr(num_timesteps: int, log_snr_max: float, log_snr_min: float) -> ForwardProcess:
+    r"""The process whose :math:`\lambda_t` descends in equal steps from `log_snr_max` to `log_snr_min`.
+
+    Every step then takes away the same factor of the signal-to-noise ratio, where the stock schedules lose much of the image
+    in their first few steps (Kingma et al. 2021 start from it too).
+
+    Raises:
+        ValueError: end points that are not finite or not descending; no timesteps.
+    """
+    if num_timesteps < 1:
+        raise ValueError(f"`num_timesteps` must be at least 1, got {num_timesteps!r}.")
+    if not float("-inf") < log_snr_min < log_snr_max < float("inf"):
+        raise ValueError(f"`log_snr_min` must be below `log_snr_max`, both finite, got {log_snr_min} and {log_snr_max}.")
+    return ForwardProcess.from_log_snr(torch.linspace(log_snr_max, log_snr_min, num_timesteps, dtype=torch.float64))

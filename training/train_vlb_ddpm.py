@@ -1,0 +1,869 @@
+r"""Train a `UNet2DModel` for likelihood, with Accelerate.
+
+    accelerate launch training/train_vlb_ddpm.py --config training/configs/digits.yaml --output_dir runs/digits
+
+Plain `python` and `torchrun` launch it too. Every option is a flag, or a line of a YAML file given with `--config`; the command
+line wins. `--output_dir` receives
+
+    pipeline/        the model, for VLBDDPMPipeline and stock DDPMPipeline: the best so far by bits/dim on a slice of the training
+                     split that is kept out of training (with --eval_nll_every), else the latest
+    checkpoint-N/    what a run goes on from (--resume_from_checkpoint latest)
+    metrics.jsonl    one line per --logging_steps updates and one per scoring
+    samples/         grids of samples
+
+**Nothing random is stored.** Order of examples, timesteps, noise and dropout are functions of (seed, step, position in the
+global batch). A resumed run therefore repeats an uninterrupted one bit for bit, in the middle of an epoch too, and several
+processes see the very batches that one process with the whole batch would see.
+"""
+
+import argparse
+import importlib.util
+import io
+import itertools
+import json
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers import UNet2DModel
+from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
+from tqdm.auto import tqdm
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.data import images_to_levels, open_images, stream_images
+from ddpm_vlb.evaluation import estimate_nll, image_grid
+from ddpm_vlb.files import new_folder, remove_leftovers, sync, write_atomically
+from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.noise import keyed_normal, keyed_uniform, mix
+from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
+from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
+
+# What a seed is mixed with, for streams of numbers that have nothing to do with each other.
+ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING = range(8)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    r"""The command line over the YAML file over the defaults."""
+    parser = argparse.ArgumentParser(
+        description="Train a UNet2DModel for likelihood.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("--config", type=Path, help="YAML file of these flags")
+    add("--output_dir", type=Path, required=True)
+    add("--seed", type=int, default=0)
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub")
+    add("--split", help="part to train on; the first of it is kept out for validation (default: train, where there are parts)")
+    add("--streaming", action=switch, default=False, help="read a folder or Hub data set in its order, with bounded memory")
+    add("--shuffle_buffer_size", type=int, default=1000, help="images among which a stream's next one is drawn")
+    add("--num_pixel_levels", type=int, help="levels of the pixel grid (default: as the data set has)")
+    add("--random_flip", action=switch, default=False, help="mirror half of the examples")
+    add("--dataloader_num_workers", type=int, default=0)
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model_config_name_or_path", help="a UNet2DModel's config.json, or a folder or repository with one")
+    add("--unet", type=_mapping, action=_Merge, default={}, metavar="YAML", help="arguments of UNet2DModel, {name: value}")
+    add("--gradient_checkpointing", action=switch, default=False)
+
+    add = parser.add_argument_group("diffusion").add_argument
+    add("--ddpm_num_steps", type=int, default=1000, help="number of steps T")
+    add("--beta_schedule", default="linear", help="as VLBDDPMScheduler, or linear_log_snr")
+    add("--beta_start", type=float, default=0.0001)
+    add("--beta_end", type=float, default=0.02)
+    add("--log_snr_max", type=float, default=6.0, help="first log-SNR of linear_log_snr")
+    add("--log_snr_min", type=float, default=-6.0, help="last log-SNR of linear_log_snr")
+    add("--rescale_betas_zero_snr", action=switch, default=False)
+    add("--prediction_type", choices=("epsilon", "sample", "v_prediction"), default="epsilon")
+    add("--variance_type", default="fixed_small", help="as VLBDDPMScheduler")
+    add("--learn_betas", action=switch, default=False, help="train the forward variances too, on the bound")
+    add("--learn_betas_after", type=int, default=0, help="first step that changes them")
+    add("--learning_rate_betas", type=float, default=1e-3)
+
+    add = parser.add_argument_group("objective").add_argument
+    add("--loss_type", choices=("simple", "vlb", "hybrid"), default="simple")
+    add("--timestep_sampler", choices=tuple(TIMESTEP_SAMPLERS), default="stratified")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--max_train_steps", type=int, default=10_000, help="updates of the weights")
+    add("--train_batch_size", type=int, default=16, help="per process and accumulated part")
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--learning_rate", type=float, default=1e-4)
+    add("--lr_scheduler", choices=tuple(kind.value for kind in SchedulerType), default="cosine")
+    add("--lr_warmup_steps", type=int, default=500)
+    add("--adam_beta1", type=float, default=0.95)
+    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_weight_decay", type=float, default=1e-6)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--use_ema", action=switch, default=False, help="score, sample and save averaged weights")
+    add("--ema_inv_gamma", type=float, default=1.0)
+    add("--ema_power", type=float, default=0.75)
+    add("--ema_max_decay", type=float, default=0.9999)
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
+
+    add = parser.add_argument_group("scoring and sampling").add_argument
+    add("--eval_nll_every", type=int, default=0, help="updates between scorings (default: never)")
+    add("--num_validation_images", type=int, default=128, help="images of the training split that choose the best weights")
+    add("--eval_dataset", help="held-out data, scored but never chosen by (default: --dataset, if --eval_split is given)")
+    add("--eval_split", help="held-out part of it")
+    add("--num_eval_images", type=int, default=128)
+    add("--evaluations_per_image", type=int, default=32, help="network evaluations per image scored; T makes a full sweep")
+    add("--eval_batch_size", type=int, default=256)
+    add("--num_sample_images", type=int, default=16, help="images in the grid made at each scoring")
+    add("--ddpm_num_inference_steps", type=int, default=100)
+
+    add = parser.add_argument_group("bookkeeping").add_argument
+    add("--logging_steps", type=int, default=10)
+    add("--report_to", choices=("none", "tensorboard", "wandb", "trackio"), default="none")
+    add("--checkpointing_steps", type=int, default=500)
+    add("--checkpoints_total_limit", type=int, help="newest checkpoints to keep (default: all)")
+    add("--resume_from_checkpoint", help="a checkpoint's folder, or latest")
+    add("--expected_processes", type=int, help="fail where the launcher started another number of processes")
+    add("--push_to_hub", action=switch, default=False)
+    add("--hub_model_id", help="repository to push to (default: the output folder's name)")
+    add("--hub_private_repo", action=switch, default=None)
+    add("--hub_token")
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, _ = _config_parser().parse_known_args(argv)
+    arguments = parser.parse_args([*(_config_to_argv(config.config, parser) if config.config else []), *argv])
+    _check_arguments(arguments)
+    return arguments
+
+
+def _config_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    return parser
+
+
+def _mapping(text: str) -> dict:
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a mapping of names to values, got {text!r}")
+    return value
+
+
+class _Merge(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **values})
+
+
+def _config_to_argv(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    # As flags, so that a file is checked like a command line.
+    try:
+        config = _mapping(path.read_text())
+    except (OSError, yaml.YAMLError, argparse.ArgumentTypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"`config` must be a readable YAML file of flags, got {str(path)!r}: {error}") from error
+    known = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    flags = []
+    for name, value in config.items():
+        if name not in known:
+            raise ValueError(f"`config` must hold flags of this script only, got {name!r} in {str(path)!r}.")
+        if isinstance(known[name], argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be true or false in {str(path)!r}, got {value!r}.")
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    a = arguments
+    at_least_one = (
+        "max_train_steps train_batch_size gradient_accumulation_steps ddpm_num_steps logging_steps shuffle_buffer_size"
+    )
+    at_least_one += " checkpointing_steps num_eval_images evaluations_per_image eval_batch_size ddpm_num_inference_steps"
+    at_least_zero = "seed eval_nll_every num_validation_images num_sample_images learn_betas_after lr_warmup_steps"
+    for names, least in ((at_least_one, 1), (at_least_zero, 0)):
+        for name in names.split():
+            if getattr(a, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(a, name)}.")
+    for name in ("learning_rate", "learning_rate_betas", "max_grad_norm"):
+        if not 0 < getattr(a, name) < math.inf:
+            raise ValueError(f"`{name}` must be positive, got {getattr(a, name)}.")
+    if a.learn_betas and a.loss_type != "vlb":
+        raise ValueError(
+            f"`learn_betas` must go with loss_type='vlb', got {a.loss_type!r}: the squared error is no bound, and the betas that"
+            " make it small make a bad model."
+        )
+    if a.checkpoints_total_limit is not None and a.checkpoints_total_limit < 1:
+        raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {a.checkpoints_total_limit}.")
+    if a.report_to != "none" and importlib.util.find_spec(a.report_to) is None:
+        raise ValueError(f"`report_to` must be a tracker that is installed, got {a.report_to!r}: pip install {a.report_to}.")
+
+
+# The model.
+
+
+def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLBDDPMScheduler:
+    r"""The scheduler that the flags describe, checked to be one that can be scored."""
+    config = {
+        "num_train_timesteps": arguments.ddpm_num_steps,
+        "rescale_betas_zero_snr": arguments.rescale_betas_zero_snr,
+        "prediction_type": arguments.prediction_type,
+        "variance_type": arguments.variance_type,
+        "num_pixel_levels": num_pixel_levels,
+    }
+    if arguments.beta_schedule == "linear_log_snr":
+        process = linear_log_snr(arguments.ddpm_num_steps, arguments.log_snr_max, arguments.log_snr_min)
+        config["trained_betas"] = process.betas.tolist()
+    else:
+        betas = {"beta_start": arguments.beta_start, "beta_end": arguments.beta_end, "beta_schedule": arguments.beta_schedule}
+        config.update(betas)
+    scheduler = VLBDDPMScheduler(**config)
+    scheduler.reverse_process()
+    return scheduler
+
+
+def build_unet(arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool) -> UNet2DModel:
+    r"""The network for images `(C, H, W)`: a configuration file's, `--unet`'s arguments over it, or a small default one."""
+    channels, height, width = shape
+    config = {"block_out_channels": (64, 128, 128), "layers_per_block": 2, "attention_head_dim": 32, "norm_num_groups": 16}
+    config |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")}
+    config |= {"up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")}
+    if arguments.model_config_name_or_path:
+        loaded = UNet2DModel.load_config(arguments.model_config_name_or_path)
+        config = {name: value for name, value in loaded.items() if not name.startswith("_")}
+    config |= arguments.unet
+    fixed = {"sample_size": height if height == width else (height, width), "in_channels": channels}
+    fixed["out_channels"] = 2 * channels if learns_variance else channels
+    for name, value in fixed.items():
+        if config.setdefault(name, value) not in (value, list(value) if isinstance(value, tuple) else value):
+            raise ValueError(f"`unet` must have {name} = {value} for these images and variances, got {config[name]}.")
+    if config.get("num_class_embeds") is not None:
+        raise ValueError(f"`unet` must be unconditional (no num_class_embeds), got {config['num_class_embeds']}.")
+    try:
+        unet = UNet2DModel(**config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {config}: {error}") from error
+    halvings = 2 ** (len(unet.config.block_out_channels) - 1)
+    if height % halvings or width % halvings:
+        raise ValueError(
+            f"`unet` must halve the images evenly, got {len(unet.config.block_out_channels)} blocks for {height} x {width} pixels."
+        )
+    if arguments.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+class Objective(torch.nn.Module):
+    r"""Network, forward variances and loss as one module, so that every gradient passes through DistributedDataParallel.
+
+    Called with images and noise `(B, C, H, W)` and timesteps `(B,)`; returns the loss of each image, `(B,)`.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: VLBDDPMScheduler, loss_type: str, learn_betas: bool):
+        super().__init__()
+        self.unet, self.scheduler, self.loss_type = unet, scheduler, loss_type
+        self.noise_schedule = LearnedNoiseSchedule(scheduler.forward_process()) if learn_betas else None
+
+    def forward(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        forward_process = self.scheduler.forward_process() if self.noise_schedule is None else self.noise_schedule()
+        # Formed in float64; autocast, if any, is the network's own affair.
+        noisy_images = forward_process.q_sample(images, noise, timesteps)
+        model_output = self.unet(noisy_images.to(self.unet.dtype), timesteps.to(images.device)).sample
+        # A clipped prediction has no gradient.
+        return self.scheduler.training_loss(
+            model_output,
+            images,
+            noise,
+            noisy_images,
+            timesteps,
+            self.loss_type,
+            clip_sample=False,
+            thresholding=False,
+            forward_process=forward_process,
+        )
+
+    def pipeline(self) -> VLBDDPMPipeline:
+        r"""What is scored, sampled and saved: the network with the betas as plain numbers."""
+        scheduler = self.scheduler
+        if self.noise_schedule is not None:
+            scheduler = VLBDDPMScheduler.from_config(scheduler.config, trained_betas=self.noise_schedule.betas())
+        pipe = VLBDDPMPipeline(self.unet, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+# The data.
+
+
+class Data:
+    r"""Training images in their keyed order, the slice kept out of them, and the held-out images.
+
+    Example n of a run (n = 0, 1, ... over all batches) is the n-th of one random order of all images after another, so that
+    where a run stands is told by n alone. A stream has no such order; there, `position` is (pass, images read in it).
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = a = arguments
+        self.validation = self.held_out = None
+        wanted = a.num_validation_images if a.eval_nll_every else 0
+        if a.streaming:
+            self.images = stream_images(a.dataset, a.split, a.shuffle_buffer_size)
+            self.count = None
+            if wanted:
+                self.images, self.validation = self.images.split(wanted)
+        else:
+            self.images = open_images(a.dataset, a.split or ("train" if not Path(a.dataset).exists() else None))
+            self.count = len(self.images) - wanted
+            if self.count < 1:
+                raise ValueError(
+                    f"`num_validation_images` must leave images to train on, got {wanted} of {len(self.images)} images."
+                )
+            self._order = _permutation(mix(a.seed, SLICE), len(self.images))
+            if wanted:
+                self.validation = torch.stack([self.images[index] for index in self._order[self.count :]])
+        self.shape = tuple(self.images[0].shape)
+        self.num_pixel_levels = a.num_pixel_levels or self.images.num_pixel_levels
+        if a.eval_split or a.eval_dataset:
+            held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
+            rows = _permutation(mix(a.seed, SLICE), len(held_out))[: a.num_eval_images]
+            self.held_out = torch.stack([held_out[index] for index in rows])
+        for images in (self.images[0][None], self.validation, self.held_out):
+            if images is not None:
+                images_to_levels(images, self.num_pixel_levels, channels=self.shape[0], size=self.shape[1:])
+
+    def batches(self, plan: "Plan", start: int, position: tuple[int, int]) -> Iterator:
+        r"""This process's parts of the global batches from number `start` on: (position, levels `(B, C, H, W)`)."""
+        if self.count is None:
+            yield from self._stream(plan, *position)
+            return
+        workers = self.arguments.dataloader_num_workers
+        loader = torch.utils.data.DataLoader(
+            self.images, batch_sampler=self._rows(plan, start), collate_fn=torch.stack, num_workers=workers
+        )
+        yield from (((0, 0), levels) for levels in loader)
+
+    def _rows(self, plan: "Plan", start: int) -> Iterator[list[int]]:
+        epoch = order = None
+        for step in itertools.count(start):
+            for places in plan.parts():
+                rows = []
+                for number in (step * plan.global_batch_size + place for place in places):
+                    if number // self.count != epoch:
+                        epoch = number // self.count
+                        order = _permutation(mix(mix(self.arguments.seed, ORDER), epoch), self.count)
+                    rows.append(self._order[order[number % self.count]])
+                yield rows
+
+    def _stream(self, plan: "Plan", epoch: int, done: int) -> Iterator:
+        # Every process reads the whole stream, and decodes what is its own.
+        examples = self._endless(epoch, done)
+        while True:
+            for part, places in enumerate(plan.parts()):
+                first = part * plan.num_processes * plan.batch_size
+                levels = []
+                for place in range(first, first + plan.num_processes * plan.batch_size):
+                    position, decode = next(examples)
+                    if place in places:
+                        levels.append(decode())
+                yield position, torch.stack(levels)
+
+    def _endless(self, epoch: int, done: int) -> Iterator:
+        while True:
+            read = 0
+            for read, decode in enumerate(self.images.epoch(mix(mix(self.arguments.seed, ORDER), epoch)), start=1):
+                if read > done:
+                    yield (epoch, read), decode
+            if read == 0:
+                raise ValueError(f"`dataset` must hold images beyond those for validation, got none in {self.images.name!r}.")
+            epoch, done = epoch + 1, 0
+
+
+class Plan(NamedTuple):
+    r"""How a global batch is cut: part by part, and each part process by process."""
+
+    process_index: int
+    num_processes: int
+    batch_size: int
+    num_parts: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.num_processes * self.batch_size * self.num_parts
+
+    def parts(self) -> list[range]:
+        r"""This process's places in the global batch, part by part."""
+        starts = (part * self.num_processes + self.process_index for part in range(self.num_parts))
+        return [range(start * self.batch_size, (start + 1) * self.batch_size) for start in starts]
+
+    def in_order(self, gathered: torch.Tensor) -> torch.Tensor:
+        r"""Numbers of all examples, gathered process by process, in the order of their places."""
+        return gathered.reshape(self.num_processes, self.num_parts, self.batch_size).transpose(0, 1).flatten()
+
+
+def _permutation(key: int, count: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(key)).tolist()
+
+
+# The run.
+
+
+class Stop:
+    r"""Remembers SIGINT and SIGTERM until the step is done; a second one takes its usual course."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Metrics:
+    r"""`metrics.jsonl`, the trackers, and how a resumed run goes on in the file without a line lost or written twice."""
+
+    def __init__(self, accelerator: Accelerator, path: Path, step: int):
+        self.accelerator, self.path, self.start = accelerator, path, time.monotonic()
+        if accelerator.is_main_process:
+            lines = path.read_text().split("\n")[:-1] if path.exists() else []  # what follows the last newline was cut off
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+
+    def log(self, step: int, **values: Any) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                line = {"step": step, **values, "seconds": round(time.monotonic() - self.start, 3)}
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+            prefix = f"{values['split']}/" if "split" in values else ""
+            self.accelerator.log({f"{prefix}{k}": v for k, v in values.items() if not isinstance(v, str)}, step=step)
+
+
+class Trainer:
+    r"""A run: what it consists of, and what is done with it."""
+
+    def __init__(self, arguments: argparse.Namespace, accelerator: Accelerator, data: Data):
+        self.arguments, self.accelerator, self.data = arguments, accelerator, data
+        a = arguments
+        self.plan = Plan(
+            accelerator.process_index, accelerator.num_processes, a.train_batch_size, a.gradient_accumulation_steps
+        )
+        torch.manual_seed(a.seed)
+        scheduler = build_scheduler(a, data.num_pixel_levels)
+        unet = build_unet(a, data.shape, scheduler.reverse_process().learns_variance)
+        objective = Objective(unet, scheduler, a.loss_type, a.learn_betas)
+        groups = [{"params": list(unet.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
+        if a.learn_betas:
+            betas = list(objective.noise_schedule.parameters())
+            groups.append({"params": betas, "lr": a.learning_rate_betas, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, betas=(a.adam_beta1, a.adam_beta2), eps=a.adam_epsilon)
+        # Not prepared: a prepared one moves once per process. This one moves once per update, whatever the processes and parts.
+        self.lr_scheduler = get_scheduler(a.lr_scheduler, optimizer, num_warmup_steps=a.lr_warmup_steps, num_training_steps=a.max_train_steps)
+        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.objective: Objective = accelerator.unwrap_model(self.model)
+        self.sampler = TIMESTEP_SAMPLERS[a.timestep_sampler](a.ddpm_num_steps)
+        self.ema = None
+        if a.use_ema:
+            self.ema = EMAModel(
+                self.objective.parameters(),
+                decay=a.ema_max_decay,
+                use_ema_warmup=True,
+                inv_gamma=a.ema_inv_gamma,
+                power=a.ema_power,
+                foreach=True,
+            )
+        self.step, self.position, self.best = 0, (0, 0), None
+        self.stop = Stop()
+
+    # Saving and resuming.
+
+    def identity(self) -> dict[str, Any]:
+        r"""What must not change when a run is resumed."""
+        a = self.arguments
+        return {
+            "unet": {k: v for k, v in self.objective.unet.config.items() if not k.startswith("_")},
+            "scheduler": {k: v for k, v in self.objective.scheduler.config.items() if not k.startswith("_")},
+            "loss_type": a.loss_type,
+            "timestep_sampler": a.timestep_sampler,
+            "learn_betas": a.learn_betas,
+            "use_ema": a.use_ema,
+            "seed": a.seed,
+            "global_batch_size": self.plan.global_batch_size,
+            "num_training_images": self.data.count,
+            "random_flip": a.random_flip,
+        }
+
+    def save(self) -> Path:
+        r"""Write `checkpoint-N`, on all processes, under another name until it is complete."""
+        a, accelerator = self.arguments, self.accelerator
+        target = a.output_dir / f"checkpoint-{self.step}"
+        partial = a.output_dir / ".checkpoint-partial"
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        try:
+            accelerator.save_state(str(partial))
+            if accelerator.is_main_process:
+                state = {
+                    "step": self.step,
+                    "position": self.position,
+                    "best": self.best,
+                    "lr_scheduler": self.lr_scheduler.state_dict(),
+                    "sampler": self.sampler.state_dict(),
+                    "ema": self.ema.state_dict() if self.ema else None,
+                }
+                torch.save(state, partial / "state.pt")
+                (partial / "run.json").write_text(json.dumps(self.identity(), indent=2))
+                sync(partial)
+        except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as a RuntimeError
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"`output_dir` must have room for a checkpoint, got: {error}. {self.last_checkpoint()}") from error
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(target, ignore_errors=True)  # of a run that was resumed from an older one
+            partial.rename(target)
+            for folder in checkpoints(a.output_dir)[: -a.checkpoints_total_limit if a.checkpoints_total_limit else 0]:
+                shutil.rmtree(folder)
+        accelerator.wait_for_everyone()
+        return target
+
+    def last_checkpoint(self) -> str:
+        r"""A sentence on what is safe."""
+        found = checkpoints(self.arguments.output_dir)
+        return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
+
+    def resume(self, folder: Path) -> None:
+        r"""Take up a checkpoint.
+
+        Raises:
+            ValueError: a folder that is no complete checkpoint, or one of another run.
+        """
+        problem = f"`resume_from_checkpoint` must be a complete checkpoint of this script, got {str(folder)!r}"
+        try:
+            identity = json.loads((folder / "run.json").read_text())
+            state = torch.load(folder / "state.pt", weights_only=True)
+        except Exception as error:  # a damaged file can make its reader stumble over anything
+            raise ValueError(f"{problem}: {error}") from error
+        now = json.loads(json.dumps(self.identity()))
+        for name in now:
+            if identity.get(name) != now[name]:
+                before, after = _first_difference(identity.get(name), now[name])
+                raise ValueError(
+                    f"`resume_from_checkpoint` must be a checkpoint of the same run: its {name} has {before}, this run {after}."
+                )
+        try:
+            self.accelerator.load_state(str(folder))
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            self.sampler.load_state_dict(state["sampler"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+                self.ema.to(self.accelerator.device)
+            self.step, self.position, self.best = state["step"], tuple(state["position"]), state["best"]
+        except Exception as error:
+            raise ValueError(f"{problem}: {error}") from error
+
+    # Training.
+
+    def train(self) -> None:
+        r"""Run to the last step, or until a signal comes; then the exit status tells which."""
+        a, accelerator = self.arguments, self.accelerator
+        self.metrics = Metrics(accelerator, a.output_dir / "metrics.jsonl", self.step)
+        batches = self.data.batches(self.plan, self.step, self.position)
+        smooth, saved = None, self.step
+        progress = tqdm(
+            range(a.max_train_steps),
+            initial=self.step,
+            desc="training",
+            mininterval=1.0,
+            disable=not accelerator.is_main_process,
+        )
+        with progress:
+            while self.step < a.max_train_steps:
+                loss, values, stop = self.update(batches)
+                smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
+                progress.update()
+                progress.set_postfix_str(self.summary(smooth), refresh=False)
+                if self.step % a.logging_steps == 0:
+                    self.metrics.log(self.step, **values)
+                last = self.step == a.max_train_steps
+                if a.eval_nll_every and (self.step % a.eval_nll_every == 0 or last):
+                    self.score()
+                if self.step % a.checkpointing_steps == 0 or last or stop:
+                    saved = self.save()
+                if (self.step % a.checkpointing_steps == 0 or last) and not (a.eval_nll_every and a.num_validation_images):
+                    self.publish()
+                if stop and not last:
+                    accelerator.print(f"stopped by {signal.Signals(stop).name} after step {self.step}; saved {saved}")
+                    accelerator.end_training()
+                    sys.exit(128 + stop)
+
+    def update(self, batches: Iterator) -> tuple[float, dict[str, float], int]:
+        r"""One update of the weights; returns the loss, what to log, and the signal that any process received."""
+        a, accelerator, plan = self.arguments, self.accelerator, self.plan
+        losses, weights, steps = [], [], []
+        for part, places in enumerate(plan.parts()):
+            self.position, levels = next(batches)
+            images, noise, timesteps, weight = self.examples(levels, places)
+            # Dropout, the one thing that the network draws by itself.
+            torch.manual_seed(mix(mix(mix(a.seed, DROPOUT), self.step), places[0]) % 2**63)
+            with accelerator.no_sync(self.model) if part < plan.num_parts - 1 else nullcontext():
+                loss = self.model(images, noise, timesteps)
+                accelerator.backward((loss * weight.to(loss)).mean() / plan.num_parts)
+            losses.append(loss.detach())
+            weights.append(weight)
+            steps.append(timesteps)
+        # One meeting of the processes per update: losses, timesteps, and whether any is asked to stop.
+        local = torch.stack([torch.cat(losses), torch.cat(weights).to(losses[0]), torch.cat(steps).to(losses[0])])
+        told = torch.full((1,), float(self.stop.signal)).to(local)
+        everything = accelerator.gather(torch.cat([local.flatten(), told])).cpu().double().reshape(plan.num_processes, -1)
+        stop = int(everything[:, -1].max())
+        loss, weight, timesteps = (plan.in_order(x) for x in everything[:, :-1].chunk(3, dim=1))
+        timesteps = timesteps.long()
+        if not bool(torch.isfinite(loss).all()):
+            bad = (~torch.isfinite(loss)).nonzero().flatten().tolist()
+            terms = ", ".join(f"{loss[i].item()} at timestep {timesteps[i].item()}" for i in bad[:4])
+            raise ValueError(
+                f"`loss` must be finite, got {terms} ({len(bad)} of {len(loss)} terms) in step {self.step + 1}."
+                f" The weights were not changed. {self.last_checkpoint()}"
+            )
+        grad_norm = self.clip_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            self.lr_scheduler.step()
+            if self.ema:
+                self.ema.step(self.objective.parameters())
+        self.sampler.update(timesteps, loss)
+        self.step += 1
+        mean = (loss * weight).mean().item()
+        return mean, {"loss": mean, "grad_norm": grad_norm, "lr": self.lr_scheduler.get_last_lr()[0]}, stop
+
+    def examples(self, levels: torch.Tensor, places: range):
+        r"""Images, noise, timesteps and weights for the examples at `places` of this step's global batch."""
+        a = self.arguments
+        images_to_levels(levels, self.data.num_pixel_levels, channels=self.data.shape[0], size=self.data.shape[1:])
+
+        def keys(stream: int) -> list[int]:
+            return [mix(mix(mix(a.seed, stream), self.step), place) for place in places]
+
+        images = levels_to_samples(levels, self.data.num_pixel_levels, torch.float32)
+        if a.random_flip:
+            mirrored = torch.tensor([keyed_uniform(key) < 0.5 for key in keys(FLIP)])
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        noise = keyed_normal(keys(NOISE), images.shape[1:])
+        timesteps, weights = self.sampler.sample(mix(a.seed, TIMESTEPS), self.step, places, self.plan.global_batch_size)
+        device = self.accelerator.device
+        return images.to(device), noise.to(device), timesteps, weights
+
+    def clip_gradients(self) -> float:
+        r"""Clip, the network and the betas each by themselves; returns the network's norm before."""
+        a, accelerator = self.arguments, self.accelerator
+        if self.objective.noise_schedule is not None:
+            betas = self.objective.noise_schedule.parameters()
+            if self.step < a.learn_betas_after:
+                for parameter in betas:
+                    parameter.grad = None
+            else:
+                accelerator.clip_grad_norm_(betas, a.max_grad_norm)
+        norm = float(accelerator.clip_grad_norm_(self.objective.unet.parameters(), a.max_grad_norm))
+        if not math.isfinite(norm) and accelerator.scaler is None:
+            raise ValueError(
+                f"`grad_norm` must be finite, got {norm} in step {self.step + 1}. The weights were not changed."
+                f" {self.last_checkpoint()}"
+            )
+        return norm if math.isfinite(norm) else -1.0
+
+    def summary(self, loss: float) -> str:
+        r"""For the progress bar: the running loss (bits/dim where it is the bound) and the best validation so far."""
+        text = f"{loss:.3f} bits/dim" if self.arguments.loss_type == "vlb" else f"loss {loss:.4f}"
+        return text + (f", best {self.best:.3f} bits/dim" if self.best is not None else "")
+
+    # Scoring, with averaged weights.
+
+    @contextmanager
+    def averaged(self) -> Iterator[VLBDDPMPipeline]:
+        parameters = list(self.objective.parameters())
+        if self.ema:
+            self.ema.store(parameters)
+            self.ema.copy_to(parameters)
+        training = self.objective.training
+        self.objective.eval()
+        try:
+            yield self.objective.pipeline()
+        finally:
+            self.objective.train(training)
+            if self.ema:
+                self.ema.restore(parameters)
+
+    def score(self) -> None:
+        r"""Score the validation slice and the held-out images, draw samples, and keep the model if it is the best so far."""
+        a, accelerator = self.arguments, self.accelerator
+        with self.averaged() as pipe:
+            for split, levels in (("validation", self.data.validation), ("held_out", self.data.held_out)):
+                if levels is None:
+                    continue
+                values = self.bits_per_dim(pipe, levels)
+                self.metrics.log(self.step, split=split, **values)
+                if split == "validation" and (self.best is None or values["bits_per_dim"] < self.best):
+                    self.best = values["bits_per_dim"]
+                    self.publish(pipe)
+            if a.num_sample_images and accelerator.is_main_process:
+                self.draw(pipe)
+        accelerator.wait_for_everyone()
+
+    def bits_per_dim(self, pipe: VLBDDPMPipeline, levels: torch.Tensor) -> dict[str, float]:
+        r"""Means over images, in bits/dim, each process scoring its share of them."""
+        a, accelerator = self.arguments, self.accelerator
+        share = range(accelerator.process_index, len(levels), accelerator.num_processes)
+        terms = torch.zeros(4, len(levels), dtype=torch.float64)
+        if share:
+            seeds = [mix(mix(a.seed, SCORING), index) for index in share]
+            estimate = estimate_nll(pipe, levels[list(share)], seeds, a.evaluations_per_image, a.eval_batch_size)
+            terms[:, list(share)] = torch.stack(estimate[:4])
+        # Each column is filled by one process: the sum puts them together, and rounds nothing.
+        terms = accelerator.reduce(terms.to(accelerator.device), "sum").cpu()
+        names = ("bits_per_dim", "prior", "transitions", "decoder")
+        values = dict(zip(names, terms.mean(dim=1).tolist()))
+        if len(levels) > 1:
+            values["standard_error"] = (terms[0].var() / len(levels)).sqrt().item()
+        return values | {"num_images": len(levels)}
+
+    def draw(self, pipe: VLBDDPMPipeline) -> None:
+        a = self.arguments
+        generator = torch.Generator().manual_seed(mix(a.seed, SAMPLING) % 2**63)
+        steps = min(a.ddpm_num_inference_steps, a.ddpm_num_steps)
+        images = pipe(a.num_sample_images, generator=generator, num_inference_steps=steps).images
+        buffer = io.BytesIO()
+        image_grid(images).save(buffer, format="png")
+        (a.output_dir / "samples").mkdir(exist_ok=True)
+        write_atomically(a.output_dir / "samples" / f"step-{self.step:07d}.png", buffer.getvalue())
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"samples": pixels}, step=self.step, **layout)
+
+    def publish(self, pipe: VLBDDPMPipeline | None = None) -> None:
+        r"""Write `pipeline/`, whole or not at all."""
+        if pipe is None:
+            with self.averaged() as pipe:
+                return self.publish(pipe)
+        if self.accelerator.is_main_process:
+            with new_folder(self.arguments.output_dir / "pipeline") as folder:
+                pipe.save_pretrained(folder)
+
+
+def _first_difference(before: Any, after: Any, name: str = "") -> tuple[str, str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            if before.get(key) != after.get(key):
+                return _first_difference(before.get(key), after.get(key), f"{key} = ")
+    return f"{name}{before!r}", f"{name}{after!r}"
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    r"""The complete checkpoints, oldest first."""
+    found = (path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def find_checkpoint(arguments: argparse.Namespace) -> Path | None:
+    r"""The checkpoint to go on from, `None` to start.
+
+    Raises:
+        ValueError: a folder that does not exist; an output folder that holds a run which nobody asked to go on with.
+    """
+    wanted, found = arguments.resume_from_checkpoint, checkpoints(arguments.output_dir)
+    if wanted is None:
+        if found or (arguments.output_dir / "pipeline").exists():
+            raise ValueError(
+                f"`output_dir` must not hold another run, got {str(arguments.output_dir)!r}: give"
+                " --resume_from_checkpoint latest, or another folder."
+            )
+        return None
+    if wanted == "latest":
+        return found[-1] if found else None
+    if not Path(wanted).is_dir():
+        raise ValueError(f"`resume_from_checkpoint` must be latest or a checkpoint's folder, got {wanted!r}.")
+    return Path(wanted)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    r"""Set up, train, push."""
+    a = arguments
+    start = find_checkpoint(a)
+    try:
+        a.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"`output_dir` must be a folder that can be written to, got {str(a.output_dir)!r}: {error}") from error
+    accelerator = Accelerator(
+        mixed_precision=a.mixed_precision,
+        log_with=None if a.report_to == "none" else a.report_to,
+        project_config=ProjectConfiguration(project_dir=str(a.output_dir), logging_dir=str(a.output_dir / "logs")),
+    )
+    accelerator.print(f"processes: {accelerator.num_processes} on {accelerator.device.type}")
+    if a.expected_processes not in (None, accelerator.num_processes):
+        raise ValueError(
+            f"`expected_processes` must be what the launcher started, got {a.expected_processes} for {accelerator.num_processes}."
+            " (`accelerate launch --cpu --num_processes 2` starts one; see the README.)"
+        )
+    logging.set_verbosity_error()
+    repository = create_repository(a) if a.push_to_hub and accelerator.is_main_process else None
+    trainer = Trainer(a, accelerator, Data(a))
+    if accelerator.is_main_process:
+        remove_leftovers(a.output_dir / "pipeline")
+    if start is not None:
+        trainer.resume(start)
+        accelerator.print(f"resumed from {start} at step {trainer.step}")
+    parameters = sum(parameter.numel() for parameter in trainer.objective.unet.parameters())
+    accelerator.print(
+        f"images: {trainer.data.count or 'a stream'} of {trainer.data.shape}, {trainer.data.num_pixel_levels} levels;"
+        f" network: {parameters / 1e6:.2f} M parameters; batch: {trainer.plan.global_batch_size}"
+    )
+    if a.report_to != "none":
+        settings = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in vars(a).items() if k != "hub_token"}
+        accelerator.init_trackers("ddpm-vlb", config=settings)
+    trainer.train()
+    accelerator.end_training()
+    if repository is not None:
+        import huggingface_hub
+
+        folder = a.output_dir / "pipeline"
+        huggingface_hub.upload_folder(repo_id=repository, folder_path=folder, token=a.hub_token, commit_message="Train")
+        print(f"pushed {folder} to {repository}")
+
+
+def create_repository(arguments: argparse.Namespace) -> str:
+    r"""The repository to push to; made before the work, so that a wrong name or token shows at once."""
+    import huggingface_hub
+
+    name = arguments.hub_model_id or arguments.output_dir.resolve().name
+    url = huggingface_hub.create_repo(name, private=arguments.hub_private_repo, token=arguments.hub_token, exist_ok=True)
+    return url.repo_id
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    r"""Returns the exit status: 2, with one line on stderr, for anything that the user can mend."""
+    try:
+        run(parse_arguments(argv))
+    except (ValueError, OSError) as error:
+        print(f"train_vlb_ddpm.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
