@@ -74,6 +74,13 @@ def replace_folder(new: Path, target: Path) -> None:
         shutil.rmtree(old)
 
 
+def remove_folder(folder: Path) -> None:
+    r"""Remove a folder; one killed in the middle leaves a hidden rest, never half of what the name promises."""
+    hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+    folder.rename(hidden / folder.name)
+    shutil.rmtree(hidden)
+
+
 def remove_leftovers(target: Path) -> None:
     r"""Remove the hidden folders that processes killed inside `new_folder(target)` left beside it."""
     for folder in target.parent.glob(f".{target.name}-*"):

@@ -306,15 +306,17 @@ class ForwardProcess:
         return row
 
     def gather(self, table: torch.Tensor, timesteps: int | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
-        r"""Entries of a `(K,)` table at `timesteps`: a float for one timestep (so that nothing travels to the device),
-        otherwise a float64 tensor of shape `(B, 1, 1, ...)` on the device of `like`.
+        r"""Entries of a `(K,)` table at `timesteps`: a float for one timestep (so that nothing travels to the device;
+        of a learnable process a float64 tensor of shape `()`), otherwise a float64 tensor of shape `(B, 1, 1, ...)` on the
+        device of `like`.
 
         Raises:
             ValueError: as `rows`, the batch being that of `like`.
         """
         rows = self.rows(timesteps, len(like))
         if isinstance(rows, int):
-            return table[rows].item()
+            # Of a learnable process a tensor all the same: a float would cut the gradient without a word.
+            return table[rows].to(like.device) if table.requires_grad else table[rows].item()
         values = table[rows].reshape(-1, *[1] * (like.ndim - 1))
         return values.to(like.device, working_dtype(like.device))
 

@@ -11,8 +11,9 @@ increasing piecewise linear map with M segments of equal width w on :math:`[\lam
     w_m(\lambda) = \text{length of segment } m \text{ below } \lambda .
 
 The map starts as the identity (:math:`c = \theta_m = 0`), so that training starts from the configured betas to the last digit
-but float rounding. :math:`e^{\theta_m} > 0` keeps :math:`\lambda_t` strictly descending, hence every beta in (0, 1), whatever
-the optimiser does. c moves the noisy end, the sum of the slopes the clean end, and their distribution the interior.
+but float rounding. :math:`e^{\theta_m} > 0` keeps :math:`\lambda_t` strictly descending, hence every beta in (0, 1), for
+all parameters that do not overflow. c moves the noisy end, the sum of the slopes the clean end, and their distribution the
+interior.
 
 The result is a list of betas like any other: `betas()` is what a scheduler takes as `trained_betas`.
 """

@@ -5,8 +5,8 @@ r"""Train a `UNet2DModel` for likelihood, with Accelerate.
 Plain `python` and `torchrun` launch it too. Every option is a flag, or a line of a YAML file given with `--config`; the command
 line wins. `--output_dir` receives
 
-    pipeline/        the model, for VLBDDPMPipeline and stock DDPMPipeline: the best so far by bits/dim on a slice of the training
-                     split that is kept out of training (with --eval_nll_every), else the latest
+    pipeline/        the model, for VLBDDPMPipeline and stock DDPMPipeline: the best so far by bits/dim on a slice of the
+                     training split that is kept out of training (with --eval_nll_every), else the latest
     checkpoint-N/    what a run goes on from (--resume_from_checkpoint latest)
     metrics.jsonl    one line per --logging_steps updates and one per scoring
     samples/         grids of samples
@@ -17,9 +17,7 @@ processes see the very batches that one process with the whole batch would see.
 """
 
 import argparse
-import importlib.util
 import io
-import itertools
 import json
 import math
 import shutil
@@ -29,187 +27,28 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from diffusers import UNet2DModel
-from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 from tqdm.auto import tqdm
+from train_arguments import parse_arguments
+from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, TIMESTEPS, Data, Plan
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.data import images_to_levels, open_images, stream_images
+from ddpm_vlb.data import images_to_levels
 from ddpm_vlb.evaluation import estimate_nll, image_grid
-from ddpm_vlb.files import new_folder, remove_leftovers, sync, write_atomically
+from ddpm_vlb.files import new_folder, remove_folder, remove_leftovers, replace_folder, sync, write_atomically
 from ddpm_vlb.gaussians import levels_to_samples
 from ddpm_vlb.noise import keyed_normal, keyed_uniform, mix
 from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
-
-# What a seed is mixed with, for streams of numbers that have nothing to do with each other.
-ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING = range(8)
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    r"""The command line over the YAML file over the defaults."""
-    parser = argparse.ArgumentParser(
-        description="Train a UNet2DModel for likelihood.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    switch = argparse.BooleanOptionalAction
-    add = parser.add_argument
-    add("--config", type=Path, help="YAML file of these flags")
-    add("--output_dir", type=Path, required=True)
-    add("--seed", type=int, default=0)
-
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub")
-    add("--split", help="part to train on; the first of it is kept out for validation (default: train, where there are parts)")
-    add("--streaming", action=switch, default=False, help="read a folder or Hub data set in its order, with bounded memory")
-    add("--shuffle_buffer_size", type=int, default=1000, help="images among which a stream's next one is drawn")
-    add("--num_pixel_levels", type=int, help="levels of the pixel grid (default: as the data set has)")
-    add("--random_flip", action=switch, default=False, help="mirror half of the examples")
-    add("--dataloader_num_workers", type=int, default=0)
-
-    add = parser.add_argument_group("network").add_argument
-    add("--model_config_name_or_path", help="a UNet2DModel's config.json, or a folder or repository with one")
-    add("--unet", type=_mapping, action=_Merge, default={}, metavar="YAML", help="arguments of UNet2DModel, {name: value}")
-    add("--gradient_checkpointing", action=switch, default=False)
-
-    add = parser.add_argument_group("diffusion").add_argument
-    add("--ddpm_num_steps", type=int, default=1000, help="number of steps T")
-    add("--beta_schedule", default="linear", help="as VLBDDPMScheduler, or linear_log_snr")
-    add("--beta_start", type=float, default=0.0001)
-    add("--beta_end", type=float, default=0.02)
-    add("--log_snr_max", type=float, default=6.0, help="first log-SNR of linear_log_snr")
-    add("--log_snr_min", type=float, default=-6.0, help="last log-SNR of linear_log_snr")
-    add("--rescale_betas_zero_snr", action=switch, default=False)
-    add("--prediction_type", choices=("epsilon", "sample", "v_prediction"), default="epsilon")
-    add("--variance_type", default="fixed_small", help="as VLBDDPMScheduler")
-    add("--learn_betas", action=switch, default=False, help="train the forward variances too, on the bound")
-    add("--learn_betas_after", type=int, default=0, help="first step that changes them")
-    add("--learning_rate_betas", type=float, default=1e-3)
-
-    add = parser.add_argument_group("objective").add_argument
-    add("--loss_type", choices=("simple", "vlb", "hybrid"), default="simple")
-    add("--timestep_sampler", choices=tuple(TIMESTEP_SAMPLERS), default="stratified")
-
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--max_train_steps", type=int, default=10_000, help="updates of the weights")
-    add("--train_batch_size", type=int, default=16, help="per process and accumulated part")
-    add("--gradient_accumulation_steps", type=int, default=1)
-    add("--learning_rate", type=float, default=1e-4)
-    add("--lr_scheduler", choices=tuple(kind.value for kind in SchedulerType), default="cosine")
-    add("--lr_warmup_steps", type=int, default=500)
-    add("--adam_beta1", type=float, default=0.95)
-    add("--adam_beta2", type=float, default=0.999)
-    add("--adam_weight_decay", type=float, default=1e-6)
-    add("--adam_epsilon", type=float, default=1e-8)
-    add("--max_grad_norm", type=float, default=1.0)
-    add("--use_ema", action=switch, default=False, help="score, sample and save averaged weights")
-    add("--ema_inv_gamma", type=float, default=1.0)
-    add("--ema_power", type=float, default=0.75)
-    add("--ema_max_decay", type=float, default=0.9999)
-    add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
-
-    add = parser.add_argument_group("scoring and sampling").add_argument
-    add("--eval_nll_every", type=int, default=0, help="updates between scorings (default: never)")
-    add("--num_validation_images", type=int, default=128, help="images of the training split that choose the best weights")
-    add("--eval_dataset", help="held-out data, scored but never chosen by (default: --dataset, if --eval_split is given)")
-    add("--eval_split", help="held-out part of it")
-    add("--num_eval_images", type=int, default=128)
-    add("--evaluations_per_image", type=int, default=32, help="network evaluations per image scored; T makes a full sweep")
-    add("--eval_batch_size", type=int, default=256)
-    add("--num_sample_images", type=int, default=16, help="images in the grid made at each scoring")
-    add("--ddpm_num_inference_steps", type=int, default=100)
-
-    add = parser.add_argument_group("bookkeeping").add_argument
-    add("--logging_steps", type=int, default=10)
-    add("--report_to", choices=("none", "tensorboard", "wandb", "trackio"), default="none")
-    add("--checkpointing_steps", type=int, default=500)
-    add("--checkpoints_total_limit", type=int, help="newest checkpoints to keep (default: all)")
-    add("--resume_from_checkpoint", help="a checkpoint's folder, or latest")
-    add("--expected_processes", type=int, help="fail where the launcher started another number of processes")
-    add("--push_to_hub", action=switch, default=False)
-    add("--hub_model_id", help="repository to push to (default: the output folder's name)")
-    add("--hub_private_repo", action=switch, default=None)
-    add("--hub_token")
-
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config, _ = _config_parser().parse_known_args(argv)
-    arguments = parser.parse_args([*(_config_to_argv(config.config, parser) if config.config else []), *argv])
-    _check_arguments(arguments)
-    return arguments
-
-
-def _config_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    return parser
-
-
-def _mapping(text: str) -> dict:
-    value = yaml.safe_load(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a mapping of names to values, got {text!r}")
-    return value
-
-
-class _Merge(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **values})
-
-
-def _config_to_argv(path: Path, parser: argparse.ArgumentParser) -> list[str]:
-    # As flags, so that a file is checked like a command line.
-    try:
-        config = _mapping(path.read_text())
-    except (OSError, yaml.YAMLError, argparse.ArgumentTypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"`config` must be a readable YAML file of flags, got {str(path)!r}: {error}") from error
-    known = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    flags = []
-    for name, value in config.items():
-        if name not in known:
-            raise ValueError(f"`config` must hold flags of this script only, got {name!r} in {str(path)!r}.")
-        if isinstance(known[name], argparse.BooleanOptionalAction):
-            if not isinstance(value, bool):
-                raise ValueError(f"`{name}` must be true or false in {str(path)!r}, got {value!r}.")
-            flags.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
-
-
-def _check_arguments(arguments: argparse.Namespace) -> None:
-    a = arguments
-    at_least_one = (
-        "max_train_steps train_batch_size gradient_accumulation_steps ddpm_num_steps logging_steps shuffle_buffer_size"
-    )
-    at_least_one += " checkpointing_steps num_eval_images evaluations_per_image eval_batch_size ddpm_num_inference_steps"
-    at_least_zero = "seed eval_nll_every num_validation_images num_sample_images learn_betas_after lr_warmup_steps"
-    for names, least in ((at_least_one, 1), (at_least_zero, 0)):
-        for name in names.split():
-            if getattr(a, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(a, name)}.")
-    for name in ("learning_rate", "learning_rate_betas", "max_grad_norm"):
-        if not 0 < getattr(a, name) < math.inf:
-            raise ValueError(f"`{name}` must be positive, got {getattr(a, name)}.")
-    if a.learn_betas and a.loss_type != "vlb":
-        raise ValueError(
-            f"`learn_betas` must go with loss_type='vlb', got {a.loss_type!r}: the squared error is no bound, and the betas that"
-            " make it small make a bad model."
-        )
-    if a.checkpoints_total_limit is not None and a.checkpoints_total_limit < 1:
-        raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {a.checkpoints_total_limit}.")
-    if a.report_to != "none" and importlib.util.find_spec(a.report_to) is None:
-        raise ValueError(f"`report_to` must be a tracker that is installed, got {a.report_to!r}: pip install {a.report_to}.")
-
 
 # The model.
 
@@ -258,7 +97,7 @@ def build_unet(arguments: argparse.Namespace, shape: Sequence[int], learns_varia
     halvings = 2 ** (len(unet.config.block_out_channels) - 1)
     if height % halvings or width % halvings:
         raise ValueError(
-            f"`unet` must halve the images evenly, got {len(unet.config.block_out_channels)} blocks for {height} x {width} pixels."
+            f"`unet` must halve the images evenly, got {halvings.bit_length()} blocks for {height} x {width} pixels."
         )
     if arguments.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -302,118 +141,6 @@ class Objective(torch.nn.Module):
         pipe = VLBDDPMPipeline(self.unet, scheduler)
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-
-# The data.
-
-
-class Data:
-    r"""Training images in their keyed order, the slice kept out of them, and the held-out images.
-
-    Example n of a run (n = 0, 1, ... over all batches) is the n-th of one random order of all images after another, so that
-    where a run stands is told by n alone. A stream has no such order; there, `position` is (pass, images read in it).
-    """
-
-    def __init__(self, arguments: argparse.Namespace):
-        self.arguments = a = arguments
-        self.validation = self.held_out = None
-        wanted = a.num_validation_images if a.eval_nll_every else 0
-        if a.streaming:
-            self.images = stream_images(a.dataset, a.split, a.shuffle_buffer_size)
-            self.count = None
-            if wanted:
-                self.images, self.validation = self.images.split(wanted)
-        else:
-            self.images = open_images(a.dataset, a.split or ("train" if not Path(a.dataset).exists() else None))
-            self.count = len(self.images) - wanted
-            if self.count < 1:
-                raise ValueError(
-                    f"`num_validation_images` must leave images to train on, got {wanted} of {len(self.images)} images."
-                )
-            self._order = _permutation(mix(a.seed, SLICE), len(self.images))
-            if wanted:
-                self.validation = torch.stack([self.images[index] for index in self._order[self.count :]])
-        self.shape = tuple(self.images[0].shape)
-        self.num_pixel_levels = a.num_pixel_levels or self.images.num_pixel_levels
-        if a.eval_split or a.eval_dataset:
-            held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
-            rows = _permutation(mix(a.seed, SLICE), len(held_out))[: a.num_eval_images]
-            self.held_out = torch.stack([held_out[index] for index in rows])
-        for images in (self.images[0][None], self.validation, self.held_out):
-            if images is not None:
-                images_to_levels(images, self.num_pixel_levels, channels=self.shape[0], size=self.shape[1:])
-
-    def batches(self, plan: "Plan", start: int, position: tuple[int, int]) -> Iterator:
-        r"""This process's parts of the global batches from number `start` on: (position, levels `(B, C, H, W)`)."""
-        if self.count is None:
-            yield from self._stream(plan, *position)
-            return
-        workers = self.arguments.dataloader_num_workers
-        loader = torch.utils.data.DataLoader(
-            self.images, batch_sampler=self._rows(plan, start), collate_fn=torch.stack, num_workers=workers
-        )
-        yield from (((0, 0), levels) for levels in loader)
-
-    def _rows(self, plan: "Plan", start: int) -> Iterator[list[int]]:
-        epoch = order = None
-        for step in itertools.count(start):
-            for places in plan.parts():
-                rows = []
-                for number in (step * plan.global_batch_size + place for place in places):
-                    if number // self.count != epoch:
-                        epoch = number // self.count
-                        order = _permutation(mix(mix(self.arguments.seed, ORDER), epoch), self.count)
-                    rows.append(self._order[order[number % self.count]])
-                yield rows
-
-    def _stream(self, plan: "Plan", epoch: int, done: int) -> Iterator:
-        # Every process reads the whole stream, and decodes what is its own.
-        examples = self._endless(epoch, done)
-        while True:
-            for part, places in enumerate(plan.parts()):
-                first = part * plan.num_processes * plan.batch_size
-                levels = []
-                for place in range(first, first + plan.num_processes * plan.batch_size):
-                    position, decode = next(examples)
-                    if place in places:
-                        levels.append(decode())
-                yield position, torch.stack(levels)
-
-    def _endless(self, epoch: int, done: int) -> Iterator:
-        while True:
-            read = 0
-            for read, decode in enumerate(self.images.epoch(mix(mix(self.arguments.seed, ORDER), epoch)), start=1):
-                if read > done:
-                    yield (epoch, read), decode
-            if read == 0:
-                raise ValueError(f"`dataset` must hold images beyond those for validation, got none in {self.images.name!r}.")
-            epoch, done = epoch + 1, 0
-
-
-class Plan(NamedTuple):
-    r"""How a global batch is cut: part by part, and each part process by process."""
-
-    process_index: int
-    num_processes: int
-    batch_size: int
-    num_parts: int
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.num_processes * self.batch_size * self.num_parts
-
-    def parts(self) -> list[range]:
-        r"""This process's places in the global batch, part by part."""
-        starts = (part * self.num_processes + self.process_index for part in range(self.num_parts))
-        return [range(start * self.batch_size, (start + 1) * self.batch_size) for start in starts]
-
-    def in_order(self, gathered: torch.Tensor) -> torch.Tensor:
-        r"""Numbers of all examples, gathered process by process, in the order of their places."""
-        return gathered.reshape(self.num_processes, self.num_parts, self.batch_size).transpose(0, 1).flatten()
-
-
-def _permutation(key: int, count: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(key)).tolist()
 
 
 # The run.
@@ -470,7 +197,9 @@ class Trainer:
             groups.append({"params": betas, "lr": a.learning_rate_betas, "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(groups, betas=(a.adam_beta1, a.adam_beta2), eps=a.adam_epsilon)
         # Not prepared: a prepared one moves once per process. This one moves once per update, whatever the processes and parts.
-        self.lr_scheduler = get_scheduler(a.lr_scheduler, optimizer, num_warmup_steps=a.lr_warmup_steps, num_training_steps=a.max_train_steps)
+        self.lr_scheduler = get_scheduler(
+            a.lr_scheduler, optimizer, num_warmup_steps=a.lr_warmup_steps, num_training_steps=a.max_train_steps
+        )
         self.model, self.optimizer = accelerator.prepare(objective, optimizer)
         self.objective: Objective = accelerator.unwrap_model(self.model)
         self.sampler = TIMESTEP_SAMPLERS[a.timestep_sampler](a.ddpm_num_steps)
@@ -533,10 +262,9 @@ class Trainer:
             raise OSError(f"`output_dir` must have room for a checkpoint, got: {error}. {self.last_checkpoint()}") from error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            shutil.rmtree(target, ignore_errors=True)  # of a run that was resumed from an older one
-            partial.rename(target)
+            replace_folder(partial, target)  # there is one already where a run was resumed from an older checkpoint
             for folder in checkpoints(a.output_dir)[: -a.checkpoints_total_limit if a.checkpoints_total_limit else 0]:
-                shutil.rmtree(folder)
+                remove_folder(folder)
         accelerator.wait_for_everyone()
         return target
 
@@ -817,7 +545,7 @@ def run(arguments: argparse.Namespace) -> None:
     accelerator.print(f"processes: {accelerator.num_processes} on {accelerator.device.type}")
     if a.expected_processes not in (None, accelerator.num_processes):
         raise ValueError(
-            f"`expected_processes` must be what the launcher started, got {a.expected_processes} for {accelerator.num_processes}."
+            f"`expected_processes` must be what was launched, got {a.expected_processes} for {accelerator.num_processes}."
             " (`accelerate launch --cpu --num_processes 2` starts one; see the README.)"
         )
     logging.set_verbosity_error()

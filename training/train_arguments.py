@@ -1,0 +1,170 @@
+r"""The flags of `train_vlb_ddpm.py`, on the command line and in YAML files, and their checks."""
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from diffusers.optimization import SchedulerType
+
+from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    r"""The command line over the YAML file over the defaults."""
+    parser = argparse.ArgumentParser(
+        description="Train a UNet2DModel for likelihood.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("--config", type=Path, help="YAML file of these flags")
+    add("--output_dir", type=Path, required=True)
+    add("--seed", type=int, default=0)
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub")
+    add("--split", help="part to train on; the first of it is kept out for validation (default: train, where there are parts)")
+    add("--streaming", action=switch, default=False, help="read a folder or Hub data set in its order, with bounded memory")
+    add("--shuffle_buffer_size", type=int, default=1000, help="images among which a stream's next one is drawn")
+    add("--num_pixel_levels", type=int, help="levels of the pixel grid (default: as the data set has)")
+    add("--random_flip", action=switch, default=False, help="mirror half of the examples")
+    add("--dataloader_num_workers", type=int, default=0)
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model_config_name_or_path", help="a UNet2DModel's config.json, or a folder or repository with one")
+    add("--unet", type=_mapping, action=_Merge, default={}, metavar="YAML", help="arguments of UNet2DModel, {name: value}")
+    add("--gradient_checkpointing", action=switch, default=False)
+
+    add = parser.add_argument_group("diffusion").add_argument
+    add("--ddpm_num_steps", type=int, default=1000, help="number of steps T")
+    add("--beta_schedule", default="linear", help="as VLBDDPMScheduler, or linear_log_snr")
+    add("--beta_start", type=float, default=0.0001)
+    add("--beta_end", type=float, default=0.02)
+    add("--log_snr_max", type=float, default=6.0, help="first log-SNR of linear_log_snr")
+    add("--log_snr_min", type=float, default=-6.0, help="last log-SNR of linear_log_snr")
+    add("--rescale_betas_zero_snr", action=switch, default=False)
+    add("--prediction_type", choices=("epsilon", "sample", "v_prediction"), default="epsilon")
+    add("--variance_type", default="fixed_small", help="as VLBDDPMScheduler")
+    add("--learn_betas", action=switch, default=False, help="train the forward variances too, on the bound")
+    add("--learn_betas_after", type=int, default=0, help="first step that changes them")
+    add("--learning_rate_betas", type=float, default=1e-3)
+
+    add = parser.add_argument_group("objective").add_argument
+    add("--loss_type", choices=("simple", "vlb", "hybrid"), default="simple")
+    add("--timestep_sampler", choices=tuple(TIMESTEP_SAMPLERS), default="stratified")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--max_train_steps", type=int, default=10_000, help="updates of the weights")
+    add("--train_batch_size", type=int, default=16, help="per process and accumulated part")
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--learning_rate", type=float, default=1e-4)
+    add("--lr_scheduler", choices=tuple(kind.value for kind in SchedulerType), default="cosine")
+    add("--lr_warmup_steps", type=int, default=500)
+    add("--adam_beta1", type=float, default=0.95)
+    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_weight_decay", type=float, default=1e-6)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--use_ema", action=switch, default=False, help="score, sample and save averaged weights")
+    add("--ema_inv_gamma", type=float, default=1.0)
+    add("--ema_power", type=float, default=0.75)
+    add("--ema_max_decay", type=float, default=0.9999)
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
+
+    add = parser.add_argument_group("scoring and sampling").add_argument
+    add("--eval_nll_every", type=int, default=0, help="updates between scorings (default: never)")
+    add("--num_validation_images", type=int, default=128, help="images of the training split that choose the best weights")
+    add("--eval_dataset", help="held-out data, scored but never chosen by (default: --dataset, if --eval_split is given)")
+    add("--eval_split", help="held-out part of it")
+    add("--num_eval_images", type=int, default=128)
+    add("--evaluations_per_image", type=int, default=32, help="network evaluations per image scored; T makes a full sweep")
+    add("--eval_batch_size", type=int, default=256)
+    add("--num_sample_images", type=int, default=16, help="images in the grid made at each scoring")
+    add("--ddpm_num_inference_steps", type=int, default=100)
+
+    add = parser.add_argument_group("bookkeeping").add_argument
+    add("--logging_steps", type=int, default=10)
+    add("--report_to", choices=("none", "tensorboard", "wandb", "trackio"), default="none")
+    add("--checkpointing_steps", type=int, default=500)
+    add("--checkpoints_total_limit", type=int, help="newest checkpoints to keep (default: all)")
+    add("--resume_from_checkpoint", help="a checkpoint's folder, or latest")
+    add("--expected_processes", type=int, help="fail where the launcher started another number of processes")
+    add("--push_to_hub", action=switch, default=False)
+    add("--hub_model_id", help="repository to push to (default: the output folder's name)")
+    add("--hub_private_repo", action=switch, default=None)
+    add("--hub_token")
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, _ = _config_parser().parse_known_args(argv)
+    arguments = parser.parse_args([*(_config_to_argv(config.config, parser) if config.config else []), *argv])
+    _check_arguments(arguments)
+    return arguments
+
+
+def _config_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    return parser
+
+
+def _mapping(text: str) -> dict:
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a mapping of names to values, got {text!r}")
+    return value
+
+
+class _Merge(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **values})
+
+
+def _config_to_argv(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    # As flags, so that a file is checked like a command line.
+    try:
+        config = _mapping(path.read_text())
+    except (OSError, yaml.YAMLError, argparse.ArgumentTypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"`config` must be a readable YAML file of flags, got {str(path)!r}: {error}") from error
+    known = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    flags = []
+    for name, value in config.items():
+        if name not in known:
+            raise ValueError(f"`config` must hold flags of this script only, got {name!r} in {str(path)!r}.")
+        if isinstance(known[name], argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be true or false in {str(path)!r}, got {value!r}.")
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    a = arguments
+    at_least_one = (
+        "max_train_steps train_batch_size gradient_accumulation_steps ddpm_num_steps logging_steps shuffle_buffer_size"
+    )
+    at_least_one += " checkpointing_steps num_eval_images evaluations_per_image eval_batch_size ddpm_num_inference_steps"
+    at_least_zero = "seed eval_nll_every num_validation_images num_sample_images learn_betas_after lr_warmup_steps"
+    for names, least in ((at_least_one, 1), (at_least_zero, 0)):
+        for name in names.split():
+            if getattr(a, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(a, name)}.")
+    for name in ("learning_rate", "learning_rate_betas", "max_grad_norm"):
+        if not 0 < getattr(a, name) < math.inf:
+            raise ValueError(f"`{name}` must be positive, got {getattr(a, name)}.")
+    if a.learn_betas and a.loss_type != "vlb":
+        raise ValueError(
+            f"`learn_betas` must go with loss_type='vlb', got {a.loss_type!r}: the squared error is no bound, and the betas"
+            " that make it small make a bad model."
+        )
+    if a.checkpoints_total_limit is not None and a.checkpoints_total_limit < 1:
+        raise ValueError(f"`checkpoints_total_limit` must be at least 1, got {a.checkpoints_total_limit}.")
+    if a.report_to != "none" and importlib.util.find_spec(a.report_to) is None:
+        raise ValueError(f"`report_to` must be a tracker that is installed, got {a.report_to!r}: pip install {a.report_to}.")

@@ -1,0 +1,124 @@
+r"""Which images a process of `train_vlb_ddpm.py` sees in which step: a function of the seed and of the step alone."""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ddpm_vlb.data import images_to_levels, open_images, stream_images
+from ddpm_vlb.noise import mix
+
+# What a seed is mixed with, for streams of numbers that have nothing to do with each other.
+ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING = range(8)
+
+
+class Plan(NamedTuple):
+    r"""How a global batch is cut: part by part, and each part process by process."""
+
+    process_index: int
+    num_processes: int
+    batch_size: int
+    num_parts: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.num_processes * self.batch_size * self.num_parts
+
+    def parts(self) -> list[range]:
+        r"""This process's places in the global batch, part by part."""
+        starts = (part * self.num_processes + self.process_index for part in range(self.num_parts))
+        return [range(start * self.batch_size, (start + 1) * self.batch_size) for start in starts]
+
+    def in_order(self, gathered: torch.Tensor) -> torch.Tensor:
+        r"""Numbers of all examples, gathered process by process, in the order of their places."""
+        return gathered.reshape(self.num_processes, self.num_parts, self.batch_size).transpose(0, 1).flatten()
+
+
+class Data:
+    r"""Training images in their keyed order, the slice kept out of them, and the held-out images.
+
+    Example n of a run (n = 0, 1, ... over all batches) is the n-th of one random order of all images after another, so that
+    where a run stands is told by n alone. A stream has no such order; there, `position` is (pass, images read in it).
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = a = arguments
+        self.validation = self.held_out = None
+        wanted = a.num_validation_images if a.eval_nll_every else 0
+        if a.streaming:
+            self.images = stream_images(a.dataset, a.split, a.shuffle_buffer_size)
+            self.count = None
+            if wanted:
+                self.images, self.validation = self.images.split(wanted)
+        else:
+            self.images = open_images(a.dataset, a.split or ("train" if not Path(a.dataset).exists() else None))
+            self.count = len(self.images) - wanted
+            if self.count < 1:
+                raise ValueError(
+                    f"`num_validation_images` must leave images to train on, got {wanted} of {len(self.images)} images."
+                )
+            self._order = _permutation(mix(a.seed, SLICE), len(self.images))
+            if wanted:
+                self.validation = torch.stack([self.images[index] for index in self._order[self.count :]])
+        self.shape = tuple(self.images[0].shape)
+        self.num_pixel_levels = a.num_pixel_levels or self.images.num_pixel_levels
+        if a.eval_split or a.eval_dataset:
+            held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
+            rows = _permutation(mix(a.seed, SLICE), len(held_out))[: a.num_eval_images]
+            self.held_out = torch.stack([held_out[index] for index in rows])
+        for images in (self.images[0][None], self.validation, self.held_out):
+            if images is not None:
+                images_to_levels(images, self.num_pixel_levels, channels=self.shape[0], size=self.shape[1:])
+
+    def batches(self, plan: Plan, start: int, position: tuple[int, int]) -> Iterator:
+        r"""This process's parts of the global batches from number `start` on: (position, levels `(B, C, H, W)`)."""
+        if self.count is None:
+            yield from self._stream(plan, *position)
+            return
+        workers = self.arguments.dataloader_num_workers
+        loader = torch.utils.data.DataLoader(
+            self.images, batch_sampler=self._rows(plan, start), collate_fn=torch.stack, num_workers=workers
+        )
+        yield from (((0, 0), levels) for levels in loader)
+
+    def _rows(self, plan: Plan, start: int) -> Iterator[list[int]]:
+        epoch = order = None
+        for step in itertools.count(start):
+            for places in plan.parts():
+                rows = []
+                for number in (step * plan.global_batch_size + place for place in places):
+                    if number // self.count != epoch:
+                        epoch = number // self.count
+                        order = _permutation(mix(mix(self.arguments.seed, ORDER), epoch), self.count)
+                    rows.append(self._order[order[number % self.count]])
+                yield rows
+
+    def _stream(self, plan: Plan, epoch: int, done: int) -> Iterator:
+        # Every process reads the whole stream, and decodes what is its own.
+        examples = self._endless(epoch, done)
+        while True:
+            for part, places in enumerate(plan.parts()):
+                first = part * plan.num_processes * plan.batch_size
+                levels = []
+                for place in range(first, first + plan.num_processes * plan.batch_size):
+                    position, decode = next(examples)
+                    if place in places:
+                        levels.append(decode())
+                yield position, torch.stack(levels)
+
+    def _endless(self, epoch: int, done: int) -> Iterator:
+        while True:
+            read = 0
+            for read, decode in enumerate(self.images.epoch(mix(mix(self.arguments.seed, ORDER), epoch)), start=1):
+                if read > done:
+                    yield (epoch, read), decode
+            if read == 0:
+                raise ValueError(f"`dataset` must hold images beyond those for validation, got none in {self.images.name!r}.")
+            epoch, done = epoch + 1, 0
+
+
+def _permutation(key: int, count: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(key)).tolist()
