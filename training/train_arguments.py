@@ -11,6 +11,9 @@ from pathlib import Path
 import yaml
 from diffusers.optimization import SchedulerType
 
+from ddpm_vlb.forward_process import BETA_SCHEDULES
+from ddpm_vlb.losses import LOSS_TYPES
+from ddpm_vlb.reverse_process import PREDICTION_TYPES, VARIANCE_TYPES
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
 
 
@@ -43,20 +46,20 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("diffusion").add_argument
     add("--ddpm_num_steps", type=int, default=1000, help="number of steps T")
-    add("--beta_schedule", default="linear", help="as VLBDDPMScheduler, or linear_log_snr")
+    add("--beta_schedule", choices=(*BETA_SCHEDULES, "linear_log_snr"), default="linear")
     add("--beta_start", type=float, default=0.0001)
     add("--beta_end", type=float, default=0.02)
     add("--log_snr_max", type=float, default=6.0, help="first log-SNR of linear_log_snr")
     add("--log_snr_min", type=float, default=-6.0, help="last log-SNR of linear_log_snr")
     add("--rescale_betas_zero_snr", action=switch, default=False)
-    add("--prediction_type", choices=("epsilon", "sample", "v_prediction"), default="epsilon")
-    add("--variance_type", default="fixed_small", help="as VLBDDPMScheduler")
+    add("--prediction_type", choices=PREDICTION_TYPES, default="epsilon")
+    add("--variance_type", choices=VARIANCE_TYPES, default="fixed_small")
     add("--learn_betas", action=switch, default=False, help="train the forward variances too, on the bound")
     add("--learn_betas_after", type=int, default=0, help="first step that changes them")
     add("--learning_rate_betas", type=float, default=1e-3)
 
     add = parser.add_argument_group("objective").add_argument
-    add("--loss_type", choices=("simple", "vlb", "hybrid"), default="simple")
+    add("--loss_type", choices=LOSS_TYPES, default="simple")
     add("--timestep_sampler", choices=tuple(TIMESTEP_SAMPLERS), default="stratified")
 
     add = parser.add_argument_group("optimisation").add_argument
@@ -114,7 +117,10 @@ def _config_parser() -> argparse.ArgumentParser:
 
 
 def _mapping(text: str) -> dict:
-    value = yaml.safe_load(text)
+    try:
+        value = json.loads(text)  # YAML would take JSON's 1e-06 for a word
+    except ValueError:
+        value = yaml.safe_load(text)
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"must be a mapping of names to values, got {text!r}")
     return value

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddpm_vlb.data import images_to_levels, open_images, stream_images
+from ddpm_vlb.data import ImageSet, images_to_levels, open_images, stream_images
 from ddpm_vlb.noise import mix
 
 # What a seed is mixed with, for streams of numbers that have nothing to do with each other.
@@ -69,7 +69,9 @@ class Data:
             held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
             rows = _permutation(mix(a.seed, SLICE), len(held_out))[: a.num_eval_images]
             self.held_out = torch.stack([held_out[index] for index in rows])
-        for images in (self.images[0][None], self.validation, self.held_out):
+        # All that is in memory is checked now, the rest when it is read.
+        at_hand = self.images.images if isinstance(self.images, ImageSet) else self.images[0][None]
+        for images in (at_hand, self.validation, self.held_out):
             if images is not None:
                 images_to_levels(images, self.num_pixel_levels, channels=self.shape[0], size=self.shape[1:])
 

@@ -293,8 +293,14 @@ class Trainer:
                     f"`resume_from_checkpoint` must be a checkpoint of the same run: its {name} has {before}, this run {after}."
                 )
         try:
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+            rates = self.lr_scheduler.base_lrs
             self.accelerator.load_state(str(folder))
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            # The flags of this run, not those that the checkpoint remembers.
+            self.lr_scheduler.base_lrs = rates
+            for group, setting, factor in zip(self.optimizer.param_groups, settings, self.lr_scheduler.lr_lambdas):
+                group.update(setting, lr=setting["initial_lr"] * factor(self.lr_scheduler.last_epoch))
             self.sampler.load_state_dict(state["sampler"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])

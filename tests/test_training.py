@@ -1,0 +1,439 @@
+r"""The training script, run as users run it: real processes, killed for real."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.data import load_images
+from ddpm_vlb.evaluation import estimate_nll
+from ddpm_vlb.noise import mix
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "training" / "train_vlb_ddpm.py"
+TINY = {
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}
+# Everything that has a state: dropout, accumulated parts, averaged weights, learned betas, importance sampling.
+FULL = """
+dataset: digits
+loss_type: vlb
+variance_type: learned_range
+prediction_type: v_prediction
+timestep_sampler: importance
+ddpm_num_steps: 12
+beta_schedule: linear_log_snr
+learn_betas: true
+learn_betas_after: 5
+learning_rate_betas: 0.02
+use_ema: true
+random_flip: true
+train_batch_size: 24
+gradient_accumulation_steps: 2
+max_train_steps: 60  # 2880 examples of 1409: two epochs, and no whole number of batches in either
+learning_rate: 0.002
+lr_warmup_steps: 10
+logging_steps: 1
+eval_nll_every: 20
+num_validation_images: 28
+eval_split: test
+num_eval_images: 16
+evaluations_per_image: 4
+num_sample_images: 2
+ddpm_num_inference_steps: 4
+checkpointing_steps: 7
+"""
+
+
+def command(*arguments, **flags):
+    named = [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in flags.items()]
+    return [*map(str, arguments), *named]
+
+
+def environment(**extra):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def train(*arguments, expect=0, **flags):
+    done = subprocess.run(
+        [sys.executable, *command(SCRIPT, *arguments, **flags)], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expect, done.stderr[-3000:]
+    return done
+
+
+def metrics(folder, *, times=False):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines if times else [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    r"""A configuration file, and an uninterrupted run of it."""
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "full.yaml").write_text(FULL + f"unet: {json.dumps({**TINY, 'dropout': 0.1})}\n")
+    train(config=folder / "full.yaml", output_dir=folder / "run")
+    return folder
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(full_run, tmp_path):
+    output = tmp_path / "run"
+    arguments = command(SCRIPT, config=full_run / "full.yaml", output_dir=output, resume_from_checkpoint="latest")
+
+    def lines():
+        return (output / "metrics.jsonl").read_text().count("\n") if (output / "metrics.jsonl").exists() else 0
+
+    # Before the first checkpoint, in the middle of an epoch, in the middle of a save, while the best model is published.
+    moments = [
+        lambda: lines() >= 3,
+        lambda: lines() >= 18,
+        lambda: (output / ".checkpoint-partial").exists() and lines() >= 30,
+        lambda: any(output.glob(".pipeline-*")),
+    ]
+    for moment in moments:
+        process = subprocess.Popen([sys.executable, *arguments], env=environment(), stderr=subprocess.DEVNULL)
+        while process.poll() is None and not moment():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    train(*arguments[1:])
+
+    expected = full_run / "run"
+    assert metrics(output) == metrics(expected)
+    assert [line["step"] for line in metrics(output) if "split" not in line] == list(range(1, 61))
+    for name in ("checkpoint-60/model.safetensors", "pipeline/unet/diffusion_pytorch_model.safetensors"):
+        assert equal(load_file(output / name), load_file(expected / name))
+    states = [torch.load(folder / "checkpoint-60" / "state.pt", weights_only=True) for folder in (output, expected)]
+    assert states[0]["ema"]["optimization_step"] == 60 and states[0]["sampler"]["counts"].sum() == 60 * 48
+    assert equal(*states)
+    assert (output / "pipeline/scheduler/scheduler_config.json").read_text() == (
+        expected / "pipeline/scheduler/scheduler_config.json"
+    ).read_text()
+    assert not list(output.glob(".*"))
+
+
+def test_the_learning_rate_runs_its_course_whatever_is_accumulated(full_run):
+    rates = [line["lr"] for line in metrics(full_run / "run") if "split" not in line]
+    warm_up = [0.002 * step / 10 for step in range(1, 11)]
+    cosine = [0.001 * (1 + math.cos(math.pi * (step - 10) / 50)) for step in range(11, 61)]
+    assert rates == pytest.approx(warm_up + cosine, abs=1e-12)
+
+
+def test_the_exported_model_is_the_one_that_was_scored(full_run):
+    pipe = VLBDDPMPipeline.from_pretrained(full_run / "run" / "pipeline")
+    betas = pipe.scheduler.config.trained_betas
+    log_snr = torch.log(pipe.scheduler.forward_process().snr)
+    steps = torch.diff(log_snr)
+    assert len(betas) == 12 and steps.min() / steps.max() > 1.01  # no longer linear
+    best = min(
+        (line for line in metrics(full_run / "run") if line.get("split") == "validation"), key=lambda x: x["bits_per_dim"]
+    )
+    # The slice of the training split that was kept out, with the noise of the run.
+    images = load_images("digits", "train").images
+    slice_ = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix(0, 5)))[len(images) - 28 :]
+    estimate = estimate_nll(pipe, images[slice_], [mix(mix(0, 6), index) for index in range(28)], 4)
+    assert estimate.bits_per_dim.mean().item() == pytest.approx(
+        best["bits_per_dim"], rel=1e-6
+    )  # float32 sums, batched otherwise
+    parts = best["prior"] + best["transitions"] + best["decoder"]
+    assert parts == pytest.approx(best["bits_per_dim"], rel=1e-12)
+
+
+def test_stock_diffusers_samples_from_the_result(full_run):
+    stock = DDPMPipeline.from_pretrained(full_run / "run" / "pipeline")
+    stock.set_progress_bar_config(disable=True)
+    ours = VLBDDPMPipeline.from_pretrained(full_run / "run" / "pipeline")
+    ours.set_progress_bar_config(disable=True)
+    assert type(stock.scheduler).__name__ == "DDPMScheduler"
+    images = [
+        pipe(2, generator=torch.Generator().manual_seed(0), num_inference_steps=12, output_type="np").images
+        for pipe in (stock, ours)
+    ]
+    assert abs(images[0] - images[1]).max() < 1e-4
+
+
+def test_samples_and_folders_are_what_the_script_says(full_run):
+    output = full_run / "run"
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        ["metrics.jsonl", "pipeline", "samples", *(f"checkpoint-{step}" for step in (*range(7, 57, 7), 60))]
+    )
+    assert sorted(path.name for path in (output / "samples").iterdir()) == [f"step-{n:07d}.png" for n in (20, 40, 60)]
+    assert Image.open(output / "samples" / "step-0000060.png").size == (68, 2 * 68)
+    assert {line["split"] for line in metrics(output) if "split" in line} == {"validation", "held_out"}
+
+
+def test_two_processes_see_what_one_with_the_whole_batch_sees(full_run, tmp_path):
+    flags = {"config": full_run / "full.yaml", "max_train_steps": 12, "expected_processes": 2, "unet": {"dropout": 0.0}}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = subprocess.run(
+        [
+            sys.executable,
+            *launch,
+            *command(SCRIPT, "--no-learn_betas", output_dir=tmp_path / "two", train_batch_size=12, **flags),
+        ],
+        env=environment(ACCELERATE_USE_CPU="true"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert "processes: 2 on cpu" in two.stdout
+    one = train("--no-learn_betas", output_dir=tmp_path / "one", **{**flags, "expected_processes": 1})
+    assert "processes: 1 on cpu" in one.stdout
+    pairs = list(zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True))
+    for a, b in pairs:
+        assert a.keys() == b.keys()
+        # Sums of float32 in another order, through 12 updates.
+        assert all(b[key] == (a[key] if key == "split" else pytest.approx(a[key], rel=1e-4, abs=1e-6)) for key in a)
+    # The first loss is of the same weights.
+    assert pairs[0][0]["loss"] == pytest.approx(pairs[0][1]["loss"], rel=1e-6)
+
+
+def test_a_signal_saves_and_exits(full_run, tmp_path):
+    output = tmp_path / "run"
+    flags = {"config": full_run / "full.yaml", "output_dir": output, "resume_from_checkpoint": "latest"}
+    arguments = command(SCRIPT, **flags, max_train_steps=100_000)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(
+            [sys.executable, *arguments, "--resume_from_checkpoint=latest"],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        before = len(metrics(output)) if output.exists() else 0
+        while not (output / "metrics.jsonl").exists() or len((output / "metrics.jsonl").read_text().split("\n")) < before + 5:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == 128 + number
+        step = metrics(output)[-1]["step"]
+        assert f"stopped by {number.name} after step {step}; saved {output}/checkpoint-{step}" in said
+        assert (output / f"checkpoint-{step}" / "run.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(full_run, tmp_path):
+    flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "eval_nll_every": 0, "checkpointing_steps": 1}
+    train(**flags, max_train_steps=3)
+    wild = {"learning_rate": 1e30, "lr_scheduler": "constant", "max_grad_norm": 1e30, "max_train_steps": 9}
+    stopped = train(**flags, **wild, resume_from_checkpoint="latest", expect=2)
+    line = stopped.stderr.strip().split("\n")[-1]
+    assert "must be finite, got" in line and "in step 5" in line and "The weights were not changed" in line
+    assert f"The last good checkpoint is {tmp_path}/run/checkpoint-4" in line
+    weights = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_loses_nothing(full_run, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "eval_nll_every": 0}
+        stopped = train(**flags, expect=2)
+        line = stopped.stderr.strip().split("\n")[-1]
+        assert "`output_dir` must have room for a checkpoint" in line and "The last good checkpoint is" in line
+        assert not list((tmp_path / "run").glob(".*"))
+        resumed = train(**flags, resume_from_checkpoint="latest", expect=2)  # it loads, and fails where it failed before
+        assert "resumed from" in resumed.stdout
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_streams_and_folders_train_with_bounded_memory(tmp_path):
+    digits = load_images("digits", "train", 150).images
+    for part, rows in (("train", slice(0, 120)), ("test", slice(120, 150))):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        for index, image in enumerate(digits[rows]):
+            Image.fromarray(image[0].numpy()).save(tmp_path / "data" / part / f"{index:03d}.png")
+    common = {"dataset": tmp_path / "data", "split": "train", "num_pixel_levels": 17, "ddpm_num_steps": 10, "unet": TINY}
+    common |= {"logging_steps": 1, "eval_nll_every": 4, "num_validation_images": 8, "evaluations_per_image": 4}
+    common |= {"eval_split": "test", "num_sample_images": 0, "shuffle_buffer_size": 20, "checkpointing_steps": 5}
+    common |= {"lr_scheduler": "constant"}
+    train("--streaming", output_dir=tmp_path / "whole", **common, max_train_steps=10)  # 160 examples of 112
+    train("--streaming", output_dir=tmp_path / "parts", **common, max_train_steps=5)
+    train("--streaming", output_dir=tmp_path / "parts", **common, max_train_steps=10, resume_from_checkpoint="latest")
+    # In the middle of the second pass through the shuffled stream too.
+    whole, parts = ([line for line in metrics(tmp_path / name) if "split" not in line] for name in ("whole", "parts"))
+    assert len(whole) == 10 and whole == parts
+    stored = train("--dataloader_num_workers=1", output_dir=tmp_path / "stored", **common, max_train_steps=4)
+    assert "images: 112 of (1, 8, 8), 17 levels" in stored.stdout
+
+
+def test_precision_checkpointing_and_objectives(full_run, tmp_path):
+    base = {"config": full_run / "full.yaml", "max_train_steps": 3, "eval_nll_every": 0, "unet": {"dropout": 0.0}}
+
+    def losses(name, *switches, **flags):
+        train(*switches, output_dir=tmp_path / name, **{**base, **flags})
+        return [line["loss"] for line in metrics(tmp_path / name)]
+
+    expected = losses("float32")
+    assert losses("checkpointed", "--gradient_checkpointing") == pytest.approx(expected, rel=1e-5)
+    # Half the network's digits, none of the bound's.
+    half = losses("bfloat16", mixed_precision="bf16")
+    assert half == pytest.approx(expected, rel=0.05) and half != expected
+    for loss_type, variance_type in (("simple", "fixed_small"), ("hybrid", "learned_range"), ("hybrid", "learned")):
+        plain = losses(f"{loss_type}-{variance_type}", "--no-learn_betas", loss_type=loss_type, variance_type=variance_type)
+        assert all(0 < loss < 3 for loss in plain)
+
+
+def test_trackers(full_run, tmp_path):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "max_train_steps": 4, "eval_nll_every": 4}
+    train(**flags, report_to="tensorboard")
+    folders = {path.parent for path in (tmp_path / "run" / "logs").rglob("events*")}
+    found = [tensorboard.EventAccumulator(str(folder)).Reload() for folder in folders]
+    (logged,) = [one for one in found if "loss" in one.Tags()["scalars"]]
+    assert [event.step for event in logged.Scalars("loss")] == [1, 2, 3, 4]
+    assert {"validation/bits_per_dim", "held_out/decoder"} <= set(logged.Tags()["scalars"])
+    assert logged.Tags()["images"] == ["samples"]
+
+
+REFUSED = {
+    "unknown flag": (["--learning-rat", "1"], "unrecognized arguments: --learning-rat"),
+    "bad choice": (["--loss_type", "mse"], "invalid choice: 'mse'"),
+    "unet not a mapping": (["--unet", "3"], "must be a mapping of names to values"),
+    "unet key": (["--unet", "{widths: 3}"], "`unet` must hold arguments of UNet2DModel"),
+    "unet size": (["--unet", "{sample_size: 32}"], "`unet` must have sample_size = 8 for these images and variances, got 32"),
+    "unet halvings": (
+        [
+            "--unet",
+            "{block_out_channels: [16, 16, 16, 16, 16], down_block_types: [DownBlock2D, DownBlock2D, DownBlock2D,"
+            " DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D, UpBlock2D, UpBlock2D, UpBlock2D]}",
+        ],
+        "`unet` must halve the images evenly, got 5 blocks for 8 x 8 pixels",
+    ),
+    "class-conditional": (["--unet", "{num_class_embeds: 3}"], "`unet` must be unconditional"),
+    "beta schedule": (["--beta_schedule", "linaer"], "invalid choice: 'linaer'"),
+    "variance type": (["--variance_type", "fixed"], "invalid choice: 'fixed'"),
+    "zero snr": (["--rescale_betas_zero_snr"], "must not be 'epsilon' where the terminal SNR is zero"),
+    "learned zero snr": (
+        ["--rescale_betas_zero_snr", "--prediction_type=sample", "--learn_betas", "--loss_type=vlb"],
+        "terminal SNR above zero",
+    ),
+    "learned betas without the bound": (["--learn_betas"], "`learn_betas` must go with loss_type='vlb', got 'simple'"),
+    "off the grid": (["--num_pixel_levels", "16"], "`images` must hold levels below num_pixel_levels = 16, got 16"),
+    "split": (["--split", "validation"], "`split` must be 'train' or 'test' for the digits, got 'validation'"),
+    "held-out split": (["--eval_split", "nope"], "`split` must be 'train' or 'test' for the digits, got 'nope'"),
+    "no data": (["--dataset", "/nowhere"], "`dataset` must be a file or folder that exists"),
+    "stream of digits": (["--streaming"], "`dataset` must be a folder or a data set of the Hub to be streamed"),
+    "all validation": (["--eval_nll_every=1", "--num_validation_images=1437"], "`num_validation_images` must leave images"),
+    "no steps": (["--max_train_steps", "0"], "`max_train_steps` must be at least 1, got 0"),
+    "learning rate": (["--learning_rate", "nan"], "`learning_rate` must be positive, got nan"),
+    "limit": (["--checkpoints_total_limit", "0"], "`checkpoints_total_limit` must be at least 1"),
+    "tracker": (["--report_to", "wandb"], "`report_to` must be a tracker that is installed, got 'wandb'"),
+    "processes": (["--expected_processes", "2"], "`expected_processes` must be what was launched, got 2 for 1"),
+    "no checkpoint": (["--resume_from_checkpoint", "/nowhere"], "`resume_from_checkpoint` must be latest or a checkpoint's"),
+    "no config": (["--config", "/nowhere.yaml"], "`config` must be a readable YAML file of flags, got '/nowhere.yaml'"),
+}
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import train_vlb_ddpm
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield train_vlb_ddpm
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_before_any_work(name, tmp_path, script, capsys):
+    arguments, message = REFUSED[name]
+    if name == "tracker" and __import__("importlib.util").util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    argv = ["--dataset", "digits", "--output_dir", str(tmp_path / "run"), *arguments]
+    try:
+        status = script.main(argv)
+    except SystemExit as exit:  # argparse
+        status = exit.code
+    said = capsys.readouterr().err
+    assert status == 2 and message in said and "Traceback" not in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_bad_config_files(tmp_path, script, capsys):
+    path = tmp_path / "config.yaml"
+    for text, message in (
+        ("learning_rat: 1", "`config` must hold flags of this script only, got 'learning_rat'"),
+        ("config: other.yaml", "`config` must hold flags of this script only, got 'config'"),
+        ("use_ema: 1", "`use_ema` must be true or false"),
+        ("- 1", "must be a mapping of names to values"),
+        ("a: [", "`config` must be a readable YAML file of flags"),
+    ):
+        path.write_text(text)
+        assert script.main(["--dataset=digits", f"--output_dir={tmp_path / 'run'}", f"--config={path}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_command_line_wins_over_the_file(tmp_path, script):
+    path = tmp_path / "config.yaml"
+    path.write_text("dataset: digits\nlearning_rate: 1e-3\nuse_ema: true\nunet: {dropout: 0.5, layers_per_block: 1}\n")
+    argv = [f"--config={path}", "--output_dir=x", "--no-use_ema", "--unet={dropout: 0.1}", "--train_batch_size=3"]
+    arguments = script.parse_arguments(argv)
+    assert (arguments.learning_rate, arguments.use_ema, arguments.train_batch_size) == (1e-3, False, 3)
+    assert arguments.unet == {"dropout": 0.1, "layers_per_block": 1} and arguments.lr_scheduler == "cosine"
+    assert script.parse_arguments(["--dataset=digits", "--output_dir=x"]).unet == {}
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+def test_shipped_configurations_describe_a_model(name, script):
+    arguments = script.parse_arguments(
+        [f"--config={ROOT / 'training' / 'configs' / name}.yaml", "--output_dir=x", "--dataset=digits"]
+    )
+    scheduler = script.build_scheduler(arguments, 17)
+    shape = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}.get(name, (1, 8, 8))
+    unet = script.build_unet(arguments, shape, scheduler.reverse_process().learns_variance)
+    assert unet(torch.zeros(1, *shape), 0).sample.shape[1] in (shape[0], 2 * shape[0])
+    del arguments.config
+    assert not any(Path(str(value)).is_absolute() for value in vars(arguments).values())
+
+
+def test_resuming_another_run_is_refused(full_run, script, capsys, tmp_path):
+    flags = command(config=full_run / "full.yaml", output_dir=full_run / "run", resume_from_checkpoint="latest")
+    for change, message in (
+        (["--unet={layers_per_block: 2}"], "its unet has layers_per_block = 1, this run layers_per_block = 2"),
+        (["--ddpm_num_steps=13"], "its scheduler has"),
+        (["--seed=1"], "its seed has 0, this run 1"),
+        (["--train_batch_size=5"], "its global_batch_size has 48, this run 10"),
+        (["--timestep_sampler=uniform"], "its timestep_sampler has 'importance', this run 'uniform'"),
+    ):
+        assert script.main([*flags, *change]) == 2
+        assert message in capsys.readouterr().err
+    assert script.main(flags[:-1]) == 2
+    assert "`output_dir` must not hold another run" in capsys.readouterr().err
+    broken = tmp_path / "checkpoint-60"
+    broken.mkdir()
+    (broken / "run.json").write_text((full_run / "run" / "checkpoint-60" / "run.json").read_text())
+    (broken / "state.pt").write_bytes(b"not a checkpoint")
+    assert script.main([*flags[:-1], f"--resume_from_checkpoint={broken}"]) == 2
+    assert "must be a complete checkpoint of this script" in capsys.readouterr().err

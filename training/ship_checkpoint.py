@@ -1,0 +1,131 @@
+r"""Score a trained pipeline, and lay it out with its report, pictures and model card for others to load.
+
+    python training/ship_checkpoint.py runs/digits/pipeline spaces_demo/checkpoints/ddpm-vlb-digits \
+        --dataset digits --split test --sweeps 8
+
+Scores by `--sweeps` full sweeps over the data set, or, where those take too long, by `--evaluations_per_image` network
+evaluations of each of `--num_images` random images. Every number of the card comes from the report of this run. The card is
+also put into `model_cards/`.
+"""
+
+import argparse
+import dataclasses
+import io
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.data import open_images
+from ddpm_vlb.evaluation import estimate_nll, format_report, image_grid, make_report, plot_terms, write_report
+from ddpm_vlb.files import new_folder, write_atomically
+from ddpm_vlb.hub import model_card
+from ddpm_vlb.noise import draw_seeds
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+
+
+def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argparse.Namespace) -> dict:
+    r"""The report of several full sweeps' mean, with each image's own Monte Carlo error from how the sweeps differ."""
+    sweeps = []
+    for sweep in range(arguments.sweeps):
+        generator = torch.Generator().manual_seed(arguments.seed + sweep)
+        sweeps.append(pipe.evaluate_nll(images, batch_size=arguments.batch_size, generator=generator))
+    names = ("bits_per_dim", "prior", "transitions", "decoder")
+    means = {name: torch.stack([sweep[name] for sweep in sweeps]).mean(dim=0) for name in names}
+    evaluations = sum(sweep.num_network_evaluations for sweep in sweeps)
+    report = make_report(dataclasses.replace(sweeps[0], **means, num_network_evaluations=evaluations))
+    report["method"] = f"full, mean of {len(sweeps)} sweeps"
+    if len(sweeps) > 1:
+        spread = torch.stack([sweep.bits_per_dim for sweep in sweeps]).std(dim=0) / len(sweeps) ** 0.5
+        report["per_image_monte_carlo_error"] = spread.tolist()
+        report["monte_carlo_error"] = (spread.square().sum().sqrt() / len(spread)).item()
+    return report
+
+
+def score_by_sampling(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argparse.Namespace) -> dict:
+    r"""The report of an estimate from few evaluations of each image."""
+    seeds = draw_seeds(len(images), torch.Generator().manual_seed(arguments.seed))
+    estimate = estimate_nll(pipe, images, seeds, arguments.evaluations_per_image, arguments.batch_size)
+    # One image and one step tell the configuration, which the estimate does not carry.
+    config = pipe.evaluate_nll(images[:1], inference_timesteps=[0]).config
+    num_steps = pipe.scheduler.config.num_train_timesteps
+    config |= {"num_steps": num_steps, "inference_timesteps": None, "seed": arguments.seed, "batch_size": arguments.batch_size}
+    config["decoder_variance"] = "as for the full chain"
+    return {
+        "bits_per_dim": estimate.bits_per_dim.mean().item(),
+        "standard_error": (estimate.bits_per_dim.var() / len(images)).sqrt().item(),
+        "monte_carlo_error": None,
+        "prior": estimate.prior.mean().item(),
+        "transitions": [None] * (num_steps - 1),
+        "transitions_total": estimate.transitions.mean().item(),
+        "decoder": estimate.decoder.mean().item(),
+        "timesteps": list(range(1, num_steps)),
+        "method": f"sampled, {arguments.evaluations_per_image} evaluations per image",
+        "num_images": len(images),
+        "num_network_evaluations": estimate.num_network_evaluations,
+        "per_image": estimate.bits_per_dim.tolist(),
+        "config": config,
+    }
+
+
+def main() -> None:
+    r"""Score, then write the folder and the card."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("pipeline", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--dataset_name", help="what the card calls it (default: --dataset)")
+    parser.add_argument("--split")
+    parser.add_argument("--num_images", type=int, help="random images to score (default: all)")
+    parser.add_argument("--sweeps", type=int, default=1)
+    parser.add_argument("--evaluations_per_image", type=int, help="instead of sweeps")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--description", default="A DDPM trained on the variational bound.")
+    arguments = parser.parse_args()
+
+    pipe = VLBDDPMPipeline.from_pretrained(arguments.pipeline)
+    pipe.set_progress_bar_config(mininterval=5.0)
+    source = open_images(arguments.dataset, arguments.split)
+    rows = torch.arange(len(source))
+    if arguments.num_images is not None:
+        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(arguments.seed))[: arguments.num_images]
+    images = torch.stack([source[row] for row in rows.tolist()])
+    sampled = arguments.evaluations_per_image is not None
+    report = (score_by_sampling if sampled else score_by_sweeps)(pipe, images, arguments)
+    name = arguments.output.name
+    dataset = arguments.dataset_name or arguments.dataset
+    report["config"] |= {"checkpoint": name, "dataset": dataset, "split": arguments.split or "test", "rows": rows.tolist()}
+
+    with new_folder(arguments.output) as folder:
+        pipe.save_pretrained(folder)
+        write_report(report, folder / "report.json")
+        pictures = {"Samples": "samples.png"}
+        buffer = io.BytesIO()
+        image_grid(pipe(64, generator=torch.Generator().manual_seed(arguments.seed)).images).save(buffer, format="png")
+        write_atomically(folder / "samples.png", buffer.getvalue())
+        if not sampled:
+            plot_terms(report, folder / "terms.png")
+            pictures = {"The terms of the bound over t": "terms.png", **pictures}
+        what = [f"{arguments.output}" if word == str(arguments.pipeline) else word for word in sys.argv[1:]]
+        card = model_card(
+            report,
+            CARDS / "template.md",
+            name=name,
+            description=arguments.description,
+            command="python training/ship_checkpoint.py " + shlex.join(what),
+            limits="Bits/dim are those of the pixel grid named above, and compare with no other. A bound is not the likelihood:"
+            " it is larger by the divergence of the true posterior over latents from q.",
+            pictures=pictures,
+        )
+        write_atomically(folder / "README.md", str(card).encode())
+    CARDS.mkdir(exist_ok=True)
+    write_atomically(CARDS / f"{name}.md", str(card).encode())
+    print(format_report(report))
+
+
+if __name__ == "__main__":
+    main()
