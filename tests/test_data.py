@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm_vlb.data import images_to_levels, load_images, quantize
+from ddpm_vlb.data import StoredImages, images_to_levels, load_images, open_images, quantize, stream_images
 from ddpm_vlb.gaussians import levels_to_samples
 
 
@@ -172,3 +172,45 @@ def test_quantize_is_idempotent_and_feeds_the_grid_check():
     for bad in (images * 3, images * float("nan")):
         with pytest.raises(ValueError, match=r"`images` must lie in \[-1, 1\]"):
             quantize(bad, 17)
+
+
+def write_folder(path, images):
+    path.mkdir(parents=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{index:03d}.png")
+
+
+def test_images_stay_on_the_disk_until_they_are_asked_for(tmp_path):
+    write_folder(tmp_path / "train", GREY)
+    (tmp_path / "train" / "003.png").write_bytes(b"damaged")
+    stored = open_images(tmp_path, "train")
+    assert isinstance(stored, StoredImages) and len(stored) == 5 and stored.num_pixel_levels == 256
+    assert np.array_equal(stored[4][0].numpy(), GREY[4]) and stored[4].shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="`dataset` must hold readable images, got .*003.png"):
+        stored[3]
+    Image.fromarray(GREY[0][:4]).save(tmp_path / "train" / "003.png")
+    with pytest.raises(ValueError, match="of one size and type: .*000.png' is \\(8, 8\\) uint8, .*003.png' is \\(4, 8\\)"):
+        stored[3]
+    assert torch.equal(open_images("digits", "train")[7], load_images("digits", "train").images[7])
+
+
+def test_streams(tmp_path):
+    write_folder(tmp_path / "train", GREY)
+    stream = stream_images(tmp_path, "train", buffer_size=3)
+    assert stream.num_pixel_levels == 256 and np.array_equal(stream[0][0].numpy(), GREY[0])
+
+    def order(seed, source=stream):
+        return [int(decode()[0, 0, 0]) for decode in source.epoch(seed)]
+
+    assert sorted(order(0)) == sorted(GREY[:, 0, 0].tolist()) and order(0) == order(0)
+    assert len({tuple(order(seed)) for seed in range(8)}) > 1
+    rest, first = stream.split(2)
+    assert np.array_equal(first[:, 0].numpy(), GREY[:2]) and sorted(order(0, rest)) == sorted(GREY[2:, 0, 0].tolist())
+    with pytest.raises(ValueError, match="`index` must be 0 for a stream"):
+        stream[1]
+    with pytest.raises(ValueError, match="`dataset` must hold at least one image, got none"):
+        stream.split(5)
+    with pytest.raises(ValueError, match="`dataset` must be a folder or a data set of the Hub to be streamed, got 'digits'"):
+        stream_images("digits")
+    with pytest.raises(ValueError, match="split 'nope'"):
+        stream_images(tmp_path, "nope")

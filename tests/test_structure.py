@@ -21,6 +21,7 @@ ROOMS = [
     "scheduling_vlb_ddpm",
     "pipeline_vlb_ddpm",
     "evaluation",
+    "hub",
     "cli",
     "__main__",
 ]

@@ -49,20 +49,17 @@ def score_by_sampling(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: ar
     r"""The report of an estimate from few evaluations of each image."""
     seeds = draw_seeds(len(images), torch.Generator().manual_seed(arguments.seed))
     estimate = estimate_nll(pipe, images, seeds, arguments.evaluations_per_image, arguments.batch_size)
-    # One image and one step tell the configuration, which the estimate does not carry.
-    config = pipe.evaluate_nll(images[:1], inference_timesteps=[0]).config
-    num_steps = pipe.scheduler.config.num_train_timesteps
-    config |= {"num_steps": num_steps, "inference_timesteps": None, "seed": arguments.seed, "batch_size": arguments.batch_size}
-    config["decoder_variance"] = "as for the full chain"
+    # What was scored, in the words of a sweep over one image.
+    config = pipe.evaluate_nll(images[:1]).config | {"seed": arguments.seed, "batch_size": arguments.batch_size}
     return {
         "bits_per_dim": estimate.bits_per_dim.mean().item(),
         "standard_error": (estimate.bits_per_dim.var() / len(images)).sqrt().item(),
         "monte_carlo_error": None,
         "prior": estimate.prior.mean().item(),
-        "transitions": [None] * (num_steps - 1),
+        "transitions": [None] * (config["num_train_timesteps"] - 1),
         "transitions_total": estimate.transitions.mean().item(),
         "decoder": estimate.decoder.mean().item(),
-        "timesteps": list(range(1, num_steps)),
+        "timesteps": list(range(1, config["num_train_timesteps"])),
         "method": f"sampled, {arguments.evaluations_per_image} evaluations per image",
         "num_images": len(images),
         "num_network_evaluations": estimate.num_network_evaluations,
