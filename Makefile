@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: quickstart test bench readme lint clean
+.PHONY: quickstart test bench bench-training readme lint clean
 
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
@@ -22,7 +22,13 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/sweep.py | tee runs/benchmarks/sweep.txt
 	$(RUN) tests/benchmarks/rao_blackwell.py | tee runs/benchmarks/rao_blackwell.txt
 
-readme: bench
+# The recipes of training side by side: more than half an hour on two cores. Runs that are there already are not trained again.
+bench-training: $(READY)
+	@mkdir -p runs/benchmarks
+	$(RUN) tests/benchmarks/training.py --steps | tee runs/benchmarks/training_steps.txt
+	$(RUN) tests/benchmarks/training.py | tee runs/benchmarks/training.txt
+
+readme: bench bench-training
 	$(RUN) tests/benchmarks/write_readme.py
 
 runs/quickstart/report.json: | $(READY)

@@ -14,7 +14,6 @@ WORDS = {
     "description": "A tiny model.",
     "command": "make it",
     "limits": "Many.",
-    "pictures": {"Samples": "s.png"},
 }
 
 

@@ -49,5 +49,12 @@ def test_both_languages_show_the_same_code_and_numbers():
 def test_measured_blocks_are_filled():
     for name in ("README.md", "README.ja.md"):
         measured = re.findall(r"<!-- measured: (\w+) -->\n```text\n(.*?)\n?```", (ROOT / name).read_text(), flags=re.DOTALL)
-        assert sorted(block for block, _ in measured) == ["quickstart", "rao_blackwell", "step", "sweep"]
+        assert sorted(block for block, _ in measured) == [
+            "quickstart",
+            "rao_blackwell",
+            "step",
+            "sweep",
+            "training",
+            "training_steps",
+        ]
         assert all(len(content.split("\n")) >= 3 for _, content in measured)
