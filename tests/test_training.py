@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from hub_server import environment as hub_environment
+from hub_server import local_hub
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -314,6 +316,33 @@ def test_trackers(full_run, tmp_path):
     assert [event.step for event in logged.Scalars("loss")] == [1, 2, 3, 4]
     assert {"validation/bits_per_dim", "held_out/decoder"} <= set(logged.Tags()["scalars"])
     assert logged.Tags()["images"] == ["samples"]
+
+
+def test_push_to_hub(full_run, tmp_path):
+    flags = {"config": full_run / "full.yaml", "max_train_steps": 2, "eval_nll_every": 0, "output_dir": tmp_path / "run"}
+    pull = "from ddpm_vlb import VLBDDPMPipeline; print(VLBDDPMPipeline.from_pretrained('me/digits').scheduler.config)"
+    with local_hub() as hub:
+        extra = environment(**hub_environment(hub, tmp_path / "cache"))
+        arguments = command(SCRIPT, "--push_to_hub", "--hub_private_repo", hub_model_id="digits", **flags)
+        done = subprocess.run([sys.executable, *arguments], env=extra, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        repository = hub.repositories["me/digits"]
+        assert repository.private and "pushed" in done.stdout
+        pushed = repository.at("main")[1]
+        assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"} <= set(
+            pushed
+        )
+        assert not any("checkpoint" in name or "metrics" in name or "optimizer" in name for name in pushed)
+        assert (
+            pushed["unet/diffusion_pytorch_model.safetensors"]
+            == (tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        )
+        pulled = subprocess.run([sys.executable, "-c", pull], env=extra, capture_output=True, text=True, timeout=300)
+        assert pulled.returncode == 0 and "trained_betas" in pulled.stdout, pulled.stderr[-3000:]
+    # No Hub in reach: told before anything is trained.
+    arguments = command(SCRIPT, "--push_to_hub", hub_model_id="digits", **{**flags, "output_dir": tmp_path / "other"})
+    done = subprocess.run([sys.executable, *arguments], env=extra, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "`push_to_hub`" in done.stderr and not (tmp_path / "other" / "metrics.jsonl").exists()
 
 
 REFUSED = {

@@ -585,7 +585,10 @@ def create_repository(arguments: argparse.Namespace) -> str:
     import huggingface_hub
 
     name = arguments.hub_model_id or arguments.output_dir.resolve().name
-    url = huggingface_hub.create_repo(name, private=arguments.hub_private_repo, token=arguments.hub_token, exist_ok=True)
+    try:
+        url = huggingface_hub.create_repo(name, private=arguments.hub_private_repo, token=arguments.hub_token, exist_ok=True)
+    except Exception as error:  # of the client, of HTTP, of the network
+        raise ValueError(f"`push_to_hub` must be able to create the repository {name!r}, got: {error}") from error
     return url.repo_id
 
 
