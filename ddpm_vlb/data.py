@@ -340,8 +340,8 @@ def load_images(source: str | Path, split: str | None = None, max_images: int | 
     Args:
         source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as
             MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
-        split: the part to load: `"train"` or `"test"`, for the digits `"test"` by default; for a folder, a sub-folder of that
-            name if there is one. idx and npz files have no parts.
+        split: the part to load, by default `"test"` where there are parts: of the digits, of a data set of the Hub, of a
+            folder with a sub-folder of that name. idx and npz files have no parts.
         max_images: at most this many, from the first.
 
     Raises:
@@ -357,26 +357,27 @@ def load_images(source: str | Path, split: str | None = None, max_images: int | 
     return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
 
 
-def open_images(source: str | Path, split: str | None = None) -> ImageSet | StoredImages:
+def open_images(source: str | Path, split: str | None = None, default_split: str = "test") -> ImageSet | StoredImages:
     r"""Open a data set: `source[i]` is image i, as integer levels `(C, H, W)`.
 
     Folders of images and data sets of the Hub stay on the disk until an image is asked for, and may be larger than memory.
 
     Arguments and errors as `load_images`; of a folder's images, all but the first are checked when they are read.
+        default_split: the part to open where there are parts and `split` names none.
     """
     source = str(source)
     path = Path(source)
     if source == "digits":
-        return _load_digits(split or "test")
+        return _load_digits(split or default_split)
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path, split, default_split)
     if path.is_file():
         if split is not None:
             raise ValueError(f"`split` must be left out for a single file, which has no parts, got {split!r}.")
         return _load_npz(path) if path.suffix == ".npz" else _load_idx(path)
     if source.startswith(("/", ".", "~")) or path.suffix in (".npz", ".gz") or not source:
         raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
-    return _open_hub(source, split or "test")
+    return _open_hub(source, split or default_split)
 
 
 def stream_images(source: str | Path, split: str | None = None, buffer_size: int = 1000) -> StreamedImages:
@@ -418,12 +419,14 @@ def _image_set(array: np.ndarray, name: str, split: str | None = None, labels=No
     return ImageSet(_array_to_tensor(array, None), int(np.iinfo(array.dtype).max) + 1, name, split, labels)
 
 
-def _open_folder(path: Path, split: str | None) -> StoredImages:
+def _open_folder(path: Path, split: str | None, default_split: str) -> StoredImages:
+    if split is None and (path / default_split).is_dir():
+        split = default_split
     if split is not None and (path / split).is_dir():
         path = path / split
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files and any(path.rglob("*.parquet")):
-        return _open_hub(str(path), split or "test")
+        return _open_hub(str(path), split or default_split)
     if split is not None and path.name != split:
         raise ValueError(f"`split` must name a sub-folder of the data set, got {split!r} for {str(path)!r}.")
     if not files:
@@ -503,12 +506,12 @@ def _load_idx(path: Path) -> ImageSet:
 
 def _open_hub(name: str, split: str) -> StoredImages:
     loaded = _load_dataset(name, split)
-    column = image_column(loaded)
+    image_column(loaded)
+    return StoredImages(loaded, _read_row, name, split, loaded["label"] if "label" in loaded.column_names else None)
 
-    def read(rows, index: int) -> tuple[np.ndarray, str]:
-        return pil_to_array(rows[index][column], f"row {index}"), f"row {index}"
 
-    return StoredImages(loaded, read, name, split, loaded["label"] if "label" in loaded.column_names else None)
+def _read_row(rows: Any, index: int) -> tuple[np.ndarray, str]:
+    return pil_to_array(rows[index][image_column(rows)], f"row {index}"), f"row {index}"
 
 
 def _load_dataset(name: str, split: str, streaming: bool = False) -> Any:

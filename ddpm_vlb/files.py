@@ -81,8 +81,12 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def remove_leftovers(target: Path) -> None:
-    r"""Remove the hidden folders that processes killed inside `new_folder(target)` left beside it."""
+def clean_up(target: Path) -> None:
+    r"""Put right what processes killed inside `new_folder(target)` left: the old `target` back in its place where it is the
+    only complete one, and no hidden folders."""
+    for old in target.parent.glob(f".{target.name}-old-*/{target.name}"):
+        if not target.exists():
+            old.rename(target)
     for folder in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ddpm_vlb import files
-from ddpm_vlb.files import check_output_path, new_folder, remove_leftovers, write_atomically
+from ddpm_vlb.files import check_output_path, clean_up, new_folder, write_atomically
 
 
 def test_output_paths_are_checked_first(tmp_path):
@@ -93,5 +93,27 @@ with new_folder({str(tmp_path / "target")!r}) as folder:
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert (tmp_path / "target" / "sub" / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
-    remove_leftovers(tmp_path / "target")
+    clean_up(tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_process_killed_between_two_renames_loses_nothing(tmp_path):
+    with new_folder(tmp_path / "target") as folder:
+        fill(folder, "old")
+    code = f"""
+import os, pathlib, signal
+from ddpm_vlb import files
+files._exchange = lambda one, other: False  # a system that cannot exchange
+rename = pathlib.Path.rename
+def rename_once(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+with files.new_folder({str(tmp_path / "target")!r}) as folder:
+    (folder / "new").touch()
+    pathlib.Path.rename = rename_once
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert not (tmp_path / "target").exists()
+    clean_up(tmp_path / "target")
+    assert (tmp_path / "target" / "sub" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]

@@ -197,7 +197,7 @@ def test_two_processes_see_what_one_with_the_whole_batch_sees(full_run, tmp_path
         [
             sys.executable,
             *launch,
-            *command(SCRIPT, "--no-learn_betas", output_dir=tmp_path / "two", train_batch_size=12, **flags),
+            *command(SCRIPT, output_dir=tmp_path / "two", train_batch_size=12, **flags),
         ],
         env=environment(ACCELERATE_USE_CPU="true"),
         capture_output=True,
@@ -206,7 +206,7 @@ def test_two_processes_see_what_one_with_the_whole_batch_sees(full_run, tmp_path
     )
     assert two.returncode == 0, two.stderr[-3000:]
     assert "processes: 2 on cpu" in two.stdout
-    one = train("--no-learn_betas", output_dir=tmp_path / "one", **{**flags, "expected_processes": 1})
+    one = train(output_dir=tmp_path / "one", **{**flags, "expected_processes": 1})
     assert "processes: 1 on cpu" in one.stdout
     pairs = list(zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True))
     for a, b in pairs:
@@ -240,33 +240,77 @@ def test_a_signal_saves_and_exits(full_run, tmp_path):
         assert (output / f"checkpoint-{step}" / "run.json").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(full_run, tmp_path):
+@pytest.mark.parametrize("learning_rate, message", [(1e30, "must be finite, got"), (3e38, "The weights must be finite")])
+def test_what_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(full_run, tmp_path, learning_rate, message):
     flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "eval_nll_every": 0, "checkpointing_steps": 1}
     train(**flags, max_train_steps=3)
-    wild = {"learning_rate": 1e30, "lr_scheduler": "constant", "max_grad_norm": 1e30, "max_train_steps": 9}
+    wild = {"learning_rate": learning_rate, "lr_scheduler": "constant", "max_grad_norm": 1e30, "max_train_steps": 9}
+    wild["adam_beta1"] = 0.0  # so that a step is the learning rate times a number about 1, and overflows
     stopped = train(**flags, **wild, resume_from_checkpoint="latest", expect=2)
     line = stopped.stderr.strip().split("\n")[-1]
-    assert "must be finite, got" in line and "in step 5" in line and "The weights were not changed" in line
-    assert f"The last good checkpoint is {tmp_path}/run/checkpoint-4" in line
-    weights = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
+    last = checkpoints(tmp_path / "run")[-1]
+    assert message in line and "step" in line and f"The last good checkpoint is {last}" in line
+    weights = load_file(last / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
+def checkpoints(output):
+    return sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_loses_nothing(full_run, tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", tmp_path], capture_output=True)
+@pytest.mark.parametrize("size", ["60k", "500k", "1500k"])  # full in safetensors, while the model is published, in torch.save
+def test_a_full_disk_loses_nothing(full_run, tmp_path, size):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", tmp_path], capture_output=True)
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
         flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "eval_nll_every": 0}
         stopped = train(**flags, expect=2)
         line = stopped.stderr.strip().split("\n")[-1]
-        assert "`output_dir` must have room for a checkpoint" in line and "The last good checkpoint is" in line
+        assert "`output_dir` must have room for the run's files" in line and "Traceback" not in stopped.stderr
+        found = checkpoints(tmp_path / "run")
+        assert (f"The last good checkpoint is {found[-1]}" if found else "There is no checkpoint yet") in line
         assert not list((tmp_path / "run").glob(".*"))
-        resumed = train(**flags, resume_from_checkpoint="latest", expect=2)  # it loads, and fails where it failed before
-        assert "resumed from" in resumed.stdout
+        if found:
+            resumed = train(**flags, resume_from_checkpoint="latest", expect=2)  # it loads, and fails where it failed before
+            assert "resumed from" in resumed.stdout
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_without_validation_the_latest_model_is_kept_whenever_it_is_killed(full_run, tmp_path):
+    output = tmp_path / "run"
+    flags = {"config": full_run / "full.yaml", "output_dir": output, "eval_nll_every": 0, "max_train_steps": 14}
+    process = subprocess.Popen([sys.executable, *command(SCRIPT, **flags)], env=environment(), stderr=subprocess.DEVNULL)
+    while not list(output.glob(".pipeline-*")) or not (output / "checkpoint-7").exists():  # the second time it is published
+        assert process.poll() is None
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    train(**flags, resume_from_checkpoint="latest")
+    ema = torch.load(output / "checkpoint-14" / "state.pt", weights_only=True)["ema"]["shadow_params"]
+    published = load_file(output / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert sum(any(torch.equal(weight, shadow) for shadow in ema) for weight in published.values()) == len(published)
+    assert not list(output.glob(".*"))
+
+
+def test_flags_of_a_resumed_run_are_its_own(full_run, tmp_path):
+    flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "eval_nll_every": 0}
+    train(**flags, max_train_steps=2, ema_max_decay=0.5)
+    train(
+        **flags,
+        max_train_steps=3,
+        ema_max_decay=0.25,
+        learning_rate=0.5,
+        adam_weight_decay=0.125,
+        resume_from_checkpoint="latest",
+    )
+    state = torch.load(tmp_path / "run" / "checkpoint-3" / "state.pt", weights_only=True)
+    assert state["ema"]["decay"] == 0.25 and state["lr_scheduler"]["base_lrs"][0] == 0.5
+    assert metrics(tmp_path / "run")[-1]["lr"] == pytest.approx(0.5 * 3 / 10)
+    optimizer = torch.load(tmp_path / "run" / "checkpoint-3" / "optimizer.bin", weights_only=True)
+    assert optimizer["param_groups"][0]["weight_decay"] == 0.125
 
 
 def test_streams_and_folders_train_with_bounded_memory(tmp_path):
@@ -285,8 +329,16 @@ def test_streams_and_folders_train_with_bounded_memory(tmp_path):
     # In the middle of the second pass through the shuffled stream too.
     whole, parts = ([line for line in metrics(tmp_path / name) if "split" not in line] for name in ("whole", "parts"))
     assert len(whole) == 10 and whole == parts
+    del common["split"]  # the default, where there are parts
     stored = train("--dataloader_num_workers=1", output_dir=tmp_path / "stored", **common, max_train_steps=4)
     assert "images: 112 of (1, 8, 8), 17 levels" in stored.stdout
+    train(output_dir=tmp_path / "in-process", **common, max_train_steps=4)
+    assert metrics(tmp_path / "stored") == metrics(tmp_path / "in-process")
+    Image.new("L", (9, 9)).save(tmp_path / "data" / "train" / "050.png")
+    for workers in (0, 1):
+        flags = {**common, "eval_nll_every": 0, "dataloader_num_workers": workers, "output_dir": tmp_path / f"bad-{workers}"}
+        stopped = train(**flags, max_train_steps=9, expect=2)
+        assert "050.png' is (9, 9) uint8" in stopped.stderr and "Traceback" not in stopped.stderr
 
 
 def test_precision_checkpointing_and_objectives(full_run, tmp_path):
@@ -374,6 +426,11 @@ REFUSED = {
     "no data": (["--dataset", "/nowhere"], "`dataset` must be a file or folder that exists"),
     "stream of digits": (["--streaming"], "`dataset` must be a folder or a data set of the Hub to be streamed"),
     "all validation": (["--eval_nll_every=1", "--num_validation_images=1437"], "`num_validation_images` must leave images"),
+    "scored on what is trained on": (["--eval_split=train"], "must name images that are not trained on, got 'digits'"),
+    "one evaluation": (["--evaluations_per_image", "1"], "`evaluations_per_image` must be at least 2, got 1"),
+    "rules for the learning rate": (["--lr_scheduler", "piecewise_constant"], "invalid choice: 'piecewise_constant'"),
+    "not even YAML": (["--unet", "{a: ["], "must be YAML or JSON"),
+    "ema": (["--ema_inv_gamma", "0"], "`ema_inv_gamma` must be positive, got 0"),
     "no steps": (["--max_train_steps", "0"], "`max_train_steps` must be at least 1, got 0"),
     "learning rate": (["--learning_rate", "nan"], "`learning_rate` must be positive, got nan"),
     "limit": (["--checkpoints_total_limit", "0"], "`checkpoints_total_limit` must be at least 1"),
@@ -436,10 +493,11 @@ def test_the_command_line_wins_over_the_file(tmp_path, script):
 
 @pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
 def test_shipped_configurations_describe_a_model(name, script):
-    arguments = script.parse_arguments(
-        [f"--config={ROOT / 'training' / 'configs' / name}.yaml", "--output_dir=x", "--dataset=digits"]
-    )
-    scheduler = script.build_scheduler(arguments, 17)
+    path = ROOT / "training" / "configs" / f"{name}.yaml"
+    data = [] if name == "digits" else ["--dataset=elsewhere"]
+    arguments = script.parse_arguments([f"--config={path}", "--output_dir=x", *data])
+    assert arguments.dataset == ("digits" if name == "digits" else "elsewhere")
+    scheduler = script.build_scheduler(arguments, 17 if name == "digits" else 256)
     shape = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}.get(name, (1, 8, 8))
     unet = script.build_unet(arguments, shape, scheduler.reverse_process().learns_variance)
     assert unet(torch.zeros(1, *shape), 0).sample.shape[1] in (shape[0], 2 * shape[0])
@@ -458,11 +516,13 @@ def test_resuming_another_run_is_refused(full_run, script, capsys, tmp_path):
     ):
         assert script.main([*flags, *change]) == 2
         assert message in capsys.readouterr().err
-    assert script.main(flags[:-1]) == 2
-    assert "`output_dir` must not hold another run" in capsys.readouterr().err
+    for older in ([], [f"--resume_from_checkpoint={full_run / 'run' / 'checkpoint-7'}"]):
+        assert script.main([*flags[:-1], *older]) == 2
+        assert "`output_dir` must not hold another run, or a later part of this one" in capsys.readouterr().err
     broken = tmp_path / "checkpoint-60"
     broken.mkdir()
     (broken / "run.json").write_text((full_run / "run" / "checkpoint-60" / "run.json").read_text())
     (broken / "state.pt").write_bytes(b"not a checkpoint")
-    assert script.main([*flags[:-1], f"--resume_from_checkpoint={broken}"]) == 2
+    elsewhere = [f"--resume_from_checkpoint={broken}", f"--output_dir={tmp_path / 'other'}"]
+    assert script.main([*flags[:-1], *elsewhere]) == 2
     assert "must be a complete checkpoint of this script" in capsys.readouterr().err

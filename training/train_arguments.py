@@ -16,6 +16,9 @@ from ddpm_vlb.losses import LOSS_TYPES
 from ddpm_vlb.reverse_process import PREDICTION_TYPES, VARIANCE_TYPES
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
 
+# Of diffusers' schedules, those that need no rules of their own.
+LR_SCHEDULERS = tuple(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)
+
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     r"""The command line over the YAML file over the defaults."""
@@ -67,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--train_batch_size", type=int, default=16, help="per process and accumulated part")
     add("--gradient_accumulation_steps", type=int, default=1)
     add("--learning_rate", type=float, default=1e-4)
-    add("--lr_scheduler", choices=tuple(kind.value for kind in SchedulerType), default="cosine")
+    add("--lr_scheduler", choices=LR_SCHEDULERS, default="cosine")
     add("--lr_warmup_steps", type=int, default=500)
     add("--adam_beta1", type=float, default=0.95)
     add("--adam_beta2", type=float, default=0.999)
@@ -120,7 +123,10 @@ def _mapping(text: str) -> dict:
     try:
         value = json.loads(text)  # YAML would take JSON's 1e-06 for a word
     except ValueError:
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise argparse.ArgumentTypeError(f"must be YAML or JSON, got {text!r}: {error}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"must be a mapping of names to values, got {text!r}")
     return value
@@ -155,14 +161,23 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     a = arguments
     at_least_one = (
         "max_train_steps train_batch_size gradient_accumulation_steps ddpm_num_steps logging_steps shuffle_buffer_size"
+        " checkpointing_steps num_eval_images evaluations_per_image eval_batch_size ddpm_num_inference_steps"
     )
-    at_least_one += " checkpointing_steps num_eval_images evaluations_per_image eval_batch_size ddpm_num_inference_steps"
-    at_least_zero = "seed eval_nll_every num_validation_images num_sample_images learn_betas_after lr_warmup_steps"
+    at_least_zero = (
+        "seed eval_nll_every num_validation_images num_sample_images learn_betas_after lr_warmup_steps"
+        " dataloader_num_workers adam_weight_decay"
+    )
     for names, least in ((at_least_one, 1), (at_least_zero, 0)):
         for name in names.split():
             if getattr(a, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(a, name)}.")
-    for name in ("learning_rate", "learning_rate_betas", "max_grad_norm"):
+    if a.evaluations_per_image < min(2, a.ddpm_num_steps):
+        raise ValueError(f"`evaluations_per_image` must be at least 2, got {a.evaluations_per_image}.")
+    if a.streaming and a.dataloader_num_workers:
+        raise ValueError(f"`dataloader_num_workers` must be 0 for a stream, got {a.dataloader_num_workers}.")
+    if not 0 <= a.ema_max_decay <= 1:
+        raise ValueError(f"`ema_max_decay` must lie in [0, 1], got {a.ema_max_decay}.")
+    for name in ("learning_rate", "learning_rate_betas", "max_grad_norm", "ema_inv_gamma", "ema_power", "adam_epsilon"):
         if not 0 < getattr(a, name) < math.inf:
             raise ValueError(f"`{name}` must be positive, got {getattr(a, name)}.")
     if a.learn_betas and a.loss_type != "vlb":

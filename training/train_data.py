@@ -1,9 +1,9 @@
 r"""Which images a process of `train_vlb_ddpm.py` sees in which step: a function of the seed and of the step alone."""
 
 import argparse
+import hashlib
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ class Data:
             if wanted:
                 self.images, self.validation = self.images.split(wanted)
         else:
-            self.images = open_images(a.dataset, a.split or ("train" if not Path(a.dataset).exists() else None))
+            self.images = open_images(a.dataset, a.split, default_split="train")
             self.count = len(self.images) - wanted
             if self.count < 1:
                 raise ValueError(
@@ -67,8 +67,17 @@ class Data:
         self.num_pixel_levels = a.num_pixel_levels or self.images.num_pixel_levels
         if a.eval_split or a.eval_dataset:
             held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
+            trained_on = self.images.split_name if a.streaming else self.images.split
+            if (held_out.name, held_out.split) == (self.images.name, trained_on):
+                raise ValueError(
+                    "`eval_split` and `eval_dataset` must name images that are not trained on,"
+                    f" got {held_out.name!r} (split {held_out.split!r}) for both."
+                )
             rows = _permutation(mix(a.seed, SLICE), len(held_out))[: a.num_eval_images]
             self.held_out = torch.stack([held_out[index] for index in rows])
+        # Tells the same images at another place from others.
+        some = self.images[0] if self.count is None else torch.stack([self.images[index] for index in self._order[:8]])
+        self.fingerprint = hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]
         # All that is in memory is checked now, the rest when it is read.
         at_hand = self.images.images if isinstance(self.images, ImageSet) else self.images[0][None]
         for images in (at_hand, self.validation, self.held_out):
@@ -82,9 +91,12 @@ class Data:
             return
         workers = self.arguments.dataloader_num_workers
         loader = torch.utils.data.DataLoader(
-            self.images, batch_sampler=self._rows(plan, start), collate_fn=torch.stack, num_workers=workers
+            _Readable(self.images), batch_sampler=self._rows(plan, start), collate_fn=_stack, num_workers=workers
         )
-        yield from (((0, 0), levels) for levels in loader)
+        for levels in loader:
+            if isinstance(levels, ValueError):
+                raise levels
+            yield (0, 0), levels
 
     def _rows(self, plan: Plan, start: int) -> Iterator[list[int]]:
         epoch = order = None
@@ -120,6 +132,23 @@ class Data:
             if read == 0:
                 raise ValueError(f"`dataset` must hold images beyond those for validation, got none in {self.images.name!r}.")
             epoch, done = epoch + 1, 0
+
+
+class _Readable:
+    r"""Images by index; a damaged one is handed over as the error it is, for a worker's own would arrive as a traceback."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __getitem__(self, index: int) -> torch.Tensor | ValueError:
+        try:
+            return self.images[index]
+        except ValueError as error:
+            return error
+
+
+def _stack(levels: list) -> torch.Tensor | ValueError:
+    return next((one for one in levels if isinstance(one, ValueError)), None) or torch.stack(levels)
 
 
 def _permutation(key: int, count: int) -> list[int]:

@@ -11,9 +11,9 @@ line wins. `--output_dir` receives
     metrics.jsonl    one line per --logging_steps updates and one per scoring
     samples/         grids of samples
 
-**Nothing random is stored.** Order of examples, timesteps, noise and dropout are functions of (seed, step, position in the
-global batch). A resumed run therefore repeats an uninterrupted one bit for bit, in the middle of an epoch too, and several
-processes see the very batches that one process with the whole batch would see.
+**Nothing random is stored.** Order of examples, timesteps and noise are functions of (seed, step, position in the global
+batch), dropout of (seed, step, process). A resumed run therefore repeats an uninterrupted one bit for bit, in the middle of an
+epoch too, and several processes see the very batches that one process with the whole batch would see.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from train_arguments import parse_arguments
 from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, TIMESTEPS, Data, Plan
@@ -44,7 +45,7 @@ from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, TIMESTEPS, Data,
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import images_to_levels
 from ddpm_vlb.evaluation import estimate_nll, image_grid
-from ddpm_vlb.files import new_folder, remove_folder, remove_leftovers, replace_folder, sync, write_atomically
+from ddpm_vlb.files import clean_up, new_folder, remove_folder, replace_folder, sync, write_atomically
 from ddpm_vlb.gaussians import levels_to_samples
 from ddpm_vlb.noise import keyed_normal, keyed_uniform, mix
 from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
@@ -162,8 +163,8 @@ class Stop:
 class Metrics:
     r"""`metrics.jsonl`, the trackers, and how a resumed run goes on in the file without a line lost or written twice."""
 
-    def __init__(self, accelerator: Accelerator, path: Path, step: int):
-        self.accelerator, self.path, self.start = accelerator, path, time.monotonic()
+    def __init__(self, accelerator: Accelerator, path: Path, step: int, room: Callable):
+        self.accelerator, self.path, self.room, self.start = accelerator, path, room, time.monotonic()
         if accelerator.is_main_process:
             lines = path.read_text().split("\n")[:-1] if path.exists() else []  # what follows the last newline was cut off
             kept = [line for line in lines if json.loads(line)["step"] <= step]
@@ -171,7 +172,7 @@ class Metrics:
 
     def log(self, step: int, **values: Any) -> None:
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with self.room(), self.path.open("a") as file:
                 line = {"step": step, **values, "seconds": round(time.monotonic() - self.start, 3)}
                 file.write(json.dumps(line, allow_nan=False) + "\n")
             prefix = f"{values['split']}/" if "split" in values else ""
@@ -230,20 +231,32 @@ class Trainer:
             "use_ema": a.use_ema,
             "seed": a.seed,
             "global_batch_size": self.plan.global_batch_size,
-            "num_training_images": self.data.count,
+            "images": [self.data.count, self.data.fingerprint],
+            "shuffle_buffer_size": a.shuffle_buffer_size if a.streaming else None,
             "random_flip": a.random_flip,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "validation": self.validates and [a.num_validation_images, a.evaluations_per_image],
         }
+
+    @property
+    def validates(self) -> bool:
+        r"""Whether a slice of the training split chooses what is kept."""
+        return self.data.validation is not None
 
     def save(self) -> Path:
         r"""Write `checkpoint-N`, on all processes, under another name until it is complete."""
         a, accelerator = self.arguments, self.accelerator
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.objective.parameters()):
+            raise ValueError(
+                f"The weights must be finite to be saved, got others after step {self.step}. {self.last_checkpoint()}"
+            )
         target = a.output_dir / f"checkpoint-{self.step}"
         partial = a.output_dir / ".checkpoint-partial"
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        try:
+        with self.room(partial):
             accelerator.save_state(str(partial))
             if accelerator.is_main_process:
                 state = {
@@ -257,9 +270,6 @@ class Trainer:
                 torch.save(state, partial / "state.pt")
                 (partial / "run.json").write_text(json.dumps(self.identity(), indent=2))
                 sync(partial)
-        except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as a RuntimeError
-            shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"`output_dir` must have room for a checkpoint, got: {error}. {self.last_checkpoint()}") from error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             replace_folder(partial, target)  # there is one already where a run was resumed from an older checkpoint
@@ -267,6 +277,16 @@ class Trainer:
                 remove_folder(folder)
         accelerator.wait_for_everyone()
         return target
+
+    @contextmanager
+    def room(self, unfinished: Path | None = None) -> Iterator[None]:
+        r"""Say of a full disk what is safe; each library has an error of its own for it."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if unfinished is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise OSError(f"`output_dir` must have room for the run's files, got: {error}. {self.last_checkpoint()}") from error
 
     def last_checkpoint(self) -> str:
         r"""A sentence on what is safe."""
@@ -282,7 +302,7 @@ class Trainer:
         problem = f"`resume_from_checkpoint` must be a complete checkpoint of this script, got {str(folder)!r}"
         try:
             identity = json.loads((folder / "run.json").read_text())
-            state = torch.load(folder / "state.pt", weights_only=True)
+            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can make its reader stumble over anything
             raise ValueError(f"{problem}: {error}") from error
         now = json.loads(json.dumps(self.identity()))
@@ -303,9 +323,13 @@ class Trainer:
                 group.update(setting, lr=setting["initial_lr"] * factor(self.lr_scheduler.last_epoch))
             self.sampler.load_state_dict(state["sampler"])
             if self.ema:
-                self.ema.load_state_dict(state["ema"])
+                a = self.arguments
+                decay = {"decay": a.ema_max_decay, "inv_gamma": a.ema_inv_gamma, "power": a.ema_power}
+                self.ema.load_state_dict({**state["ema"], **decay})
                 self.ema.to(self.accelerator.device)
-            self.step, self.position, self.best = state["step"], tuple(state["position"]), state["best"]
+            self.step, self.position = state["step"], tuple(state["position"])
+            # What was best is worth nothing where it is not at hand.
+            self.best = state["best"] if (self.arguments.output_dir / "pipeline").exists() else None
         except Exception as error:
             raise ValueError(f"{problem}: {error}") from error
 
@@ -314,7 +338,7 @@ class Trainer:
     def train(self) -> None:
         r"""Run to the last step, or until a signal comes; then the exit status tells which."""
         a, accelerator = self.arguments, self.accelerator
-        self.metrics = Metrics(accelerator, a.output_dir / "metrics.jsonl", self.step)
+        self.metrics = Metrics(accelerator, a.output_dir / "metrics.jsonl", self.step, self.room)
         batches = self.data.batches(self.plan, self.step, self.position)
         smooth, saved = None, self.step
         progress = tqdm(
@@ -335,10 +359,11 @@ class Trainer:
                 last = self.step == a.max_train_steps
                 if a.eval_nll_every and (self.step % a.eval_nll_every == 0 or last):
                     self.score()
+                    stop = max(stop, int(accelerator.gather(torch.tensor([self.stop.signal], device=accelerator.device)).max()))
                 if self.step % a.checkpointing_steps == 0 or last or stop:
+                    if not self.validates:
+                        self.publish()  # first: what a kill leaves undone here, the resumed run does again
                     saved = self.save()
-                if (self.step % a.checkpointing_steps == 0 or last) and not (a.eval_nll_every and a.num_validation_images):
-                    self.publish()
                 if stop and not last:
                     accelerator.print(f"stopped by {signal.Signals(stop).name} after step {self.step}; saved {saved}")
                     accelerator.end_training()
@@ -405,18 +430,19 @@ class Trainer:
     def clip_gradients(self) -> float:
         r"""Clip, the network and the betas each by themselves; returns the network's norm before."""
         a, accelerator = self.arguments, self.accelerator
+        accelerator.unscale_gradients(self.optimizer)  # once: fp16 allows no second time
+        norm = float(torch.nn.utils.clip_grad_norm_(self.objective.unet.parameters(), a.max_grad_norm))
+        norm_betas = 0.0
         if self.objective.noise_schedule is not None:
-            betas = self.objective.noise_schedule.parameters()
+            betas = list(self.objective.noise_schedule.parameters())
             if self.step < a.learn_betas_after:
                 for parameter in betas:
                     parameter.grad = None
-            else:
-                accelerator.clip_grad_norm_(betas, a.max_grad_norm)
-        norm = float(accelerator.clip_grad_norm_(self.objective.unet.parameters(), a.max_grad_norm))
-        if not math.isfinite(norm) and accelerator.scaler is None:
+            norm_betas = float(torch.nn.utils.clip_grad_norm_(betas, a.max_grad_norm))
+        if not math.isfinite(norm + norm_betas) and accelerator.scaler is None:
             raise ValueError(
-                f"`grad_norm` must be finite, got {norm} in step {self.step + 1}. The weights were not changed."
-                f" {self.last_checkpoint()}"
+                f"`grad_norm` must be finite, got {norm} (betas: {norm_betas}) in step {self.step + 1}."
+                f" The weights were not changed. {self.last_checkpoint()}"
             )
         return norm if math.isfinite(norm) else -1.0
 
@@ -496,7 +522,7 @@ class Trainer:
             with self.averaged() as pipe:
                 return self.publish(pipe)
         if self.accelerator.is_main_process:
-            with new_folder(self.arguments.output_dir / "pipeline") as folder:
+            with self.room(), new_folder(self.arguments.output_dir / "pipeline") as folder:
                 pipe.save_pretrained(folder)
 
 
@@ -518,21 +544,21 @@ def find_checkpoint(arguments: argparse.Namespace) -> Path | None:
     r"""The checkpoint to go on from, `None` to start.
 
     Raises:
-        ValueError: a folder that does not exist; an output folder that holds a run which nobody asked to go on with.
+        ValueError: a folder that does not exist; an output folder that holds a run, or a part of one, that would be lost.
     """
     wanted, found = arguments.resume_from_checkpoint, checkpoints(arguments.output_dir)
-    if wanted is None:
-        if found or (arguments.output_dir / "pipeline").exists():
-            raise ValueError(
-                f"`output_dir` must not hold another run, got {str(arguments.output_dir)!r}: give"
-                " --resume_from_checkpoint latest, or another folder."
-            )
-        return None
     if wanted == "latest":
         return found[-1] if found else None
-    if not Path(wanted).is_dir():
+    if wanted is not None and not Path(wanted).is_dir():
         raise ValueError(f"`resume_from_checkpoint` must be latest or a checkpoint's folder, got {wanted!r}.")
-    return Path(wanted)
+    if wanted is not None and found and found[-1].samefile(wanted):
+        return Path(wanted)
+    if found or (arguments.output_dir / "pipeline").exists():
+        raise ValueError(
+            f"`output_dir` must not hold another run, or a later part of this one, got {str(arguments.output_dir)!r}: give"
+            " --resume_from_checkpoint latest, or another folder."
+        )
+    return None if wanted is None else Path(wanted)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -548,6 +574,7 @@ def run(arguments: argparse.Namespace) -> None:
         log_with=None if a.report_to == "none" else a.report_to,
         project_config=ProjectConfiguration(project_dir=str(a.output_dir), logging_dir=str(a.output_dir / "logs")),
     )
+    accelerator.gradient_accumulation_steps = 1  # whatever the environment says: parts are counted here
     accelerator.print(f"processes: {accelerator.num_processes} on {accelerator.device.type}")
     if a.expected_processes not in (None, accelerator.num_processes):
         raise ValueError(
@@ -558,7 +585,8 @@ def run(arguments: argparse.Namespace) -> None:
     repository = create_repository(a) if a.push_to_hub and accelerator.is_main_process else None
     trainer = Trainer(a, accelerator, Data(a))
     if accelerator.is_main_process:
-        remove_leftovers(a.output_dir / "pipeline")
+        for name in ("pipeline", "checkpoint"):
+            clean_up(a.output_dir / name)
     if start is not None:
         trainer.resume(start)
         accelerator.print(f"resumed from {start} at step {trainer.step}")
@@ -586,10 +614,14 @@ def create_repository(arguments: argparse.Namespace) -> str:
 
     name = arguments.hub_model_id or arguments.output_dir.resolve().name
     try:
-        url = huggingface_hub.create_repo(name, private=arguments.hub_private_repo, token=arguments.hub_token, exist_ok=True)
+        api = huggingface_hub.HfApi(token=arguments.hub_token)
+        repository = api.create_repo(name, private=arguments.hub_private_repo, exist_ok=True).repo_id
+        private = bool(api.model_info(repository).private)
     except Exception as error:  # of the client, of HTTP, of the network
         raise ValueError(f"`push_to_hub` must be able to create the repository {name!r}, got: {error}") from error
-    return url.repo_id
+    if arguments.hub_private_repo not in (None, private):
+        raise ValueError(f"`hub_private_repo` must be {private} for {repository}, which exists, got {not private}.")
+    return repository
 
 
 def main(argv: Sequence[str] | None = None) -> int:
