@@ -49,12 +49,12 @@ def model_card(
     if not abs(total - report["bits_per_dim"]) <= 1e-9 * max(1.0, abs(total)):
         raise ValueError(f"`report` must have terms that sum to its total, got {total} and {report['bits_per_dim']}.")
     config = report["config"]
-    split = config.get("split") or "test"
+    split = config.get("split")
     metric = {
         "task_type": "unconditional-image-generation",
         "dataset_type": config["dataset"],
         "dataset_name": config["dataset"],
-        "dataset_split": split,
+        "dataset_split": split or "test",
         "metric_type": "bits_per_dim",
         "metric_name": "bits/dim (variational bound)",
         "metric_value": float(report["bits_per_dim"]),
@@ -79,7 +79,7 @@ def model_card(
         command=command,
         limits=limits,
         dataset=config["dataset"],
-        split=f" ({split} split)",
+        split=f" ({split} split)" if split else "",
         num_images=report["num_images"],
         checkpoint=config["checkpoint"],
         settings="\n".join(rows),

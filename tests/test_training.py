@@ -46,6 +46,7 @@ learn_betas_after: 5
 learning_rate_betas: 0.02
 use_ema: true
 random_flip: true
+random_shift: 0.3
 train_batch_size: 24
 gradient_accumulation_steps: 2
 max_train_steps: 60  # 2880 examples of 1409: two epochs, and no whole number of batches in either
@@ -503,6 +504,13 @@ def test_shipped_configurations_describe_a_model(name, script):
     assert unet(torch.zeros(1, *shape), 0).sample.shape[1] in (shape[0], 2 * shape[0])
     del arguments.config
     assert not any(Path(str(value)).is_absolute() for value in vars(arguments).values())
+
+
+def test_augmentation(script):
+    levels = torch.arange(1, 4, dtype=torch.uint8).expand(4, 1, 2, 3)
+    moved = script.augment(levels, [0.9, 0.9, 0.9, 0.1], [0.1, 0.3, 0.5, 0.9], 0.4)
+    assert moved[:, 0, 1].tolist() == [[2, 3, 0], [0, 1, 2], [1, 2, 3], [3, 2, 1]] and moved.dtype == torch.uint8
+    assert script.augment(levels, None, None, 0.0) is levels
 
 
 def test_resuming_another_run_is_refused(full_run, script, capsys, tmp_path):

@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=1)
     parser.add_argument("--evaluations_per_image", type=int, help="instead of sweeps")
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--num_sample_images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--description", default="A DDPM trained on the variational bound.")
     arguments = parser.parse_args()
@@ -95,14 +96,21 @@ def main() -> None:
     report = (score_by_sampling if sampled else score_by_sweeps)(pipe, images, arguments)
     name = arguments.output.name
     dataset = arguments.dataset_name or arguments.dataset
-    report["config"] |= {"checkpoint": name, "dataset": dataset, "split": arguments.split or "test", "rows": rows.tolist()}
+    report["config"] |= {
+        "checkpoint": name,
+        "dataset": dataset,
+        "split": arguments.split or source.split,
+        "rows": rows.tolist(),
+    }
 
     with new_folder(arguments.output) as folder:
         pipe.save_pretrained(folder)
         write_report(report, folder / "report.json")
         pictures = {"Samples": "samples.png"}
         buffer = io.BytesIO()
-        image_grid(pipe(64, generator=torch.Generator().manual_seed(arguments.seed)).images).save(buffer, format="png")
+        image_grid(pipe(arguments.num_sample_images, generator=torch.Generator().manual_seed(arguments.seed)).images).save(
+            buffer, format="png"
+        )
         write_atomically(folder / "samples.png", buffer.getvalue())
         if not sampled:
             plot_terms(report, folder / "terms.png")

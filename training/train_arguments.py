@@ -40,6 +40,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--shuffle_buffer_size", type=int, default=1000, help="images among which a stream's next one is drawn")
     add("--num_pixel_levels", type=int, help="levels of the pixel grid (default: as the data set has)")
     add("--random_flip", action=switch, default=False, help="mirror half of the examples")
+    add("--random_shift", type=float, default=0.0, help="share of examples moved by one pixel to the left or the right")
     add("--dataloader_num_workers", type=int, default=0)
 
     add = parser.add_argument_group("network").add_argument
@@ -175,8 +176,9 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`evaluations_per_image` must be at least 2, got {a.evaluations_per_image}.")
     if a.streaming and a.dataloader_num_workers:
         raise ValueError(f"`dataloader_num_workers` must be 0 for a stream, got {a.dataloader_num_workers}.")
-    if not 0 <= a.ema_max_decay <= 1:
-        raise ValueError(f"`ema_max_decay` must lie in [0, 1], got {a.ema_max_decay}.")
+    for name in ("ema_max_decay", "random_shift"):
+        if not 0 <= getattr(a, name) <= 1:
+            raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(a, name)}.")
     for name in ("learning_rate", "learning_rate_betas", "max_grad_norm", "ema_inv_gamma", "ema_power", "adam_epsilon"):
         if not 0 < getattr(a, name) < math.inf:
             raise ValueError(f"`{name}` must be positive, got {getattr(a, name)}.")

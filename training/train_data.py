@@ -3,7 +3,7 @@ r"""Which images a process of `train_vlb_ddpm.py` sees in which step: a function
 import argparse
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from ddpm_vlb.data import ImageSet, images_to_levels, open_images, stream_images
 from ddpm_vlb.noise import mix
 
 # What a seed is mixed with, for streams of numbers that have nothing to do with each other.
-ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING = range(8)
+ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT = range(9)
 
 
 class Plan(NamedTuple):
@@ -132,6 +132,22 @@ class Data:
             if read == 0:
                 raise ValueError(f"`dataset` must hold images beyond those for validation, got none in {self.images.name!r}.")
             epoch, done = epoch + 1, 0
+
+
+def augment(levels: torch.Tensor, flips: Sequence[float] | None, shifts: Sequence[float] | None, share: float) -> torch.Tensor:
+    r"""Mirror those images `(B, C, H, W)` whose number in `flips` is below 1/2, and move those whose number in `shifts` is
+    below `share` by one pixel, half of them to the left and half to the right; what comes in is level 0.
+
+    Both change the data that the model learns, which costs likelihood, and teach it from more images, which gains some.
+    """
+    if flips is not None:
+        mirrored = torch.tensor(flips) < 0.5
+        levels = torch.where(mirrored[:, None, None, None], levels.flip(-1), levels)
+    if shifts is not None:
+        shifts = torch.tensor(shifts)[:, None, None, None]
+        wide = torch.nn.functional.pad(levels, (1, 1))
+        levels = torch.where(shifts < share / 2, wide[..., 2:], torch.where(shifts < share, wide[..., :-2], levels))
+    return levels
 
 
 class _Readable:

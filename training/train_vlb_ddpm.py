@@ -40,7 +40,7 @@ from diffusers.utils import logging
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from train_arguments import parse_arguments
-from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, TIMESTEPS, Data, Plan
+from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, SHIFT, TIMESTEPS, Data, Plan, augment
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import images_to_levels
@@ -233,7 +233,7 @@ class Trainer:
             "global_batch_size": self.plan.global_batch_size,
             "images": [self.data.count, self.data.fingerprint],
             "shuffle_buffer_size": a.shuffle_buffer_size if a.streaming else None,
-            "random_flip": a.random_flip,
+            "augmentation": [a.random_flip, a.random_shift],
             "mixed_precision": self.accelerator.mixed_precision,
             "validation": self.validates and [a.num_validation_images, a.evaluations_per_image],
         }
@@ -418,10 +418,9 @@ class Trainer:
         def keys(stream: int) -> list[int]:
             return [mix(mix(mix(a.seed, stream), self.step), place) for place in places]
 
+        flips, shifts = ([keyed_uniform(key) for key in keys(stream)] for stream in (FLIP, SHIFT))
+        levels = augment(levels, flips if a.random_flip else None, shifts if a.random_shift else None, a.random_shift)
         images = levels_to_samples(levels, self.data.num_pixel_levels, torch.float32)
-        if a.random_flip:
-            mirrored = torch.tensor([keyed_uniform(key) < 0.5 for key in keys(FLIP)])
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         noise = keyed_normal(keys(NOISE), images.shape[1:])
         timesteps, weights = self.sampler.sample(mix(a.seed, TIMESTEPS), self.step, places, self.plan.global_batch_size)
         device = self.accelerator.device
