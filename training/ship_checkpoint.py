@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--dataset_name", help="what the card calls it (default: --dataset)")
     parser.add_argument("--split")
+    parser.add_argument("--split_name", help="what the card calls it (default: --split)")
     parser.add_argument("--num_images", type=int, help="random images to score (default: all)")
     parser.add_argument("--sweeps", type=int, default=1)
     parser.add_argument("--evaluations_per_image", type=int, help="instead of sweeps")

@@ -27,18 +27,22 @@ ROOT = Path(__file__).parents[2]
 SCRIPT, CONFIG = ROOT / "training" / "train_vlb_ddpm.py", ROOT / "training" / "configs" / "digits.yaml"
 RUNS = ROOT / "runs" / "benchmarks" / "training"
 
-LINEAR = ["--beta_schedule=linear", "--ddpm_num_steps=1000", "--no-learn_betas", "--prediction_type=epsilon"]
-COSINE = ["--beta_schedule=squaredcos_cap_v2", "--ddpm_num_steps=1000", "--no-learn_betas", "--prediction_type=epsilon"]
-LEARNED = ["--variance_type=learned_range"]
+PLAIN = ["--random_shift=0", "--unet={dropout: 0.2}", "--adam_weight_decay=0.05"]  # neither paper moves its images
+EPSILON = ["--prediction_type=epsilon", "--ddpm_num_steps=1000", *PLAIN]
+LINEAR, COSINE = ([*EPSILON, f"--beta_schedule={name}"] for name in ("linear", "squaredcos_cap_v2"))
+LEARNED = ["--learn_betas", "--learn_betas_after=2000", "--learning_rate_betas=0.001", *PLAIN]
 RECIPES = {
-    "stock: L_simple, fixed_small, linear": [*LINEAR, "--variance_type=fixed_small", "--loss_type=simple"],
-    "Improved DDPM: L_hybrid, learned range, cosine": [*COSINE, *LEARNED, "--loss_type=hybrid"],
-    "Improved DDPM: L_vlb, importance, cosine": [*COSINE, *LEARNED, "--loss_type=vlb", "--timestep_sampler=importance"],
+    "stock: L_simple, fixed_small, linear": [
+        *LINEAR,
+        "--variance_type=fixed_small",
+        "--loss_type=simple",
+        "--timestep_sampler=uniform",
+    ],
+    "Improved DDPM: L_hybrid, learned range, cosine": [*COSINE, "--loss_type=hybrid", "--timestep_sampler=uniform"],
+    "Improved DDPM: L_vlb, importance, cosine": [*COSINE, "--loss_type=vlb"],
+    "ours, betas learned too, images not moved": LEARNED,
     "ours: training/configs/digits.yaml": [],
 }
-# As in the two papers: each timestep on its own.
-for name in list(RECIPES)[:2]:
-    RECIPES[name].append("--timestep_sampler=uniform")
 
 
 def folder_of(name: str) -> Path:
