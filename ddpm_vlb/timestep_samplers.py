@@ -107,10 +107,10 @@ class ImportanceSampler(StratifiedSampler):
         return (1 - self.uniform_probability) * by_loss + self.uniform_probability * uniform
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        history = self._losses.shape[1]
+        remembered, counts = self._losses.numpy(), self._counts.numpy()  # the same memory, and quicker one by one
         for timestep, loss in zip(timesteps.tolist(), losses.tolist()):
-            self._losses[timestep, self._counts[timestep] % history] = loss
-            self._counts[timestep] += 1
+            remembered[timestep, counts[timestep] % remembered.shape[1]] = loss
+            counts[timestep] += 1
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"losses": self._losses.clone(), "counts": self._counts.clone()}

@@ -377,7 +377,11 @@ class Trainer:
             self.position, levels = next(batches)
             images, noise, timesteps, weight = self.examples(levels, places)
             # Dropout, the one thing that the network draws by itself.
-            torch.manual_seed(mix(mix(mix(a.seed, DROPOUT), self.step), places[0]) % 2**63)
+            key = mix(mix(mix(a.seed, DROPOUT), self.step), places[0]) % 2**63
+            if accelerator.device.type == "cpu":
+                torch.default_generator.manual_seed(key)  # without the round over all kinds of devices
+            else:
+                torch.manual_seed(key)
             with accelerator.no_sync(self.model) if part < plan.num_parts - 1 else nullcontext():
                 loss = self.model(images, noise, timesteps)
                 accelerator.backward((loss * weight.to(loss)).mean() / plan.num_parts)
@@ -416,10 +420,12 @@ class Trainer:
         images_to_levels(levels, self.data.num_pixel_levels, channels=self.data.shape[0], size=self.data.shape[1:])
 
         def keys(stream: int) -> list[int]:
-            return [mix(mix(mix(a.seed, stream), self.step), place) for place in places]
+            key = mix(mix(a.seed, stream), self.step)
+            return [mix(key, place) for place in places]
 
-        flips, shifts = ([keyed_uniform(key) for key in keys(stream)] for stream in (FLIP, SHIFT))
-        levels = augment(levels, flips if a.random_flip else None, shifts if a.random_shift else None, a.random_shift)
+        flips = [keyed_uniform(key) for key in keys(FLIP)] if a.random_flip else None
+        shifts = [keyed_uniform(key) for key in keys(SHIFT)] if a.random_shift else None
+        levels = augment(levels, flips, shifts, a.random_shift)
         images = levels_to_samples(levels, self.data.num_pixel_levels, torch.float32)
         noise = keyed_normal(keys(NOISE), images.shape[1:])
         timesteps, weights = self.sampler.sample(mix(a.seed, TIMESTEPS), self.step, places, self.plan.global_batch_size)

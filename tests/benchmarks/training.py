@@ -83,7 +83,7 @@ def print_step_times(rounds: int = 15, steps: int = 4) -> None:
     accelerator = Accelerator()
 
     def ours(*flags):
-        arguments = parse_arguments([f"--config={CONFIG}", f"--output_dir={tempfile.mkdtemp()}", *flags])
+        arguments = parse_arguments([f"--config={CONFIG}", f"--output_dir={tempfile.mkdtemp()}", "--random_shift=0", *flags])
         trainer = Trainer(arguments, accelerator, Data(arguments))
         batches = trainer.data.batches(trainer.plan, 0, (0, 0))
         return trainer, lambda: trainer.update(batches)
