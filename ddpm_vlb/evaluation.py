@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .bound import prior_kl, vlb_terms
-from .data import images_to_levels
 from .files import write_atomically
 from .gaussians import levels_to_samples, nats_to_bits_per_dim, working_dtype
+from .images import images_to_levels
 from .noise import keyed_normal, keyed_uniform, mix
 
 

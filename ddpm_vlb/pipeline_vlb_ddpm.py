@@ -16,9 +16,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DMo
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from . import __version__, bound
-from .data import images_to_levels
+from . import __version__
+from .bound import prior_kl, vlb_terms
 from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
+from .images import images_to_levels
 from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
 from .reverse_process import ReverseProcess
 from .scheduling_vlb_ddpm import VLBDDPMScheduler, upgrade_scheduler
@@ -323,14 +324,12 @@ class VLBDDPMPipeline(DDPMPipeline):
             noisy_samples = reverse.forward.q_sample(samples, noise.to(device), timestep)
             model_output = self.unet(noisy_samples.to(dtype), on_device[row], **arguments).sample
             # The levels were checked once, on the CPU.
-            nats = bound.vlb_terms(
-                reverse, model_output, samples, noisy_samples, timestep, num_pixel_levels, validate_args=False
-            )
+            nats = vlb_terms(reverse, model_output, samples, noisy_samples, timestep, num_pixel_levels, validate_args=False)
             # Clipping would make a number of an overflow.
             finite = torch.isfinite(model_output).flatten(1).all(dim=1)
             terms.append(torch.where(finite, nats, torch.nan))
             progress_bar.update()
-        return bound.prior_kl(reverse.forward, samples), torch.stack(terms, dim=1)
+        return prior_kl(reverse.forward, samples), torch.stack(terms, dim=1)
 
     def _scored_process(
         self, num_inference_steps, inference_timesteps, clip_sample, thresholding

@@ -21,9 +21,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from . import bound, losses
+from .bound import prior_kl, vlb_terms
 from .forward_process import ForwardProcess, check_inference_timesteps, make_betas, on_cpu
 from .gaussians import Gaussian, check_num_pixel_levels
+from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
 from .reverse_process import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, ReverseGaussian, ReverseProcess
 
 logger = logging.get_logger(__name__)
@@ -268,7 +269,7 @@ class VLBDDPMScheduler(DDPMScheduler):
 
     def prior_kl(self, original_samples: torch.Tensor, *, inference_timesteps: InferenceTimesteps = None) -> torch.Tensor:
         r""":math:`L_T` in nats, float64 of shape `(B,)`, for `original_samples` of shape `(B, C, H, W)`."""
-        return bound.prior_kl(self.forward_process(inference_timesteps), original_samples)
+        return prior_kl(self.forward_process(inference_timesteps), original_samples)
 
     def vlb_terms(
         self,
@@ -291,7 +292,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         """
         check_num_pixel_levels(self.config.num_pixel_levels)
         reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
-        return bound.vlb_terms(
+        return vlb_terms(
             reverse, model_output, original_samples, noisy_samples, on_cpu(timesteps), self.config.num_pixel_levels
         )
 
@@ -328,17 +329,17 @@ class VLBDDPMScheduler(DDPMScheduler):
         Returns:
             `torch.Tensor`: Shape `(B,)`.
         """
-        if loss_type not in losses.LOSS_TYPES:
-            raise ValueError(f"`loss_type` must be one of {losses.LOSS_TYPES}, got {loss_type!r}.")
+        if loss_type not in LOSS_TYPES:
+            raise ValueError(f"`loss_type` must be one of {LOSS_TYPES}, got {loss_type!r}.")
         timesteps = on_cpu(timesteps)
         reverse = self.reverse_process(
             inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, forward_process=forward_process
         )
         if loss_type == "simple":
-            return losses.simple_loss(reverse, model_output, original_samples, noise, timesteps)
+            return simple_loss(reverse, model_output, original_samples, noise, timesteps)
         check_num_pixel_levels(self.config.num_pixel_levels)
         latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
-        loss = losses.vlb_loss if loss_type == "vlb" else losses.hybrid_loss
+        loss = vlb_loss if loss_type == "vlb" else hybrid_loss
         return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
 
     # Sampling: diffusers' methods.

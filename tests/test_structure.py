@@ -17,6 +17,7 @@ ROOMS = [
     "reverse_process",
     "bound",
     "losses",
+    "images",
     "data",
     "scheduling_vlb_ddpm",
     "pipeline_vlb_ddpm",
