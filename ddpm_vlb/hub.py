@@ -1,89 +1,248 @@
-r"""What goes to the Hub with a checkpoint: a model card made from its report, and from nothing else."""
+r"""What a Hub repository of ours contains, and how it gets there.
 
+One layout serves three users:
+
+- `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
+  upgrades what it loads;
+- `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
+- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it.
+
+Nothing else is sent: no optimizer, no logs, no path of the machine that made it. A push is one commit, so that a repository is
+at every moment what it was before or what it is after; files of an earlier push that would contradict the new ones (other
+weights, a report of other weights) leave in that commit.
+"""
+
+import fnmatch
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import validate_repo_id
 
-# Settings of a report's `config` that a reader of its number needs.
-SETTINGS = {
-    "num_train_timesteps": "number of steps T",
-    "num_steps": "steps scored",
-    "beta_schedule": "forward variances",
-    "prediction_type": "prediction type",
-    "variance_type": "reverse variances",
-    "decoder_variance": "decoder variance (t = 0)",
-    "num_pixel_levels": "pixel levels",
-    "clip_sample": "clip_sample",
-    "thresholding": "thresholding",
-    "dtype": "dtype",
-    "seed": "seed",
-}
+from .cards import check_report, model_card, public_report
+from .standalone import standalone_source
+
+WEIGHTS = "diffusion_pytorch_model"
+WEIGHT_PATTERNS = (f"{WEIGHTS}*.safetensors", f"{WEIGHTS}*.bin", f"{WEIGHTS}*.index.json", f"{WEIGHTS}*.index.*.json")
+PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+PIPELINE_PATTERNS = (*PIPELINE_FILES, *(f"unet/{pattern}" for pattern in WEIGHT_PATTERNS))
+PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
+
+# Of a scheduler that is pushed by itself.
+SCHEDULER_CARD = """---
+library_name: diffusers
+license: apache-2.0
+tags:
+- diffusers
+- ddpm
+---
+
+# A DDPM scheduler
+
+```python
+from diffusers import DDPMScheduler
+
+scheduler = DDPMScheduler.from_pretrained("{repository}")
+```
+
+With ddpm_vlb, `VLBDDPMScheduler.from_pretrained("{repository}")`.
+"""
 
 
-def model_card(
-    report: dict[str, Any],
-    template: str | Path,
-    *,
-    name: str,
-    description: str,
-    command: str,
-    limits: str,
-    pictures: dict[str, str] | None = None,
-    tags: tuple[str, ...] = (),
-) -> ModelCard:
-    r"""The card of a checkpoint.
+class HubError(OSError):
+    r"""What the Hub, or the way to it, refused."""
 
-    Args:
-        report: of the checkpoint, as `ddpm_vlb.evaluation` makes it; every number of the card is from here.
-        template: path of a Jinja template.
-        name, description, limits: what only its maker knows.
-        command: what reproduces the number.
-        pictures: captions and file names, relative to the card.
-        tags: further tags.
+
+def strip_paths(config: dict[str, Any]) -> dict[str, Any]:
+    r"""A configuration without the place it was loaded from, which is a path of this machine."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
+def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
+    r"""The files of a saved pipeline that belong into a repository, by their names there: paths of weights, and the content of
+    configurations.
 
     Raises:
-        ValueError: terms of the report that do not sum to its total.
+        ValueError: a folder that is not a whole pipeline, or links that lead out of it.
     """
-    total = report["prior"] + report["transitions_total"] + report["decoder"]
-    if not abs(total - report["bits_per_dim"]) <= 1e-9 * max(1.0, abs(total)):
-        raise ValueError(f"`report` must have terms that sum to its total, got {total} and {report['bits_per_dim']}.")
-    config = report["config"]
-    split = config.get("split")
-    metric = {
-        "task_type": "unconditional-image-generation",
-        "dataset_type": config["dataset"],
-        "dataset_name": config["dataset"],
-        "dataset_split": split or "test",
-        "metric_type": "bits_per_dim",
-        "metric_name": "bits/dim (variational bound)",
-        "metric_value": float(report["bits_per_dim"]),
-        "metric_args": {"standard_error": float(report["standard_error"]), **{k: config[k] for k in SETTINGS if k in config}},
-    }
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        tags=["diffusers", "ddpm", "likelihood", "bits-per-dim", *tags],
-        datasets=[config["dataset"]],
-        model_name=name,
-        eval_results=[EvalResult(**metric)],
+    folder = Path(folder)
+    missing = [name for name in PIPELINE_FILES if not (folder / name).is_file()]
+    if missing:
+        hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / PIPELINE_FILES[0]).is_file() else ""
+        raise ValueError(f"`folder` must hold a saved pipeline, got {str(folder)!r} without {', '.join(missing)}.{hint}")
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in PIPELINE_PATTERNS) or name.count("/") > 1:
+            continue
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"`folder` must hold its files itself, got {name!r}, a link to {str(path.resolve())!r}.")
+        files[name] = path
+        if path.suffix == ".json" and not name.endswith(".index.json"):
+            files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
+    return files
+
+
+def repository_files(
+    folder: str | Path, repository: str, report: dict[str, Any] | None = None, pictures: dict[str, bytes] | None = None
+) -> dict[str, Path | bytes]:
+    r"""Everything that a repository of ours contains: `pipeline_files`, the remote code, card, report and pictures.
+
+    Raises:
+        ValueError: as `pipeline_files`; a report that `check_report` refuses.
+    """
+    files = pipeline_files(folder)
+    config = json.loads(files["scheduler/scheduler_config.json"])
+    pictures = pictures or {}
+    card = model_card(
+        report,
+        repository=repository,
+        num_train_timesteps=config.get("num_train_timesteps"),
+        pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
     )
-    rows = [f"| {text} | {config[key]} |" for key, text in SETTINGS.items() if key in config]
-    rows.append(f"| method | {report['method']}, {report['num_network_evaluations']} network evaluations |")
-    return ModelCard.from_template(
-        data,
-        template_path=str(template),
-        name=name,
-        description=description,
-        command=command,
-        limits=limits,
-        dataset=config["dataset"],
-        split=f" ({split} split)" if split else "",
-        num_images=report["num_images"],
-        checkpoint=config["checkpoint"],
-        settings="\n".join(rows),
-        pictures="\n".join(f"![{caption}]({file})" for caption, file in (pictures or {}).items()),
-        standard_error=f"{report['standard_error']:.4f}",
-        **{key: f"{report[key]:.4f}" for key in ("bits_per_dim", "prior", "transitions_total", "decoder")},
+    files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
+    if report is not None:
+        check_report(report)
+        files["report.json"] = _json_bytes(public_report(report, repository))
+    return files
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def is_stale(name: str, variant: str | None = None) -> bool:
+    r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
+    measured of them (of the weights without a variant, which are those that are loaded by default)."""
+    if name in ("report.json", *PICTURES):
+        return variant is None
+    if not any(fnmatch.fnmatchcase(name, f"unet/{pattern}") for pattern in WEIGHT_PATTERNS):
+        return False
+    words = re.sub(r"-\d+-of-\d+", "", name.removeprefix(f"unet/{WEIGHTS}")).strip(".").split(".")
+    return [word for word in words if word not in ("safetensors", "bin", "index", "json")] == ([variant] if variant else [])
+
+
+def push_folder(
+    folder: str | Path,
+    repository: str,
+    *,
+    report: dict[str, Any] | None = None,
+    pictures: dict[str, bytes] | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    commit_message: str = "Upload VLBDDPMPipeline",
+    **options: Any,
+) -> CommitInfo:
+    r"""Push a saved pipeline with its card; see `push_files` for `options`, and for what is raised besides.
+
+    Args:
+        folder: of a saved pipeline.
+        repository: `name` or `owner/name`.
+        report: what the card is made from; `None` for one that says that nothing was scored.
+        pictures: PNG files by their names, of those in `PICTURES`.
+        variant: of the weights, where they are not the ones loaded by default; the card that is there then stays.
+        subfolder: where in the repository; without a card.
+
+    Raises:
+        ValueError: a folder that is not a saved pipeline, or a report that `check_report` refuses: nothing is sent.
+    """
+    repository_files(folder, check_repository(repository), report, pictures)
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+
+    def files(name: str) -> dict[str, Path | bytes]:
+        if prefix:
+            return {prefix + key: content for key, content in pipeline_files(folder).items()}
+        return repository_files(folder, name, report, pictures)
+
+    return push_files(
+        files,
+        repository,
+        commit_message=commit_message,
+        remove=lambda name: name.startswith(prefix) and is_stale(name.removeprefix(prefix), variant),
+        keep=("README.md",) if variant and report is None else (),
+        **options,
     )
+
+
+def push_files(
+    files: Callable[[str], dict[str, Path | bytes]],
+    repository: str,
+    *,
+    commit_message: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    remove: Callable[[str], bool] = lambda name: False,
+    keep: Sequence[str] = (),
+) -> CommitInfo:
+    r"""Send files to a model repository of the Hub in one commit; the repository and the branch are made where there are none.
+
+    Args:
+        files: the files by their names there, as paths or content, for the full name of the repository.
+        repository: `name` or `owner/name`.
+        private: whether the repository is private; `None` leaves it to the owner's default, and to what it is.
+        revision: branch to commit to, or that the pull request is for; `main` by default.
+        create_pr: open a pull request instead.
+        token: in place of the one that is logged in.
+        remove: which files that are there, and not among `files`, leave.
+        keep: files that are not sent where they are there.
+
+    Raises:
+        ValueError: a name that cannot be a repository, or `private` for one that exists and is public, or the other way round:
+            nothing is sent.
+        HubError: what the Hub or the network refused; among others a commit that somebody else made meanwhile.
+    """
+    repository = check_repository(repository)
+    api = HfApi(token=token)
+    with _hub_errors(repository):
+        repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        info = api.model_info(repository, revision=revision)
+    if private is not None and bool(info.private) != private:
+        raise ValueError(f"`private` must be {bool(info.private)} for {repository!r}, which exists, got {private}.")
+    sent = files(repository)
+    with _hub_errors(repository):
+        there = set(api.list_repo_files(repository, revision=info.sha))
+        operations: list[Any] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else os.fspath(content))
+            for name, content in sent.items()
+            if not (name in keep and name in there)
+        ]
+        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(there - sent.keys()) if remove(name)]
+        return api.create_commit(
+            repository,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+        )
+
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the client, of HTTP, of the network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(f"`repository` must be one that can be pushed to, got {repository!r}: {reason}") from error
+
+
+def check_repository(repository: Any) -> str:
+    r"""A name that a repository can have.
+
+    Raises:
+        ValueError: any other.
+    """
+    try:
+        validate_repo_id(repository)
+    except ValueError as error:
+        raise ValueError(f"`repository` must be a name on the Hub, `owner/name`, got {repository!r}: {error}") from error
+    return repository

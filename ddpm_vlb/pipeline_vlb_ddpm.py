@@ -4,6 +4,7 @@ import json
 import operator
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +16,25 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from . import __version__
 from .bound import prior_kl, vlb_terms
+from .files import write_atomically
 from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
+from .hub import check_repository, pipeline_files, push_folder, strip_paths
 from .images import images_to_levels
 from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
 from .reverse_process import ReverseProcess
 from .scheduling_vlb_ddpm import VLBDDPMScheduler, upgrade_scheduler
+from .standalone import standalone_source
 
 logger = logging.get_logger(__name__)
 
+PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder", "revision", "report")
+# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
+SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 DECODER_RULES = {
     "fixed": "the posterior variance of the next step",
     "learned": "the network's log-variance",
@@ -88,11 +97,12 @@ class VLBDDPMPipeline(DDPMPipeline):
 
         Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
         `config.json` and a `scheduler_config.json`, beside each other or in `unet/` and `scheduler/`, do. `low_cpu_mem_usage`
-        is always on: only then does a weight that is missing from the files show.
+        is always on: only then does a weight that is missing from the files show. Nothing but classes of diffusers is loaded,
+        and no code from a repository unless `custom_pipeline` and `trust_remote_code` ask for it.
 
         Raises:
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
-                tensors. It is a `ValueError` and an `OSError`.
+                tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
         if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
             raise ValueError(
@@ -110,9 +120,13 @@ class VLBDDPMPipeline(DDPMPipeline):
         configuration_logger = logging.get_logger("diffusers.configuration_utils")
         configuration_logger.addFilter(_is_not_about_num_pixel_levels)
         try:
-            if folder.is_dir() and not (folder / "model_index.json").exists():
+            if not folder.is_dir() and not _has_index(pretrained_model_name_or_path, kwargs):
+                folder = _download_parts(pretrained_model_name_or_path, kwargs)
+            if folder.is_dir() and not (folder / cls.config_name).exists():
                 pipe = cls(**_load_parts(folder, **kwargs))
             else:
+                index = cls.load_config(pretrained_model_name_or_path, **_download_options(kwargs))
+                _check_index(index, pretrained_model_name_or_path, kwargs)
                 pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except CheckpointError:
             raise
@@ -144,7 +158,84 @@ class VLBDDPMPipeline(DDPMPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
         index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
-        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+        return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        r"""Save for all users of diffusers: under the names of the stock classes, without the path that the network was loaded
+        from, and with the file `pipeline.py`, which holds this package for those who do not have it and trust it.
+
+        Arguments as [`~diffusers.DiffusionPipeline.save_pretrained`]; with `push_to_hub`, further ones as
+        [`~VLBDDPMPipeline.push_to_hub`], `repo_id` being the folder's name by default.
+        """
+        folder = Path(save_directory)
+        options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
+        for name, content in pipeline_files(folder).items():
+            if isinstance(content, bytes):
+                write_atomically(folder / name, content)
+        write_atomically(folder / "pipeline.py", standalone_source().encode())
+        if push_to_hub:
+            repository = options.pop("repo_id", folder.resolve().name)
+            options = {name: value for name, value in options.items() if value is not None}
+            push_folder(folder, repository, variant=variant, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> str:
+        r"""Push to the Hub, in one commit, what `save_pretrained` writes and a model card.
+
+        Args:
+            repo_id (`str`), commit_message (`str`, *optional*), private (`bool`, *optional*), token (`str`, *optional*),
+                create_pr (`bool`), safe_serialization (`bool`), variant (`str`, *optional*), subfolder (`str`, *optional*):
+                As [`~diffusers.utils.PushToHubMixin.push_to_hub`]; but `private` is refused for a repository that exists and
+                is not.
+            revision (`str`, *optional*):
+                Branch to commit to, made where it does not exist.
+            report (`dict`, *optional*):
+                Of this checkpoint, as `ddpm_vlb.evaluation.make_report` makes it: what the card is made from. Without one, the
+                card says that nothing was scored.
+
+        Returns:
+            `str`: address of the commit, or of the pull request.
+
+        Raises:
+            ValueError: a report that does not agree with itself, or a name that cannot be a repository; nothing is sent.
+            HubError: what the Hub or the network refused. It is an `OSError`.
+        """
+        check_repository(repo_id)
+        options = {} if commit_message is None else {"commit_message": commit_message}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(
+                folder,
+                repo_id,
+                report=report,
+                variant=variant,
+                subfolder=subfolder,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                revision=revision,
+                **options,
+            )
 
     # Sampling.
 
@@ -296,7 +387,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
         _check_finite(terms, grid)
         decoder, transitions = terms[:, 0], terms[:, 1:]
-        config = self._describe(reverse, num_inference_steps, inference_timesteps, batch_size, seed)
+        config = self._describe(reverse, num_inference_steps, inference_timesteps, batch_size, seed, levels.shape[1:])
         return VLBOutput(
             bits_per_dim=prior + decoder + transitions.sum(dim=1),
             prior=prior,
@@ -394,7 +485,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             for module, was_training in training.items():
                 module.training = was_training
 
-    def _describe(self, reverse, num_inference_steps, inference_timesteps, batch_size, seed) -> dict[str, Any]:
+    def _describe(self, reverse, num_inference_steps, inference_timesteps, batch_size, seed, image_shape) -> dict[str, Any]:
         scheduler, forward = self.scheduler.config, reverse.forward
         if len(forward) == 1 and reverse.variance_type != "learned":
             rule = DECODER_RULES["single"]
@@ -420,6 +511,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
             "sample_max_value": reverse.sample_max_value,
             "num_pixel_levels": scheduler.num_pixel_levels,
+            "image_shape": list(image_shape),
             "dtype": str(self._network_dtype).removeprefix("torch."),
             "device": self._execution_device.type,
             "batch_size": batch_size,
@@ -437,6 +529,48 @@ def _is_not_about_num_pixel_levels(record) -> bool:
     return "num_pixel_levels" not in record.getMessage()
 
 
+# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
+DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+
+
+def _download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def _has_index(repository: str, kwargs: dict[str, Any]) -> bool:
+    try:
+        hf_hub_download(repository, VLBDDPMPipeline.config_name, **_download_options(kwargs))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached, which says nothing of the index
+            raise
+        return False
+    return True
+
+
+def _download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
+    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
+    options, patterns = _download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
+    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
+    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
+
+
+def _check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> None:
+    r"""Refuse an index that names anything but classes of diffusers: loading would import whatever module it names."""
+    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
+        return  # as the user asked for
+    pipeline = index.get("_class_name")
+    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
+        if part == "_class_name":
+            safe = isinstance(value, str)
+        else:
+            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
+        if not safe and part not in kwargs:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
+                f" got {part} = {value!r} in {name!r}."
+            )
+
+
 def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
     parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
     for name, cls, file in (("unet", UNet2DModel, "config.json"), ("scheduler", DDPMScheduler, "scheduler_config.json")):
@@ -449,7 +583,8 @@ def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
                 "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
                 f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
             )
-        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **(kwargs if name == "unet" else {}))
+        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
+        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
     return parts
 
 

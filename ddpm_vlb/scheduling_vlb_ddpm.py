@@ -24,6 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .bound import prior_kl, vlb_terms
 from .forward_process import ForwardProcess, check_inference_timesteps, make_betas, on_cpu
 from .gaussians import Gaussian, check_num_pixel_levels
+from .hub import SCHEDULER_CARD, push_files
 from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
 from .reverse_process import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, ReverseGaussian, ReverseProcess
 
@@ -141,6 +142,36 @@ class VLBDDPMScheduler(DDPMScheduler):
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
         self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
         self._step_coefficients: dict[int, StepCoefficients] = {}
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none.
+
+        Arguments, returns and errors as [`~VLBDDPMPipeline.push_to_hub`]; `safe_serialization` and `variant` are about weights,
+        of which a scheduler has none.
+        """
+        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+        card = {} if prefix else {"README.md": SCHEDULER_CARD.format(repository=repo_id).encode()}
+        return push_files(
+            lambda _: {f"{prefix}{self.config_name}": self.to_json_string().encode(), **card},
+            repo_id,
+            commit_message=commit_message or "Upload scheduler",
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+            keep=("README.md",),
+        )
 
     # Scoring: frozen processes on an explicit grid, and the terms of the bound.
 

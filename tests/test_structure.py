@@ -9,6 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "ddpm_vlb"
 ROOMS = [
     "__init__",
     "files",
+    "standalone",
+    "cards",
+    "hub",
     "gaussians",
     "noise",
     "timestep_samplers",
@@ -22,7 +25,6 @@ ROOMS = [
     "scheduling_vlb_ddpm",
     "pipeline_vlb_ddpm",
     "evaluation",
-    "hub",
     "cli",
     "__main__",
 ]

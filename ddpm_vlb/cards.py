@@ -1,0 +1,315 @@
+r"""Model cards: made from a report and from nothing else, and checked against it.
+
+A card is refused where its report is not what `ddpm_vlb.evaluation` writes: numbers that are not finite or not numbers, keys
+that are missing, terms that do not sum to the total, a total that is not the mean of its images. A card that is there already
+is checked by what its report says: the metadata that the Hub reads, and every line of its tables.
+"""
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .standalone import card_template
+
+REPORT_KEYS = {
+    "bits_per_dim": float,
+    "prior": float,
+    "transitions_total": float,
+    "decoder": float,
+    "standard_error": float,
+    "transitions": list,
+    "timesteps": list,
+    "per_image": list,
+    "method": str,
+    "num_images": int,
+    "num_network_evaluations": int,
+    "config": dict,
+}
+# Settings of a report's `config` that a reader of its number needs: a number is one of these settings, or it is none.
+SETTINGS = {
+    "num_train_timesteps": "number of steps T",
+    "num_steps": "steps scored",
+    "inference_timesteps": "the sub-sequence scored",
+    "beta_schedule": "forward variances",
+    "prediction_type": "prediction type",
+    "variance_type": "reverse variances",
+    "decoder_variance": "decoder variance (t = 0)",
+    "num_pixel_levels": "pixel levels",
+    "quantized": "images brought onto these levels first",
+    "clip_sample": "clip_sample",
+    "thresholding": "thresholding",
+    "dtype": "dtype",
+    "seed": "seed",
+    "split": "split",
+}
+REQUIRED_SETTINGS = (
+    "num_train_timesteps",
+    "num_steps",
+    "prediction_type",
+    "variance_type",
+    "decoder_variance",
+    "num_pixel_levels",
+    "clip_sample",
+    "seed",
+    "dataset",
+)
+METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
+TASK = "unconditional-image-generation"
+METRIC = "bits_per_dim"
+TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    r"""A report from its file, checked as `check_report` does.
+
+    Raises:
+        ValueError: a file that is not there, or not such a report.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`report` must be a JSON file of `ddpm-vlb evaluate`, got {str(path)!r}: {error}") from error
+    check_report(report)
+    return report
+
+
+def check_report(report: Any) -> None:
+    r"""Raise `ValueError` unless a report is complete, of finite Python numbers, and agrees with itself."""
+    if not isinstance(report, dict):
+        raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
+    for key, kind in REPORT_KEYS.items():
+        if key not in report:
+            raise ValueError(f"`report` must have the key {key!r}, got {', '.join(sorted(map(str, report)))}.")
+        value = report[key]
+        if key == "standard_error" and value is None and report["num_images"] == 1:
+            continue
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"`report` must have a {kind.__name__} for {key!r}, got {type(value).__name__}.")
+    _check_plain(report, "report")
+    config = report["config"]
+    missing = [key for key in REQUIRED_SETTINGS if key not in config]
+    if missing:
+        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
+    count, transitions, per_image = report["num_images"], report["transitions"], report["per_image"]
+    lengths = (len(transitions), len(report["timesteps"]), len(per_image))
+    if lengths != (config["num_steps"] - 1, config["num_steps"] - 1, count):
+        raise ValueError(
+            "`report` must have one transition and one timestep per step but the first, and one number per image, got"
+            f" {lengths} for {config['num_steps']} steps and {count} images."
+        )
+    terms = [report["prior"], report["transitions_total"], report["decoder"]]
+    if min(terms) < 0 and not report["method"].startswith("sampled"):
+        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
+    total = report["bits_per_dim"]
+    _check_same("terms that sum to its total", sum(terms), total)
+    _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
+    if None not in transitions:
+        _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
+    if report["method"].startswith("full") and count > 1:
+        error = math.sqrt(math.fsum((value - total) ** 2 for value in per_image) / (count - 1) / count)
+        _check_same("a standard error that its images have", error, report["standard_error"])
+
+
+def _check_same(what: str, got: float, expected: float) -> None:
+    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
+        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
+
+
+def _check_plain(value: Any, name: str) -> None:
+    r"""Raise `ValueError` for anything that is not a plain, finite value: NaN, infinity, a NumPy number, bytes, a date."""
+    if type(value) is dict:
+        for key, entry in value.items():
+            _check_plain(entry, f"{name}.{key}")
+    elif type(value) is list:
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{name}[{index}]")
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(f"`{name}` must be a plain value of Python, got {type(value).__name__}.")
+    elif type(value) is float and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
+
+
+def model_card(
+    report: dict[str, Any] | None,
+    *,
+    repository: str,
+    num_train_timesteps: int | None = None,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> ModelCard:
+    r"""The card of a checkpoint.
+
+    Args:
+        report: of the checkpoint, as `ddpm_vlb.evaluation` makes it: every number of the card is from here. Its `config` may
+            have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
+            scored.
+        repository: what the checkpoint is loaded by.
+        num_train_timesteps: T, where there is no report to say it.
+        pictures: pairs of a caption and a file name beside the card.
+
+    Raises:
+        ValueError: a report that `check_report` refuses.
+    """
+    if report is not None:
+        check_report(report)
+        report = public_report(report, repository)
+    config = {} if report is None else report["config"]
+    name = repository.rpartition("/")[2]
+    steps = config.get("num_train_timesteps", num_train_timesteps) or 1000
+    return ModelCard.from_template(
+        _card_data(report, name),
+        template_str=card_template(),
+        report=report,
+        name=name,
+        repository=repository,
+        description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
+        limits=config.get("limits"),
+        dataset=_dataset_and_split(config),
+        error="" if report is None or report["standard_error"] is None else f" ({report['standard_error']:.4f} standard error)",
+        terms="" if report is None else "\n".join(_term_rows(report)),
+        settings="" if report is None else "\n".join(_setting_rows(report)),
+        command="" if report is None else reproducing_command(report, repository),
+        pictures=list(pictures),
+        num_inference_steps=min(1000, steps),
+    )
+
+
+def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
+    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
+    if report is None:
+        return ModelCardData(**data)
+    config = report["config"]
+    result = EvalResult(
+        task_type=TASK,
+        dataset_type=config["dataset"],
+        dataset_name=config["dataset"],
+        dataset_split=config.get("split"),
+        metric_type=METRIC,
+        metric_name="bits/dim (variational bound)",
+        metric_value=report["bits_per_dim"],
+        metric_args=_metric_arguments(report),
+    )
+    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=[result])
+
+
+def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
+    arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
+    config = report["config"]
+    return arguments | {key: config[key] for key in SETTINGS if config.get(key) is not None}
+
+
+def _dataset_and_split(config: dict[str, Any]) -> str:
+    return f"{config.get('dataset')} ({config['split']} split)" if config.get("split") else f"{config.get('dataset')}"
+
+
+def _term_rows(report: dict[str, Any]) -> list[str]:
+    rows = {"L_T (prior)": "prior", "sum of L_t (KL terms)": "transitions_total", "L_0 (decoder)": "decoder"}
+    lines = [f"| {text} | {report[key]:.4f} |" for text, key in rows.items()]
+    return ["| term | bits/dim |", "|---|---|", *lines, f"| **bound** | **{report['bits_per_dim']:.4f}** |"]
+
+
+def _setting_rows(report: dict[str, Any]) -> list[str]:
+    config = report["config"]
+    rows = [f"| {text} | {_cell(config[key])} |" for key, text in SETTINGS.items() if config.get(key) is not None]
+    method = f"| method | {report['method']}: {report['num_network_evaluations']} network evaluations |"
+    versions = " ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
+    return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
+
+
+def _cell(value: Any) -> str:
+    # One line, and no column more.
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def reproducing_command(report: dict[str, Any], repository: str) -> str:
+    r"""The command line that makes the report of a checkpoint again: its own `command`, or `ddpm-vlb evaluate` with all that
+    its config says."""
+    config = report["config"]
+    if config.get("command"):
+        return config["command"]
+    words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
+    optional = {
+        "--split": config.get("split"),
+        "--max-images": config.get("max_images"),
+        "--num-inference-steps": config.get("num_inference_steps"),
+        "--num-pixel-levels": config["num_pixel_levels"],
+        "--batch-size": config.get("batch_size"),
+        "--dtype": config.get("dtype"),
+        "--seed": config["seed"],
+    }
+    words += [str(word) for flag, value in optional.items() if value is not None for word in (flag, value)]
+    words += ["--clip-sample" if config["clip_sample"] else "--no-clip-sample"]
+    words += ["--quantize"] if config.get("quantized") else []
+    return shlex.join(words)
+
+
+def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
+    r"""A report as it may be shown: the checkpoint under the name of its repository, and no path of this machine."""
+    config = dict(report["config"])
+    config["checkpoint"] = repository
+    dataset = str(config["dataset"])
+    if _is_local(dataset):
+        config["dataset"] = PurePath(dataset.replace("\\", "/")).name
+    return {**report, "config": config}
+
+
+def _is_local(name: str) -> bool:
+    return (
+        name.startswith(("/", ".", "~", "\\")) or os.sep in name and os.path.exists(name) or bool(re.match("[A-Za-z]:", name))
+    )
+
+
+def check_card(text: str, report: dict[str, Any]) -> None:
+    r"""Raise `ValueError` unless a card has the metadata of ours, in plain and finite values, and says what its report says."""
+    check_report(report)
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    if len(parts) != 3 or parts[0].strip():
+        raise ValueError("`card` must begin with its metadata between two lines `---`.")
+    try:
+        metadata = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise ValueError(f"`card` must have metadata of plain YAML values, got: {' '.join(str(error).split())}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"`card` must have metadata of keys and values, got {type(metadata).__name__}.")
+    _check_plain(metadata, "card")
+    missing = [key for key in METADATA_KEYS if not metadata.get(key)]
+    if missing:
+        raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
+    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
+    if match is None:
+        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    expected = model_card(report, repository=match[1])
+    _check_metadata(metadata, yaml.safe_load(expected.data.to_yaml()))
+    shown = public_report(report, match[1])
+    lines = parts[2].splitlines()
+    wanted = [*_term_rows(shown), *_setting_rows(shown), *reproducing_command(shown, match[1]).split("\n")]
+    for line in wanted:
+        if line not in lines:
+            raise ValueError(f"`card` must agree with its report, got no line {line!r}.")
+    headlines = re.findall(r"\*\*([^*\n]+) bits/dim\*\*", parts[2])
+    if headlines != [f"{report['bits_per_dim']:.4f}"]:
+        raise ValueError(f"`card` must agree with its report, got {headlines} for {report['bits_per_dim']:.4f} bits/dim.")
+
+
+def _check_metadata(metadata: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key in METADATA_KEYS[:3]:
+        if metadata[key] != expected[key]:
+            raise ValueError(f"`card` must have {key}: {expected[key]}, got {metadata[key]}.")
+    if not isinstance(metadata["tags"], list) or not set(expected["tags"]) <= set(map(str, metadata["tags"])):
+        raise ValueError(f"`card` must have the tags {', '.join(expected['tags'])}, got {metadata['tags']}.")
+    try:
+        (result,) = metadata["model-index"][0]["results"]
+    except (TypeError, KeyError, IndexError, ValueError) as error:
+        raise ValueError("`card` must have one result in its model-index.") from error
+    if result != expected["model-index"][0]["results"][0]:
+        raise ValueError(
+            f"`card` must agree with its report, got the result {result} for {expected['model-index'][0]['results'][0]}."
+        )
