@@ -1,10 +1,11 @@
-r"""The command `ddpm-vlb`: score a checkpoint on a data set, or sample from it."""
+r"""The command `ddpm-vlb`: score a checkpoint on a data set, sample from it, describe it, push it to the Hub."""
 
 import argparse
 import math
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 
@@ -42,6 +43,25 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--class-label", type=int, help="class, for a class-conditional network")
     sample.add_argument("--output", default="samples.png", help="where the grid goes (default: samples.png)")
     sample.set_defaults(run=run_sample)
+
+    card = commands.add_parser("card", help="the model card of a scored checkpoint, made from its report")
+    card.add_argument("folder", metavar="FOLDER", help="a pipeline's folder; with --check, one with README.md and report.json")
+    card.add_argument("--report", help="what `ddpm-vlb evaluate` wrote (default: FOLDER/report.json)")
+    card.add_argument("--repository", metavar="REPO", help="name on the Hub (default: your-name/FOLDER)")
+    card.add_argument("--description", help="what only you know; kept in the report")
+    card.add_argument("--num-images", type=int, default=16, help="samples to draw where there is no samples.png (0: none)")
+    card.add_argument("--check", action="store_true", help="check the card that is there against its report; writes nothing")
+    card.set_defaults(run=run_card)
+
+    push = commands.add_parser("push", help="a pipeline's folder to the Hub, with its card and the package in one file")
+    push.add_argument("folder", metavar="FOLDER", help="a pipeline's folder, with its report.json if it has been scored")
+    push.add_argument("repository", metavar="REPO", help="owner/name; made where it does not exist")
+    push.add_argument("--private", action=argparse.BooleanOptionalAction, help="refused where REPO exists and is not so")
+    push.add_argument("--revision", help="branch, made where it does not exist (default: main)")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request")
+    push.add_argument("--message", default="Upload VLBDDPMPipeline", help="of the commit")
+    push.add_argument("--token", help="default: the one that is logged in, or HF_TOKEN")
+    push.set_defaults(run=run_push)
     return parser
 
 
@@ -80,7 +100,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     from .data import check_shape, load_images, quantize
-    from .evaluation import format_report, make_report, write_report
+    from .evaluation import format_report, make_report, network_digest, write_report
     from .files import check_output_path
     from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
@@ -118,6 +138,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         dataset=data.name,
         split=data.split,
         quantized=arguments.quantize,
+        max_images=arguments.max_images,
+        network_sha256=network_digest(pipe.unet),
     )
     write_report(report, output)
     print(format_report(report, {"uniform over the levels": math.log2(levels)}))
@@ -126,27 +148,129 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 def run_sample(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb sample`."""
+    from .files import check_output_path
+
+    if arguments.num_images < 1:
+        raise ValueError(f"`num_images` must be at least 1, got {arguments.num_images}.")
+    output = check_output_path(arguments.output)
+    options = {"num_inference_steps": arguments.num_inference_steps, "class_labels": arguments.class_label}
+    _save_samples(_load(arguments), arguments.num_images, arguments.seed, output, **options)
+    print(f"{arguments.num_images} samples: {output}")
+
+
+def _save_samples(pipe, num_images: int, seed: int, output: Path, **options) -> None:
     import io
 
     import torch
 
     from .evaluation import image_grid
-    from .files import check_output_path, write_atomically
+    from .files import write_atomically
 
-    if arguments.num_images < 1:
-        raise ValueError(f"`num_images` must be at least 1, got {arguments.num_images}.")
-    output = check_output_path(arguments.output)
-    pipe = _load(arguments)
-    images = pipe(
-        batch_size=arguments.num_images,
-        generator=torch.Generator().manual_seed(arguments.seed),
-        num_inference_steps=arguments.num_inference_steps,
-        class_labels=arguments.class_label,
-    ).images
+    images = pipe(batch_size=num_images, generator=torch.Generator().manual_seed(seed), **options).images
     buffer = io.BytesIO()
     image_grid(images).save(buffer, format="png")
     write_atomically(output, buffer.getvalue())
-    print(f"{len(images)} samples: {output}")
+
+
+def run_card(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb card`."""
+    from .cards import check_card, model_card, read_report
+    from .evaluation import write_report
+    from .files import write_atomically
+    from .hub import PICTURES
+
+    folder = Path(arguments.folder)
+    report = read_report(arguments.report or folder / "report.json")
+    if arguments.check:
+        try:
+            text = (folder / "README.md").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"`folder` must hold a card, README.md, got {str(folder)!r}: {error}") from error
+        check_card(text, report)
+        print(f"{folder / 'README.md'} agrees with its report: {report['bits_per_dim']:.4f} bits/dim")
+        return
+    repository = arguments.repository or f"your-name/{folder.resolve().name}"
+    if arguments.num_images < 0:
+        raise ValueError(f"`num_images` must not be negative, got {arguments.num_images}.")
+    if arguments.description is not None:
+        report["config"]["description"] = arguments.description
+    model_card(report, repository=repository)  # refused, if it is, before the work
+    pipe = _load_reported(folder, report)
+    if arguments.num_images and not (folder / "samples.png").exists():
+        num_classes = getattr(pipe.unet.config, "num_class_embeds", None)
+        labels = None if num_classes is None else [index % num_classes for index in range(arguments.num_images)]
+        _save_samples(pipe, arguments.num_images, 0, folder / "samples.png", class_labels=labels)
+    pictures = _pictures(folder, report)
+    for name, content in pictures.items():
+        write_atomically(folder / name, content)
+    write_report(report, folder / "report.json")
+    card = model_card(report, repository=repository, pictures=[(PICTURES[name], name) for name in PICTURES if name in pictures])
+    write_atomically(folder / "README.md", str(card).encode())
+    print(f"card: {folder / 'README.md'}")
+
+
+def run_push(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb push`."""
+    from .cards import read_report
+    from .hub import check_repository, pipeline_files, push_folder
+
+    folder = Path(arguments.folder)
+    check_repository(arguments.repository)
+    pipeline_files(folder)
+    report = read_report(folder / "report.json") if (folder / "report.json").exists() else None
+    _load_reported(folder, report)  # what cannot be loaded, or is not what was scored, is not pushed
+    commit = push_folder(
+        folder,
+        arguments.repository,
+        report=report,
+        pictures=_pictures(folder, report),
+        private=arguments.private,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        commit_message=arguments.message,
+        token=arguments.token,
+    )
+    print(f"pushed {folder} to {commit.pr_url or commit.commit_url}")
+    if report is None:
+        print("Its card says that it was not scored: `ddpm-vlb evaluate` writes the report.json that a card is made from.")
+
+
+def _load_reported(folder: Path, report: dict | None):
+    r"""The pipeline of a folder, if its report, where there is one, is of this network."""
+    import torch
+
+    from .evaluation import network_digest
+    from .pipeline_vlb_ddpm import VLBDDPMPipeline
+
+    config = {} if report is None else report["config"]
+    if not folder.is_dir():
+        raise ValueError(f"`folder` must be a pipeline's folder, got {str(folder)!r}.")
+    pipe = VLBDDPMPipeline.from_pretrained(folder, dtype=getattr(torch, str(config.get("dtype", "float32")), torch.float32))
+    expected = config.get("network_sha256")
+    if expected is not None and expected != (found := network_digest(pipe.unet)):
+        raise ValueError(
+            f"`report` must be of the network in {str(folder)!r}, got one of another: {expected[:12]}... for {found[:12]}..."
+        )
+    return pipe
+
+
+def _pictures(folder: Path, report: dict | None) -> dict[str, bytes]:
+    r"""The pictures of a card: the terms as the report says, and the samples that are there."""
+    import tempfile
+
+    from .evaluation import plot_terms
+
+    pictures = {}
+    if report is not None and None not in report["transitions"]:
+        with tempfile.TemporaryDirectory() as temporary:
+            try:
+                plot_terms(report, Path(temporary) / "terms.png")
+                pictures["terms.png"] = (Path(temporary) / "terms.png").read_bytes()
+            except ImportError as error:
+                print(f"The card has no plot of the terms: {error}", file=sys.stderr)
+    if (folder / "samples.png").is_file():
+        pictures["samples.png"] = (folder / "samples.png").read_bytes()
+    return pictures
 
 
 def main(argv: Sequence[str] | None = None) -> int:

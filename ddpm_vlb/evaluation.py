@@ -10,6 +10,7 @@ independent; at each timestep the variance over images is at least the noise's (
 of which the smaller of this bound and `standard_error` is reported: an upper bound, not an estimate.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -136,6 +137,15 @@ def estimate_nll(
     return NLLEstimate(prior + total + terms[:, 0], prior, total, terms[:, 0], terms.numel())
 
 
+def network_digest(network: torch.nn.Module) -> str:
+    r"""SHA-256 of a network's weights and their names: which network a report is of, whatever file it was loaded from."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def write_report(report: dict[str, Any], path: str | Path) -> None:
     r"""Write a report as JSON, whole or not at all.
 
@@ -174,7 +184,11 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
 
 
 def plot_terms(report: dict[str, Any], path: str | Path) -> None:
-    r"""Draw the terms of the bound over t (log axis, bits/dim) with their running sum, as a PNG file."""
+    r"""Draw the terms of the bound over t (log axis, bits/dim) with their running sum, as a PNG file.
+
+    Raises:
+        ValueError: a report with timesteps that were not evaluated (`None` in `transitions`).
+    """
     import io
 
     # No pyplot: no global state, and no window system.
@@ -182,6 +196,8 @@ def plot_terms(report: dict[str, Any], path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     timesteps, transitions = report["timesteps"], report["transitions"]
+    if None in transitions:
+        raise ValueError("`report` must have a term for every timestep to be drawn, got some that were not evaluated.")
     lowest = (report["config"]["inference_timesteps"] or [0])[-1]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

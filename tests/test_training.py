@@ -371,6 +371,10 @@ def test_trackers(full_run, tmp_path):
     assert logged.Tags()["images"] == ["samples"]
 
 
+PIPELINE = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+PIPELINE += ("unet/diffusion_pytorch_model.safetensors",)
+
+
 def test_push_to_hub(full_run, tmp_path):
     flags = {"config": full_run / "full.yaml", "max_train_steps": 2, "eval_nll_every": 0, "output_dir": tmp_path / "run"}
     pull = "from ddpm_vlb import VLBDDPMPipeline; print(VLBDDPMPipeline.from_pretrained('me/digits').scheduler.config)"
@@ -381,11 +385,8 @@ def test_push_to_hub(full_run, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         repository = hub.repositories["me/digits"]
         assert repository.private and "pushed" in done.stdout
-        pushed = repository.at("main")[1]
-        assert {"model_index.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"} <= set(
-            pushed
-        )
-        assert not any("checkpoint" in name or "metrics" in name or "optimizer" in name for name in pushed)
+        pushed = repository.files
+        assert set(pushed) == {*PIPELINE, "pipeline.py", "README.md"} and b"has not been scored" in pushed["README.md"]
         assert (
             pushed["unet/diffusion_pytorch_model.safetensors"]
             == (tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()

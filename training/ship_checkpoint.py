@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 
 from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.cards import model_card
 from ddpm_vlb.data import open_images
-from ddpm_vlb.evaluation import estimate_nll, format_report, image_grid, make_report, plot_terms, write_report
+from ddpm_vlb.evaluation import estimate_nll, format_report, image_grid, make_report, network_digest, plot_terms, write_report
 from ddpm_vlb.files import new_folder, write_atomically
-from ddpm_vlb.hub import model_card
+from ddpm_vlb.hub import PICTURES
 from ddpm_vlb.noise import draw_seeds
 
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -97,17 +98,20 @@ def main() -> None:
     report = (score_by_sampling if sampled else score_by_sweeps)(pipe, images, arguments)
     name = arguments.output.name
     dataset = arguments.dataset_name or arguments.dataset
+    what = [f"{arguments.output}" if word == str(arguments.pipeline) else word for word in sys.argv[1:]]
     report["config"] |= {
         "checkpoint": name,
         "dataset": dataset,
         "split": arguments.split or source.split,
         "rows": rows.tolist(),
+        "network_sha256": network_digest(pipe.unet),
+        "description": arguments.description,
+        "command": "python training/ship_checkpoint.py " + shlex.join(what),
     }
 
     with new_folder(arguments.output) as folder:
         pipe.save_pretrained(folder)
         write_report(report, folder / "report.json")
-        pictures = {"Samples": "samples.png"}
         buffer = io.BytesIO()
         image_grid(pipe(arguments.num_sample_images, generator=torch.Generator().manual_seed(arguments.seed)).images).save(
             buffer, format="png"
@@ -115,18 +119,8 @@ def main() -> None:
         write_atomically(folder / "samples.png", buffer.getvalue())
         if not sampled:
             plot_terms(report, folder / "terms.png")
-            pictures = {"The terms of the bound over t": "terms.png", **pictures}
-        what = [f"{arguments.output}" if word == str(arguments.pipeline) else word for word in sys.argv[1:]]
-        card = model_card(
-            report,
-            CARDS / "template.md",
-            name=name,
-            description=arguments.description,
-            command="python training/ship_checkpoint.py " + shlex.join(what),
-            limits="Bits/dim are those of the pixel grid named above, and compare with no other. A bound is not the likelihood:"
-            " it is larger by the divergence of the true posterior over latents from q.",
-            pictures=pictures,
-        )
+        pictures = [(caption, name) for name, caption in PICTURES.items() if (folder / name).exists()]
+        card = model_card(report, repository=f"your-name/{name}", pictures=pictures)
         write_atomically(folder / "README.md", str(card).encode())
     CARDS.mkdir(exist_ok=True)
     write_atomically(CARDS / f"{name}.md", str(card).encode())

@@ -47,6 +47,7 @@ from ddpm_vlb.data import images_to_levels
 from ddpm_vlb.evaluation import estimate_nll, image_grid
 from ddpm_vlb.files import clean_up, new_folder, remove_folder, replace_folder, sync, write_atomically
 from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.hub import push_folder
 from ddpm_vlb.noise import keyed_normal, keyed_uniform, mix
 from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
@@ -606,10 +607,8 @@ def run(arguments: argparse.Namespace) -> None:
     trainer.train()
     accelerator.end_training()
     if repository is not None:
-        import huggingface_hub
-
         folder = a.output_dir / "pipeline"
-        huggingface_hub.upload_folder(repo_id=repository, folder_path=folder, token=a.hub_token, commit_message="Train")
+        push_folder(folder, repository, private=a.hub_private_repo, token=a.hub_token, commit_message="Train")
         print(f"pushed {folder} to {repository}")
 
 
