@@ -62,6 +62,21 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--message", default="Upload VLBDDPMPipeline", help="of the commit")
     push.add_argument("--token", help="default: the one that is logged in, or HF_TOKEN")
     push.set_defaults(run=run_push)
+
+    convert = commands.add_parser("convert-openai", help="a checkpoint of openai/improved-diffusion as a pipeline's folder")
+    convert.add_argument("checkpoint", metavar="CHECKPOINT.pt", help="model*.pt or ema_*.pt: the weights of a UNetModel")
+    convert.add_argument("output", metavar="OUTPUT", help="folder to make")
+    convert.add_argument("--diffusion-steps", type=int, default=4000, help="as trained (default: 4000)")
+    convert.add_argument(
+        "--noise-schedule", choices=("cosine", "linear"), default="cosine", help="as trained (default: cosine)"
+    )
+    convert.add_argument("--rescale-timesteps", action=argparse.BooleanOptionalAction, default=True, help="as trained")
+    convert.add_argument("--num-heads", type=int, default=4, help="as trained (default: 4)")
+    convert.add_argument("--image-size", type=int, help="default: of the published model with these channel multipliers")
+    convert.add_argument("--sigma-small", action="store_true", help="as trained, where variances were not learned")
+    convert.add_argument("--predict-xstart", action="store_true", help="as trained")
+    convert.add_argument("--dropout", type=float, default=0.0, help="of further training")
+    convert.set_defaults(run=run_convert_openai)
     return parser
 
 
@@ -233,6 +248,25 @@ def run_push(arguments: argparse.Namespace) -> None:
     print(f"pushed {folder} to {commit.pr_url or commit.commit_url}")
     if report is None:
         print("Its card says that it was not scored: `ddpm-vlb evaluate` writes the report.json that a card is made from.")
+
+
+def run_convert_openai(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb convert-openai`."""
+    from .convert_openai import convert_openai, load_openai_checkpoint
+    from .files import new_folder
+
+    output = Path(arguments.output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"`output` must be a folder that does not exist yet, or an empty one, got {str(output)!r}.")
+    flags = ("diffusion_steps", "noise_schedule", "rescale_timesteps", "num_heads", "image_size", "dropout")
+    options = {name: getattr(arguments, name) for name in (*flags, "sigma_small", "predict_xstart")}
+    pipe = convert_openai(load_openai_checkpoint(arguments.checkpoint), **options)
+    with new_folder(output) as folder:
+        pipe.save_pretrained(folder)
+    size, count = pipe.unet.config.sample_size, sum(weight.numel() for weight in pipe.unet.parameters())
+    print(f"{output}: {size} x {size}, {count / 1e6:.1f} M parameters, {pipe.scheduler.config.variance_type}")
+    taken = ", ".join(f"{name} {options[name]}" for name in flags[:4])
+    print(f"The weights do not tell how they were trained; taken for granted: {taken}.")
 
 
 def _load_reported(folder: Path, report: dict | None):

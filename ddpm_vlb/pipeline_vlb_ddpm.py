@@ -82,8 +82,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         unet ([`UNet2DModel`]):
             The network, with as many output as input channels, or twice as many where variances are learned.
         scheduler ([`DDPMScheduler`]):
-            Any DDPM scheduler, or a DDIM scheduler, whose network is a DDPM's; stock ones become a [`VLBDDPMScheduler`] of
-            the same configuration.
+            Any DDPM scheduler, or another of diffusers' for a DDPM's network (DDIM, PNDM, DPM-Solver, Euler ...); it becomes
+            a [`VLBDDPMScheduler`] of the same configuration.
     """
 
     def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler):
@@ -519,7 +519,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             "versions": {
                 "ddpm_vlb": __version__,
                 "diffusers": diffusers.__version__,
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),  # a class of its own
                 "python": platform.python_version(),
             },
         }

@@ -12,12 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 # diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin  # noqa: F401
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -624,22 +624,31 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
-    r"""The `VLBDDPMScheduler` with the configuration of a DDPM scheduler, or of a DDIM scheduler, whose network is a DDPM's.
+    r"""The `VLBDDPMScheduler` of a DDPM scheduler, or of another whose network is a DDPM's: the same forward process and
+    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
 
     Raises:
-        ValueError: any other scheduler: what it samples is not the DDPM that can be scored.
+        ValueError: a scheduler of another family (flow matching, EDM): what it samples is not a DDPM that can be scored.
     """
     if isinstance(scheduler, VLBDDPMScheduler):
         return scheduler
-    if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler)):
-        raise ValueError(
-            "`scheduler` must be a DDPMScheduler, or a DDIMScheduler (whose network is a DDPM's), to be scored,"
-            f" got {type(scheduler).__name__}."
-        )
-    if isinstance(scheduler, DDIMScheduler):
-        logger.warning("A DDIMScheduler becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network.")
     # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
-    config = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
+    if not isinstance(scheduler, DDPMScheduler):
+        compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
+        if not compatible or "beta_schedule" not in config or config.get("use_flow_sigmas"):
+            raise ValueError(
+                "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
+                f" got {type(scheduler).__name__}{' with use_flow_sigmas' if config.get('use_flow_sigmas') else ''}."
+            )
+        if config.get("variance_type", 0) is None:
+            del config["variance_type"]
+        upgraded = VLBDDPMScheduler.from_config(config)
+        logger.warning(
+            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
+            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
+        )
+        return upgraded
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
     if config.pop("predict_epsilon", True) is False:
         config["prediction_type"] = "sample"

@@ -104,14 +104,14 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             return self.answer({"error": f"a fault of {fault}"}, fault)
         allowed = hub.token is None or self.headers.get("Authorization") == f"Bearer {hub.token}"
-        if not allowed and (self.command in ("POST", "PUT") or path.startswith("/api/whoami")):
+        if not allowed and (self.command == "POST" and not path.startswith("/verify/") or path.startswith("/api/whoami")):
             return self.answer({"error": "Invalid username or password."}, 401)
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
             name = name if "/" in name else f"me/{name}"
             if name in hub.repositories:
-                return self.answer({"error": "exists"}, 409)
+                return self.answer({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
             hub.repositories[name] = Repository(asked.get("visibility") == "private" or bool(asked.get("private")))
             return self.answer({"url": f"{hub.url}/{name}", "name": name, "id": name})
         if path == "/api/whoami-v2":

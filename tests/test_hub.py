@@ -1,44 +1,415 @@
-import math
+r"""To the Hub and back, over HTTP with the real client: what is pushed, three ways to load it, and what goes wrong."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
-from conftest import generator
+import torch
+from conftest import quiet, tiny_unet
+from hub_client import Client, Failure
+from hub_server import local_hub
+from safetensors.torch import save_file
 
-from ddpm_vlb.evaluation import make_report
-from ddpm_vlb.hub import model_card
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 
-TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
-WORDS = {
-    "name": "tiny",
-    "description": "A tiny model.",
-    "command": "make it",
-    "limits": "Many.",
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "spaces_demo" / "checkpoints" / "ddpm-vlb-digits"
+REPOSITORY = "your-name/ddpm-vlb-digits"
+PIPELINE = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "pipeline.py",
+    "README.md",
 }
+LOAD = "from ddpm_vlb import VLBDDPMPipeline; pipe = VLBDDPMPipeline.from_pretrained(name)\n"
+OPEN = LOAD.replace("name", "folder")
+SCORE = """
+import torch
+pipe.set_progress_bar_config(disable=True)
+x = torch.arange(128).reshape(2, 1, 8, 8).remainder(17).to(torch.uint8)
+steps = min(6, pipe.scheduler.config.num_train_timesteps)
+out = pipe.evaluate_nll(x, generator=torch.Generator().manual_seed(0), num_inference_steps=steps)
+result = [out.bits_per_dim.tolist(), out.prior.tolist(), out.transitions.tolist(), out.decoder.tolist()]
+"""
+REMOTE = """
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(name, custom_pipeline=name, trust_remote_code=True)
+"""
+SAMPLE = """
+import torch
+pipe.set_progress_bar_config(disable=True)
+images = pipe(2, generator=torch.Generator().manual_seed(0), num_inference_steps=30, output_type="np").images
+result = images.tolist()
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with local_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def clients(hub, tmp_path_factory):
+    made = [
+        Client(hub, tmp_path_factory.mktemp("with")),
+        Client(hub, tmp_path_factory.mktemp("without"), without_package=True),
+    ]
+    yield made
+    for client in made:
+        client.close()
 
 
 @pytest.fixture
-def report(pipe, images):
-    return make_report(pipe.evaluate_nll(images, generator=generator()), dataset="digits", split="test", checkpoint="tiny")
+def client(clients):
+    return clients[0]
 
 
-def test_the_card_says_what_the_report_says(report):
-    text = str(model_card(report, TEMPLATE, pictures={"Samples": "s.png"}, **WORDS))
-    _, front, body = text.split("---\n", 2)
-    data = yaml.safe_load(front)
-    assert data["library_name"] == "diffusers" and data["license"] == "apache-2.0"
-    (result,) = data["model-index"][0]["results"]
-    (metric,) = result["metrics"]
-    assert metric["value"] == report["bits_per_dim"] and math.isfinite(metric["value"])
-    assert metric["args"]["num_train_timesteps"] == 20 and metric["args"]["standard_error"] == report["standard_error"]
-    for key in ("bits_per_dim", "prior", "transitions_total", "decoder", "standard_error"):
-        assert f"{report[key]:.4f}" in body
-    assert "![Samples](s.png)" in body and "make it" in body and report["config"]["decoder_variance"] in body
-    assert "{{" not in text
+@pytest.fixture
+def stranger(clients):
+    r"""Somebody who has diffusers and not this package."""
+    return clients[1]
 
 
-def test_terms_that_do_not_add_up_are_refused(report):
-    with pytest.raises(ValueError, match="`report` must have terms that sum to its total"):
-        model_card({**report, "decoder": report["decoder"] + 1e-3}, TEMPLATE, **WORDS)
-    with pytest.raises(ValueError, match="`report` must have terms that sum to its total"):
-        model_card({**report, "bits_per_dim": math.nan}, TEMPLATE, **WORDS)
+@pytest.fixture(autouse=True)
+def no_faults(hub):
+    yield
+    hub.faults.clear()
+    hub.token = None
+
+
+@pytest.fixture
+def folder(tmp_path):
+    quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(20, num_pixel_levels=17))).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def command(client, *arguments):
+    line = [sys.executable, "-m", "ddpm_vlb", *map(str, arguments)]
+    return subprocess.run(line, env=client.environment, cwd=client.cache, capture_output=True, text=True, timeout=300)
+
+
+def upload(hub, name, folder):
+    r"""Files as somebody else may have put them there."""
+    from hub_server import Repository
+
+    hub.repositories[name] = Repository(private=False)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.repositories[name].commit(files, "as it is", "main")
+
+
+@pytest.fixture(scope="module")
+def shipped(hub, clients):
+    done = command(clients[0], "push", DIGITS, REPOSITORY)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return hub.repositories[REPOSITORY].files
+
+
+# What is pushed.
+
+
+def test_the_repository_contains_what_it_should_and_nothing_else(shipped):
+    assert set(shipped) == PIPELINE | {"report.json", "terms.png", "samples.png"}
+    assert (
+        shipped["unet/diffusion_pytorch_model.safetensors"]
+        == (DIGITS / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    card, report = shipped["README.md"].decode(), json.loads(shipped["report.json"])
+    assert f'VLBDDPMPipeline.from_pretrained("{REPOSITORY}")' in card and report["config"]["checkpoint"] == REPOSITORY
+    assert f"**{report['bits_per_dim']:.4f} bits/dim**" in card and "![Samples](samples.png)" in card
+    for name, content in shipped.items():
+        assert str(ROOT).encode() not in content, name
+        assert not name.endswith(".json") or b"_name_or_path" not in content, name
+    from ddpm_vlb.cards import check_card
+
+    check_card(card, report)
+
+
+# The three ways.
+
+
+def test_all_three_ways_give_the_same(shipped, client, stranger):
+    scores = client.run(LOAD + SCORE, name=REPOSITORY)
+    with pytest.raises(Failure) as caught:
+        stranger.run(LOAD + SCORE, name=REPOSITORY)
+    assert "ModuleNotFoundError" in caught.value.kinds
+    # Bit for bit.
+    assert stranger.run(REMOTE + SCORE, name=REPOSITORY) == scores
+    mine = np.array(client.run(LOAD + SAMPLE, name=REPOSITORY))
+    assert mine.std() > 0.1
+    for name in ("DDPMPipeline", "DiffusionPipeline"):
+        stock = f"from diffusers import {name}; pipe = {name}.from_pretrained(name)\n"
+        assert abs(np.array(stranger.run(stock + SAMPLE, name=REPOSITORY)) - mine).max() < 1e-3
+    assert stranger.run(REMOTE + SAMPLE, name=REPOSITORY) == mine.tolist()
+
+
+def test_remote_code_needs_trust(shipped, stranger):
+    load = "from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(name, custom_pipeline=name)"
+    with pytest.raises(Failure, match="trust_remote_code"):
+        stranger.run(load, name=REPOSITORY)
+
+
+def test_a_pipeline_of_remote_code_is_saved_and_pushed_like_any_other(shipped, hub, client, stranger, tmp_path):
+    save = REMOTE + "pipe.save_pretrained(folder); pipe.push_to_hub('me/from-afar')"
+    stranger.run(save, name=REPOSITORY, folder=str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "pipeline.py").read_bytes() == shipped["pipeline.py"]
+    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    assert set(hub.repositories["me/from-afar"].files) == PIPELINE
+    assert client.run(LOAD + SCORE, name="me/from-afar") == client.run(LOAD + SCORE, name=str(tmp_path / "saved"))
+
+
+# Flags of a push.
+
+
+def test_flags_are_honoured(hub, client, folder):
+    push = """
+from ddpm_vlb import VLBDDPMPipeline
+pipe = VLBDDPMPipeline.from_pretrained(folder)
+result = [pipe.push_to_hub("flags", commit_message="First", private=True, token="mine")]
+result += [pipe.push_to_hub("me/flags", revision="trial", commit_message="Branch")]
+result += [pipe.push_to_hub("me/flags", create_pr=True, commit_message="Asked for")]
+"""
+    hub.requests.clear()
+    addresses = client.run(push, folder=str(folder))
+    repository = hub.repositories["me/flags"]
+    assert repository.private and set(repository.branches) == {"main", "trial", "refs/pr/1"}
+    messages = [repository.commits[repository.branches[name]][1] for name in ("main", "trial", "refs/pr/1")]
+    assert messages == ["First", "Branch", "Asked for"]
+    assert addresses[0].endswith(repository.head) and set(repository.files) == PIPELINE
+    tokens = [authorization for method, path, _, authorization in hub.requests if "/api/models/me/flags/commit" in path]
+    assert tokens == ["Bearer mine", "Bearer anything", "Bearer anything"]
+    # What exists and is private stays so, and nobody is left to think otherwise.
+    with pytest.raises(Failure, match="`private` must be True for 'me/flags', which exists, got False"):
+        client.run(OPEN + "pipe.push_to_hub('me/flags', private=False)", folder=str(folder))
+
+
+def test_saving_pushes_too_and_parts_can_be_pushed_alone(hub, client, folder, tmp_path):
+    parts = (
+        OPEN
+        + """
+pipe.save_pretrained(other, push_to_hub=True, repo_id="me/saved", commit_message="Saved", private=True)
+pipe.scheduler.push_to_hub("me/scheduler", private=True, commit_message="Alone", revision="trial")
+pipe.unet.push_to_hub("me/network", private=True, commit_message="Alone")
+from diffusers import DDPMScheduler, UNet2DModel
+from ddpm_vlb import VLBDDPMScheduler
+steps = [cls.from_pretrained("me/scheduler", revision="trial").config for cls in (DDPMScheduler, VLBDDPMScheduler)]
+result = [config["num_train_timesteps"] for config in steps]
+assert all((a == b).all() for a, b in zip(pipe.unet.parameters(), UNet2DModel.from_pretrained("me/network").parameters()))
+"""
+    )
+    assert client.run(parts, folder=str(folder), other=str(tmp_path / "other")) == [20, 20]
+    saved, scheduler, network = (hub.repositories[f"me/{name}"] for name in ("saved", "scheduler", "network"))
+    assert saved.private and scheduler.private and network.private
+    assert set(saved.files) == PIPELINE and saved.commits[saved.head][1] == "Saved"
+    files, message = scheduler.commits[scheduler.branches["trial"]]
+    assert set(files) == {"scheduler_config.json", "README.md"} and message == "Alone" and not scheduler.files
+    assert b'DDPMScheduler.from_pretrained("me/scheduler")' in files["README.md"]
+
+
+def test_a_push_is_a_revision_and_old_ones_keep_their_numbers(hub, client, folder):
+    score = LOAD.replace("name)", "name, revision=revision)") + SCORE
+    repository = "me/revised"
+    assert command(client, "push", folder, repository).returncode == 0
+    first = hub.repositories[repository].head
+    before = client.run(score, name=repository, revision=first)
+    report = folder / "report.json"
+    done = command(client, "evaluate", folder, "--dataset", "digits", "--max-images", 3, "--output", report)
+    assert done.returncode == 0, done.stderr
+    assert command(client, "card", folder, "--num-images", 2).returncode == 0
+    assert command(client, "push", folder, repository, "--message", "With numbers").returncode == 0
+    assert {"report.json", "terms.png", "samples.png"} < set(hub.repositories[repository].files)
+    # Other weights: what was measured of the old ones goes with them.
+    quiet(VLBDDPMPipeline(tiny_unet(seed=1), VLBDDPMScheduler(20, num_pixel_levels=17))).save_pretrained(folder)
+    done = command(client, "push", folder, repository)
+    assert done.returncode == 2 and "`report` must be of the network in" in done.stderr
+    report.unlink()
+    (folder / "samples.png").unlink()
+    assert command(client, "push", folder, repository).returncode == 0
+    latest = hub.repositories[repository]
+    assert set(latest.files) == PIPELINE and b"has not been scored" in latest.files["README.md"]
+    assert (
+        client.run(score, name=repository, revision=first) == before != client.run(score, name=repository, revision=latest.head)
+    )
+
+
+def test_weights_of_another_kind_do_not_stay_beside_new_ones(hub, client, folder):
+    push = OPEN + "pipe.push_to_hub('me/kinds', safe_serialization=safe, variant=variant)"
+    names = {}
+    for safe, variant in ((True, None), (True, "fp16"), (False, None)):
+        client.run(push, folder=str(folder), safe=safe, variant=variant)
+        files = hub.repositories["me/kinds"].files
+        names[safe, variant] = {name.removeprefix("unet/diffusion_pytorch_model.") for name in files if "diffusion_" in name}
+    assert names[True, "fp16"] == {"safetensors", "fp16.safetensors"}
+    assert names[False, None] == {"bin", "fp16.safetensors"}
+
+
+# Checkpoints of others.
+
+
+def test_checkpoints_in_every_shape(hub, client, stranger, folder, tmp_path):
+    expected = client.run(LOAD + SCORE, name=str(folder))
+    for name, flat, index, suffix in [
+        ("sub-folders", False, True, "safetensors"),
+        ("sub-folders-bin", False, True, "bin"),
+        ("flat", True, True, "safetensors"),
+        ("flat-bin", True, True, "bin"),
+        ("flat-no-index", True, False, "bin"),
+        ("sub-folders-no-index", False, False, "safetensors"),
+    ]:
+        made = tmp_path / name
+        unet, scheduler = (made, made) if flat else (made / "unet", made / "scheduler")
+        pipe = VLBDDPMPipeline.from_pretrained(folder)
+        pipe.unet.save_pretrained(unet, safe_serialization=suffix == "safetensors")
+        pipe.scheduler.save_pretrained(scheduler)
+        if index:
+            shutil.copy(folder / "model_index.json", made)
+        upload(hub, f"others/{name}", made)
+        assert client.run(LOAD + SCORE, name=f"others/{name}") == expected, name
+    done = command(client, "evaluate", "others/flat-no-index", "--dataset", "digits", "--max-images", 2)
+    assert done.returncode == 0 and "bits/dim" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
+)
+def test_schedulers_of_the_same_network_are_taken_as_its_ddpm(hub, client, folder, scheduler):
+    import diffusers
+
+    pipe = VLBDDPMPipeline.from_pretrained(folder)
+    made = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    made.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", scheduler]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    upload(hub, f"others/{scheduler}", folder)
+    config = client.run(LOAD + "result = dict(pipe.scheduler.config)", name=f"others/{scheduler}")
+    assert config["num_train_timesteps"] == 20 and config["variance_type"] == "fixed_small"
+    assert client.run(LOAD + "result = type(pipe.scheduler).__name__", name=f"others/{scheduler}") == "VLBDDPMScheduler"
+
+
+def test_schedulers_of_other_models_are_refused(hub, client, folder):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    upload(hub, "others/flow", folder)
+    done = command(client, "evaluate", "others/flow", "--dataset", "digits")
+    assert done.returncode == 2 and "`scheduler` must be" in done.stderr and "FlowMatchEuler" in done.stderr
+
+
+# What goes wrong.
+
+
+def test_refusals_of_the_hub(hub, client, folder):
+    done = command(client, "evaluate", "nobody/nothing", "--dataset", "digits")
+    assert done.returncode == 2 and "nobody/nothing" in done.stderr and "Traceback" not in done.stderr
+    done = command(client, "push", folder, "me/../up")
+    assert done.returncode == 2 and "`repository` must be a name on the Hub" in done.stderr
+    assert command(client, "push", folder, "me/private", "--private").returncode == 0
+    hub.token = "another"
+    before = len(hub.repositories)
+    done = command(client, "push", folder, "me/unauthorised")
+    assert done.returncode == 2 and "401" in done.stderr and len(hub.repositories) == before and "Traceback" not in done.stderr
+    done = command(client, "evaluate", "me/private", "--dataset", "digits")
+    assert done.returncode == 2 and "me/private" in done.stderr and "Traceback" not in done.stderr
+    assert command(client, "push", folder, "me/unauthorised", "--token", "another").returncode == 0
+    hub.token = None
+    hub.faults["POST /api/repos/create"] = [403]
+    done = command(client, "push", folder, "me/forbidden")
+    assert done.returncode == 2 and "403" in done.stderr
+
+
+def test_somebody_else_pushes_at_the_same_time(hub, client, folder):
+    assert command(client, "push", folder, "me/busy").returncode == 0
+    repository = hub.repositories["me/busy"]
+    hub.faults["POST /api/models/me/busy/commit"] = [412]
+    head = repository.head
+    done = command(client, "push", folder, "me/busy")
+    assert done.returncode == 2 and "412" in done.stderr and repository.head == head
+    parents = [json.loads(body.splitlines()[0])["value"] for _, path, body, _ in hub.requests if "busy/commit" in path]
+    assert parents[-1]["parentCommit"] == head
+
+
+def test_connections_that_are_cut(hub, client, folder):
+    def content():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = content()
+    # While sending: once, and for good.
+    hub.faults["PUT /blobs"] = ["cut"]
+    done = command(client, "push", folder, "me/cut")
+    assert done.returncode == 0 and set(hub.repositories["me/cut"].files) == PIPELINE, done.stderr
+    head = hub.repositories["me/cut"].head
+    hub.faults["POST /api/models/me/cut/commit"] = ["cut"] * 10
+    done = command(client, "push", folder, "me/cut")
+    assert done.returncode == 2 and "`repository` must be one that can be pushed to" in done.stderr
+    assert "Traceback" not in done.stderr and hub.repositories["me/cut"].head == head and content() == before
+    hub.faults.clear()
+    # While fetching: a cut connection is taken up again, and what failed leaves nothing behind that is taken for whole.
+    weights = "GET /me/cut/resolve/.*safetensors"
+    hub.faults[weights] = ["cut"]
+    score = LOAD.replace("name)", "name, cache_dir=cache)") + SCORE
+    expected = client.run(LOAD + SCORE, name=str(folder))
+    assert client.run(score, name="me/cut", cache=str(client.cache / "once")) == expected
+    hub.faults[weights] = [404] * 20
+    with pytest.raises(Failure, match="`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint"):
+        client.run(score, name="me/cut", cache=str(client.cache / "never"))
+    hub.faults.clear()
+    assert client.run(score, name="me/cut", cache=str(client.cache / "never")) == expected
+
+
+def test_hostile_repositories(hub, client, folder, tmp_path):
+    index = json.loads((folder / "model_index.json").read_text())
+    (client.cache / "bait.py").write_text("open('taken', 'w')\nclass Evil: pass\n")
+    cases = {
+        "module": {"unet": ["bait", "Evil"]},
+        "popen": {"unet": ["subprocess", "Popen"]},
+        "scheduler": {"scheduler": ["bait", "Evil"]},
+        "pipeline": {"_class_name": ["pipeline", "Evil"]},
+    }
+    for name, entry in cases.items():
+        hostile = tmp_path / name
+        shutil.copytree(folder, hostile)
+        (hostile / "pipeline.py").write_text("open('taken', 'w')\n")
+        (hostile / "model_index.json").write_text(json.dumps(index | entry))
+        upload(hub, f"evil/{name}", hostile)
+        with pytest.raises(Failure, match="must name classes of diffusers in its index"):
+            client.run(LOAD, name=f"evil/{name}")
+    # Weights that are a program.
+    hostile = tmp_path / "pickle"
+    shutil.copytree(folder, hostile)
+    (hostile / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+    class Program:
+        def __reduce__(self):
+            return open, ("taken", "w")
+
+    (hostile / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Program()))
+    upload(hub, "evil/pickle", hostile)
+    with pytest.raises(Failure, match="must be a complete and readable DDPM checkpoint"):
+        client.run(LOAD, name="evil/pickle")
+    # Files that would be written outside of the cache.
+    upload(hub, "evil/path", folder)
+    repository = hub.repositories["evil/path"]
+    files = {"unet/../../../../../../taken": b"x", "unet/../../../../../../../taken.safetensors": b"x"}
+    repository.commit(repository.files | files, "escape", "main")
+    try:
+        client.run(LOAD, name="evil/path")
+    except Failure as failure:
+        assert "pretrained_model_name_or_path" in str(failure)
+    assert not list(client.cache.parent.rglob("taken*"))
+    # A folder to push with a link to what is not meant to leave.
+    secret = tmp_path / "secret"
+    save_file({"secret": torch.zeros(3)}, secret)
+    (folder / "unet" / "diffusion_pytorch_model.secret.safetensors").symlink_to(secret)
+    done = command(client, "push", folder, "me/link")
+    assert done.returncode == 2 and "a link to" in done.stderr and "me/link" not in hub.repositories

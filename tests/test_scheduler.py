@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import generator
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from ddpm_vlb import VLBDDPMScheduler
 from ddpm_vlb.gaussians import levels_to_samples
@@ -239,10 +246,13 @@ def test_upgrade():
     assert upgrade_scheduler(DDIMScheduler(num_train_timesteps=30)).config.num_train_timesteps == 30
     old = DDPMScheduler.from_config({"num_train_timesteps": 10, "predict_epsilon": False, "tensor_format": "pt"})
     assert upgrade_scheduler(old).config.prediction_type == "sample"
-    from diffusers import EulerDiscreteScheduler
-
-    with pytest.raises(ValueError, match="`scheduler` must be a DDPMScheduler, or a DDIMScheduler.*Euler"):
-        upgrade_scheduler(EulerDiscreteScheduler())
+    learned = upgrade_scheduler(DPMSolverMultistepScheduler(50, variance_type="learned_range", prediction_type="v_prediction"))
+    assert (learned.config.variance_type, learned.config.prediction_type) == ("learned_range", "v_prediction")
+    assert upgrade_scheduler(DPMSolverMultistepScheduler(50, beta_end=0.1)).config.variance_type == "fixed_small"
+    assert upgrade_scheduler(EulerDiscreteScheduler(50, beta_end=0.1)).config.beta_end == 0.1
+    for other in (FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler(), DPMSolverMultistepScheduler(use_flow_sigmas=True)):
+        with pytest.raises(ValueError, match=f"`scheduler` must be a DDPMScheduler, or.*got {type(other).__name__}"):
+            upgrade_scheduler(other)
 
 
 @pytest.mark.parametrize(

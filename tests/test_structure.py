@@ -24,6 +24,7 @@ ROOMS = [
     "data",
     "scheduling_vlb_ddpm",
     "pipeline_vlb_ddpm",
+    "convert_openai",
     "evaluation",
     "cli",
     "__main__",

@@ -102,7 +102,7 @@ def main() -> None:
     report["config"] |= {
         "checkpoint": name,
         "dataset": dataset,
-        "split": arguments.split or source.split,
+        "split": arguments.split_name or arguments.split or source.split,
         "rows": rows.tolist(),
         "network_sha256": network_digest(pipe.unet),
         "description": arguments.description,

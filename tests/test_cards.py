@@ -1,0 +1,171 @@
+import copy
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import generator
+
+from ddpm_vlb.cards import check_card, check_report, model_card, public_report, read_report, reproducing_command
+from ddpm_vlb.cli import main
+from ddpm_vlb.data import load_images
+from ddpm_vlb.evaluation import make_report, write_report
+
+CHECKPOINTS = Path(__file__).parents[1] / "spaces_demo" / "checkpoints"
+
+
+@pytest.fixture
+def report(pipe, images):
+    output = pipe.evaluate_nll(images, generator=generator())
+    return make_report(output, dataset="digits", split="test", checkpoint="tiny", description="A tiny model.")
+
+
+def test_the_card_says_what_the_report_says(report):
+    text = str(model_card(report, repository="me/tiny", pictures=[("Samples", "s.png")]))
+    _, front, body = text.split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert data["library_name"] == "diffusers" and data["license"] == "apache-2.0" and data["datasets"] == ["digits"]
+    assert data["pipeline_tag"] == "unconditional-image-generation" and "likelihood" in data["tags"]
+    (result,) = data["model-index"][0]["results"]
+    (metric,) = result["metrics"]
+    assert metric["value"] == report["bits_per_dim"] and math.isfinite(metric["value"])
+    expected = {"num_train_timesteps": 20, "standard_error": report["standard_error"], "seed": 0, "clip_sample": True}
+    expected |= {"num_pixel_levels": 17, "split": "test", "decoder_variance": report["config"]["decoder_variance"]}
+    assert expected.items() <= metric["args"].items()
+    for key in ("bits_per_dim", "prior", "transitions_total", "decoder", "standard_error"):
+        assert f"{report[key]:.4f}" in body
+    assert "![Samples](s.png)" in body and "A tiny model." in body and report["config"]["decoder_variance"] in body
+    for way in ("VLBDDPMPipeline", "DDPMPipeline", "DiffusionPipeline"):
+        assert f'{way}.from_pretrained("me/tiny"' in body
+    assert "ddpm-vlb evaluate me/tiny --dataset digits --split test" in body and "num_inference_steps=20" in body
+    assert "{{" not in text and "{%" not in text
+    check_card(text, report)
+
+
+def test_without_a_report_there_is_no_number():
+    text = str(model_card(None, repository="me/tiny", num_train_timesteps=300))
+    assert "has not been scored" in text and "bits_per_dim" not in text and "num_inference_steps=300" in text
+
+
+def test_the_command_of_a_card_gives_its_number_again(pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("tiny")
+    arguments = ["evaluate", "tiny", "--dataset", "digits", "--max-images", "3", "--seed", "5", "--num-inference-steps", "4"]
+    assert main([*arguments, "--no-clip-sample", "--num-pixel-levels", "33", "--quantize", "--output", "first.json"]) == 0
+    first = read_report("first.json")
+    line = reproducing_command(first, "tiny").split()
+    assert line[:3] == ["ddpm-vlb", "evaluate", "tiny"] and main([*line[1:], "--output", "second.json"]) == 0
+    assert read_report("second.json")["per_image"] == first["per_image"]
+
+
+def test_paths_of_this_machine_are_not_shown(report, tmp_path):
+    data = tmp_path / "images.npz"
+    np.savez(data, images=load_images("digits", "test", 2).images.numpy())
+    report["config"] |= {"checkpoint": str(tmp_path / "somewhere"), "dataset": str(data), "split": None}
+    text = str(model_card(report, repository="me/tiny"))
+    assert str(tmp_path) not in text + json.dumps(public_report(report, "me/tiny")) and "--dataset images.npz" in text
+    check_card(text, report)
+
+
+def changed(report, **changes):
+    report = copy.deepcopy(report)
+    for key, value in changes.items():
+        place = report["config"] if key in report["config"] else report
+        place[key] = value
+    return report
+
+
+def test_reports_that_are_none_are_refused(report):
+    missing = {key: value for key, value in report.items() if key != "decoder"}
+    lower = changed(report, per_image=[value - 1e-3 for value in report["per_image"]])
+    cases = [
+        ([], "must be a dictionary"),
+        (missing, "must have the key 'decoder'"),
+        (changed(report, config={}), "must say in its config what was scored, got none of num_train_timesteps"),
+        (changed(report, decoder=report["decoder"] + 1e-3), "must have terms that sum to its total"),
+        (changed(report, bits_per_dim=math.nan), "`report.bits_per_dim` must be finite"),
+        (changed(report, bits_per_dim=np.float64(1.0)), "must have a float for 'bits_per_dim', got float64"),
+        (changed(report, clip_sample=np.True_), "`report.config.clip_sample` must be a plain value"),
+        (changed(report, bits_per_dim="1.0"), "must have a float for 'bits_per_dim', got str"),
+        (changed(report, num_images=True), "must have a int for 'num_images', got bool"),
+        (changed(report, transitions=report["transitions"][:-1]), "one transition and one timestep per step"),
+        (changed(report, transitions=[0.0] * 19), "transitions that sum to their total"),
+        (lower, "images whose mean is its total"),
+        (changed(report, standard_error=report["standard_error"] / 2), "a standard error that its images have"),
+        (changed(report, prior=-1.0, decoder=report["decoder"] + report["prior"] + 1.0), "terms that are not negative"),
+    ]
+    for bad, message in cases:
+        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+            check_report(bad)
+        with pytest.raises(ValueError):
+            model_card(bad, repository="me/tiny")
+
+
+def test_cards_that_say_something_else_are_refused(report):
+    text = str(model_card(report, repository="me/tiny"))
+    value, error = report["bits_per_dim"], report["standard_error"]
+    cases = [
+        (text.replace(f"value: {value!r}", f"value: {value - 0.5!r}"), "must agree with its report, got the result"),
+        (text.replace(f"standard_error: {error!r}", "standard_error: .nan"), "must be finite"),
+        (text.replace(f"standard_error: {error!r}", "standard_error: !!python/object/apply:numpy.float64 [1.0]"), "plain YAML"),
+        (text.replace(f"value: {value!r}", "value: !!binary AAAA"), "must be a plain value of Python, got bytes"),
+        (text.replace(f"**{value:.4f} bits/dim**", "**0.0001 bits/dim**"), r"got \['0.0001'\]"),
+        (text.replace(f"| L_0 (decoder) | {report['decoder']:.4f} |", "| L_0 (decoder) | 0 |"), "got no line '| L_0"),
+        (text.replace("--split test", "--split train"), "got no line 'ddpm-vlb evaluate"),
+        (text.replace("library_name: diffusers\n", ""), "got none of library_name"),
+        (text.replace("license: apache-2.0", "license: mit"), "must have license: apache-2.0, got mit"),
+        (text.replace("- likelihood\n", ""), "must have the tags"),
+        (text.replace("seed: 0", "seed: 1"), "must agree with its report"),
+        (text[4:], "must begin with its metadata"),
+        ("---\n- 1\n---\n", "metadata of keys and values"),
+        ("---\n{\n---\n", "plain YAML"),
+        (text.split("## Use")[0], "must say how the checkpoint is loaded"),
+    ]
+    for bad, message in cases:
+        assert bad != text
+        with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+            check_card(bad, report)
+    other = changed(report, seed=7)
+    with pytest.raises(ValueError, match="must agree with its report"):
+        check_card(text, other)
+
+
+def test_the_command_line(pipe, images, tmp_path, capsys):
+    folder = tmp_path / "tiny"
+    pipe.save_pretrained(folder)
+    output = tmp_path / "report.json"
+    assert main(["evaluate", str(folder), "--dataset", "digits", "--max-images", "3", "--output", str(output)]) == 0
+    arguments = ["card", str(folder), "--report", str(output), "--num-images", "4"]
+    assert main([*arguments, "--repository", "me/tiny", "--description", "It is small."]) == 0
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert names == {"model_index.json", "pipeline.py", "README.md", "report.json", "terms.png", "samples.png"}
+    card = (folder / "README.md").read_text()
+    assert "It is small." in card and "![Samples](samples.png)" in card and "ddpm-vlb evaluate me/tiny" in card
+    assert main(["card", "--check", str(folder)]) == 0
+    capsys.readouterr()
+    (folder / "README.md").write_text(card.replace(" (decoder) |", " (decoder) | 1"))
+    assert main(["card", "--check", str(folder)]) == 2 and "`card` must agree" in capsys.readouterr().err
+    (folder / "README.md").unlink()
+    assert main(["card", "--check", str(folder)]) == 2 and "must hold a card" in capsys.readouterr().err
+    # NaN is no number of JSON, but Python reads it.
+    (folder / "report.json").write_text(output.read_text().replace('"seed": 0', '"seed": NaN'))
+    assert main(["card", str(folder)]) == 2 and "`report.config.seed` must be finite" in capsys.readouterr().err
+    # A report of other weights.
+    report = read_report(output)
+    report["config"]["network_sha256"] = "0" * 64
+    write_report(report, output)
+    assert main(arguments) == 2 and "`report` must be of the network in" in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
+    assert main(["card", str(tmp_path / "nothing")]) == 2 and "`report` must be a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ddpm-vlb-digits", "ddpm-vlb-mnist"])
+def test_the_shipped_cards_pass_the_check_without_a_network(name, tmp_path):
+    shutil.copytree(CHECKPOINTS / name, tmp_path / name)
+    done = subprocess.run([sys.executable, "-m", "ddpm_vlb", "card", "--check", str(tmp_path / name)], capture_output=True)
+    assert done.returncode == 0, done.stderr

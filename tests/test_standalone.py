@@ -1,0 +1,92 @@
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import generator
+from diffusers.utils import dynamic_modules_utils
+
+import ddpm_vlb
+from ddpm_vlb import standalone
+from ddpm_vlb.standalone import card_template, standalone_source
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_file_is_the_package(tmp_path, pipe, images):
+    r"""Another process, which cannot import the package, gives its numbers bit for bit."""
+    pipe.save_pretrained(tmp_path / "tiny")
+    assert (tmp_path / "tiny" / "pipeline.py").read_text() == standalone_source()
+    torch.save(images, tmp_path / "images.pt")
+    code = """
+import json, sys, torch
+sys.modules["ddpm_vlb"] = None
+sys.path.insert(0, "tiny")
+torch.set_num_threads(1)
+import pipeline
+pipe = pipeline.VLBDDPMPipeline.from_pretrained("tiny")
+pipe.set_progress_bar_config(disable=True)
+out = pipe.evaluate_nll(torch.load("images.pt"), generator=torch.Generator().manual_seed(0))
+assert pipeline.standalone_source() == open("tiny/pipeline.py").read()
+print(json.dumps([out.bits_per_dim.tolist(), out.transitions.tolist(), out.config, pipeline.card_template()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = pipe.evaluate_nll(images, generator=generator())
+    assert json.loads(done.stdout) == [out.bits_per_dim.tolist(), out.transitions.tolist(), out.config, card_template()]
+
+
+def test_diffusers_finds_nothing_in_it_that_is_not_installed(tmp_path, caplog):
+    r"""diffusers names what it takes for missing packages and how to install them; our name is on no package index."""
+    path = tmp_path / "pipeline.py"
+    path.write_text(standalone_source())
+    assert dynamic_modules_utils.check_imports(path) == [] and not caplog.records
+    text = path.read_text()
+    found = set(re.findall(r"^\s*from\s+(\w+)", text, flags=re.MULTILINE))
+    assert "diffusers" in found and "ddpm_vlb" not in found
+    assert "pip install ddpm" not in text and not re.search(r"https?://", text)
+
+
+def test_other_modules_can_be_joined(tmp_path):
+    r"""What a demo needs besides, in one file that is imported like any module."""
+    source = standalone_source("evaluation", "data", "pipeline_vlb_ddpm")
+    (tmp_path / "joined.py").write_text(source)
+    spec = importlib.util.spec_from_file_location("joined", tmp_path / "joined.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__version__ == ddpm_vlb.__version__ and module.load_images("digits", "test", 2).images.shape == (2, 1, 8, 8)
+    assert {"make_report", "plot_terms", "VLBDDPMPipeline", "vlb_loss"} <= set(dir(module))
+    tree = ast.parse(source)
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ({"low": "x = 1\n", "high": "from .low import x\nx = 2\n"}, "one meaning to be joined, got two of 'x' in high"),
+        ({"low": "import math\n", "high": "from . import low\nmath = 3\n"}, "must import single names"),
+        ({"low": "x = 1\n", "high": "from .low import x as y\n"}, "must import single names"),
+        ({"low": "x = 1\n", "high": "def f():\n    from .low import x\n    return x\n"}, "at the top to be joined, got line 2"),
+        ({"low": "import math as m\n", "high": "from .low import m\nimport cmath as m\n"}, "got two of 'm'"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(modules, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(standalone, "PACKAGE", tmp_path)
+    (tmp_path / "__init__.py").write_text('__version__ = "0"\n')
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        standalone_source.__wrapped__("high")
+
+
+def test_nothing_of_ours_trusts_remote_code_by_itself():
+    for folder in ("ddpm_vlb", "training", "spaces_demo"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                    raise AssertionError(f"{path}:{node.value.lineno}")
