@@ -2,6 +2,8 @@ r"""To the Hub and back, over HTTP with the real client: what is pushed, three w
 
 import json
 import pickle
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -148,6 +150,30 @@ def test_all_three_ways_give_the_same(shipped, client, stranger):
         stock = f"from diffusers import {name}; pipe = {name}.from_pretrained(name)\n"
         assert abs(np.array(stranger.run(stock + SAMPLE, name=REPOSITORY)) - mine).max() < 1e-3
     assert stranger.run(REMOTE + SAMPLE, name=REPOSITORY) == mine.tolist()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_the_examples_of_the_readme(name, shipped, clients):
+    text = (ROOT / name).read_text()
+    found = re.findall(r"<!-- hub: (\w+) -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    assert [way for way, _ in found] == ["package", "diffusers", "trusted"]
+    got = {}
+    for (way, code), client, value in zip(
+        found, (clients[0], clients[1], clients[1]), ("out.config", "len(images)", "len(images)")
+    ):
+        got[way] = client.run(f"{code}\nresult = {value}")
+    assert got["package"]["num_pixel_levels"] == 17 and got["diffusers"] == got["trusted"] == 4
+
+
+def test_the_shell_lines_of_the_readme(hub, client, folder):
+    text = (ROOT / "README.md").read_text().partition("## On the Hub")[2]
+    commands = re.search(r"```bash\n(.*?)\n```", text, flags=re.DOTALL)[1]
+    for line in commands.split("\n"):
+        line = line.replace("runs/quickstart/pipeline", str(folder)).replace("your-name/", "me/shell-")
+        done = command(client, *shlex.split(line)[1:])
+        assert done.returncode == 0, (line, done.stderr)
+    repository = hub.repositories["me/shell-ddpm-vlb-digits"]
+    assert repository.private and set(repository.files) == PIPELINE | {"report.json", "terms.png", "samples.png"}
 
 
 def test_remote_code_needs_trust(shipped, stranger):
