@@ -47,6 +47,8 @@ learning_rate_betas: 0.02
 use_ema: true
 random_flip: true
 random_shift: 0.3
+random_symmetry: 0.5
+augment_above_log_snr: 0.5
 train_batch_size: 24
 gradient_accumulation_steps: 2
 max_train_steps: 60  # 2880 examples of 1409: two epochs, and no whole number of batches in either
@@ -509,9 +511,18 @@ def test_shipped_configurations_describe_a_model(name, script):
 
 def test_augmentation(script):
     levels = torch.arange(1, 4, dtype=torch.uint8).expand(4, 1, 2, 3)
-    moved = script.augment(levels, [0.9, 0.9, 0.9, 0.1], [0.1, 0.3, 0.5, 0.9], 0.4)
+    moved = script.augment(levels, flip=([0.9, 0.9, 0.9, 0.1], 0.5), shift=([0.1, 0.3, 0.5, 0.9], 0.4))
     assert moved[:, 0, 1].tolist() == [[2, 3, 0], [0, 1, 2], [1, 2, 3], [3, 2, 1]] and moved.dtype == torch.uint8
-    assert script.augment(levels, None, None, 0.0) is levels
+    assert script.augment(levels) is levels
+    # All 8 symmetries, and none above the share.
+    square = torch.arange(9, dtype=torch.uint8).reshape(1, 1, 3, 3)
+    turned = script.augment(square.expand(9, 1, 3, 3), symmetry=([(i + 0.5) / 10 for i in range(8)] + [0.85], 0.8))
+    assert len({tuple(image.flatten().tolist()) for image in turned}) == 8 and torch.equal(turned[8:], square)
+    corners = {tuple(sorted(image[0, ::2, ::2].flatten().tolist())) for image in turned}
+    assert corners == {(0, 2, 6, 8)} and (turned[:, 0, 1, 1] == 4).all()
+    # Some may be left alone whatever is drawn for them.
+    moved = script.augment(levels, flip=([0.1, 0.1, 0.9, 0.9], 0.5), where=torch.tensor([True, False, True, False]))
+    assert moved[:, 0, 0, 0].tolist() == [3, 1, 1, 1]
 
 
 def test_resuming_another_run_is_refused(full_run, script, capsys, tmp_path):

@@ -41,6 +41,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_pixel_levels", type=int, help="levels of the pixel grid (default: as the data set has)")
     add("--random_flip", action=switch, default=False, help="mirror half of the examples")
     add("--random_shift", type=float, default=0.0, help="share of examples moved by one pixel to the left or the right")
+    add("--random_symmetry", type=float, default=0.0, help="share of examples under one of the square's 8 symmetries")
+    add("--augment_above_log_snr", type=float, help="flip, shift and turn only examples with less noise than this")
     add("--dataloader_num_workers", type=int, default=0)
 
     add = parser.add_argument_group("network").add_argument
@@ -176,7 +178,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`evaluations_per_image` must be at least 2, got {a.evaluations_per_image}.")
     if a.streaming and a.dataloader_num_workers:
         raise ValueError(f"`dataloader_num_workers` must be 0 for a stream, got {a.dataloader_num_workers}.")
-    for name in ("ema_max_decay", "random_shift"):
+    for name in ("ema_max_decay", "random_shift", "random_symmetry"):
         if not 0 <= getattr(a, name) <= 1:
             raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(a, name)}.")
     for name in ("learning_rate", "learning_rate_betas", "max_grad_norm", "ema_inv_gamma", "ema_power", "adam_epsilon"):

@@ -12,7 +12,7 @@ from ddpm_vlb.data import ImageSet, images_to_levels, open_images, stream_images
 from ddpm_vlb.noise import mix
 
 # What a seed is mixed with, for streams of numbers that have nothing to do with each other.
-ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT = range(9)
+ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT, SYMMETRY = range(10)
 
 
 class Plan(NamedTuple):
@@ -64,6 +64,10 @@ class Data:
             if wanted:
                 self.validation = torch.stack([self.images[index] for index in self._order[self.count :]])
         self.shape = tuple(self.images[0].shape)
+        if arguments.random_symmetry and self.shape[1] != self.shape[2]:
+            raise ValueError(
+                f"`random_symmetry` must be 0 for images that are not square, got {self.shape[1]} x {self.shape[2]}."
+            )
         self.num_pixel_levels = a.num_pixel_levels or self.images.num_pixel_levels
         if a.eval_split or a.eval_dataset:
             held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
@@ -134,19 +138,42 @@ class Data:
             epoch, done = epoch + 1, 0
 
 
-def augment(levels: torch.Tensor, flips: Sequence[float] | None, shifts: Sequence[float] | None, share: float) -> torch.Tensor:
-    r"""Mirror those images `(B, C, H, W)` whose number in `flips` is below 1/2, and move those whose number in `shifts` is
-    below `share` by one pixel, half of them to the left and half to the right; what comes in is level 0.
+def augment(
+    levels: torch.Tensor,
+    *,
+    flip: tuple[Sequence[float], float] | None = None,
+    shift: tuple[Sequence[float], float] | None = None,
+    symmetry: tuple[Sequence[float], float] | None = None,
+    where: torch.Tensor | bool = True,
+) -> torch.Tensor:
+    r"""Change some of the images `(B, C, H, W)`: those whose number in [0, 1) is below the share that is given with it.
 
-    Both change the data that the model learns, which costs likelihood, and teach it from more images, which gains some.
+    It changes the data that the model learns, which costs likelihood, and teaches it from more images, which gains some. What
+    is lost is the knowledge of the whole image's shape, which matters where noise is high; what is gained is knowledge of
+    neighbouring pixels, where noise is low: `where` can choose the examples by their noise.
+
+    Args:
+        flip: mirror left to right.
+        shift: move by one pixel, half of them to the left and half to the right; what comes in is level 0.
+        symmetry: one of the square's 8 symmetries, each as often as any other.
+        where: which images may be changed at all, `(B,)`.
     """
-    if flips is not None:
-        mirrored = torch.tensor(flips) < 0.5
-        levels = torch.where(mirrored[:, None, None, None], levels.flip(-1), levels)
-    if shifts is not None:
-        shifts = torch.tensor(shifts)[:, None, None, None]
+
+    def below(draws: Sequence[float], share: float) -> torch.Tensor:
+        return ((torch.tensor(draws) < share) & where)[:, None, None, None]
+
+    if flip is not None:
+        levels = torch.where(below(*flip), levels.flip(-1), levels)
+    if shift is not None:
+        draws, share = shift
         wide = torch.nn.functional.pad(levels, (1, 1))
-        levels = torch.where(shifts < share / 2, wide[..., 2:], torch.where(shifts < share, wide[..., :-2], levels))
+        levels = torch.where(below(draws, share / 2), wide[..., 2:], torch.where(below(draws, share), wide[..., :-2], levels))
+    if symmetry is not None:
+        draws, share = symmetry
+        turned = [torch.rot90(image, quarter, (-2, -1)) for image in (levels, levels.flip(-1)) for quarter in range(4)]
+        for index, image in enumerate(turned):
+            chosen = below(draws, share * (index + 1) / 8) & ~below(draws, share * index / 8)
+            levels = torch.where(chosen, image, levels)
     return levels
 
 

@@ -40,7 +40,7 @@ from diffusers.utils import logging
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from train_arguments import parse_arguments
-from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, SHIFT, TIMESTEPS, Data, Plan, augment
+from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, SHIFT, SYMMETRY, TIMESTEPS, Data, Plan, augment
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import images_to_levels
@@ -234,7 +234,7 @@ class Trainer:
             "global_batch_size": self.plan.global_batch_size,
             "images": [self.data.count, self.data.fingerprint],
             "shuffle_buffer_size": a.shuffle_buffer_size if a.streaming else None,
-            "augmentation": [a.random_flip, a.random_shift],
+            "augmentation": [a.random_flip, a.random_shift, a.random_symmetry, a.augment_above_log_snr],
             "mixed_precision": self.accelerator.mixed_precision,
             "validation": self.validates and [a.num_validation_images, a.evaluations_per_image],
         }
@@ -424,12 +424,20 @@ class Trainer:
             key = mix(mix(a.seed, stream), self.step)
             return [mix(key, place) for place in places]
 
-        flips = [keyed_uniform(key) for key in keys(FLIP)] if a.random_flip else None
-        shifts = [keyed_uniform(key) for key in keys(SHIFT)] if a.random_shift else None
-        levels = augment(levels, flips, shifts, a.random_shift)
+        timesteps, weights = self.sampler.sample(mix(a.seed, TIMESTEPS), self.step, places, self.plan.global_batch_size)
+        kinds = {
+            "flip": (FLIP, 0.5 * a.random_flip),
+            "shift": (SHIFT, a.random_shift),
+            "symmetry": (SYMMETRY, a.random_symmetry),
+        }
+        draws = {
+            name: ([keyed_uniform(key) for key in keys(stream)], share) for name, (stream, share) in kinds.items() if share
+        }
+        alphas_cumprod = self.objective.scheduler.forward_process().alphas_cumprod[timesteps]
+        little_noise = a.augment_above_log_snr is None or torch.logit(alphas_cumprod) > a.augment_above_log_snr
+        levels = augment(levels, where=little_noise, **draws)
         images = levels_to_samples(levels, self.data.num_pixel_levels, torch.float32)
         noise = keyed_normal(keys(NOISE), images.shape[1:])
-        timesteps, weights = self.sampler.sample(mix(a.seed, TIMESTEPS), self.step, places, self.plan.global_batch_size)
         device = self.accelerator.device
         return images.to(device), noise.to(device), timesteps, weights
 
