@@ -13,6 +13,8 @@ from . import __version__
 
 DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# What of a scheduler a report depends on; clip_sample, thresholding and the levels can be overridden when scoring.
+SCHEDULER_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr", "prediction_type", "variance_type")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -285,6 +287,14 @@ def _load_reported(folder: Path, report: dict | None):
         raise ValueError(
             f"`report` must be of the network in {str(folder)!r}, got one of another: {expected[:12]}... for {found[:12]}..."
         )
+    scheduler = pipe.scheduler.config
+    now = {key: scheduler[key] for key in SCHEDULER_KEYS}
+    now["beta_schedule"] = "trained_betas" if scheduler.trained_betas is not None else scheduler.beta_schedule
+    now["trained_betas"] = None if scheduler.trained_betas is None else [float(beta) for beta in scheduler.trained_betas]
+    for key, value in now.items():
+        if key in config and config[key] != value:
+            was, is_ = (text if len(text := repr(entry)) < 60 else f"{text[:60]}..." for entry in (config[key], value))
+            raise ValueError(f"`report` must be of the scheduler in {str(folder)!r}, got {key} = {was} for {is_}.")
     return pipe
 
 

@@ -155,7 +155,13 @@ def test_the_command_line(pipe, images, tmp_path, capsys):
     # NaN is no number of JSON, but Python reads it.
     (folder / "report.json").write_text(output.read_text().replace('"seed": 0', '"seed": NaN'))
     assert main(["card", str(folder)]) == 2 and "`report.config.seed` must be finite" in capsys.readouterr().err
-    # A report of other weights.
+    # A report of another scheduler, or of other weights.
+    place = folder / "scheduler" / "scheduler_config.json"
+    before = place.read_text()
+    for change in ({"variance_type": "fixed_large"}, {"trained_betas": [0.01 * (i + 1) for i in range(20)]}):
+        place.write_text(json.dumps(json.loads(before) | change))
+        assert main(arguments) == 2 and "`report` must be of the scheduler in" in capsys.readouterr().err
+    place.write_text(before)
     report = read_report(output)
     report["config"]["network_sha256"] = "0" * 64
     write_report(report, output)
