@@ -13,8 +13,7 @@ from . import __version__
 
 DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# What of a scheduler a report depends on; clip_sample, thresholding and the levels can be overridden when scoring.
-SCHEDULER_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr", "prediction_type", "variance_type")
+SAMPLES = "samples.png"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     card.add_argument("--report", help="what `ddpm-vlb evaluate` wrote (default: FOLDER/report.json)")
     card.add_argument("--repository", metavar="REPO", help="name on the Hub (default: your-name/FOLDER)")
     card.add_argument("--description", help="what only you know; kept in the report")
-    card.add_argument("--num-images", type=int, default=16, help="samples to draw where there is no samples.png (0: none)")
+    card.add_argument("--num-images", type=int, default=16, help="samples to draw for it (default: 16; 0: none)")
     card.add_argument("--check", action="store_true", help="check the card that is there against its report; writes nothing")
     card.set_defaults(run=run_card)
 
@@ -116,15 +115,18 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb evaluate`."""
     import torch
 
+    from .cards import public_name
     from .data import check_shape, load_images, quantize
-    from .evaluation import format_report, make_report, network_digest, write_report
+    from .evaluation import format_report, make_report, write_report
     from .files import check_output_path
     from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
     output = check_output_path(arguments.output)
     data = load_images(arguments.dataset, arguments.split, arguments.max_images)
     pipe = _load(arguments)
-    if arguments.num_pixel_levels is not None:
+    overridden = []
+    if arguments.num_pixel_levels not in (None, pipe.scheduler.config.num_pixel_levels):
+        overridden = ["num_pixel_levels"]
         pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, num_pixel_levels=arguments.num_pixel_levels)
     levels = pipe.scheduler.config.num_pixel_levels
     check_shape(data.images, pipe.unet.config.in_channels, pipe.image_size)
@@ -152,11 +154,11 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         result,
         checkpoint=arguments.checkpoint,
         revision=arguments.revision,
-        dataset=data.name,
+        dataset=public_name(str(Path(data.name).resolve())) if Path(data.name).exists() else data.name,
         split=data.split,
         quantized=arguments.quantize,
         max_images=arguments.max_images,
-        network_sha256=network_digest(pipe.unet),
+        overridden=[*result.config["overridden"], *overridden],
     )
     write_report(report, output)
     print(format_report(report, {"uniform over the levels": math.log2(levels)}))
@@ -212,12 +214,13 @@ def run_card(arguments: argparse.Namespace) -> None:
     if arguments.description is not None:
         report["config"]["description"] = arguments.description
     model_card(report, repository=repository)  # refused, if it is, before the work
-    pipe = _load_reported(folder, report)
-    if arguments.num_images and not (folder / "samples.png").exists():
+    pipe = _load_folder(folder)
+    pipe.check_report(report)
+    if arguments.num_images:
         num_classes = getattr(pipe.unet.config, "num_class_embeds", None)
         labels = None if num_classes is None else [index % num_classes for index in range(arguments.num_images)]
-        _save_samples(pipe, arguments.num_images, 0, folder / "samples.png", class_labels=labels)
-    pictures = _pictures(folder, report)
+        _save_samples(pipe, arguments.num_images, 0, folder / SAMPLES, class_labels=labels)
+    pictures = _pictures(folder, report, with_samples=bool(arguments.num_images))
     for name, content in pictures.items():
         write_atomically(folder / name, content)
     write_report(report, folder / "report.json")
@@ -227,20 +230,29 @@ def run_card(arguments: argparse.Namespace) -> None:
 
 
 def run_push(arguments: argparse.Namespace) -> None:
-    r"""`ddpm-vlb push`."""
-    from .cards import read_report
-    from .hub import check_repository, pipeline_files, push_folder
+    r"""`ddpm-vlb push`: the pipeline as it is loaded, saved anew, so that nothing else in the folder goes with it."""
+    from .cards import check_card, read_report
+    from .hub import check_no_link, check_repository, pipeline_files
 
     folder = Path(arguments.folder)
     check_repository(arguments.repository)
     pipeline_files(folder)
+    for name in ("report.json", SAMPLES):
+        check_no_link(folder / name, folder)
     report = read_report(folder / "report.json") if (folder / "report.json").exists() else None
-    _load_reported(folder, report)  # what cannot be loaded, or is not what was scored, is not pushed
-    commit = push_folder(
-        folder,
+    pipe = _load_folder(folder)
+    # Samples are shown if a card beside them was made of the same report.
+    with_samples = False
+    if report is not None:
+        pipe.check_report(report)
+        if (folder / "README.md").is_file():
+            text = (folder / "README.md").read_text(encoding="utf-8")
+            check_card(text, report)
+            with_samples = f"({SAMPLES})" in text
+    commit = pipe.push_to_hub(
         arguments.repository,
         report=report,
-        pictures=_pictures(folder, report),
+        pictures=_pictures(folder, report, with_samples),
         private=arguments.private,
         revision=arguments.revision,
         create_pr=arguments.create_pr,
@@ -267,38 +279,23 @@ def run_convert_openai(arguments: argparse.Namespace) -> None:
         pipe.save_pretrained(folder)
     size, count = pipe.unet.config.sample_size, sum(weight.numel() for weight in pipe.unet.parameters())
     print(f"{output}: {size} x {size}, {count / 1e6:.1f} M parameters, {pipe.scheduler.config.variance_type}")
-    taken = ", ".join(f"{name} {options[name]}" for name in flags[:4])
-    print(f"The weights do not tell how they were trained; taken for granted: {taken}.")
+    scheduler = pipe.scheduler.config
+    print(
+        f"The weights do not tell how they were trained; taken for granted: {scheduler.num_train_timesteps} steps,"
+        f" {scheduler.beta_schedule}, timesteps"
+        f" {'rescaled to 1000' if pipe.unet.config.time_embedding_type == 'learned' else 'as they are'}."
+    )
 
 
-def _load_reported(folder: Path, report: dict | None):
-    r"""The pipeline of a folder, if its report, where there is one, is of this network."""
-    import torch
-
-    from .evaluation import network_digest
+def _load_folder(folder: Path):
     from .pipeline_vlb_ddpm import VLBDDPMPipeline
 
-    config = {} if report is None else report["config"]
     if not folder.is_dir():
         raise ValueError(f"`folder` must be a pipeline's folder, got {str(folder)!r}.")
-    pipe = VLBDDPMPipeline.from_pretrained(folder, dtype=getattr(torch, str(config.get("dtype", "float32")), torch.float32))
-    expected = config.get("network_sha256")
-    if expected is not None and expected != (found := network_digest(pipe.unet)):
-        raise ValueError(
-            f"`report` must be of the network in {str(folder)!r}, got one of another: {expected[:12]}... for {found[:12]}..."
-        )
-    scheduler = pipe.scheduler.config
-    now = {key: scheduler[key] for key in SCHEDULER_KEYS}
-    now["beta_schedule"] = "trained_betas" if scheduler.trained_betas is not None else scheduler.beta_schedule
-    now["trained_betas"] = None if scheduler.trained_betas is None else [float(beta) for beta in scheduler.trained_betas]
-    for key, value in now.items():
-        if key in config and config[key] != value:
-            was, is_ = (text if len(text := repr(entry)) < 60 else f"{text[:60]}..." for entry in (config[key], value))
-            raise ValueError(f"`report` must be of the scheduler in {str(folder)!r}, got {key} = {was} for {is_}.")
-    return pipe
+    return VLBDDPMPipeline.from_pretrained(folder)
 
 
-def _pictures(folder: Path, report: dict | None) -> dict[str, bytes]:
+def _pictures(folder: Path, report: dict | None, with_samples: bool) -> dict[str, bytes]:
     r"""The pictures of a card: the terms as the report says, and the samples that are there."""
     import tempfile
 
@@ -312,8 +309,8 @@ def _pictures(folder: Path, report: dict | None) -> dict[str, bytes]:
                 pictures["terms.png"] = (Path(temporary) / "terms.png").read_bytes()
             except ImportError as error:
                 print(f"The card has no plot of the terms: {error}", file=sys.stderr)
-    if (folder / "samples.png").is_file():
-        pictures["samples.png"] = (folder / "samples.png").read_bytes()
+    if with_samples and (folder / SAMPLES).is_file():
+        pictures[SAMPLES] = (folder / SAMPLES).read_bytes()
     return pictures
 
 
@@ -323,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"ddpm-vlb {arguments.command}: {error}", file=sys.stderr)
+        print(f"ddpm-vlb {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

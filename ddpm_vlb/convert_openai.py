@@ -24,8 +24,14 @@ from diffusers import UNet2DModel
 from .pipeline_vlb_ddpm import VLBDDPMPipeline
 from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
-# Channel multipliers of the published models, by the size of their images.
-IMAGE_SIZES = {(1, 2, 2, 2): 32, (1, 2, 3, 4): 64, (1, 1, 2, 2, 4, 4): 256}
+# How the published unconditional models were trained (CIFAR-10, ImageNet-64, LSUN), by their channel multipliers.
+IN_4000 = {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True, "num_heads": 4}
+IN_1000 = {"diffusion_steps": 1000, "noise_schedule": "linear", "rescale_timesteps": False, "num_heads": 1}
+PUBLISHED = {
+    (1, 2, 2, 2): {"image_size": 32, **IN_4000},
+    (1, 2, 3, 4): {"image_size": 64, **IN_4000},
+    (1, 1, 2, 2, 4, 4): {"image_size": 256, **IN_1000},
+}
 NOISE_SCHEDULES = ("linear", "cosine")
 RESNET = {
     "in_layers.0": "norm1",
@@ -58,16 +64,17 @@ def load_openai_checkpoint(path: str | Path) -> Weights:
 def convert_openai(
     weights: Weights,
     *,
-    diffusion_steps: int = 4000,
-    noise_schedule: str = "cosine",
-    rescale_timesteps: bool = True,
-    num_heads: int = 4,
+    diffusion_steps: int | None = None,
+    noise_schedule: str | None = None,
+    rescale_timesteps: bool | None = None,
+    num_heads: int | None = None,
     image_size: int | None = None,
     dropout: float = 0.0,
     sigma_small: bool = False,
     predict_xstart: bool = False,
 ) -> VLBDDPMPipeline:
-    r"""The pipeline of an improved-diffusion model; the arguments are the flags it was trained with.
+    r"""The pipeline of an improved-diffusion model; the arguments are the flags it was trained with, by default those of the
+    published unconditional model with these channel multipliers.
 
     Args:
         weights: the state dict of its `UNetModel`.
@@ -75,25 +82,34 @@ def convert_openai(
         noise_schedule: `"cosine"` or `"linear"`.
         rescale_timesteps: whether the network was told t * 1000 / T.
         num_heads: heads of every attention.
-        image_size: by default that of the published model with these channel multipliers.
+        image_size: height and width of its images.
         dropout: of further training; it changes no number.
         sigma_small, predict_xstart: as trained; `sigma_small` matters where variances are not learned.
 
     Raises:
         ValueError: weights that are not such a network's, or that `UNet2DModel` cannot express exactly.
     """
+    channels, attention, config, names = _read_architecture(weights)
+    given = {
+        "diffusion_steps": diffusion_steps,
+        "noise_schedule": noise_schedule,
+        "rescale_timesteps": rescale_timesteps,
+        "num_heads": num_heads,
+        "image_size": image_size,
+    }
+    multipliers = tuple(width / channels[0] for width in channels)
+    flags = {**PUBLISHED.get(multipliers, {}), **{name: value for name, value in given.items() if value is not None}}
+    for name in given:
+        if name not in flags:
+            raise ValueError(f"`{name}` must be given for channel multipliers of no published model, {multipliers}.")
+        if name in ("diffusion_steps", "num_heads", "image_size") and flags[name] < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {flags[name]}.")
+    diffusion_steps, noise_schedule, rescale_timesteps, num_heads, image_size = (flags[name] for name in given)
     if noise_schedule not in NOISE_SCHEDULES:
         raise ValueError(f"`noise_schedule` must be one of {NOISE_SCHEDULES}, got {noise_schedule!r}.")
-    for name, value in (("diffusion_steps", diffusion_steps), ("num_heads", num_heads)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    config, names = _read_architecture(weights, num_heads)
-    channels = config["block_out_channels"]
-    if image_size is None:
-        multipliers = tuple(width / channels[0] for width in channels)
-        if multipliers not in IMAGE_SIZES:
-            raise ValueError(f"`image_size` must be given for channel multipliers of no published model, {multipliers}.")
-        image_size = IMAGE_SIZES[multipliers]
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")
+    config["attention_head_dim"] = _channels_per_head(attention, num_heads)
     if rescale_timesteps and diffusion_steps != 1000:
         config |= {"time_embedding_type": "learned", "num_train_timesteps": diffusion_steps}
     unet = UNet2DModel(sample_size=image_size, dropout=dropout, **config)
@@ -110,6 +126,9 @@ def convert_openai(
             "`weights` must be those of an improved-diffusion UNetModel, got other shapes for"
             f" {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''} ({len(wrong)} of {len(expected)})."
         )
+    infinite = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    if infinite:
+        raise ValueError(f"`weights` must be finite, got NaN or infinity in {infinite[0]!r} ({len(infinite)} tensors).")
     unet.load_state_dict(converted)
 
     learned = config["out_channels"] == 2 * config["in_channels"]
@@ -124,6 +143,7 @@ def convert_openai(
         clip_sample=True,  # as in their evaluation
         timestep_spacing="linspace",  # their respacing into K steps
     )
+    scheduler.forward_process()  # refuses betas that are none
     return VLBDDPMPipeline(unet.eval(), scheduler)
 
 
@@ -135,8 +155,21 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
-def _read_architecture(weights: Weights, num_heads: int) -> tuple[dict[str, Any], dict[str, str]]:
-    r"""The configuration of the `UNet2DModel`, and where each module of the network has its place in it."""
+def _channels_per_head(widths: list[int], num_heads: int) -> int | None:
+    if num_heads > 1 and len(widths) > 1:
+        raise ValueError(
+            f"`weights` must have attention of one width for `UNet2DModel`, which knows one number of channels per head: got"
+            f" {num_heads} heads on levels of {', '.join(map(str, widths))} channels, that is"
+            f" {', '.join(f'{width / num_heads:g}' for width in widths)} channels per head."
+        )
+    if widths[-1] % num_heads:
+        raise ValueError(f"`num_heads` must divide the {widths[-1]} channels of attention, got {num_heads}.")
+    return None if num_heads == 1 else widths[-1] // num_heads
+
+
+def _read_architecture(weights: Weights) -> tuple[list[int], list[int], dict[str, Any], dict[str, str]]:
+    r"""The channels of each level, the widths that have attention, the configuration of the `UNet2DModel` but for its heads,
+    and where each module of the network has its place in it."""
 
     def shape(name: str) -> torch.Size:
         if name not in weights:
@@ -180,14 +213,6 @@ def _read_architecture(weights: Weights, num_heads: int) -> tuple[dict[str, Any]
             names[f"{block}.{1 + attention}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
 
     widths = sorted({width for width, attention in zip(channels, attends) if attention} | {channels[-1]})
-    if num_heads > 1 and len(widths) > 1:
-        raise ValueError(
-            f"`weights` must have attention of one width for `UNet2DModel`, which knows one number of channels per head: got"
-            f" {num_heads} heads on levels of {', '.join(map(str, widths))} channels, that is"
-            f" {', '.join(f'{width / num_heads:g}' for width in widths)} channels per head."
-        )
-    if widths[-1] % num_heads:
-        raise ValueError(f"`num_heads` must divide the {widths[-1]} channels of attention, got {num_heads}.")
     conv_in, conv_out = shape("input_blocks.0.0.weight"), shape("out.2.weight")
     scale_shift = shape("middle_block.0.emb_layers.1.weight")[0] == 2 * channels[-1]
     config = {
@@ -197,7 +222,6 @@ def _read_architecture(weights: Weights, num_heads: int) -> tuple[dict[str, Any]
         "layers_per_block": layers,
         "down_block_types": ["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
         "up_block_types": ["AttnUpBlock2D" if attention else "UpBlock2D" for attention in attends[::-1]],
-        "attention_head_dim": None if num_heads == 1 else widths[-1] // num_heads,
         "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         "norm_num_groups": 32,
         "attn_norm_num_groups": 32,
@@ -209,7 +233,7 @@ def _read_architecture(weights: Weights, num_heads: int) -> tuple[dict[str, Any]
         config["num_class_embeds"] = shape("label_emb.weight")[0]
     if conv_in[0] != channels[0]:
         raise ValueError(f"`weights` must have the first level as wide as the input, got {channels[0]} and {conv_in[0]}.")
-    return config, names
+    return channels, widths, config, names
 
 
 def _convert_weights(weights: Weights, names: dict[str, str], num_heads: int) -> Iterator[tuple[str, torch.Tensor]]:

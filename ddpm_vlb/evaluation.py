@@ -10,7 +10,6 @@ independent; at each timestep the variance over images is at least the noise's (
 of which the smaller of this bound and `standard_error` is reported: an upper bound, not an estimate.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -135,15 +134,6 @@ def estimate_nll(
     prior = nats_to_bits_per_dim(prior_kl(reverse.forward, samples).cpu().double(), num_dimensions)
     total = (num_steps - 1) / max(drawn, 1) * terms[:, 1:].sum(dim=1)
     return NLLEstimate(prior + total + terms[:, 0], prior, total, terms[:, 0], terms.numel())
-
-
-def network_digest(network: torch.nn.Module) -> str:
-    r"""SHA-256 of a network's weights and their names: which network a report is of, whatever file it was loaded from."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(network.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_report(report: dict[str, Any], path: str | Path) -> None:

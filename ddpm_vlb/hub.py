@@ -12,11 +12,10 @@ at every moment what it was before or what it is after; files of an earlier push
 weights, a report of other weights) leave in that commit.
 """
 
-import fnmatch
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,11 @@ from .cards import check_report, model_card, public_report
 from .standalone import standalone_source
 
 WEIGHTS = "diffusion_pytorch_model"
-WEIGHT_PATTERNS = (f"{WEIGHTS}*.safetensors", f"{WEIGHTS}*.bin", f"{WEIGHTS}*.index.json", f"{WEIGHTS}*.index.*.json")
+# Weights in one file or in shards, with or without a variant, and the index of shards.
+WEIGHT_NAME = re.compile(
+    rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
+)
 PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
-PIPELINE_PATTERNS = (*PIPELINE_FILES, *(f"unet/{pattern}" for pattern in WEIGHT_PATTERNS))
 PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
 
 # Of a scheduler that is pushed by itself.
@@ -78,14 +79,19 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in PIPELINE_PATTERNS) or name.count("/") > 1:
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
             continue
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"`folder` must hold its files itself, got {name!r}, a link to {str(path.resolve())!r}.")
+        check_no_link(path, folder)
         files[name] = path
         if path.suffix == ".json" and not name.endswith(".index.json"):
             files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
     return files
+
+
+def check_no_link(path: Path, folder: Path) -> None:
+    r"""Raise `ValueError` for a link that leads out of a folder: what it names was not meant to leave."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"`folder` must hold its files itself, got {path.name!r}, a link to {str(path.resolve())!r}.")
 
 
 def repository_files(
@@ -97,12 +103,12 @@ def repository_files(
         ValueError: as `pipeline_files`; a report that `check_report` refuses.
     """
     files = pipeline_files(folder)
-    config = json.loads(files["scheduler/scheduler_config.json"])
+    scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
     pictures = pictures or {}
     card = model_card(
         report,
         repository=repository,
-        num_train_timesteps=config.get("num_train_timesteps"),
+        settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
         pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
     )
     files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
@@ -118,13 +124,11 @@ def _json_bytes(content: Any) -> bytes:
 
 def is_stale(name: str, variant: str | None = None) -> bool:
     r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
-    measured of them (of the weights without a variant, which are those that are loaded by default)."""
+    measured of the model that was there."""
     if name in ("report.json", *PICTURES):
-        return variant is None
-    if not any(fnmatch.fnmatchcase(name, f"unet/{pattern}") for pattern in WEIGHT_PATTERNS):
-        return False
-    words = re.sub(r"-\d+-of-\d+", "", name.removeprefix(f"unet/{WEIGHTS}")).strip(".").split(".")
-    return [word for word in words if word not in ("safetensors", "bin", "index", "json")] == ([variant] if variant else [])
+        return True
+    match = WEIGHT_NAME.fullmatch(name)
+    return match is not None and (match["variant"] or match["of_index"]) == variant
 
 
 def push_folder(
@@ -134,7 +138,6 @@ def push_folder(
     report: dict[str, Any] | None = None,
     pictures: dict[str, bytes] | None = None,
     variant: str | None = None,
-    subfolder: str | None = None,
     commit_message: str = "Upload VLBDDPMPipeline",
     **options: Any,
 ) -> CommitInfo:
@@ -145,32 +148,23 @@ def push_folder(
         repository: `name` or `owner/name`.
         report: what the card is made from; `None` for one that says that nothing was scored.
         pictures: PNG files by their names, of those in `PICTURES`.
-        variant: of the weights, where they are not the ones loaded by default; the card that is there then stays.
-        subfolder: where in the repository; without a card.
+        variant: of the weights, where they are not the ones that are loaded by default.
 
     Raises:
         ValueError: a folder that is not a saved pipeline, or a report that `check_report` refuses: nothing is sent.
     """
     repository_files(folder, check_repository(repository), report, pictures)
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-
-    def files(name: str) -> dict[str, Path | bytes]:
-        if prefix:
-            return {prefix + key: content for key, content in pipeline_files(folder).items()}
-        return repository_files(folder, name, report, pictures)
-
     return push_files(
-        files,
+        lambda name, there: repository_files(folder, name, report, pictures),
         repository,
         commit_message=commit_message,
-        remove=lambda name: name.startswith(prefix) and is_stale(name.removeprefix(prefix), variant),
-        keep=("README.md",) if variant and report is None else (),
+        remove=lambda name: is_stale(name, variant),
         **options,
     )
 
 
 def push_files(
-    files: Callable[[str], dict[str, Path | bytes]],
+    files: Callable[[str, set[str]], dict[str, Path | bytes]],
     repository: str,
     *,
     commit_message: str,
@@ -179,19 +173,17 @@ def push_files(
     create_pr: bool = False,
     token: str | None = None,
     remove: Callable[[str], bool] = lambda name: False,
-    keep: Sequence[str] = (),
 ) -> CommitInfo:
     r"""Send files to a model repository of the Hub in one commit; the repository and the branch are made where there are none.
 
     Args:
-        files: the files by their names there, as paths or content, for the full name of the repository.
+        files: the files by their names there, as paths or content, for the repository's full name and the files it has.
         repository: `name` or `owner/name`.
         private: whether the repository is private; `None` leaves it to the owner's default, and to what it is.
         revision: branch to commit to, or that the pull request is for; `main` by default.
         create_pr: open a pull request instead.
         token: in place of the one that is logged in.
         remove: which files that are there, and not among `files`, leave.
-        keep: files that are not sent where they are there.
 
     Raises:
         ValueError: a name that cannot be a repository, or `private` for one that exists and is public, or the other way round:
@@ -207,13 +199,13 @@ def push_files(
         info = api.model_info(repository, revision=revision)
     if private is not None and bool(info.private) != private:
         raise ValueError(f"`private` must be {bool(info.private)} for {repository!r}, which exists, got {private}.")
-    sent = files(repository)
     with _hub_errors(repository):
         there = set(api.list_repo_files(repository, revision=info.sha))
+    sent = files(repository, there)
+    with _hub_errors(repository):
         operations: list[Any] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else os.fspath(content))
             for name, content in sent.items()
-            if not (name in keep and name in there)
         ]
         operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(there - sent.keys()) if remove(name)]
         return api.create_commit(
@@ -233,6 +225,26 @@ def _hub_errors(repository: str) -> Iterator[None]:
     except Exception as error:  # of the client, of HTTP, of the network
         reason = " ".join(str(error).split()) or type(error).__name__
         raise HubError(f"`repository` must be one that can be pushed to, got {repository!r}: {reason}") from error
+
+
+def push_scheduler(
+    config: str, repository: str, *, config_name: str, subfolder: str | None = None, **options: Any
+) -> CommitInfo:
+    r"""Push a scheduler's configuration; see `push_files` for `options`.
+
+    In a repository that holds more than that it is a change of the model: what was measured of it leaves, and a card that
+    showed it is replaced by one without a number.
+    """
+
+    def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
+        sent: dict[str, Path | bytes] = {f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name: config.encode()}
+        if there & {"report.json", *PICTURES}:
+            sent["README.md"] = str(model_card(None, repository=name, settings=json.loads(config))).encode()
+        elif "README.md" not in there and not subfolder:
+            sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
+        return sent
+
+    return push_files(files, repository, remove=lambda name: name in ("report.json", *PICTURES), **options)
 
 
 def check_repository(repository: Any) -> str:

@@ -1,5 +1,6 @@
 r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
 
+import hashlib
 import json
 import operator
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -21,9 +22,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from . import __version__
 from .bound import prior_kl, vlb_terms
+from .cards import check_report
 from .files import write_atomically
 from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
-from .hub import check_repository, pipeline_files, push_folder, strip_paths
+from .hub import check_repository, is_stale, pipeline_files, push_folder, strip_paths
 from .images import images_to_levels
 from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
 from .reverse_process import ReverseProcess
@@ -32,7 +34,28 @@ from .standalone import standalone_source
 
 logger = logging.get_logger(__name__)
 
-PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder", "revision", "report")
+# What a report says of the model itself.
+REPORTED_SETTINGS = (
+    "network_sha256",
+    "num_train_timesteps",
+    "num_steps",
+    "inference_timesteps",
+    "beta_schedule",
+    "trained_betas",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+    "variance_type",
+    "decoder_variance",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "num_pixel_levels",
+)
+PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 DECODER_RULES = {
@@ -108,6 +131,8 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError(
                 f"`pretrained_model_name_or_path` must be a folder or a repository, got {pretrained_model_name_or_path!r}."
             )
+        if kwargs.get("subfolder"):
+            raise ValueError(f"`subfolder` must be left out: a pipeline is a whole repository, got {kwargs['subfolder']!r}.")
         pretrained_model_name_or_path = os.fspath(pretrained_model_name_or_path)
         # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
         kwargs["low_cpu_mem_usage"] = True
@@ -150,6 +175,9 @@ class VLBDDPMPipeline(DDPMPipeline):
                 f" got {pretrained_model_name_or_path!r} with a {type(pipe.unet).__name__}."
             )
         pipe.unet = _restore_single_head(pipe.unet)
+        if "_name_or_path" in getattr(pipe.unet, "config", {}):
+            # A folder of this machine, which the network would take along wherever it is pushed by itself.
+            pipe.unet.register_to_config(_name_or_path="")
         return pipe
 
     def to_json_string(self) -> str:
@@ -177,7 +205,14 @@ class VLBDDPMPipeline(DDPMPipeline):
         """
         folder = Path(save_directory)
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        if options.get("report") is not None:
+            self.check_report(options["report"])
+        before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
+        for path, written in before.items():
+            # Weights of an earlier save under another name would be loaded in place of these.
+            if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
+                path.unlink()
         for name, content in pipeline_files(folder).items():
             if isinstance(content, bytes):
                 write_atomically(folder / name, content)
@@ -199,6 +234,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         subfolder: str | None = None,
         revision: str | None = None,
         report: dict[str, Any] | None = None,
+        pictures: dict[str, bytes] | None = None,
     ) -> str:
         r"""Push to the Hub, in one commit, what `save_pretrained` writes and a model card.
 
@@ -206,21 +242,28 @@ class VLBDDPMPipeline(DDPMPipeline):
             repo_id (`str`), commit_message (`str`, *optional*), private (`bool`, *optional*), token (`str`, *optional*),
                 create_pr (`bool`), safe_serialization (`bool`), variant (`str`, *optional*), subfolder (`str`, *optional*):
                 As [`~diffusers.utils.PushToHubMixin.push_to_hub`]; but `private` is refused for a repository that exists and
-                is not.
+                is not, and so is `subfolder`, from which nobody can load a pipeline.
             revision (`str`, *optional*):
                 Branch to commit to, made where it does not exist.
             report (`dict`, *optional*):
-                Of this checkpoint, as `ddpm_vlb.evaluation.make_report` makes it: what the card is made from. Without one, the
+                Of this pipeline, as `ddpm_vlb.evaluation.make_report` makes it: what the card is made from. Without one, the
                 card says that nothing was scored.
+            pictures (`dict`, *optional*):
+                PNG files for the card, `"terms.png"` and `"samples.png"`.
 
         Returns:
             `str`: address of the commit, or of the pull request.
 
         Raises:
-            ValueError: a report that does not agree with itself, or a name that cannot be a repository; nothing is sent.
+            ValueError: a report that does not agree with itself or with this pipeline, or a name that cannot be a repository;
+                nothing is sent.
             HubError: what the Hub or the network refused. It is an `OSError`.
         """
         check_repository(repo_id)
+        if subfolder is not None:
+            raise ValueError(f"`subfolder` must be left out: no pipeline can be loaded from one, got {subfolder!r}.")
+        if report is not None:
+            self.check_report(report)
         options = {} if commit_message is None else {"commit_message": commit_message}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
@@ -228,14 +271,29 @@ class VLBDDPMPipeline(DDPMPipeline):
                 folder,
                 repo_id,
                 report=report,
+                pictures=pictures,
                 variant=variant,
-                subfolder=subfolder,
                 private=private,
                 token=token,
                 create_pr=create_pr,
                 revision=revision,
                 **options,
             )
+
+    def check_report(self, report: dict[str, Any]) -> None:
+        r"""Raise `ValueError` unless a report is complete, agrees with itself, and is of this very model: its network, its
+        scheduler, and the sub-sequence that its number of steps stands for."""
+        check_report(report)
+        config = report["config"]
+        steps = config["num_inference_steps"]
+        timesteps = config["inference_timesteps"] if steps is None else None
+        reverse, _ = self._scored_process(steps, timesteps, None, None)
+        now = self._describe(reverse, steps, timesteps)
+        now["network_sha256"] = network_digest(self.unet, getattr(torch, str(config["dtype"]), None))
+        for key in REPORTED_SETTINGS:
+            if key not in config.get("overridden", ()) and config.get(key, "nothing") != now[key]:
+                was, is_ = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (config.get(key), now[key]))
+                raise ValueError(f"`report` must be of this pipeline, got {key} = {was} for {is_}.")
 
     # Sampling.
 
@@ -387,7 +445,13 @@ class VLBDDPMPipeline(DDPMPipeline):
         prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
         _check_finite(terms, grid)
         decoder, transitions = terms[:, 0], terms[:, 1:]
-        config = self._describe(reverse, num_inference_steps, inference_timesteps, batch_size, seed, levels.shape[1:])
+        config = self._describe(reverse, num_inference_steps, inference_timesteps) | {
+            "overridden": [n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None],
+            "network_sha256": network_digest(self.unet),
+            "image_shape": list(levels.shape[1:]),
+            "batch_size": batch_size,
+            "seed": seed,
+        }
         return VLBOutput(
             bits_per_dim=prior + decoder + transitions.sum(dim=1),
             prior=prior,
@@ -485,7 +549,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             for module, was_training in training.items():
                 module.training = was_training
 
-    def _describe(self, reverse, num_inference_steps, inference_timesteps, batch_size, seed, image_shape) -> dict[str, Any]:
+    def _describe(self, reverse, num_inference_steps, inference_timesteps) -> dict[str, Any]:
         scheduler, forward = self.scheduler.config, reverse.forward
         if len(forward) == 1 and reverse.variance_type != "learned":
             rule = DECODER_RULES["single"]
@@ -511,11 +575,10 @@ class VLBDDPMPipeline(DDPMPipeline):
             "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
             "sample_max_value": reverse.sample_max_value,
             "num_pixel_levels": scheduler.num_pixel_levels,
-            "image_shape": list(image_shape),
             "dtype": str(self._network_dtype).removeprefix("torch."),
             "device": self._execution_device.type,
-            "batch_size": batch_size,
-            "seed": seed,
+            "timestep_spacing": scheduler.timestep_spacing,
+            "num_class_embeds": getattr(self.unet.config, "num_class_embeds", None),
             "versions": {
                 "ddpm_vlb": __version__,
                 "diffusers": diffusers.__version__,
@@ -523,6 +586,22 @@ class VLBDDPMPipeline(DDPMPipeline):
                 "python": platform.python_version(),
             },
         }
+
+
+def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
+    whatever file it was loaded from. `None` where the weights are not at hand."""
+    config = getattr(network, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
+    digest = hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode())
+    for name, weight in sorted(network.state_dict().items()):
+        if weight.is_meta:
+            return None
+        weight = weight.detach().cpu()
+        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_not_about_num_pixel_levels(record) -> bool:
@@ -573,7 +652,7 @@ def _check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> No
 
 def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
     parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
-    for name, cls, file in (("unet", UNet2DModel, "config.json"), ("scheduler", DDPMScheduler, "scheduler_config.json")):
+    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
         if name in parts:
             continue
         subfolder = name if (folder / name / file).exists() else None
@@ -583,6 +662,12 @@ def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
                 "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
                 f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
             )
+        cls = UNet2DModel
+        if name == "scheduler":
+            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
+            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
+            cls = getattr(diffusers, str(named), None)
+            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
         options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
         parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
     return parts

@@ -24,7 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .bound import prior_kl, vlb_terms
 from .forward_process import ForwardProcess, check_inference_timesteps, make_betas, on_cpu
 from .gaussians import Gaussian, check_num_pixel_levels
-from .hub import SCHEDULER_CARD, push_files
+from .hub import push_scheduler
 from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
 from .reverse_process import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, ReverseGaussian, ReverseProcess
 
@@ -39,6 +39,9 @@ SCHEDULE_KEYS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
+
+# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
+NOT_ANOTHER = (None, False, "discrete")
 
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
@@ -155,22 +158,22 @@ class VLBDDPMScheduler(DDPMScheduler):
         subfolder: str | None = None,
         revision: str | None = None,
     ) -> str:
-        r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none.
+        r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none; numbers that were measured with
+        another one leave.
 
         Arguments, returns and errors as [`~VLBDDPMPipeline.push_to_hub`]; `safe_serialization` and `variant` are about weights,
         of which a scheduler has none.
         """
-        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-        card = {} if prefix else {"README.md": SCHEDULER_CARD.format(repository=repo_id).encode()}
-        return push_files(
-            lambda _: {f"{prefix}{self.config_name}": self.to_json_string().encode(), **card},
+        return push_scheduler(
+            self.to_json_string(),
             repo_id,
+            config_name=self.config_name,
+            subfolder=subfolder,
             commit_message=commit_message or "Upload scheduler",
             private=private,
             revision=revision,
             create_pr=create_pr,
             token=token,
-            keep=("README.md",),
         )
 
     # Scoring: frozen processes on an explicit grid, and the terms of the bound.
@@ -636,10 +639,11 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
-        if not compatible or "beta_schedule" not in config or config.get("use_flow_sigmas"):
+        others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+        if not compatible or "beta_schedule" not in config or others:
             raise ValueError(
                 "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
-                f" got {type(scheduler).__name__}{' with use_flow_sigmas' if config.get('use_flow_sigmas') else ''}."
+                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ CHECKPOINTS = Path(__file__).parents[1] / "spaces_demo" / "checkpoints"
 @pytest.fixture
 def report(pipe, images):
     output = pipe.evaluate_nll(images, generator=generator())
-    return make_report(output, dataset="digits", split="test", checkpoint="tiny", description="A tiny model.")
+    return make_report(output, dataset="digits", split="test", checkpoint="tiny", description="A tiny model.", max_images=5)
 
 
 def test_the_card_says_what_the_report_says(report):
@@ -40,15 +41,15 @@ def test_the_card_says_what_the_report_says(report):
     for key in ("bits_per_dim", "prior", "transitions_total", "decoder", "standard_error"):
         assert f"{report[key]:.4f}" in body
     assert "![Samples](s.png)" in body and "A tiny model." in body and report["config"]["decoder_variance"] in body
-    for way in ("VLBDDPMPipeline", "DDPMPipeline", "DiffusionPipeline"):
-        assert f'{way}.from_pretrained("me/tiny"' in body
+    for way in ('VLBDDPMPipeline.from_pretrained("me/tiny"', ' DDPMPipeline.from_pretrained("me/tiny"', 'name = "me/tiny"'):
+        assert way in body
     assert "ddpm-vlb evaluate me/tiny --dataset digits --split test" in body and "num_inference_steps=20" in body
     assert "{{" not in text and "{%" not in text
     check_card(text, report)
 
 
 def test_without_a_report_there_is_no_number():
-    text = str(model_card(None, repository="me/tiny", num_train_timesteps=300))
+    text = str(model_card(None, repository="me/tiny", settings={"num_train_timesteps": 300}))
     assert "has not been scored" in text and "bits_per_dim" not in text and "num_inference_steps=300" in text
 
 
@@ -61,6 +62,27 @@ def test_the_command_of_a_card_gives_its_number_again(pipe, tmp_path, monkeypatc
     line = reproducing_command(first, "tiny").split()
     assert line[:3] == ["ddpm-vlb", "evaluate", "tiny"] and main([*line[1:], "--output", "second.json"]) == 0
     assert read_report("second.json")["per_image"] == first["per_image"]
+
+
+def test_what_no_command_can_say_has_none(pipe, images):
+    for arguments in ({"inference_timesteps": [19, 10, 3, 0]}, {"thresholding": True}, {}):
+        output = pipe.evaluate_nll(images, generator=generator(), **arguments)
+        context = {"max_images": None} if arguments else {}
+        report = make_report(output, dataset="digits", split="test", checkpoint="tiny", **context)
+        text = str(model_card(report, repository="me/tiny"))
+        assert "ddpm-vlb evaluate" not in text and "which no command line can say" in text
+        check_card(text, report)
+
+
+def test_stock_diffusers_is_not_promised_what_it_cannot_do():
+    for settings, reason in (
+        ({"variance_type": "learned"}, "cannot sample from it (variance_type: learned)"),
+        ({"timestep_spacing": "trailing"}, "cannot sample from it (timestep_spacing: trailing)"),
+        ({"num_class_embeds": 10}, "knows no classes"),
+    ):
+        text = str(model_card(None, repository="me/tiny", settings={"num_train_timesteps": 20, **settings}))
+        assert reason in text and "import DDPMPipeline" not in text
+        assert ("class_labels=labels" in text) == ("num_class_embeds" in settings)
 
 
 def test_paths_of_this_machine_are_not_shown(report, tmp_path):
@@ -95,12 +117,22 @@ def test_reports_that_are_none_are_refused(report):
         (changed(report, num_images=True), "must have a int for 'num_images', got bool"),
         (changed(report, transitions=report["transitions"][:-1]), "one transition and one timestep per step"),
         (changed(report, transitions=[0.0] * 19), "transitions that sum to their total"),
+        (changed(report, transitions=[None] * 19), "a number for every timestep of a full sweep"),
+        (changed(report, per_image=["1"] * 5), "`report.per_image[0]` must be a number, got '1'"),
+        (changed(report, transitions=["1"] * 19), "`report.transitions[0]` must be a number"),
+        (changed(report, num_steps="20"), "`report.config.num_steps` must be a positive integer"),
+        (changed(report, num_images=0), "must have evaluated each image"),
+        (changed(report, num_network_evaluations=7), "must have evaluated each image at every step"),
+        (changed(report, method="guessed"), "a method that begins with 'full' or 'sampled'"),
+        (changed(report, versions=[1]), "`report.config.versions` must be a dictionary"),
+        (changed(report, num_train_timesteps=4000), "must name the sub-sequence it is of"),
+        (changed(report, method="sampled", standard_error=-5.0), "a standard error that is not negative"),
         (lower, "images whose mean is its total"),
         (changed(report, standard_error=report["standard_error"] / 2), "a standard error that its images have"),
         (changed(report, prior=-1.0, decoder=report["decoder"] + report["prior"] + 1.0), "terms that are not negative"),
     ]
     for bad, message in cases:
-        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        with pytest.raises(ValueError, match=re.escape(message)):
             check_report(bad)
         with pytest.raises(ValueError):
             model_card(bad, repository="me/tiny")
@@ -109,18 +141,28 @@ def test_reports_that_are_none_are_refused(report):
 def test_cards_that_say_something_else_are_refused(report):
     text = str(model_card(report, repository="me/tiny"))
     value, error = report["bits_per_dim"], report["standard_error"]
+    decoder = f"| L_0 (decoder) | {report['decoder']:.4f} |"
+    agrees = "`card` must agree with its report, got the line"
     cases = [
-        (text.replace(f"value: {value!r}", f"value: {value - 0.5!r}"), "must agree with its report, got the result"),
+        (text.replace(f"value: {value!r}", f"value: {value - 0.5!r}"), f"{agrees} '      value: "),
         (text.replace(f"standard_error: {error!r}", "standard_error: .nan"), "must be finite"),
         (text.replace(f"standard_error: {error!r}", "standard_error: !!python/object/apply:numpy.float64 [1.0]"), "plain YAML"),
         (text.replace(f"value: {value!r}", "value: !!binary AAAA"), "must be a plain value of Python, got bytes"),
-        (text.replace(f"**{value:.4f} bits/dim**", "**0.0001 bits/dim**"), r"got \['0.0001'\]"),
-        (text.replace(f"| L_0 (decoder) | {report['decoder']:.4f} |", "| L_0 (decoder) | 0 |"), "got no line '| L_0"),
-        (text.replace("--split test", "--split train"), "got no line 'ddpm-vlb evaluate"),
+        (text.replace(f"**{value:.4f} bits/dim**", "**0.0001 bits/dim**"), agrees),
+        (text.replace(f"({error:.4f} standard error)", "(0.0001 standard error)"), agrees),
+        (text.replace("on 5 images of digits", "on 60000 images of CIFAR-10"), agrees),
+        (text.replace(decoder, "| L_0 (decoder) | 0 |"), agrees),
+        (text.replace(decoder, f"| L_0 (decoder) | 0.0001 |\n<!--\n{decoder}\n-->"), agrees),
+        (text.replace("## Limits", "Exact NLL: 0.123 bits/dim.\n\n## Limits"), agrees),
+        (text.replace("--split test", "--split train"), agrees),
         (text.replace("library_name: diffusers\n", ""), "got none of library_name"),
-        (text.replace("license: apache-2.0", "license: mit"), "must have license: apache-2.0, got mit"),
-        (text.replace("- likelihood\n", ""), "must have the tags"),
-        (text.replace("seed: 0", "seed: 1"), "must agree with its report"),
+        (text.replace("license: apache-2.0", "license: mit"), agrees),
+        (text.replace("- likelihood\n", ""), agrees),
+        (text.replace("datasets:\n- digits", "datasets:\n- uoft-cs/cifar10"), agrees),
+        (text.replace("seed: 0", "seed: 1"), agrees),
+        (text.replace('name = "me/tiny"', 'name = "evil/other"'), agrees),
+        (text.replace(' DDPMPipeline.from_pretrained("me/tiny")', ' DDPMPipeline.from_pretrained("evil/other")'), agrees),
+        (text + "\nmore", agrees),
         (text[4:], "must begin with its metadata"),
         ("---\n- 1\n---\n", "metadata of keys and values"),
         ("---\n{\n---\n", "plain YAML"),
@@ -128,7 +170,7 @@ def test_cards_that_say_something_else_are_refused(report):
     ]
     for bad, message in cases:
         assert bad != text
-        with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        with pytest.raises(ValueError, match=re.escape(message)):
             check_card(bad, report)
     other = changed(report, seed=7)
     with pytest.raises(ValueError, match="must agree with its report"):
@@ -158,14 +200,20 @@ def test_the_command_line(pipe, images, tmp_path, capsys):
     # A report of another scheduler, or of other weights.
     place = folder / "scheduler" / "scheduler_config.json"
     before = place.read_text()
-    for change in ({"variance_type": "fixed_large"}, {"trained_betas": [0.01 * (i + 1) for i in range(20)]}):
+    changes = [{"variance_type": "fixed_large"}, {"clip_sample_range": 0.3}, {"clip_sample": False}, {"beta_end": 0.1}]
+    for change in changes:
         place.write_text(json.dumps(json.loads(before) | change))
-        assert main(arguments) == 2 and "`report` must be of the scheduler in" in capsys.readouterr().err
+        assert main(arguments) == 2 and f"of this pipeline, got {next(iter(change))}" in capsys.readouterr().err
     place.write_text(before)
+    unet = folder / "unet" / "config.json"
+    before = unet.read_text()
+    unet.write_text(json.dumps(json.loads(before) | {"freq_shift": 1}))
+    assert main(arguments) == 2 and "of this pipeline, got network_sha256" in capsys.readouterr().err
+    unet.write_text(before)
     report = read_report(output)
     report["config"]["network_sha256"] = "0" * 64
     write_report(report, output)
-    assert main(arguments) == 2 and "`report` must be of the network in" in capsys.readouterr().err
+    assert main(arguments) == 2 and "of this pipeline, got network_sha256" in capsys.readouterr().err
     assert not (folder / "README.md").exists()
     assert main(["card", str(tmp_path / "nothing")]) == 2 and "`report` must be a JSON file" in capsys.readouterr().err
 

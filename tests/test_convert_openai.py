@@ -155,6 +155,9 @@ def like_cifar(**changes):
     return Reference(**{**config, "out_channels": 6, **changes})
 
 
+TRAINED = {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True}
+
+
 def test_the_embedding_is_the_papers():
     out = timestep_embedding(torch.tensor([0.0, 2.5]), 8)
     expected = [f(2.5 * 10000 ** (-i / 4)) for f in (math.cos, math.sin) for i in range(4)]
@@ -171,9 +174,9 @@ def test_the_embedding_is_the_papers():
         # A single head fits any widths, as on LSUN.
         (
             like_cifar(multipliers=(1, 1, 2, 4), attention_levels=(2, 3), heads=1, scale_shift=False),
-            {"num_heads": 1, "image_size": 32},
+            {**TRAINED, "num_heads": 1, "image_size": 32},
         ),
-        (like_cifar(multipliers=(1, 2), attention_levels=(1,), classes=5), {"image_size": 16}),
+        (like_cifar(multipliers=(1, 2), attention_levels=(1,), classes=5), {**TRAINED, "num_heads": 4, "image_size": 16}),
     ],
 )
 def test_the_same_function(reference, arguments):
@@ -207,13 +210,25 @@ def test_the_diffusion(tmp_path):
     assert pipe.scheduler.inference_grid(100)[::-1] == [round(i * 3999 / 99) for i in range(100)]
 
 
+def test_the_published_models_have_their_flags():
+    lsun = like_cifar(multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,), blocks=1, scale_shift=False)
+    pipe = convert_openai(lsun.weights)
+    assert pipe.unet.config.sample_size == 256 and pipe.unet.config.attention_head_dim is None
+    config = pipe.scheduler.config
+    assert (config.num_train_timesteps, config.beta_schedule, config.beta_end) == (1000, "linear", 0.02)
+    assert pipe.unet.config.time_embedding_type == "positional"
+    cifar = convert_openai(like_cifar().weights)
+    assert cifar.unet.config.sample_size == 32 and cifar.unet.config.attention_head_dim == 16
+    assert (cifar.scheduler.config.num_train_timesteps, cifar.unet.config.time_embedding_type) == (4000, "learned")
+
+
 def test_the_command(tmp_path, capsys):
     reference = like_cifar()
     torch.save(reference.weights, tmp_path / "ema.pt")
     arguments = ["convert-openai", str(tmp_path / "ema.pt"), str(tmp_path / "out"), "--diffusion-steps", "40"]
     assert main(arguments) == 0
     told = capsys.readouterr().out
-    assert "32 x 32" in told and "learned_range" in told and "diffusion_steps 40" in told
+    assert "32 x 32" in told and "learned_range" in told and "40 steps, squaredcos_cap_v2, timesteps rescaled" in told
     pipe, stock = (quiet(cls.from_pretrained(tmp_path / "out")) for cls in (VLBDDPMPipeline, DDPMPipeline))
     images = torch.randint(256, (2, 3, 32, 32), generator=generator()).to(torch.uint8)
     out = pipe.evaluate_nll(images, generator=generator(), num_inference_steps=4)
@@ -241,7 +256,11 @@ def test_what_cannot_be_exact_is_refused(tmp_path, capsys):
         (weights, {"num_heads": 3}, "`num_heads` must divide the 64 channels"),
         (weights, {"noise_schedule": "quadratic"}, "`noise_schedule` must be one of"),
         (weights, {"diffusion_steps": 0}, "`diffusion_steps` must be at least 1"),
-        (like_cifar(multipliers=(1, 2), attention_levels=(1,)).weights, {}, "`image_size` must be given"),
+        (like_cifar(multipliers=(1, 2), attention_levels=(1,)).weights, {}, "`diffusion_steps` must be given"),
+        (weights, {"image_size": 0}, "`image_size` must be at least 1"),
+        (weights, {"dropout": math.nan}, r"`dropout` must lie in \[0, 1\)"),
+        (weights, {"diffusion_steps": 10, "noise_schedule": "linear"}, "beta"),
+        (weights | {"time_embed.0.bias": torch.full((128,), math.nan)}, {}, "`weights` must be finite"),
     ]
     for bad, arguments, message in cases:
         with pytest.raises(ValueError, match=message):

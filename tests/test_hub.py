@@ -176,6 +176,18 @@ def test_the_shell_lines_of_the_readme(hub, client, folder):
     assert repository.private and set(repository.files) == PIPELINE | {"report.json", "terms.png", "samples.png"}
 
 
+def test_a_pinned_revision_of_the_code_is_its_own(hub, client, stranger, folder):
+    client.run(OPEN + "pipe.push_to_hub('me/pinned')", folder=str(folder))
+    repository = hub.repositories["me/pinned"]
+    first = repository.head
+    newer = repository.files | {"pipeline.py": repository.files["pipeline.py"] + b"\nNEW = True\n"}
+    repository.commit(newer, "Newer code", "main")
+    load = REMOTE.replace("trust_remote", "revision=first, custom_revision=first, trust_remote")
+    tell = "\nimport sys; result = hasattr(sys.modules[type(pipe).__module__], 'NEW')"
+    assert stranger.run(load + tell, name="me/pinned", first=first) is False
+    assert stranger.run(REMOTE + tell, name="me/pinned") is True
+
+
 def test_remote_code_needs_trust(shipped, stranger):
     load = "from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(name, custom_pipeline=name)"
     with pytest.raises(Failure, match="trust_remote_code"):
@@ -233,6 +245,7 @@ assert all((a == b).all() for a, b in zip(pipe.unet.parameters(), UNet2DModel.fr
     assert client.run(parts, folder=str(folder), other=str(tmp_path / "other")) == [20, 20]
     saved, scheduler, network = (hub.repositories[f"me/{name}"] for name in ("saved", "scheduler", "network"))
     assert saved.private and scheduler.private and network.private
+    assert str(folder).encode() not in network.files["config.json"] and b"/tmp" not in network.files["config.json"]
     assert set(saved.files) == PIPELINE and saved.commits[saved.head][1] == "Saved"
     files, message = scheduler.commits[scheduler.branches["trial"]]
     assert set(files) == {"scheduler_config.json", "README.md"} and message == "Alone" and not scheduler.files
@@ -251,18 +264,87 @@ def test_a_push_is_a_revision_and_old_ones_keep_their_numbers(hub, client, folde
     assert command(client, "card", folder, "--num-images", 2).returncode == 0
     assert command(client, "push", folder, repository, "--message", "With numbers").returncode == 0
     assert {"report.json", "terms.png", "samples.png"} < set(hub.repositories[repository].files)
-    # Other weights: what was measured of the old ones goes with them.
+    # Another model: what was measured of the old one goes with it.
     quiet(VLBDDPMPipeline(tiny_unet(seed=1), VLBDDPMScheduler(20, num_pixel_levels=17))).save_pretrained(folder)
     done = command(client, "push", folder, repository)
-    assert done.returncode == 2 and "`report` must be of the network in" in done.stderr
+    assert done.returncode == 2 and "`report` must be of this pipeline, got network_sha256" in done.stderr
     report.unlink()
-    (folder / "samples.png").unlink()
     assert command(client, "push", folder, repository).returncode == 0
     latest = hub.repositories[repository]
     assert set(latest.files) == PIPELINE and b"has not been scored" in latest.files["README.md"]
     assert (
         client.run(score, name=repository, revision=first) == before != client.run(score, name=repository, revision=latest.head)
     )
+
+
+def test_a_report_of_another_model_is_not_pushed(hub, client, folder, tmp_path):
+    code = (
+        OPEN
+        + """
+import json, torch
+from ddpm_vlb import VLBDDPMScheduler
+from ddpm_vlb.data import load_images
+from ddpm_vlb.evaluation import make_report
+pipe.set_progress_bar_config(disable=True)
+out = pipe.evaluate_nll(load_images("digits", "test", 3).images, num_inference_steps=4)
+report = make_report(out, dataset="digits", split="test", checkpoint="tiny")
+def push(action):
+    try:
+        action()
+        return "pushed"
+    except ValueError as error:
+        return str(error)
+weight = next(pipe.unet.parameters())
+kept = weight.detach().clone()
+with torch.no_grad():
+    weight.add_(1e-3)
+result = [push(lambda: pipe.push_to_hub("me/lie", report=report))]
+result += [push(lambda: pipe.save_pretrained(other, push_to_hub=True, repo_id="me/lie", report=report))]
+with torch.no_grad():
+    weight.copy_(kept)
+before = pipe.scheduler
+for change in ({"timestep_spacing": "trailing"}, {"clip_sample_range": 0.3}):
+    pipe.scheduler = VLBDDPMScheduler.from_config(before.config, **change)
+    result += [push(lambda: pipe.push_to_hub("me/lie", report=report))]
+pipe.scheduler = before
+result += [push(lambda: pipe.push_to_hub("me/true", report=report))]
+"""
+    )
+    told = client.run(code, folder=str(folder), other=str(tmp_path / "other"))
+    expected = ["network_sha256", "network_sha256", "inference_timesteps", "clip_sample_range"]
+    assert all(f"`report` must be of this pipeline, got {key}" in text for key, text in zip(expected, told))
+    assert told[-1] == "pushed" and "me/lie" not in hub.repositories and "report.json" in hub.repositories["me/true"].files
+
+
+def test_a_part_that_changes_the_model_takes_its_numbers_away(hub, client, folder):
+    def scored(name):
+        report = folder / "report.json"
+        arguments = ("evaluate", folder, "--dataset", "digits", "--max-images", 2, "--output", report)
+        assert command(client, *arguments).returncode == 0 and command(client, "push", folder, name).returncode == 0
+        assert "report.json" in hub.repositories[name].files and b"bits/dim**" in hub.repositories[name].files["README.md"]
+
+    scored("me/variant")
+    client.run(OPEN + "pipe.push_to_hub('me/variant', variant='fp16')", folder=str(folder))
+    scored("me/part")
+    client.run(OPEN + "pipe.scheduler.push_to_hub('me/part', subfolder='scheduler')", folder=str(folder))
+    for name in ("me/variant", "me/part"):
+        files = hub.repositories[name].files
+        assert "report.json" not in files and b"has not been scored" in files["README.md"]
+
+
+def test_saving_leaves_no_weights_that_would_be_loaded_instead(client, folder):
+    code = (
+        OPEN
+        + """
+with torch.no_grad():
+    next(pipe.unet.parameters()).add_(1.0)
+pipe.save_pretrained(folder, safe_serialization=safe, **options)
+again = VLBDDPMPipeline.from_pretrained(folder)
+result = all(torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), again.unet.parameters()))
+"""
+    )
+    for safe, options in ((False, {}), (True, {}), (True, {"max_shard_size": "20KB"}), (False, {}), (True, {})):
+        assert client.run("import torch\n" + code, folder=str(folder), safe=safe, options=options), (safe, options)
 
 
 def test_weights_of_another_kind_do_not_stay_beside_new_ones(hub, client, folder):
@@ -320,16 +402,21 @@ def test_schedulers_of_the_same_network_are_taken_as_its_ddpm(hub, client, folde
     assert client.run(LOAD + "result = type(pipe.scheduler).__name__", name=f"others/{scheduler}") == "VLBDDPMScheduler"
 
 
-def test_schedulers_of_other_models_are_refused(hub, client, folder):
-    from diffusers import FlowMatchEulerDiscreteScheduler
+@pytest.mark.parametrize("has_index", [True, False])
+@pytest.mark.parametrize("scheduler", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EulerDiscreteScheduler"])
+def test_schedulers_of_other_models_are_refused(hub, client, folder, scheduler, has_index):
+    import diffusers
 
-    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    options = {"timestep_type": "continuous", "sigma_max": 80.0} if scheduler == "EulerDiscreteScheduler" else {}
+    getattr(diffusers, scheduler)(**options).save_pretrained(folder / "scheduler")
     index = json.loads((folder / "model_index.json").read_text())
-    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    index["scheduler"] = ["diffusers", scheduler]
     (folder / "model_index.json").write_text(json.dumps(index))
-    upload(hub, "others/flow", folder)
-    done = command(client, "evaluate", "others/flow", "--dataset", "digits")
-    assert done.returncode == 2 and "`scheduler` must be" in done.stderr and "FlowMatchEuler" in done.stderr
+    if not has_index:
+        (folder / "model_index.json").unlink()
+    upload(hub, f"others/{scheduler}-{has_index}", folder)
+    with pytest.raises(Failure, match=f"`scheduler` must be a DDPMScheduler, or.*got {scheduler}"):
+        client.run(LOAD, name=f"others/{scheduler}-{has_index}")
 
 
 # What goes wrong.
@@ -337,7 +424,9 @@ def test_schedulers_of_other_models_are_refused(hub, client, folder):
 
 def test_refusals_of_the_hub(hub, client, folder):
     done = command(client, "evaluate", "nobody/nothing", "--dataset", "digits")
-    assert done.returncode == 2 and "nobody/nothing" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "nobody/nothing" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    with pytest.raises(Failure, match="`subfolder` must be left out"):
+        client.run(LOAD.replace("name)", "name, subfolder='b')"), name="me/any")
     done = command(client, "push", folder, "me/../up")
     assert done.returncode == 2 and "`repository` must be a name on the Hub" in done.stderr
     assert command(client, "push", folder, "me/private", "--private").returncode == 0
@@ -426,13 +515,18 @@ def test_hostile_repositories(hub, client, folder, tmp_path):
     # Files that would be written outside of the cache.
     upload(hub, "evil/path", folder)
     repository = hub.repositories["evil/path"]
-    files = {"unet/../../../../../../taken": b"x", "unet/../../../../../../../taken.safetensors": b"x"}
+    files = {"scheduler/../../../../../../taken": b"x", "unet/../../../../../../../taken.safetensors": b"x"}
     repository.commit(repository.files | files, "escape", "main")
     with pytest.raises(Failure, match="`pretrained_model_name_or_path` must be.*cannot contain a '..' path segment"):
         client.run(LOAD, name="evil/path")
     assert not list(client.cache.parent.rglob("taken*"))
-    # A folder to push with a link to what is not meant to leave.
+    # Folders to push with links to what is not meant to leave.
     secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (folder / "samples.png").symlink_to(secret)
+    done = command(client, "push", folder, "me/link")
+    assert done.returncode == 2 and "a link to" in done.stderr and "me/link" not in hub.repositories
+    (folder / "samples.png").unlink()
     save_file({"secret": torch.zeros(3)}, secret)
     (folder / "unet" / "diffusion_pytorch_model.secret.safetensors").symlink_to(secret)
     done = command(client, "push", folder, "me/link")

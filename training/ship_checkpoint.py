@@ -20,7 +20,7 @@ import torch
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.cards import model_card
 from ddpm_vlb.data import open_images
-from ddpm_vlb.evaluation import estimate_nll, format_report, image_grid, make_report, network_digest, plot_terms, write_report
+from ddpm_vlb.evaluation import estimate_nll, format_report, image_grid, make_report, plot_terms, write_report
 from ddpm_vlb.files import new_folder, write_atomically
 from ddpm_vlb.hub import PICTURES
 from ddpm_vlb.noise import draw_seeds
@@ -104,7 +104,6 @@ def main() -> None:
         "dataset": dataset,
         "split": arguments.split_name or arguments.split or source.split,
         "rows": rows.tolist(),
-        "network_sha256": network_digest(pipe.unet),
         "description": arguments.description,
         "command": "python training/ship_checkpoint.py " + shlex.join(what),
     }
