@@ -332,6 +332,9 @@ def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
 
 def public_name(name: str) -> str:
     r"""A name as it may be shown: of an absolute path, or one that leads out of a folder, the last part."""
+    flag, equals, value = name.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={public_name(value)}"
     local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
     return PurePath(name.replace("\\", "/")).name if local else name
 

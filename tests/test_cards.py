@@ -92,6 +92,9 @@ def test_paths_of_this_machine_are_not_shown(report, tmp_path):
     text = str(model_card(report, repository="me/tiny"))
     assert str(tmp_path) not in text + json.dumps(public_report(report, "me/tiny")) and "--dataset images.npz" in text
     check_card(text, report)
+    report["config"] |= {"command": f"make it --data={data} --from {tmp_path} ../up", "notes": str(tmp_path)}
+    text = str(model_card(report, repository="me/tiny")) + json.dumps(public_report(report, "me/tiny"))
+    assert str(tmp_path) not in text and f"make it --data=images.npz --from {tmp_path.name} up\n" in text
 
 
 def changed(report, **changes):
