@@ -1,6 +1,5 @@
 r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
 
-import hashlib
 import json
 import operator
 import os
@@ -14,15 +13,24 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from . import __version__
 from .bound import prior_kl, vlb_terms
 from .cards import check_report
+from .checkpoints import (
+    CheckpointError,
+    check_index,
+    download_options,
+    download_parts,
+    has_index,
+    is_not_about_num_pixel_levels,
+    load_parts,
+    network_digest,
+    restore_single_head,
+)
 from .files import write_atomically
 from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
 from .hub import check_repository, is_stale, pipeline_files, push_folder, strip_paths
@@ -56,21 +64,12 @@ REPORTED_SETTINGS = (
     "num_pixel_levels",
 )
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
-# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
-SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 DECODER_RULES = {
     "fixed": "the posterior variance of the next step",
     "learned": "the network's log-variance",
     "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
     "single": "the step's own beta (a single step has no next one)",
 }
-
-
-class CheckpointError(OSError, ValueError):
-    r"""A checkpoint that is missing, damaged or incomplete.
-
-    Also an `OSError`, the type that diffusers raises for most such files.
-    """
 
 
 @dataclass
@@ -143,15 +142,15 @@ class VLBDDPMPipeline(DDPMPipeline):
             )
         # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
         configuration_logger = logging.get_logger("diffusers.configuration_utils")
-        configuration_logger.addFilter(_is_not_about_num_pixel_levels)
+        configuration_logger.addFilter(is_not_about_num_pixel_levels)
         try:
-            if not folder.is_dir() and not _has_index(pretrained_model_name_or_path, kwargs):
-                folder = _download_parts(pretrained_model_name_or_path, kwargs)
+            if not folder.is_dir() and not has_index(pretrained_model_name_or_path, kwargs):
+                folder = download_parts(pretrained_model_name_or_path, kwargs)
             if folder.is_dir() and not (folder / cls.config_name).exists():
-                pipe = cls(**_load_parts(folder, **kwargs))
+                pipe = cls(**load_parts(folder, **kwargs))
             else:
-                index = cls.load_config(pretrained_model_name_or_path, **_download_options(kwargs))
-                _check_index(index, pretrained_model_name_or_path, kwargs)
+                index = cls.load_config(pretrained_model_name_or_path, **download_options(kwargs))
+                check_index(index, pretrained_model_name_or_path, kwargs)
                 pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except CheckpointError:
             raise
@@ -161,7 +160,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 f" got {pretrained_model_name_or_path!r}: {error}"
             ) from error
         finally:
-            configuration_logger.removeFilter(_is_not_about_num_pixel_levels)
+            configuration_logger.removeFilter(is_not_about_num_pixel_levels)
         missing = [name for name, weight in pipe.unet.state_dict().items() if weight.is_meta]
         if missing:
             raise CheckpointError(
@@ -174,7 +173,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 "`pretrained_model_name_or_path` must hold a UNet2DModel,"
                 f" got {pretrained_model_name_or_path!r} with a {type(pipe.unet).__name__}."
             )
-        pipe.unet = _restore_single_head(pipe.unet)
+        pipe.unet = restore_single_head(pipe.unet)
         if "_name_or_path" in getattr(pipe.unet, "config", {}):
             # A folder of this machine, which the network would take along wherever it is pushed by itself.
             pipe.unet.register_to_config(_name_or_path="")
@@ -586,108 +585,6 @@ class VLBDDPMPipeline(DDPMPipeline):
                 "python": platform.python_version(),
             },
         }
-
-
-def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
-    whatever file it was loaded from. `None` where the weights are not at hand."""
-    config = getattr(network, "config", None)
-    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
-    digest = hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode())
-    for name, weight in sorted(network.state_dict().items()):
-        if weight.is_meta:
-            return None
-        weight = weight.detach().cpu()
-        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _is_not_about_num_pixel_levels(record) -> bool:
-    return "num_pixel_levels" not in record.getMessage()
-
-
-# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
-DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-
-
-def _download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
-
-
-def _has_index(repository: str, kwargs: dict[str, Any]) -> bool:
-    try:
-        hf_hub_download(repository, VLBDDPMPipeline.config_name, **_download_options(kwargs))
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached, which says nothing of the index
-            raise
-        return False
-    return True
-
-
-def _download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
-    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
-    options, patterns = _download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
-    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
-    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
-
-
-def _check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> None:
-    r"""Refuse an index that names anything but classes of diffusers: loading would import whatever module it names."""
-    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
-        return  # as the user asked for
-    pipeline = index.get("_class_name")
-    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
-        if part == "_class_name":
-            safe = isinstance(value, str)
-        else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
-        if not safe and part not in kwargs:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {value!r} in {name!r}."
-            )
-
-
-def _load_parts(folder: Path, **kwargs) -> dict[str, Any]:
-    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
-    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        if name in parts:
-            continue
-        subfolder = name if (folder / name / file).exists() else None
-        if subfolder is None and not (folder / file).exists():
-            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
-                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
-            )
-        cls = UNet2DModel
-        if name == "scheduler":
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
-        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
-        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
-    return parts
-
-
-def _restore_single_head(unet: Any) -> Any:
-    r"""Attention as it was trained, for configurations older than `attention_head_dim`.
-
-    diffusers 0.0.x knew one head only and did not write the key; today's default of 8 channels per head would load the same
-    weights without a word and compute something else.
-    """
-    config = unet.config
-    unset = "attention_head_dim" in config.get("_use_default_values", ())
-    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
-        return unet
-    logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
-    values = {key: value for key, value in config.items() if not key.startswith("_")}
-    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
-    restored.load_state_dict(unet.state_dict())
-    return restored.to(device=unet.device, dtype=unet.dtype).eval()
 
 
 def _check_count(name: str, value: Any) -> int:

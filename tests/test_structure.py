@@ -23,6 +23,7 @@ ROOMS = [
     "images",
     "data",
     "scheduling_vlb_ddpm",
+    "checkpoints",
     "pipeline_vlb_ddpm",
     "convert_openai",
     "evaluation",
