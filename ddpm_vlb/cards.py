@@ -2,7 +2,7 @@ r"""Model cards: made from a report and from nothing else, and checked against i
 
 A card is refused where its report is not what `ddpm_vlb.evaluation` writes: numbers that are not finite or not numbers, keys
 that are missing, terms that do not sum to the total, a total that is not the mean of its images. A card that is there already
-is checked by what its report says: the metadata that the Hub reads, and every line of its tables.
+is checked by making it again: nothing but the pictures that it shows is its own.
 """
 
 import json

@@ -63,6 +63,8 @@ REPORTED_SETTINGS = (
     "sample_max_value",
     "num_pixel_levels",
 )
+# Of these, what a user may choose anew when scoring; a report says which were.
+OVERRIDABLE = ("clip_sample", "thresholding", "num_pixel_levels")
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
 DECODER_RULES = {
     "fixed": "the posterior variance of the next step",
@@ -289,8 +291,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         reverse, _ = self._scored_process(steps, timesteps, None, None)
         now = self._describe(reverse, steps, timesteps)
         now["network_sha256"] = network_digest(self.unet, getattr(torch, str(config["dtype"]), None))
+        overridden = [key for key in OVERRIDABLE if key in (config.get("overridden") or ())]
         for key in REPORTED_SETTINGS:
-            if key not in config.get("overridden", ()) and config.get(key, "nothing") != now[key]:
+            if key not in overridden and config.get(key, "nothing") != now[key]:
                 was, is_ = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (config.get(key), now[key]))
                 raise ValueError(f"`report` must be of this pipeline, got {key} = {was} for {is_}.")
 

@@ -214,7 +214,7 @@ def test_the_command_line(pipe, images, tmp_path, capsys):
     assert main(arguments) == 2 and "of this pipeline, got network_sha256" in capsys.readouterr().err
     unet.write_text(before)
     report = read_report(output)
-    report["config"]["network_sha256"] = "0" * 64
+    report["config"] |= {"network_sha256": "0" * 64, "overridden": ["network_sha256"]}
     write_report(report, output)
     assert main(arguments) == 2 and "of this pipeline, got network_sha256" in capsys.readouterr().err
     assert not (folder / "README.md").exists()
