@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
@@ -53,6 +54,21 @@ def mix(seed: int, number: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
+
+
+def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
+    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(numbers, dtype=np.uint64)
+        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform_array(keys: np.ndarray) -> np.ndarray:
+    r"""`keyed_uniform` of each key."""
+    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
 
 
 def keyed_uniform(key: int) -> float:

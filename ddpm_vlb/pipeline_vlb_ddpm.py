@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from . import __version__
-from .bound import prior_kl, vlb_terms
 from .cards import check_report
 from .checkpoints import (
     CheckpointError,
@@ -32,12 +32,13 @@ from .checkpoints import (
     restore_single_head,
 )
 from .files import write_atomically
-from .gaussians import check_num_pixel_levels, levels_to_samples, nats_to_bits_per_dim, working_dtype
+from .gaussians import check_num_pixel_levels, nats_to_bits_per_dim
 from .hub import check_repository, is_stale, pipeline_files, push_folder, strip_paths
 from .images import images_to_levels
 from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
-from .reverse_process import ReverseProcess
+from .sampled_bound import Draws, check_rules, estimate_bound
 from .scheduling_vlb_ddpm import VLBDDPMScheduler, upgrade_scheduler
+from .scoring import DrawScorer, Scorer, known_parts
 from .standalone import standalone_source
 
 logger = logging.get_logger(__name__)
@@ -80,22 +81,28 @@ class VLBOutput(BaseOutput):
 
     Args:
         bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
-            `prior + transitions.sum(dim=1) + decoder`.
+            `prior + transitions_total + decoder`.
         prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
-        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim.
+        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim; `None` where
+            they were sampled.
+        transitions_total (`torch.Tensor` of shape `(N,)`): The sum of the KL terms, in bits/dim.
         decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
         timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
         num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
         config (`dict`): What was scored, and with what.
+        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image;
+            `None` for a full sweep, which says nothing of it.
     """
 
     bits_per_dim: torch.Tensor
     prior: torch.Tensor
-    transitions: torch.Tensor
+    transitions: torch.Tensor | None
+    transitions_total: torch.Tensor
     decoder: torch.Tensor
     timesteps: torch.Tensor
     num_network_evaluations: int
     config: dict[str, Any]
+    monte_carlo_error: torch.Tensor | None = None
 
 
 class VLBDDPMPipeline(DDPMPipeline):
@@ -288,8 +295,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         config = report["config"]
         steps = config["num_inference_steps"]
         timesteps = config["inference_timesteps"] if steps is None else None
-        reverse, _ = self._scored_process(steps, timesteps, None, None)
-        now = self._describe(reverse, steps, timesteps)
+        now = self.describe_scoring(self.scorer(steps, timesteps), steps, timesteps)
         now["network_sha256"] = network_digest(self.unet, getattr(torch, str(config["dtype"]), None))
         overridden = [key for key in OVERRIDABLE if key in (config.get("overridden") or ())]
         for key in REPORTED_SETTINGS:
@@ -335,7 +341,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         Raises:
             ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
         """
-        batch_size = _check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
         check_generator(generator)
         if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one generator or one per image ({batch_size}), got {len(generator)}.")
@@ -344,7 +350,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         if num_inference_steps is not None and inference_timesteps is not None:
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
         config, device = self.unet.config, self._execution_device
-        labels = self._check_class_labels(class_labels, batch_size)
+        labels = self.check_class_labels(class_labels, batch_size)
         if inference_timesteps is not None:
             self.scheduler.set_timesteps(timesteps=inference_timesteps)
         else:
@@ -362,7 +368,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         arguments = {} if labels is None else {"class_labels": labels.to(device)}
         timesteps = self.scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
-        with self._evaluating():
+        with self.evaluating():
             for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = self.unet(image.to(dtype), on_device, **arguments).sample
                 finite &= torch.isfinite(model_output).all()
@@ -391,22 +397,25 @@ class VLBDDPMPipeline(DDPMPipeline):
         class_labels: int | Sequence[int] | torch.Tensor | None = None,
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
+        method: str = "full",
+        evaluations_per_image: int | None = None,
     ) -> VLBOutput:
         r"""
         The variational bound on the negative log-likelihood of `images`, term by term.
 
-        Every step of the chain is evaluated for every image, each with noise of its own: an unbiased estimate of the bound,
-        whose prior term and KL terms are in closed form (eq. 5, Ho et al. 2020). The noise of an image depends on `generator`,
-        the image's position and the timestep, not on `batch_size`.
+        By default every step of the chain is evaluated for every image, each with noise of its own: an unbiased estimate of
+        the bound, whose prior term and KL terms are in closed form (eq. 5, Ho et al. 2020). The noise of an image depends on
+        `generator`, the image's position and the timestep, not on `batch_size`. With `method="sampled"` each image is
+        evaluated at a few timesteps instead, placed where they tell most: unbiased too, and with an error of its own.
 
         Args:
             images:
                 A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), PIL images, numpy arrays
                 `(N, H, W, C)`, or a `datasets.Dataset` with an image column.
             batch_size (`int`, defaults to 64):
-                Images per network call.
+                Images per network call; pairs of image and timestep where they are sampled.
             generator (`torch.Generator`, *optional*):
-                Makes the result reproducible; or a list with one generator per image.
+                Makes the result reproducible; or a list with one generator per image, for a full sweep.
             num_inference_steps (`int`, *optional*):
                 Score the K-step model that `__call__(num_inference_steps=K)` samples from, instead of all T steps.
             inference_timesteps (`list[int]`, *optional*):
@@ -415,6 +424,12 @@ class VLBDDPMPipeline(DDPMPipeline):
                 Classes, for a class-conditional network.
             clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*):
                 Override the scheduler's configuration. They change the model that is scored; the bound stays a bound.
+            method (`str`, defaults to `"full"`):
+                `"full"` or `"sampled"` (see `sampled_bound.py`). The bound of a whole data set takes far fewer evaluations
+                still, and is `ddpm_vlb.evaluation.evaluate`'s.
+            evaluations_per_image (`int`, *optional*):
+                Of each image where they are sampled, an even number; 64 by default. A pilot of up to a quarter as many, at
+                most 1000, and of two at each of about 30 timesteps at least, comes on top, and is counted.
 
         Returns:
             [`VLBOutput`]: float64 tensors on the CPU, in bits per dimension.
@@ -423,74 +438,127 @@ class VLBDDPMPipeline(DDPMPipeline):
             ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be
                 scored; a network whose output is not finite.
         """
-        batch_size = _check_count("batch_size", batch_size)
-        reverse, grid = self._scored_process(num_inference_steps, inference_timesteps, clip_sample, thresholding)
+        batch_size = check_count("batch_size", batch_size)
+        if method not in ("full", "sampled"):
+            raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
+        sampled = method == "sampled"
+        if sampled:
+            evaluations_per_image = 64 if evaluations_per_image is None else evaluations_per_image
+            check_rules(None, None, evaluations_per_image)
+            if isinstance(generator, (list, tuple)):
+                raise ValueError(f"`generator` must be a single one with method='sampled', got {len(generator)}.")
+        elif evaluations_per_image is not None:
+            raise ValueError(f"`evaluations_per_image` must be left out with method='full', got {evaluations_per_image!r}.")
+        scorer = self.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
         levels = images_to_levels(
             images, self.scheduler.config.num_pixel_levels, channels=self.unet.config.in_channels, size=self.image_size
         )
-        labels = self._check_class_labels(class_labels, len(levels))
-        seed = fresh_seed(generator)
-        seeds = draw_seeds(len(levels), generator)
-
-        prior, terms = [], []
-        with self._evaluating(), self.progress_bar(total=-(-len(levels) // batch_size) * len(grid)) as progress_bar:
-            for start in range(0, len(levels), batch_size):
-                rows = slice(start, start + batch_size)
-                batch_labels = None if labels is None else labels[rows]
-                batch = self._score_batch(reverse, levels[rows], seeds[rows], batch_labels, progress_bar)
-                prior.append(batch[0])
-                terms.append(batch[1])
-        self.maybe_free_model_hooks()
-
-        # The one copy from the device, after the last batch.
-        num_dimensions = levels[0].numel()
-        prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
-        _check_finite(terms, grid)
-        decoder, transitions = terms[:, 0], terms[:, 1:]
-        config = self._describe(reverse, num_inference_steps, inference_timesteps) | {
+        labels = self.check_class_labels(class_labels, len(levels))
+        config = self.describe_scoring(scorer, num_inference_steps, inference_timesteps) | {
             "overridden": [n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None],
             "network_sha256": network_digest(self.unet),
             "image_shape": list(levels.shape[1:]),
             "batch_size": batch_size,
-            "seed": seed,
+            "seed": fresh_seed(generator),
         }
-        return VLBOutput(
-            bits_per_dim=prior + decoder + transitions.sum(dim=1),
-            prior=prior,
-            transitions=transitions,
-            decoder=decoder,
-            timesteps=reverse.forward.timesteps[1:].clone(),
-            num_network_evaluations=len(levels) * len(grid),
-            config=config,
-        )
+        score = self._score_some if sampled else self._score_all
+        with self.evaluating():
+            output = score(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+        self.maybe_free_model_hooks()
+        return VLBOutput(timesteps=scorer.reverse.forward.timesteps[1:].clone(), config=config, **output)
 
-    def _score_batch(self, reverse: ReverseProcess, levels, seeds, labels, progress_bar) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Nats of a batch: prior `(B,)` and, ascending in t, decoder and transitions `(B, K)`; both stay on the device."""
-        device, dtype = self._execution_device, self._network_dtype
-        num_pixel_levels = self.scheduler.config.num_pixel_levels
-        samples = levels_to_samples(levels.to(device), num_pixel_levels, working_dtype(device))
-        arguments = {} if labels is None else {"class_labels": labels.to(device)}
-        timesteps = reverse.forward.timesteps.tolist()
-        on_device = reverse.forward.timesteps.to(device).unbind()
+    def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size, _) -> dict[str, Any]:
+        r"""The full sweep: the fields of a `VLBOutput`."""
+        seeds = draw_seeds(len(levels), generator)
+        steps = len(scorer.reverse.forward)
+        prior, terms = [], []
+        with self.progress_bar(total=-(-len(levels) // batch_size) * steps) as progress_bar:
+            for start in range(0, len(levels), batch_size):
+                rows = slice(start, start + batch_size)
+                batch = self.sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], progress_bar)
+                prior.append(batch[0])
+                terms.append(batch[1])
+        # The one copy from the device, after the last batch.
+        num_dimensions = levels[0].numel()
+        prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
+        check_finite(terms, scorer.reverse.forward.timesteps.tolist())
+        total = terms[:, 1:].sum(dim=1)
+        return {
+            "bits_per_dim": prior + terms[:, 0] + total,
+            "prior": prior,
+            "transitions": terms[:, 1:],
+            "transitions_total": total,
+            "decoder": terms[:, 0],
+            "num_network_evaluations": terms.numel(),
+        }
+
+    def sweep(self, scorer: Scorer, levels, seeds, labels=None, progress_bar=None) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Every step for a batch of images, in nats and on the device.
+
+        Args:
+            scorer: as `scorer` makes it.
+            levels: images, `(B, C, H, W)`.
+            seeds: of their noise, `B` integers.
+            labels: classes, `(B,)`.
+            progress_bar: updated once a step.
+
+        Returns:
+            The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
+            not finite.
+        """
+        samples = scorer.samples(levels)
+        labels = None if labels is None else labels.to(scorer.device)
+        timesteps = scorer.reverse.forward.timesteps
         terms = []
-        for row, noise in enumerate(keyed_noise(seeds, timesteps, samples.shape[1:])):
-            timestep = timesteps[row]
-            if device.type == "cuda":
-                noise = noise.pin_memory().to(device, non_blocking=True)
-            # Formed in the working dtype, and only then brought to the network's.
-            noisy_samples = reverse.forward.q_sample(samples, noise.to(device), timestep)
-            model_output = self.unet(noisy_samples.to(dtype), on_device[row], **arguments).sample
-            # The levels were checked once, on the CPU.
-            nats = vlb_terms(reverse, model_output, samples, noisy_samples, timestep, num_pixel_levels, validate_args=False)
-            # Clipping would make a number of an overflow.
-            finite = torch.isfinite(model_output).flatten(1).all(dim=1)
-            terms.append(torch.where(finite, nats, torch.nan))
-            progress_bar.update()
-        return prior_kl(reverse.forward, samples), torch.stack(terms, dim=1)
+        noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
+        for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
+            terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
+            if progress_bar is not None:
+                progress_bar.update()
+        return scorer.prior(samples), torch.stack(terms, dim=1)
 
-    def _scored_process(
-        self, num_inference_steps, inference_timesteps, clip_sample, thresholding
-    ) -> tuple[ReverseProcess, list[int]]:
+    def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size, evaluations_per_image) -> dict[str, Any]:
+        r"""A few evaluations of each image: the fields of a `VLBOutput`."""
+        (seed,) = draw_seeds(1, generator)
+        prior, features = known_parts(scorer, levels)
+        ids = np.arange(len(levels))
+        draw_scorer = DrawScorer([scorer], levels, ids, ids, seed, [labels])
+        with self.progress_bar(total=len(levels) * evaluations_per_image) as progress_bar:
+
+            def evaluate(draws: Draws, _) -> tuple[torch.Tensor, torch.Tensor]:
+                parts = []
+                for batch in draw_scorer.batches(draws, batch_size):
+                    parts.append(draw_scorer(batch))
+                    progress_bar.update(len(batch.rows))
+                values = torch.cat([values for values, _ in parts]).cpu()
+                draw_scorer.check_finite(draws, values)
+                return values, torch.cat([noise_features for _, noise_features in parts])
+
+            estimate = estimate_bound(
+                evaluate, draw_scorer.num_steps, prior, features, seed=seed, evaluations_per_image=evaluations_per_image
+            )
+        return {
+            "bits_per_dim": estimate.per_image,
+            "prior": prior,
+            "transitions": None,
+            "transitions_total": estimate.per_image - prior - estimate.per_image_decoder,
+            "decoder": estimate.per_image_decoder,
+            "num_network_evaluations": estimate.num_evaluations,
+            "monte_carlo_error": estimate.per_image_error,
+        }
+
+    def scorer(
+        self,
+        num_inference_steps: int | None = None,
+        inference_timesteps: Sequence[int] | None = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+    ) -> Scorer:
+        r"""What `evaluate_nll` scores with the same arguments, for any pairs of images and timesteps.
+
+        Raises:
+            ValueError: a model that cannot be scored.
+        """
         scheduler, config = self.scheduler, self.unet.config
         if not isinstance(scheduler, VLBDDPMScheduler):
             raise ValueError(
@@ -500,7 +568,8 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
         if num_inference_steps is not None:
             inference_timesteps = scheduler.inference_grid(num_inference_steps)
-        check_num_pixel_levels(scheduler.config.num_pixel_levels)
+        num_pixel_levels = scheduler.config.num_pixel_levels
+        check_num_pixel_levels(num_pixel_levels)
         reverse = scheduler.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
         expected = config.in_channels * (2 if reverse.learns_variance else 1)
         if getattr(config, "out_channels", expected) != expected:
@@ -508,9 +577,10 @@ class VLBDDPMPipeline(DDPMPipeline):
                 f"`unet` must have {expected} output channels for {config.in_channels} input channels and"
                 f" variance_type={reverse.variance_type!r}, got {config.out_channels}."
             )
-        return reverse, reverse.forward.timesteps.tolist()
+        return Scorer(self.unet, reverse, num_pixel_levels, self._execution_device, self._network_dtype)
 
-    def _check_class_labels(self, class_labels, count: int) -> torch.Tensor | None:
+    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
+        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
         num_classes = getattr(self.unet.config, "num_class_embeds", None)
         if (class_labels is None) != (num_classes is None):
             rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
@@ -541,7 +611,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         return getattr(self.unet, "dtype", torch.float32)
 
     @contextmanager
-    def _evaluating(self):
+    def evaluating(self):
         r"""Dropout off for the network, and every part of it back as it was afterwards."""
         training = {module: module.training for module in self.unet.modules()}
         self.unet.eval()
@@ -551,8 +621,11 @@ class VLBDDPMPipeline(DDPMPipeline):
             for module, was_training in training.items():
                 module.training = was_training
 
-    def _describe(self, reverse, num_inference_steps, inference_timesteps) -> dict[str, Any]:
-        scheduler, forward = self.scheduler.config, reverse.forward
+    def describe_scoring(
+        self, scorer: Scorer, num_inference_steps: int | None = None, inference_timesteps: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        r"""What a report says of the model that `scorer`, made with the same arguments, scores."""
+        scheduler, reverse, forward = self.scheduler.config, scorer.reverse, scorer.reverse.forward
         if len(forward) == 1 and reverse.variance_type != "learned":
             rule = DECODER_RULES["single"]
         else:
@@ -590,7 +663,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         }
 
 
-def _check_count(name: str, value: Any) -> int:
+def check_count(name: str, value: Any) -> int:
+    r"""A positive integer, or `ValueError`."""
     try:
         count = operator.index(value if not isinstance(value, bool) else None)
     except TypeError:
@@ -600,7 +674,8 @@ def _check_count(name: str, value: Any) -> int:
     return count
 
 
-def _check_finite(terms: torch.Tensor, grid: list[int]) -> None:
+def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
+    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
     bad = (~torch.isfinite(terms)).nonzero()
     if len(bad):
         image, row = bad[0].tolist()

@@ -35,7 +35,7 @@ def same(a, b, atol=0.0):
 
 def test_output(pipe, images):
     out = score(pipe, images)
-    assert isinstance(out, VLBOutput) and len(out.to_tuple()) == 7
+    assert isinstance(out, VLBOutput) and len(out.to_tuple()) == 8
     assert out.transitions.shape == (5, 19) and out.timesteps.tolist() == list(range(1, 20))
     assert all(out[name].dtype == torch.float64 and torch.isfinite(out[name]).all() for name in TERMS)
     assert torch.allclose(out.bits_per_dim, out.prior + out.transitions.sum(1) + out.decoder, rtol=1e-14)
