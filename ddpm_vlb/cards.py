@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path, PurePath
+from statistics import NormalDist
 from typing import Any
 
 import yaml
@@ -33,6 +34,23 @@ REPORT_KEYS = {
     "num_network_evaluations": int,
     "config": dict,
 }
+# What a sampled report has besides.
+SAMPLED_KEYS = {
+    "monte_carlo_error": float,
+    "degrees_of_freedom": float,
+    "confidence_level": float,
+    "monte_carlo_interval": list,
+    "strata": list,
+    "evaluations_per_timestep": list,
+}
+# What else of a report may be shown.
+FURTHER_KEYS = (
+    "monte_carlo_error",
+    "data_error",
+    "confidence_interval",
+    "per_image_monte_carlo_error",
+    "half_precision_bias",
+)
 # Settings of a report's `config` that a reader of its number needs: a number is one of these settings, or it is none.
 SETTINGS = {
     "num_train_timesteps": "number of steps T",
@@ -84,6 +102,14 @@ FURTHER_SETTINGS = (
     "device",
     "versions",
     "max_images",
+    "shard",
+    "data_sha256",
+    "target_se",
+    "max_evaluations",
+    "evaluations_per_image",
+    "num_pilot_evaluations",
+    "num_rounds",
+    "num_processes",
     "rows",
     "description",
     "limits",
@@ -115,11 +141,12 @@ def check_report(report: Any) -> None:
     r"""Raise `ValueError` unless a report is complete, of finite Python numbers, and agrees with itself."""
     if not isinstance(report, dict):
         raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
-    for key, kind in REPORT_KEYS.items():
+    sampled = str(report.get("method")).startswith("sampled")
+    for key, kind in (REPORT_KEYS | (SAMPLED_KEYS if sampled else {})).items():
         if key not in report:
             raise ValueError(f"`report` must have the key {key!r}, got {', '.join(sorted(map(str, report)))}.")
         value = report[key]
-        if key == "standard_error" and value is None and report["num_images"] == 1:
+        if value is None and (key == "standard_error" and report["num_images"] == 1 or key == "per_image" and sampled):
             continue
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(f"`report` must have a {kind.__name__} for {key!r}, got {type(value).__name__}.")
@@ -130,7 +157,7 @@ def check_report(report: Any) -> None:
         raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
     count, transitions, per_image = report["num_images"], report["transitions"], report["per_image"]
     for key, kinds in (("transitions", (float, int, type(None))), ("per_image", (float, int)), ("timesteps", (int,))):
-        for index, value in enumerate(report[key]):
+        for index, value in enumerate(report[key] or ()):
             if type(value) not in kinds:
                 raise ValueError(f"`report.{key}[{index}]` must be a number, got {value!r}.")
     for key in ("num_train_timesteps", "num_steps", "num_pixel_levels"):
@@ -138,14 +165,14 @@ def check_report(report: Any) -> None:
             raise ValueError(f"`report.config.{key}` must be a positive integer, got {config[key]!r}.")
     if not isinstance(config.get("versions", {}), dict):
         raise ValueError(f"`report.config.versions` must be a dictionary, got {config['versions']!r}.")
-    sampled, full = (report["method"].startswith(word) for word in ("sampled", "full"))
+    full = report["method"].startswith("full")
     if not (sampled or full):
         raise ValueError(f"`report` must have a method that begins with 'full' or 'sampled', got {report['method']!r}.")
     evaluations = report["num_network_evaluations"]
-    if count < 1 or evaluations < count or (full and evaluations % (count * config["num_steps"])):
+    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
         raise ValueError(
-            f"`report` must have evaluated each image{' at every step' if full else ''}, got {evaluations} network evaluations"
-            f" of {count} images."
+            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
+            f" evaluations of {count} images."
         )
     if full and None in transitions:
         raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
@@ -156,7 +183,7 @@ def check_report(report: Any) -> None:
         )
     if report["standard_error"] is not None and report["standard_error"] < 0:
         raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
-    lengths = (len(transitions), len(report["timesteps"]), len(per_image))
+    lengths = (len(transitions), len(report["timesteps"]), count if per_image is None else len(per_image))
     if lengths != (config["num_steps"] - 1, config["num_steps"] - 1, count):
         raise ValueError(
             "`report` must have one transition and one timestep per step but the first, and one number per image, got"
@@ -167,12 +194,50 @@ def check_report(report: Any) -> None:
         raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
     total = report["bits_per_dim"]
     _check_same("terms that sum to its total", sum(terms), total)
-    _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
-    if None not in transitions:
+    if per_image is not None:
+        _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
+    if full:
         _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
+    else:
+        _check_sampled(report)
     if full and count > 1:
         error = math.sqrt(math.fsum((value - total) ** 2 for value in per_image) / (count - 1) / count)
         _check_same("a standard error that its images have", error, report["standard_error"])
+
+
+def _check_sampled(report: dict[str, Any]) -> None:
+    r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
+    data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
+    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
+        if type(value) not in (int, float) or value < 0:
+            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
+    if report["standard_error"] is not None:
+        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
+    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
+        interval = report.get(key)
+        if interval is None and error is None or interval is None and key == "confidence_interval":
+            continue
+        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
+            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
+        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
+        # Student's quantile is nowhere below the normal one.
+        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
+        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
+            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
+    first, *others = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in report["strata"]] or [
+        None
+    ]
+    if any(type(value) not in (int, float) for value in (first, *others)):
+        raise ValueError("`report` must have the bits per dimension of each of its strata.")
+    _check_same("a decoder that is its first stratum", first, report["decoder"])
+    _check_same("strata that sum to its transitions", math.fsum(others), report["transitions_total"])
+    counts = report["evaluations_per_timestep"]
+    if len(counts) != report["config"]["num_steps"] or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError(f"`report` must count the evaluations at each of its {report['config']['num_steps']} timesteps.")
+    if sum(counts) > report["num_network_evaluations"] or any(
+        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
+    ):
+        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
 
 
 def _check_same(what: str, got: float, expected: float) -> None:
@@ -230,7 +295,7 @@ def model_card(
         description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
         limits=config.get("limits"),
         dataset=_dataset_and_split(config),
-        error="" if report is None or report["standard_error"] is None else f" ({report['standard_error']:.4f} standard error)",
+        error="" if report is None else _error(report),
         terms="" if report is None else "\n".join(_term_rows(report)),
         settings="" if report is None else "\n".join(_setting_rows(report)),
         command=None if report is None else reproducing_command(report, repository),
@@ -265,6 +330,16 @@ def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
     return arguments | {key: config[key] for key in SETTINGS if config.get(key) is not None}
 
 
+def _error(report: dict[str, Any]) -> str:
+    if report["standard_error"] is None:
+        return ""
+    if report["method"].startswith("full"):
+        return f" ({report['standard_error']:.4f} standard error)"
+    low, high = report["monte_carlo_interval"]
+    level = f"{report['confidence_level']:.0%}"
+    return f" ({report['standard_error']:.4f} standard error; of these very images {low:.4f} to {high:.4f}, {level})"
+
+
 def _dataset_and_split(config: dict[str, Any]) -> str:
     return f"{config.get('dataset')} ({config['split']} split)" if config.get("split") else f"{config.get('dataset')}"
 
@@ -295,7 +370,9 @@ def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
     config = report["config"]
     if config.get("command"):
         return config["command"]
-    by_command = "max_images" in config and config["seed"] is not None and "thresholding" not in config.get("overridden", ())
+    shard = config.get("shard") or {"of": 1, "indices": [0]}
+    by_command = "max_images" in config and type(config["seed"]) is int and "thresholding" not in config.get("overridden", ())
+    by_command = by_command and len(shard["indices"]) == 1
     if not by_command or (config["inference_timesteps"] is not None and config["num_inference_steps"] is None):
         return None
     words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
@@ -303,6 +380,11 @@ def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
         "--revision": config.get("revision") if config.get("checkpoint") == repository else None,
         "--split": config.get("split"),
         "--max-images": config["max_images"],
+        "--shard": None if shard["of"] == 1 else f"{shard['indices'][0]}/{shard['of']}",
+        "--method": report["method"].partition(",")[0],
+        "--target-se": config.get("target_se"),
+        "--max-evaluations": config.get("max_evaluations"),
+        "--per-image": config.get("evaluations_per_image"),
         "--num-inference-steps": config["num_inference_steps"],
         "--num-pixel-levels": config["num_pixel_levels"],
         "--batch-size": config.get("batch_size"),
@@ -326,7 +408,7 @@ def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
     config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
     if config.get("command"):
         config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
-    known = {*REPORT_KEYS, "monte_carlo_error", "per_image_monte_carlo_error"}
+    known = {*REPORT_KEYS, *SAMPLED_KEYS, *FURTHER_KEYS}
     return {key: value for key, value in report.items() if key in known} | {"config": config}
 
 

@@ -24,19 +24,46 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="the variational bound of a data set under a checkpoint")
     _add_model_arguments(evaluate)
+    _add_data_arguments(evaluate)
     evaluate.add_argument(
-        "--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub"
+        "--method",
+        choices=("sampled", "full"),
+        default="sampled",
+        help="an unbiased estimate with its error, or every image at every step (default: sampled)",
     )
-    evaluate.add_argument("--split", help="part of the data set (default: test, where there are parts)")
-    evaluate.add_argument("--max-images", type=int, help="score the first MAX_IMAGES only")
-    evaluate.add_argument("--batch-size", type=int, default=64)
+    evaluate.add_argument("--target-se", type=float, help="Monte Carlo error at which to stop (default: 0.005 bits/dim)")
+    evaluate.add_argument("--max-evaluations", type=int, help="network evaluations at which to stop")
+    evaluate.add_argument("--per-image", type=int, metavar="K", help="K evaluations of every image, and a score for each")
+    evaluate.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th image from image I on (see `merge`)")
     evaluate.add_argument("--output", default="report.json", help="where the report goes (default: report.json)")
+    evaluate.add_argument("--plot", help="where a plot of the terms goes, a PNG file")
+    evaluate.add_argument("--scores", help="where the images' scores go, a .csv or .parquet file")
     evaluate.add_argument("--num-pixel-levels", type=int, help="levels of the model's grid (default: as its scheduler says)")
     evaluate.add_argument(
         "--quantize", action="store_true", help="bring the images onto the model's grid first; changes what is scored"
     )
     evaluate.add_argument("--clip-sample", action=argparse.BooleanOptionalAction, help="override the scheduler's clip_sample")
     evaluate.set_defaults(run=run_evaluate)
+
+    compare = commands.add_parser("compare", help="the difference of two checkpoints' bounds, from the same images and noise")
+    compare.add_argument("checkpoint", metavar="A", help="a pipeline's folder, or its name on the Hub")
+    compare.add_argument("other", metavar="B", help="the one to subtract; may be A, with other settings")
+    _add_data_arguments(compare)
+    compare.add_argument("--target-se", type=float, help="Monte Carlo error at which to stop (default: 0.005 bits/dim)")
+    compare.add_argument("--max-evaluations", type=int, help="network evaluations at which to stop")
+    for name in ("a", "b"):
+        of = name.upper()
+        compare.add_argument(f"--num-inference-steps-{name}", type=int, metavar="K", help=f"of {of} (default: all steps)")
+        compare.add_argument(f"--class-label-{name}", type=int, metavar="CLASS", help=f"of all images, for {of}")
+        compare.add_argument(f"--revision-{name}", help=f"branch, tag or commit of {of} on the Hub")
+    _add_network_arguments(compare)
+    compare.add_argument("--output", default="comparison.json", help="where the result goes (default: comparison.json)")
+    compare.set_defaults(run=run_compare)
+
+    merge = commands.add_parser("merge", help="one report of several: shards of a data set, or more seeds")
+    merge.add_argument("reports", metavar="REPORT", nargs="+", help="at least two of the same model and settings")
+    merge.add_argument("--output", default="report.json", help="where the report goes (default: report.json)")
+    merge.set_defaults(run=run_merge)
 
     sample = commands.add_parser("sample", help="images from a checkpoint, as one grid")
     _add_model_arguments(sample)
@@ -81,87 +108,237 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub"
+    )
+    parser.add_argument("--split", help="part of the data set (default: test, where there are parts)")
+    parser.add_argument("--max-images", type=int, help="score the first MAX_IMAGES only")
+    parser.add_argument("--streaming", action="store_true", help="read the data set as a stream; no class labels")
+    parser.add_argument(
+        "--buffer-mb", type=int, default=1024, help="memory for images, of a sampled evaluation (default: 1024)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--expected-processes", type=int, help="fail unless so many processes take part")
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="FOLDER_OR_REPO", help="a pipeline's folder, or its name on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub checkpoint")
     parser.add_argument("--num-inference-steps", type=int, metavar="K", help="the K-step model (default: all steps)")
+    _add_network_arguments(parser)
+
+
+def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="a non-negative integer below 2^63")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--channels-last", action="store_true", help="another layout of the network's memory; can be faster")
+    parser.add_argument("--compile", action="store_true", help="compile the network first (torch.compile); can be faster")
 
 
-def _load(arguments: argparse.Namespace):
+def _load(arguments: argparse.Namespace, checkpoint: str | None = None, revision: str | None = None, device=None):
     import torch
 
     from .pipeline_vlb_ddpm import VLBDDPMPipeline
 
+    checkpoint = arguments.checkpoint if checkpoint is None else checkpoint
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"`seed` must lie in [0, 2^63), got {arguments.seed}.")
-    if arguments.revision is not None and os.path.isdir(arguments.checkpoint):
-        raise ValueError(f"`revision` must be left out for a folder, which has only one, got {arguments.revision!r}.")
-    revision = {} if arguments.revision is None else {"revision": arguments.revision}
+    if revision is not None and os.path.isdir(checkpoint):
+        raise ValueError(f"`revision` must be left out for a folder, which has only one, got {revision!r}.")
+    revision = {} if revision is None else {"revision": revision}
     dtype = getattr(torch, DTYPES[arguments.dtype])
     try:
-        device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(arguments.device or device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
-    pipe = VLBDDPMPipeline.from_pretrained(arguments.checkpoint, dtype=dtype, **revision)
-    return pipe.to(device)
+    pipe = VLBDDPMPipeline.from_pretrained(checkpoint, dtype=dtype, **revision).to(device)
+    if arguments.channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)
+    if arguments.compile:
+        pipe.unet.compile(dynamic=False)
+    return pipe
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb evaluate`."""
-    import torch
-
-    from .cards import public_name
-    from .data import check_shape, load_images, quantize
-    from .evaluation import format_report, make_report, write_report
+    from .evaluation import evaluate
     from .files import check_output_path
+    from .reports import check_scores_path, format_report, plot_terms, write_report, write_scores
     from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
     output = check_output_path(arguments.output)
-    data = load_images(arguments.dataset, arguments.split, arguments.max_images)
-    pipe = _load(arguments)
+    for path in (arguments.plot, arguments.scores):
+        if path is not None:
+            check_output_path(path)
+    if arguments.scores is not None:
+        check_scores_path(arguments.scores)
+        if arguments.method == "sampled" and arguments.per_image is None:
+            raise ValueError("`scores` needs a score for each image: give --per-image K, or --method full.")
+    shard = _shard(arguments.shard)
+    workers, data = _open_data(arguments)
+    pipe = _load(arguments, revision=arguments.revision, device=workers.device)
     overridden = []
     if arguments.num_pixel_levels not in (None, pipe.scheduler.config.num_pixel_levels):
         overridden = ["num_pixel_levels"]
         pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, num_pixel_levels=arguments.num_pixel_levels)
     levels = pipe.scheduler.config.num_pixel_levels
-    check_shape(data.images, pipe.unet.config.in_channels, pipe.image_size)
-    images = data.images
-    if arguments.quantize:
-        images = quantize(images, levels, source_levels=data.num_pixel_levels)
-    elif data.num_pixel_levels < levels:
+    images = _on_grid(data, pipe, arguments.quantize)
+    conditional = getattr(pipe.unet.config, "num_class_embeds", None) is not None
+    if conditional and getattr(data, "labels", None) is None:
+        raise ValueError(f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}.")
+    journal = output.with_name(f"{output.name}.journal")
+    report = evaluate(
+        pipe,
+        images,
+        method=arguments.method,
+        target_se=arguments.target_se,
+        max_evaluations=arguments.max_evaluations,
+        evaluations_per_image=arguments.per_image,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        num_inference_steps=arguments.num_inference_steps,
+        class_labels=data.labels if conditional else None,
+        clip_sample=arguments.clip_sample,
+        max_images=arguments.max_images,
+        shard=shard,
+        buffer_bytes=arguments.buffer_mb * 2**20,
+        journal=journal,
+        workers=workers,
+        checkpoint=arguments.checkpoint,
+        revision=arguments.revision,
+        quantized=arguments.quantize,
+        num_pixel_levels_overridden=bool(overridden),
+        **_data_settings(data),
+    )
+    report["config"]["overridden"] += overridden
+    del report["config"]["num_pixel_levels_overridden"]
+    if workers.rank:
+        return
+    write_report(report, output)
+    journal.unlink(missing_ok=True)
+    print(format_report(report, {"uniform over the levels": math.log2(levels)}))
+    if workers.count > 1:
+        print(f"{workers.count} processes")
+    for path, write in ((arguments.plot, plot_terms), (arguments.scores, write_scores)):
+        if path is not None:
+            write(report, path)
+    print(f"report: {output}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not int(parts[0]) < int(parts[1]):
+        raise ValueError(f"`shard` must be I/N with 0 <= I < N, got {text!r}.")
+    return int(parts[0]), int(parts[1])
+
+
+def _open_data(arguments: argparse.Namespace):
+    r"""The processes of this run, and the data set."""
+    from .data import open_images, stream_images
+    from .workers import Workers
+
+    if arguments.max_images is not None and arguments.max_images < 1:
+        raise ValueError(f"`max_images` must be at least 1, got {arguments.max_images}.")
+    if arguments.buffer_mb < 1:
+        raise ValueError(f"`buffer_mb` must be at least 1, got {arguments.buffer_mb}.")
+    workers = Workers()
+    if arguments.expected_processes not in (None, workers.count):
+        raise ValueError(
+            f"`expected_processes` must be as many as take part, {workers.count}, got {arguments.expected_processes}."
+        )
+    if arguments.streaming:
+        return workers, stream_images(arguments.dataset, arguments.split or "test")
+    return workers, open_images(arguments.dataset, arguments.split)
+
+
+def _on_grid(data, pipe, quantized: bool):
+    r"""The images of a data set on the grid of a model, or `ValueError`."""
+    from .data import check_shape, quantize_images
+
+    check_shape(data[0][None], pipe.unet.config.in_channels, pipe.image_size)
+    levels = pipe.scheduler.config.num_pixel_levels
+    if quantized:
+        return quantize_images(data, levels)
+    if data.num_pixel_levels < levels:
         raise ValueError(
             f"`dataset` must have the {levels} levels of the model's grid, got {data.num_pixel_levels} levels in"
             f" {data.name!r}. Give --num-pixel-levels {data.num_pixel_levels} if the model was trained on that grid, or"
             " --quantize to bring the images onto the model's."
         )
-    conditional = getattr(pipe.unet.config, "num_class_embeds", None) is not None
-    if conditional and data.labels is None:
-        raise ValueError(f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}.")
-    result = pipe.evaluate_nll(
-        images,
+    return data
+
+
+def _data_settings(data) -> dict:
+    from .cards import public_name
+
+    name = public_name(str(Path(data.name).resolve())) if Path(data.name).exists() else data.name
+    return {"dataset": name, "split": data.split_name if hasattr(data, "split_name") else data.split}
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb compare`."""
+    import json
+
+    from .comparison import compare, format_comparison
+    from .files import check_output_path, write_atomically
+
+    output = check_output_path(arguments.output)
+    workers, data = _open_data(arguments)
+    names = arguments.checkpoint, arguments.other
+    pipes = [
+        _load(arguments, name, revision, workers.device)
+        for name, revision in zip(names, (arguments.revision_a, arguments.revision_b))
+    ]
+    for pipe in pipes:
+        _on_grid(data, pipe, False)
+    journal = output.with_name(f"{output.name}.journal")
+    comparison = compare(
+        pipes,
+        data,
+        target_se=arguments.target_se,
+        max_evaluations=arguments.max_evaluations,
         batch_size=arguments.batch_size,
-        generator=torch.Generator().manual_seed(arguments.seed),
-        num_inference_steps=arguments.num_inference_steps,
-        class_labels=data.labels if conditional else None,
-        clip_sample=arguments.clip_sample,
-    )
-    report = make_report(
-        result,
-        checkpoint=arguments.checkpoint,
-        revision=arguments.revision,
-        dataset=public_name(str(Path(data.name).resolve())) if Path(data.name).exists() else data.name,
-        split=data.split,
-        quantized=arguments.quantize,
+        seed=arguments.seed,
+        num_inference_steps=(arguments.num_inference_steps_a, arguments.num_inference_steps_b),
+        class_labels=[
+            _labels(pipe, data, label) for pipe, label in zip(pipes, (arguments.class_label_a, arguments.class_label_b))
+        ],
         max_images=arguments.max_images,
-        overridden=[*result.config["overridden"], *overridden],
+        buffer_bytes=arguments.buffer_mb * 2**20,
+        journal=journal,
+        workers=workers,
+        checkpoints=list(names),
+        **_data_settings(data),
     )
+    if workers.rank:
+        return
+    write_atomically(output, (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode())
+    journal.unlink(missing_ok=True)
+    print(format_comparison(comparison, names if names[0] != names[1] else ("A", "B")))
+    print(f"comparison: {output}")
+
+
+def _labels(pipe, data, label: int | None):
+    r"""The class that was asked for, or else the images' own for a class-conditional network."""
+    if label is not None or getattr(pipe.unet.config, "num_class_embeds", None) is None:
+        return label
+    return getattr(data, "labels", None)
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb merge`."""
+    from .cards import read_report
+    from .files import check_output_path
+    from .reports import format_report, merge_reports, write_report
+
+    output = check_output_path(arguments.output)
+    report = merge_reports([read_report(path) for path in arguments.reports])
     write_report(report, output)
-    print(format_report(report, {"uniform over the levels": math.log2(levels)}))
+    print(format_report(report))
     print(f"report: {output}")
 
 
@@ -173,7 +350,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`num_images` must be at least 1, got {arguments.num_images}.")
     output = check_output_path(arguments.output)
     options = {"num_inference_steps": arguments.num_inference_steps, "class_labels": arguments.class_label}
-    _save_samples(_load(arguments), arguments.num_images, arguments.seed, output, **options)
+    _save_samples(_load(arguments, revision=arguments.revision), arguments.num_images, arguments.seed, output, **options)
     print(f"{arguments.num_images} samples: {output}")
 
 

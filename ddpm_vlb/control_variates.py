@@ -28,20 +28,18 @@ import math
 
 import torch
 
-from .forward_process import ForwardProcess
-
 
 class ControlVariates:
     r"""The functions :math:`h_t` for images that resemble some given ones.
 
     Args:
-        forward: the forward process that is scored.
+        alphas_cumprod: signal levels :math:`\bar\alpha_t` of the steps that are scored, `(K,)`.
         samples: images from which the spectrum and the scales are taken, `(M, C, H, W)`, in [-1, 1].
     """
 
-    def __init__(self, forward: ForwardProcess, samples: torch.Tensor):
+    def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor):
         samples = samples.double().cpu()
-        self._alphas_cumprod = forward.alphas_cumprod.detach().double().cpu()
+        self._alphas_cumprod = alphas_cumprod.detach().double().cpu()
         self._transforms = [_cosine_transform(size) for size in samples.shape[1:]]
         spectrum = self._transform(samples)
         self._mean = spectrum.mean(dim=0)
@@ -54,7 +52,7 @@ class ControlVariates:
 
         Args:
             samples, noise: images and standard normal noise, `(B, C, H, W)`.
-            rows: steps of the grid that is scored, `(B,)`.
+            rows: steps of each, indices into `alphas_cumprod`, `(B,)`.
 
         Returns:
             float64, `(B, 4)`.

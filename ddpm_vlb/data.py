@@ -4,6 +4,7 @@ Levels are taken literally (see `images.py`). Bringing other images onto a model
 likelihood; `quantize` does it, as a step of its own.
 """
 
+import copy
 import gzip
 import math
 import struct
@@ -28,6 +29,7 @@ __all__ = [
     "load_images",
     "open_images",
     "quantize",
+    "quantize_images",
     "stream_images",
 ]
 
@@ -65,6 +67,27 @@ def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source
         )
     levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
     return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
+
+
+class QuantizedImages:
+    r"""A data set whose images are brought onto another grid as they are read; what `quantize_images` returns."""
+
+    def __init__(self, source: Any, num_pixel_levels: int):
+        self._source, self.num_pixel_levels = source, num_pixel_levels
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return quantize(self._source[index], self.num_pixel_levels, source_levels=self._source.num_pixel_levels)
+
+
+def quantize_images(source: "ImageSet | StoredImages | StreamedImages", num_pixel_levels: int) -> Any:
+    r"""A data set with each image brought onto the grid of `num_pixel_levels` levels by `quantize` when it is read."""
+    check_num_pixel_levels(num_pixel_levels)
+    if isinstance(source, StreamedImages):
+        return source.quantized(num_pixel_levels)
+    return QuantizedImages(source, num_pixel_levels)
 
 
 # Data sets by name or path.
@@ -149,12 +172,18 @@ class StreamedImages:
         if first is None:
             raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
         self._first = pil_to_array(first[self._column], "row 0")
-        self.num_pixel_levels = _image_set(self._first[None], name).num_pixel_levels
+        self.num_pixel_levels = self._source_levels = _image_set(self._first[None], name).num_pixel_levels
+
+    def quantized(self, num_pixel_levels: int) -> "StreamedImages":
+        r"""The same stream, its images brought onto another grid by `quantize`."""
+        other = copy.copy(self)
+        other.num_pixel_levels = num_pixel_levels
+        return other
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index != 0:
             raise ValueError(f"`index` must be 0 for a stream, of which only the first image is at hand, got {index}.")
-        return array_to_tensor(self._first[None], None)[0]
+        return self._levels(self._first)
 
     def split(self, count: int) -> tuple["StreamedImages", torch.Tensor]:
         r"""The stream without its first `count` images, and those `(count, C, H, W)`.
@@ -164,6 +193,14 @@ class StreamedImages:
         """
         first = [self._decode(row[self._column]) for row in self._dataset.take(count)]
         return StreamedImages(self._dataset.skip(count), self.name, self.split_name, self._buffer_size), torch.stack(first)
+
+    def in_order(self) -> Iterator[Callable[[], torch.Tensor]]:
+        r"""One pass in the stream's own order: for each image a function that decodes it to levels `(C, H, W)`."""
+        import datasets
+
+        decoder = datasets.Image()
+        for row in self._dataset.cast_column(self._column, datasets.Image(decode=False)):
+            yield lambda picture=row[self._column]: self._decode(decoder.decode_example(picture))
 
     def epoch(self, seed: int) -> Iterator[Callable[[], torch.Tensor]]:
         r"""One pass in the order that `seed` gives: for each image a function that decodes it to levels `(C, H, W)`, so that a
@@ -178,7 +215,13 @@ class StreamedImages:
     def _decode(self, image: Image.Image) -> torch.Tensor:
         array = pil_to_array(image, "a row of the stream")
         _check_alike(self._first, "row 0", array, "a row of the stream")
-        return array_to_tensor(array[None], None)[0]
+        return self._levels(array)
+
+    def _levels(self, array: np.ndarray) -> torch.Tensor:
+        levels = array_to_tensor(array[None], None)[0]
+        if self.num_pixel_levels == self._source_levels:
+            return levels
+        return quantize(levels, self.num_pixel_levels, source_levels=self._source_levels)
 
 
 def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:

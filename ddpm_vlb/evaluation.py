@@ -1,64 +1,355 @@
-r"""From scored images to a report: means over images, their errors, and files that are written whole or not at all.
+r"""Data sets to reports: full sweeps and sampled evaluations, in one process or several, and on from where they were stopped.
 
-**Errors.** The N images are a sample of a population, and each image's bound is an average over noise of which one draw was
-taken. The standard deviation of the per-image numbers over :math:`\sqrt N` covers both (`standard_error`). The part due to the
-noise alone, given these images (`monte_carlo_error`), is a sum over timesteps, since the draws at different timesteps are
-independent; at each timestep the variance over images is at least the noise's (law of total variance), so that
-
-.. math:: \mathrm{Var}_\mathrm{noise}\left[\bar L\right] \le \frac{1}{N} \sum_t \mathrm{Var}_\mathrm{images}[L_t],
-
-of which the smaller of this bound and `standard_error` is reported: an upper bound, not an estimate.
+What is drawn for an image is keyed by its number in the data set, and a batch is the same whoever evaluates it: what comes out
+depends on no number of processes, no batch size and no interruption, beyond rounding.
 """
 
-import json
-import math
+import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from .bound import prior_kl, vlb_terms
-from .files import write_atomically
-from .gaussians import levels_to_samples, nats_to_bits_per_dim, working_dtype
+from .checkpoints import network_digest
+from .gaussians import nats_to_bits_per_dim
+from .image_frame import BLOCK, BUFFER_BYTES, Images, blocks, number_images, read_images, source_of, update_digest
 from .images import images_to_levels
 from .noise import keyed_normal, keyed_uniform, mix
+from .reports import (
+    format_report,
+    image_grid,
+    make_report,
+    merge_reports,
+    plot_terms,
+    report_of_estimate,
+    write_report,
+    write_scores,
+)
+from .sampled_bound import Draws, Preview, check_rules, estimate_bound
+from .scoring import DrawScorer, Scorer, known_parts
+from .sweeps import SeedSequence, Sweeps, sums_of_batch
+from .workers import Journal, Progress, Workers, run_batches
+
+__all__ = [
+    "JournaledDraws",
+    "NLLEstimate",
+    "estimate_nll",
+    "evaluate",
+    "format_report",
+    "image_grid",
+    "make_report",
+    "merge_reports",
+    "plot_terms",
+    "write_report",
+    "write_scores",
+]
+
+TARGET_SE = 0.005
+HALF_PRECISION_DRAWS = 512
+BATCHES_AT_HAND = 4
 
 
-def make_report(output, **context: Any) -> dict[str, Any]:
-    r"""The report of a `VLBOutput`.
+@torch.no_grad()
+def evaluate(
+    pipe,
+    images: Any,
+    *,
+    method: str = "sampled",
+    target_se: float | None = None,
+    max_evaluations: int | None = None,
+    evaluations_per_image: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+    inference_timesteps: Sequence[int] | None = None,
+    class_labels: int | Sequence[int] | torch.Tensor | None = None,
+    clip_sample: bool | None = None,
+    thresholding: bool | None = None,
+    max_images: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    buffer_bytes: int = BUFFER_BYTES,
+    journal: str | Path | None = None,
+    quiet: bool = False,
+    workers: Workers | None = None,
+    **context: Any,
+) -> dict[str, Any]:
+    r"""The bound of a data set, with its errors, as a report.
 
     Args:
-        output: what `VLBDDPMPipeline.evaluate_nll` returned for N images.
-        context: further entries of `config`, such as the data set and the checkpoint.
+        pipe: a `VLBDDPMPipeline`.
+        images: any images that `evaluate_nll` takes, or what `data.open_images` or `data.stream_images` returns.
+        method: `"sampled"`, an unbiased estimate from few evaluations, or `"full"`, every image at every step.
+        target_se: of a sampled evaluation, the Monte Carlo error (bits/dim) at which to stop; 0.005 where nothing else says
+            when.
+        max_evaluations: of a sampled evaluation, network evaluations at which to stop, if it has not reached `target_se`.
+        evaluations_per_image: of a sampled evaluation, evaluate every image this many times, an even number.
+        batch_size: images per network call of a full sweep, pairs of image and timestep of a sampled evaluation.
+        seed: of all that is drawn. What comes out depends on no batch size and no number of processes, beyond rounding.
+        num_inference_steps, inference_timesteps, class_labels, clip_sample, thresholding: as `evaluate_nll`.
+        max_images: the first so many images only.
+        shard: (index, count): only images whose number is `index` modulo `count`. `merge_reports` puts shards together.
+        buffer_bytes: memory for the images of a sampled evaluation.
+        journal: a file for what is done so far. It is gone on from where it exists, and stays until the report is written:
+            remove it then.
+        quiet: no progress bar.
+        workers: the processes of this run.
+        context: further entries of `config`, such as `dataset`, `split` and `checkpoint`.
 
     Returns:
-        A dictionary of plain Python values: means over images in bits/dim (`bits_per_dim`, `prior`, `transitions`, ascending
-        in t as `timesteps` says, `transitions_total`, `decoder`), `standard_error` and `monte_carlo_error` (bits/dim, `None`
-        for a single image), `method`, `num_images`, `num_network_evaluations`, `per_image` (bits/dim of each image) and
-        `config`.
+        A report; see `make_report` and `report_of_estimate`.
+
+    Raises:
+        ValueError: arguments that do not go together, images off the model's grid, a network whose output is not finite, the
+            journal of another evaluation.
     """
-    count = len(output.bits_per_dim)
-    standard_error = monte_carlo_error = None
-    if count > 1:
-        terms = torch.cat([output.decoder[:, None], output.transitions], dim=1)
-        standard_error = (output.bits_per_dim.var() / count).sqrt().item()
-        monte_carlo_error = min(standard_error, (terms.var(dim=0).sum() / count).sqrt().item())
-    return {
-        "bits_per_dim": output.bits_per_dim.mean().item(),
-        "standard_error": standard_error,
-        "monte_carlo_error": monte_carlo_error,
-        "prior": output.prior.mean().item(),
-        "transitions": output.transitions.mean(dim=0).tolist(),
-        "transitions_total": output.transitions.sum(dim=1).mean().item(),
-        "decoder": output.decoder.mean().item(),
-        "timesteps": output.timesteps.tolist(),
-        "method": "full",
-        "num_images": count,
-        "num_network_evaluations": output.num_network_evaluations,
-        "per_image": output.bits_per_dim.tolist(),
-        "config": {**output.config, **context},
+    if method not in ("full", "sampled"):
+        raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
+    rules = {"target_se": target_se, "max_evaluations": max_evaluations, "evaluations_per_image": evaluations_per_image}
+    if method == "full":
+        given = [name for name, value in rules.items() if value is not None]
+        if given:
+            raise ValueError(f"`{given[0]}` must be left out with method='full', which evaluates everything.")
+    else:
+        if not any(value is not None for value in rules.values()):
+            rules["target_se"] = TARGET_SE
+        check_rules(**rules)
+    _check_shard(shard)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+    workers = Workers() if workers is None else workers
+    scorer = pipe.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
+    source, labels, channels, size = source_of(pipe, images, class_labels)
+    context = {"dataset": getattr(images, "name", "images in memory")} | context
+    config = pipe.describe_scoring(scorer, num_inference_steps, inference_timesteps) | {
+        "overridden": [n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None],
+        "network_sha256": network_digest(pipe.unet),
+        "batch_size": batch_size,
+        "seed": seed,
+        "max_images": max_images,
+        "shard": {"of": shard[1], "indices": [shard[0]]},
+        "num_processes": workers.count,
+        **{name: value for name, value in rules.items() if method == "sampled"},
+        **context,
     }
+    numbered = number_images(source, labels, shard, max_images)
+    progress = Progress(workers, quiet)
+    path = None if journal is None else Path(journal)
+    run = _Run(pipe, scorer, batch_size, seed, config | {"method": method}, path, workers, progress)
+    try:
+        with pipe.evaluating():
+            if method == "full":
+                grid = (scorer.num_pixel_levels, channels, size, batch_size)
+                return _evaluate_full(run, iter(blocks(numbered, *grid)))
+            grid = (scorer.num_pixel_levels, channels, size, BLOCK)
+            return _evaluate_sampled(run, read_images(blocks(numbered, *grid), [scorer], seed, buffer_bytes), rules)
+    finally:
+        progress.close()
+        pipe.maybe_free_model_hooks()
+
+
+class _Run(NamedTuple):
+    r"""What both methods need."""
+
+    pipe: Any
+    scorer: Scorer
+    batch_size: int
+    seed: int
+    config: dict[str, Any]
+    path: Path | None
+    workers: Workers
+    progress: Progress
+
+    @property
+    def timesteps(self) -> list[int]:
+        return self.scorer.reverse.forward.timesteps.tolist()
+
+    @property
+    def is_half(self) -> bool:
+        return self.scorer.dtype in (torch.float16, torch.bfloat16)
+
+    def journal(self, **more: Any) -> Journal:
+        r"""Refused unless it is of the same model, settings and data; who does the work may change."""
+        settings = {key: value for key, value in self.config.items() if key not in ("num_processes", "device")}
+        return Journal(self.path, settings | more, self.workers)
+
+    def draws(self, draw_scorer: DrawScorer, journal: Journal, first: int = 0) -> "JournaledDraws":
+        return JournaledDraws(draw_scorer, self.batch_size, journal, self.workers, self.progress, first)
+
+    def report_config(self, **more: Any) -> dict[str, Any]:
+        return {key: value for key, value in self.config.items() if key != "method"} | more
+
+
+def _evaluate_sampled(run: _Run, images: Images, rules: dict[str, Any]) -> dict[str, Any]:
+    known = {"image_shape": list(images.levels.shape[1:]), "data_sha256": [images.sha256]}
+    numbers = images.numbers[images.frame]
+    draw_scorer = DrawScorer([run.scorer], images.levels, images.frame, numbers, run.seed, [images.labels])
+    with run.journal(**known, buffer=len(numbers)) as journal:
+        draws = run.draws(draw_scorer, journal)
+        estimate = estimate_bound(
+            draws,
+            draw_scorer.num_steps,
+            images.prior,
+            images.features,
+            seed=run.seed,
+            ids=images.numbers,
+            frame=images.frame,
+            **rules,
+        )
+        bias = _half_precision_bias(run, images, journal, draws.first) if run.is_half else {}
+    return report_of_estimate(estimate, run.timesteps, len(images.numbers), run.report_config(**known)) | bias
+
+
+def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
+    r"""Sweeps over batches of images, a few batches at hand at a time, so that data sets larger than memory do."""
+    sweeps, digest = Sweeps(len(run.timesteps)), hashlib.sha256()
+    first, some, shape = 0, [], None
+    with run.journal() as journal:
+        while True:
+            batches = [
+                b for b in (next(image_blocks, None) for _ in range(BATCHES_AT_HAND * run.workers.count)) if b is not None
+            ]
+            if not batches:
+                break
+            # Of the images so far: a batch that the journal has is of the images that stand before it, or it is refused.
+            marks = []
+            for _, levels, labels in batches:
+                update_digest(digest, levels, labels)
+                marks.append(digest.hexdigest())
+            shape = list(batches[0][1].shape[1:])
+            some += batches[: 4 - len(some)] if len(some) < 4 else []
+            results = _sweep_batches(run, batches, marks, first, journal, sweeps)
+            for (numbers, _, _), mark, result in zip(batches, marks, results):
+                if result["images"] != mark:
+                    raise ValueError(
+                        f"`images` must be those of the journal {str(run.path)!r}, got others before {numbers[-1]}."
+                    )
+                sweeps.add(result, numbers.tolist(), run.timesteps)
+            first += len(batches)
+        if shape is None:
+            raise ValueError("`images` must hold at least one image, got none.")
+        bias = _half_precision_bias(run, _together(run.scorer, some), journal, first) if run.is_half else {}
+    config = run.report_config(image_shape=shape, data_sha256=[digest.hexdigest()])
+    return sweeps.report(run.timesteps, config) | bias
+
+
+def _sweep_batches(run: _Run, batches, marks: list[str], first: int, journal: Journal, sweeps: Sweeps) -> list[dict[str, Any]]:
+    seeds, steps, counted = SeedSequence(run.seed), len(run.timesteps), 0
+    run.progress.extend(steps * sum(len(numbers) for numbers, _, _ in batches))
+
+    def sweep(index: int):
+        numbers, levels, labels = batches[index]
+        return index, *run.pipe.sweep(run.scorer, levels, [seeds[number] for number in numbers.tolist()], labels)
+
+    def plain(result) -> dict[str, Any]:
+        index, prior, terms = result
+        return sums_of_batch(prior, terms, batches[index][1][0].numel()) | {"images": marks[index]}
+
+    def after(results: dict[int, Any]) -> None:
+        nonlocal counted
+        done = sum(len(batches[index][0]) for index in results)
+        run.progress.update(steps * (done - counted), *sweeps.mean_and_error(list(results.values())))
+        counted = done
+
+    return run_batches(range(len(batches)), sweep, plain, first, journal, run.workers, after)
+
+
+def _together(scorer: Scorer, batches) -> Images:
+    r"""Batches of images as one."""
+    levels = torch.cat([levels for _, levels, _ in batches])
+    known = [known_parts(scorer, part) for part in levels.split(BLOCK)]
+    return Images(
+        numbers=np.concatenate([numbers for numbers, _, _ in batches]),
+        prior=torch.cat([prior for prior, _ in known]),
+        features=torch.cat([features for _, features in known]),
+        frame=np.arange(len(levels)),
+        levels=levels,
+        labels=None if batches[0][2] is None else torch.cat([labels for _, _, labels in batches]),
+        sha256="",
+    )
+
+
+def _half_precision_bias(run: _Run, images: Images, journal: Journal, first: int) -> dict[str, Any]:
+    r"""What the half-precision network adds to the bound: its difference from a float32 copy of itself under common noise."""
+    scorer = run.scorer
+    exact = copy.deepcopy(getattr(scorer.unet, "_orig_mod", scorer.unet)).float()
+    both = [scorer, Scorer(exact, scorer.reverse, scorer.num_pixel_levels, scorer.device, torch.float32)]
+    numbers = images.numbers[images.frame]
+    draw_scorer = DrawScorer(both, images.levels, images.frame, numbers, run.seed, [images.labels] * 2)
+    draws = run.draws(draw_scorer, journal, first)
+    estimate = estimate_bound(
+        draws,
+        draw_scorer.num_steps,
+        torch.zeros_like(images.prior),
+        images.features,
+        seed=mix(run.seed, 3),
+        max_evaluations=HALF_PRECISION_DRAWS,
+        ids=images.numbers,
+        frame=images.frame,
+    )
+    return {
+        "half_precision_bias": {
+            "bits_per_dim": estimate.bits_per_dim,
+            "monte_carlo_error": estimate.monte_carlo_error,
+            "num_network_evaluations": draws.num_evaluations,
+        }
+    }
+
+
+class JournaledDraws:
+    r"""`sampled_bound.Evaluate` for a `DrawScorer`: in batches, by all processes, in a journal from batch `first` on."""
+
+    def __init__(
+        self,
+        draw_scorer: DrawScorer,
+        batch_size: int,
+        journal: Journal,
+        workers: Workers,
+        progress: Progress,
+        first: int = 0,
+    ):
+        self.draw_scorer, self.batch_size = draw_scorer, batch_size
+        self.journal, self.workers, self.progress, self.first = journal, workers, progress, first
+        self.num_evaluations = 0
+
+    def __call__(self, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = list(self.draw_scorer.batches(draws, self.batch_size))
+        costs, counted = [self.draw_scorer.cost(batch) for batch in batches], 0
+        self.progress.extend(sum(costs))
+        self.num_evaluations += sum(costs)
+
+        def after(results: dict[int, Any]) -> None:
+            nonlocal counted
+            done = sum(costs[number] for number in results)
+            number = next(number for number in range(len(batches) + 1) if number not in results)
+            estimate = preview(*_stack([results[n] for n in range(number)])) if number else None
+            shown = () if estimate is None else (estimate.bits_per_dim, estimate.monte_carlo_error)
+            self.progress.update(done - counted, *shown)
+            counted = done
+
+        results = run_batches(batches, self.draw_scorer, self._plain, self.first, self.journal, self.workers, after)
+        self.first += len(batches)
+        values, features = _stack(results)
+        self.draw_scorer.check_finite(draws, values)
+        return values, features
+
+    @staticmethod
+    def _plain(result: tuple[torch.Tensor, torch.Tensor]) -> list[list]:
+        values, features = result
+        return [values.cpu().tolist(), features.tolist()]
+
+
+def _stack(results: Sequence[list[list]]) -> tuple[torch.Tensor, torch.Tensor]:
+    values = [torch.tensor(values, dtype=torch.float64) for values, _ in results]
+    return torch.cat(values), torch.cat([torch.tensor(features, dtype=torch.float64) for _, features in results])
+
+
+def _check_shard(shard: tuple[int, int]) -> None:
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"`shard` must be (index, count) with 0 <= index < count, got {tuple(shard)}.")
 
 
 class NLLEstimate(NamedTuple):
@@ -92,10 +383,10 @@ def estimate_nll(
         ValueError: fewer than 2 evaluations (1 where T is 1), images or seeds that do not fit, a network whose output is not
             finite.
     """
-    scheduler, unet = pipe.scheduler, pipe.unet
-    reverse = scheduler.reverse_process()
-    num_steps, num_pixel_levels = len(reverse.forward), scheduler.config.num_pixel_levels
-    levels = images_to_levels(images, num_pixel_levels, channels=unet.config.in_channels, size=pipe.image_size)
+    scorer = pipe.scorer()
+    num_steps = len(scorer.reverse.forward)
+    channels = pipe.unet.config.in_channels
+    levels = images_to_levels(images, scorer.num_pixel_levels, channels=channels, size=pipe.image_size)
     if len(seeds) != len(levels):
         raise ValueError(f"`seeds` must be one per image ({len(levels)}), got {len(seeds)}.")
     if evaluations_per_image < min(2, num_steps):
@@ -106,21 +397,13 @@ def estimate_nll(
     transitions = 1 + (places * (num_steps - 1)).long().clamp(max=max(num_steps - 2, 0))
     timesteps = torch.cat([torch.zeros(len(seeds), 1, dtype=torch.int64), transitions], dim=1)
 
-    device, dtype = pipe.device, working_dtype(pipe.device)
     image_of, flat = torch.arange(len(seeds)).repeat_interleave(drawn + 1), timesteps.flatten()
-    was_training = unet.training
-    unet.eval()
     nats = []
-    for chunk in torch.arange(len(flat)).split(batch_size):
-        samples = levels_to_samples(levels[image_of[chunk]].to(device), num_pixel_levels, dtype)
-        keys = [mix(mix(seeds[image], 2**32), step) for image, step in zip(image_of[chunk].tolist(), flat[chunk].tolist())]
-        noise = keyed_normal(keys, samples.shape[1:]).to(device)
-        noisy_samples = reverse.forward.q_sample(samples, noise, flat[chunk])
-        model_output = unet(noisy_samples.to(unet.dtype), flat[chunk].to(device)).sample
-        terms = vlb_terms(reverse, model_output, samples, noisy_samples, flat[chunk], num_pixel_levels, validate_args=False)
-        finite = torch.isfinite(model_output).flatten(1).all(dim=1)
-        nats.append(torch.where(finite, terms, torch.nan).cpu().double())
-    unet.train(was_training)
+    with pipe.evaluating():
+        for chunk in torch.arange(len(flat)).split(batch_size):
+            pairs = zip(image_of[chunk].tolist(), flat[chunk].tolist())
+            noise = keyed_normal([mix(mix(seeds[image], 2**32), step) for image, step in pairs], levels.shape[1:])
+            nats.append(scorer.terms(scorer.samples(levels[image_of[chunk]]), noise, flat[chunk]).cpu().double())
 
     num_dimensions = levels[0].numel()
     terms = nats_to_bits_per_dim(torch.cat(nats).reshape(timesteps.shape), num_dimensions)
@@ -130,102 +413,6 @@ def estimate_nll(
             f"`unet` must give finite outputs, got a term of {terms[image, column].item()} bits/dim for image {image} at"
             f" timestep {int(timesteps[image, column])}."
         )
-    samples = levels_to_samples(levels.to(device), num_pixel_levels, dtype)
-    prior = nats_to_bits_per_dim(prior_kl(reverse.forward, samples).cpu().double(), num_dimensions)
+    prior = nats_to_bits_per_dim(scorer.prior(scorer.samples(levels)).cpu().double(), num_dimensions)
     total = (num_steps - 1) / max(drawn, 1) * terms[:, 1:].sum(dim=1)
     return NLLEstimate(prior + total + terms[:, 0], prior, total, terms[:, 0], terms.numel())
-
-
-def write_report(report: dict[str, Any], path: str | Path) -> None:
-    r"""Write a report as JSON, whole or not at all.
-
-    Raises:
-        ValueError: numbers that are not finite, which JSON does not know.
-    """
-    write_atomically(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
-
-
-def format_report(report: dict[str, Any], baselines: dict[str, float] | None = None) -> str:
-    r"""A report as a table of lines, in bits/dim; `baselines` maps names to bits/dim for comparison."""
-    error = report["standard_error"]
-    rows = [
-        ("L_T   prior", report["prior"], ""),
-        (f"L_t   {len(report['transitions'])} KL terms", report["transitions_total"], ""),
-        ("L_0   decoder", report["decoder"], ""),
-        ("total", report["bits_per_dim"], "" if error is None else f"+- {error:.4f} (standard error)"),
-        *((f"baseline: {name}", value, "") for name, value in (baselines or {}).items()),
-    ]
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{'':{width}}   bits/dim", *(f"{name:{width}}   {value:8.4f}  {note}".rstrip() for name, value, note in rows)]
-    lines.insert(4, "-" * (width + 11))
-    config = report["config"]
-    lines += [
-        f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations",
-        "all {num_train_timesteps} steps".format(**config)
-        if config["inference_timesteps"] is None
-        else "the {num_steps}-step model on a sub-sequence of {num_train_timesteps}".format(**config),
-        f"{config['num_pixel_levels']} levels, {config['variance_type']}, clip_sample {str(config['clip_sample']).lower()},"
-        f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}",
-        f"decoder variance: {config['decoder_variance']}",
-    ]
-    if config.get("quantized"):
-        lines.append(f"the images were brought onto {config['num_pixel_levels']} levels first: another data set")
-    return "\n".join(lines)
-
-
-def plot_terms(report: dict[str, Any], path: str | Path) -> None:
-    r"""Draw the terms of the bound over t (log axis, bits/dim) with their running sum, as a PNG file.
-
-    Raises:
-        ValueError: a report with timesteps that were not evaluated (`None` in `transitions`).
-    """
-    import io
-
-    # No pyplot: no global state, and no window system.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    timesteps, transitions = report["timesteps"], report["transitions"]
-    if None in transitions:
-        raise ValueError("`report` must have a term for every timestep to be drawn, got some that were not evaluated.")
-    lowest = (report["config"]["inference_timesteps"] or [0])[-1]
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.semilogy(timesteps, [max(value, 1e-12) for value in transitions], ".-", markersize=3, label="$L_t$ (KL terms)")
-    axes.semilogy([lowest], [max(report["decoder"], 1e-12)], "s", color="tab:red", label="$L_0$ (decoder)")
-    last = timesteps[-1] if timesteps else lowest
-    axes.semilogy([last], [max(report["prior"], 1e-12)], "D", color="tab:green", label="$L_T$ (prior)")
-    axes.set_xlabel("timestep t")
-    axes.set_ylabel("bits/dim per term")
-    total = axes.twinx()
-    running = [report["decoder"]]
-    for value in transitions:
-        running.append(running[-1] + value)
-    total.plot([lowest, *timesteps], running, color="tab:gray", linestyle="--", label="running sum")
-    total.set_ylabel("bits/dim, summed from t = 0")
-    total.set_ylim(0, 1.05 * max(report["bits_per_dim"], math.ulp(1.0)))
-    handles = [*axes.get_legend_handles_labels()[0], *total.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, loc="lower left")
-    error = "" if report["standard_error"] is None else f" $\\pm$ {report['standard_error']:.4f}"
-    axes.set_title(f"{report['bits_per_dim']:.4f}{error} bits/dim, {report['num_images']} images")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
-
-
-def image_grid(images: Sequence, columns: int | None = None):
-    r"""PIL images side by side, small ones enlarged without smoothing so that they can be looked at.
-
-    Args:
-        images: PIL images of one size.
-        columns: images per row; by default as square as it gets.
-    """
-    from diffusers.utils import make_image_grid
-    from PIL import Image, ImageOps
-
-    scale = max(1, 64 // max(images[0].size))
-    columns = columns or max(c for c in range(1, len(images) + 1) if len(images) % c == 0 and c * c <= len(images))
-    size = tuple(side * scale for side in images[0].size)
-    framed = [ImageOps.expand(image.resize(size, Image.NEAREST).convert("RGB"), 2, "slategray") for image in images]
-    return make_image_grid(framed, len(images) // columns, columns)

@@ -50,6 +50,7 @@ PILOT_EVALUATIONS = 1000
 FLOOR = 0.1  # of the probability goes to all bins alike
 RIDGE = 3.0
 KERNEL = 1.5  # bins
+MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
 
 
 class Draws(NamedTuple):
@@ -293,7 +294,7 @@ class _Design:
             return math.inf
         within = self.variance - self.between
         images = (self.between + within / 2) / (target_se**2 + self.between / count)
-        return math.ceil(max(16.0, 1.1 * (2 * images if images <= count else within / target_se**2)))
+        return math.ceil(max(MIN_DRAWS, 1.1 * (2 * images if images <= count else within / target_se**2)))
 
     def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, images: int, strata: int) -> Draws:
         r"""Two draws in each stratum for some images, `(images, strata, 2)`."""

@@ -6,13 +6,14 @@ Both ways to score images are made of it: the full sweep, every image at every s
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from .bound import prior_kl, vlb_terms
 from .control_variates import ControlVariates, image_features
+from .forward_process import ForwardProcess
 from .gaussians import levels_to_samples, nats_to_bits_per_dim, working_dtype
 from .noise import keyed_normal, mix
 from .reverse_process import ReverseProcess
@@ -84,16 +85,55 @@ class Scorer:
         return torch.where(finite, nats, torch.nan)
 
 
+class Cells(NamedTuple):
+    r"""What a draw's row stands for: for each scorer a row of its grid, -1 for none, and a factor, `(K,)` each."""
+
+    rows: torch.Tensor  # (scorers, K)
+    factors: torch.Tensor  # (scorers, K)
+
+
+def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
+    r"""Two grids cut at each other's noise levels: sums over cells of (factor times term) are the sums over their rows.
+
+    A transition takes the noise from one level to the next. Where the levels are the same, so are cells and rows; elsewhere a
+    transition is cut where the other grid has a level, and its term goes to the pieces by their lengths, as angles
+    :math:`\arctan(\sigma_t / \sqrt{\bar\alpha_t})`. Each piece has the steps of both grids that it lies in, whose terms are
+    alike under the same noise. The decoders are one cell.
+    """
+    levels = [
+        torch.atan2((1 - f.alphas_cumprod).clamp(min=0).sqrt(), f.alphas_cumprod.sqrt()).double() for f in (first, second)
+    ]
+    edges = torch.cat(levels).unique()
+    # Levels that differ by rounding alone are one.
+    edges = edges[torch.cat([torch.ones(1, dtype=torch.bool), edges.diff() > 1e-12])]
+    rows, factors = [], []
+    for level in levels:
+        ends = torch.bucketize(level - 1e-12, edges)  # the edge that each level is
+        pieces = torch.arange(len(edges) - 1)
+        row = torch.bucketize(pieces, ends, right=True)  # the transition from level row - 1 to level row
+        inside = (row > 0) & (row < len(level))
+        row = torch.where(inside, row, -1)
+        lengths = edges.diff() / (edges[ends[row.clamp(min=1)]] - edges[ends[row.clamp(min=1) - 1]]).clamp(min=1e-300)
+        rows.append(torch.cat([torch.zeros(1, dtype=torch.int64), row]))
+        factors.append(torch.cat([torch.ones(1, dtype=torch.float64), torch.where(inside, lengths, 0.0)]))
+    rows, factors = torch.stack(rows), torch.stack(factors)
+    used = (rows >= 0).any(dim=0)
+    return Cells(rows[:, used], factors[:, used])
+
+
 class DrawScorer:
     r"""Evaluates the draws of `sampled_bound.estimate_bound` for images that lie in memory.
 
     Args:
-        scorers: one; or two whose difference, first minus second, is wanted. Of two processes with as many steps the terms at
-            one row are subtracted, under the same noise; otherwise the rows of the second follow those of the first, with a
-            minus sign.
+        scorers: one; or two whose difference, first minus second, is wanted. Both then meet an image with the same noise, at
+            the same noise level or close by (`match_rows`).
         levels: the images, `(M, C, H, W)`.
         positions: where they lie in the data set, ascending, `(M,)`.
+        ids: what their draws are keyed by, `(M,)`.
+        seed: of the evaluation.
         class_labels: for each scorer, `(M,)` or `None`.
+
+    `num_steps` is the number of rows that may be drawn, `num_evaluations` that of network evaluations so far.
     """
 
     def __init__(
@@ -106,18 +146,21 @@ class DrawScorer:
         class_labels: Sequence[torch.Tensor | None] = (None, None),
     ):
         self.scorers, self.levels, self.positions, self.class_labels = tuple(scorers), levels, positions, tuple(class_labels)
-        steps = [len(scorer.reverse.forward) for scorer in scorers]
-        self.paired = len(steps) == 2 and steps[0] == steps[1]
-        self.num_steps = steps[0] if self.paired else sum(steps)
+        forwards = [scorer.reverse.forward for scorer in scorers]
+        if len(forwards) == 1:
+            rows = torch.arange(len(forwards[0]))[None]
+            self._cells = Cells(rows, torch.ones(rows.shape, dtype=torch.float64))
+        else:
+            self._cells = match_rows(*forwards)
+        self.num_steps = self._cells.rows.shape[1]
         chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
-        self._samples_of = lambda rows: levels_to_samples(levels[rows], scorers[0].num_pixel_levels)
-        spectrum = self._samples_of(torch.as_tensor(chosen))
-        self._controls = [ControlVariates(scorer.reverse.forward, spectrum) for scorer in scorers]
+        signal = [forward.alphas_cumprod[row.clamp(min=0)] for forward, row in zip(forwards, self._cells.rows)]
+        signal = torch.where(self._cells.rows[0] >= 0, signal[0], signal[-1])
+        self._controls = ControlVariates(signal, self._samples(torch.as_tensor(chosen)))
 
-    @property
-    def evaluations_per_draw(self) -> int:
-        r"""Network evaluations that a draw costs."""
-        return 2 if self.paired else 1
+    def cost(self, draws: Draws) -> int:
+        r"""Network evaluations that draws take."""
+        return int((self._cells.rows[:, torch.as_tensor(draws.rows)] >= 0).sum())
 
     def batches(self, draws: Draws, batch_size: int) -> Iterator[Draws]:
         r"""The draws in batches."""
@@ -128,45 +171,43 @@ class DrawScorer:
         r"""Raise `ValueError` for values that are not finite, naming the image and the timestep."""
         bad = (~torch.isfinite(values)).nonzero().flatten()
         if len(bad):
-            row, first = int(draws.rows[bad[0]]), self.scorers[0].reverse.forward
-            timesteps = first.timesteps if row < len(first) else self.scorers[1].reverse.forward.timesteps
+            index = next(index for index, row in enumerate(self._cells.rows[:, int(draws.rows[bad[0]])]) if row >= 0)
+            timestep = self.scorers[index].reverse.forward.timesteps[self._cells.rows[index, int(draws.rows[bad[0]])]]
             raise ValueError(
                 f"`unet` must give finite outputs, got a term of {values[bad[0]].item()} bits/dim for image"
-                f" {int(draws.images[bad[0]])} at timestep {int(timesteps[row % len(first)])} ({len(bad)} of"
-                f" {len(values)} terms are not finite). A float16 network may have overflowed: try bfloat16 or float32."
+                f" {int(draws.images[bad[0]])} at timestep {int(timestep)} ({len(bad)} of {len(values)} terms are not finite)."
+                " A float16 network may have overflowed: try bfloat16 or float32."
             )
 
     @torch.inference_mode()
     def __call__(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
-        places = torch.as_tensor(np.searchsorted(self.positions, draws.images))
-        levels, rows = self.levels[places], torch.as_tensor(draws.rows)
-        noise = keyed_normal(draws.keys.tolist(), levels.shape[1:])
-        samples = self._samples_of(places)
-        if len(self.scorers) == 1 or self.paired:
-            values = self._terms(0, places, levels, noise, rows)
-            if self.paired:
-                values = values - self._terms(1, places, levels, noise, rows).to(values.device)
-            return values, self._controls[0].noise_features(samples, noise, rows)
-        first = len(self.scorers[0].reverse.forward)
-        values = torch.empty(len(rows), dtype=torch.float64, device=self.scorers[0].device)
-        features = None
-        for index, chosen in enumerate((rows < first, rows >= first)):
-            if not chosen.any():
-                continue
-            own = rows[chosen] - first * index
-            terms = self._terms(index, places[chosen], levels[chosen], noise[chosen], own)
-            part = self._controls[index].noise_features(samples[chosen], noise[chosen], own)
-            features = torch.zeros(len(rows), part.shape[1], dtype=part.dtype) if features is None else features
-            features[chosen] = part
-            values[chosen.to(values.device)] = ((1, -1)[index] * terms).to(values)
-        return values, features
+        places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
+        noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
+        values = self._terms(0, places, noise, cells)
+        if len(self.scorers) == 2:
+            values = values - self._terms(1, places, noise, cells).to(values.device)
+        return values, self._controls.noise_features(self._samples(places), noise, cells)
 
-    def _terms(self, index: int, places, levels, noise, rows) -> torch.Tensor:
+    def _samples(self, places: torch.Tensor) -> torch.Tensor:
+        return levels_to_samples(self.levels[places], self.scorers[0].num_pixel_levels)
+
+    def _terms(self, index: int, places, noise, cells) -> torch.Tensor:
+        r"""Terms of one scorer, zero where its grid has none."""
         scorer, labels = self.scorers[index], self.class_labels[index]
+        rows, factors = self._cells.rows[index, cells], self._cells.factors[index, cells]
+        there = rows >= 0
+        if not there.any():
+            return torch.zeros(len(rows), dtype=torch.float64)
+        if not there.all():
+            values = self._terms(index, places[there], noise[there], cells[there])
+            return torch.zeros(len(rows), dtype=values.dtype, device=values.device).index_copy(
+                0, there.nonzero().flatten().to(values.device), values
+            )
+        levels = self.levels[places]
         timesteps = scorer.reverse.forward.timesteps[rows]
         nats = scorer.terms(scorer.samples(levels), noise, timesteps, None if labels is None else labels[places])
-        return nats_to_bits_per_dim(nats.double() if nats.device.type != "mps" else nats, levels[0].numel())
+        return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
 
 
 def known_parts(scorer: Scorer, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

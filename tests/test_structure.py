@@ -29,7 +29,12 @@ ROOMS = [
     "checkpoints",
     "pipeline_vlb_ddpm",
     "convert_openai",
+    "reports",
+    "sweeps",
+    "workers",
+    "image_frame",
     "evaluation",
+    "comparison",
     "cli",
     "__main__",
 ]
