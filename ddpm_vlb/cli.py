@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="an unbiased estimate with its error, or every image at every step (default: sampled)",
     )
     evaluate.add_argument("--target-se", type=float, help="Monte Carlo error at which to stop (default: 0.005 bits/dim)")
-    evaluate.add_argument("--max-evaluations", type=int, help="network evaluations at which to stop")
+    evaluate.add_argument("--max-evaluations", type=int, help="network evaluations at which to stop (default: 100,000)")
     evaluate.add_argument("--per-image", type=int, metavar="K", help="K evaluations of every image, and a score for each")
     evaluate.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th image from image I on (see `merge`)")
     evaluate.add_argument("--output", default="report.json", help="where the report goes (default: report.json)")
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("other", metavar="B", help="the one to subtract; may be A, with other settings")
     _add_data_arguments(compare)
     compare.add_argument("--target-se", type=float, help="Monte Carlo error at which to stop (default: 0.005 bits/dim)")
-    compare.add_argument("--max-evaluations", type=int, help="network evaluations at which to stop")
+    compare.add_argument("--max-evaluations", type=int, help="network evaluations at which to stop (default: 100,000)")
     for name in ("a", "b"):
         of = name.upper()
         compare.add_argument(f"--num-inference-steps-{name}", type=int, metavar="K", help=f"of {of} (default: all steps)")
@@ -248,7 +248,7 @@ def _open_data(arguments: argparse.Namespace):
     workers = Workers()
     if arguments.expected_processes not in (None, workers.count):
         raise ValueError(
-            f"`expected_processes` must be as many as take part, {workers.count}, got {arguments.expected_processes}."
+            f"`expected_processes` must be the {workers.count} that take part, got {arguments.expected_processes}."
         )
     if arguments.streaming:
         return workers, stream_images(arguments.dataset, arguments.split or "test")

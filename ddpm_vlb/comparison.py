@@ -12,8 +12,9 @@ import torch
 
 from .checkpoints import network_digest
 from .data import StreamedImages
-from .evaluation import TARGET_SE, JournaledDraws
+from .evaluation import MAX_EVALUATIONS, TARGET_SE, JournaledDraws
 from .image_frame import BLOCK, BUFFER_BYTES, blocks, number_images, read_images, source_of
+from .pipeline_vlb_ddpm import check_count
 from .reports import report_of_estimate
 from .sampled_bound import BoundEstimate, check_rules, estimate_bound
 from .scoring import DrawScorer
@@ -46,8 +47,7 @@ def compare(
     Args:
         pipes: two `VLBDDPMPipeline`s of the same image size and number of levels; may be the same one twice.
         images: as `evaluate`.
-        target_se: the Monte Carlo error of the difference at which to stop; 0.005 where nothing else says when.
-        max_evaluations: network evaluations at which to stop.
+        target_se, max_evaluations: as `evaluate`; the error is that of the difference.
         num_inference_steps, class_labels: of each model.
         batch_size, seed, max_images, buffer_bytes, journal, quiet, workers, context: as `evaluate`.
 
@@ -60,8 +60,9 @@ def compare(
     """
     first, second = pipes
     if target_se is None and max_evaluations is None:
-        target_se = TARGET_SE
+        target_se, max_evaluations = TARGET_SE, MAX_EVALUATIONS
     check_rules(target_se, max_evaluations, None)
+    batch_size = check_count("batch_size", batch_size)
     workers = Workers() if workers is None else workers
     for name, of in (
         ("num_pixel_levels", lambda pipe: pipe.scheduler.config.num_pixel_levels),

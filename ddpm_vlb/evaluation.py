@@ -18,6 +18,7 @@ from .gaussians import nats_to_bits_per_dim
 from .image_frame import BLOCK, BUFFER_BYTES, Images, blocks, number_images, read_images, source_of, update_digest
 from .images import images_to_levels
 from .noise import keyed_normal, keyed_uniform, mix
+from .pipeline_vlb_ddpm import check_count
 from .reports import (
     format_report,
     image_grid,
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 TARGET_SE = 0.005
+MAX_EVALUATIONS = 100_000
 HALF_PRECISION_DRAWS = 512
 BATCHES_AT_HAND = 4
 
@@ -82,9 +84,9 @@ def evaluate(
         pipe: a `VLBDDPMPipeline`.
         images: any images that `evaluate_nll` takes, or what `data.open_images` or `data.stream_images` returns.
         method: `"sampled"`, an unbiased estimate from few evaluations, or `"full"`, every image at every step.
-        target_se: of a sampled evaluation, the Monte Carlo error (bits/dim) at which to stop; 0.005 where nothing else says
-            when.
+        target_se: of a sampled evaluation, the Monte Carlo error (bits/dim) at which to stop.
         max_evaluations: of a sampled evaluation, network evaluations at which to stop, if it has not reached `target_se`.
+            Where nothing says when to stop, it is at 0.005 bits/dim or 100,000 evaluations.
         evaluations_per_image: of a sampled evaluation, evaluate every image this many times, an even number.
         batch_size: images per network call of a full sweep, pairs of image and timestep of a sampled evaluation.
         seed: of all that is drawn. What comes out depends on no batch size and no number of processes, beyond rounding.
@@ -114,9 +116,12 @@ def evaluate(
             raise ValueError(f"`{given[0]}` must be left out with method='full', which evaluates everything.")
     else:
         if not any(value is not None for value in rules.values()):
-            rules["target_se"] = TARGET_SE
+            rules |= {"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS}
         check_rules(**rules)
     _check_shard(shard)
+    batch_size = check_count("batch_size", batch_size)
+    if max_images is not None:
+        max_images = check_count("max_images", max_images)
     if not 0 <= seed < 2**63:
         raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
     workers = Workers() if workers is None else workers

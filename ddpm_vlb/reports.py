@@ -393,6 +393,9 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
             )
     elif report["monte_carlo_error"] is not None:
         lines.append(f"Monte Carlo error of these images' number: at most {report['monte_carlo_error']:.4f}")
+    target = config.get("target_se")
+    if sampled and target is not None and report["monte_carlo_error"] > target:
+        lines.append(f"stopped at {config['max_evaluations']} evaluations, before a Monte Carlo error of {target}")
     if "half_precision_bias" in report:
         bias = report["half_precision_bias"]
         lines.append(

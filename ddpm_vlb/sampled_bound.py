@@ -149,7 +149,7 @@ def estimate_bound(
     edges = bin_edges(num_steps)
     budget = math.inf if max_evaluations is None else max_evaluations
     planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
-    draws = _pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4))
+    draws = _pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
     num_pilot = draws.rows.size
     if num_pilot + 4 > budget:
         raise ValueError(

@@ -113,7 +113,8 @@ def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
         row = torch.bucketize(pieces, ends, right=True)  # the transition from level row - 1 to level row
         inside = (row > 0) & (row < len(level))
         row = torch.where(inside, row, -1)
-        lengths = edges.diff() / (edges[ends[row.clamp(min=1)]] - edges[ends[row.clamp(min=1) - 1]]).clamp(min=1e-300)
+        upper = row.clamp(min=1, max=len(level) - 1)  # a grid of one step has no transition, and no row inside
+        lengths = edges.diff() / (edges[ends[upper]] - edges[ends[(upper - 1).clamp(min=0)]]).clamp(min=1e-300)
         rows.append(torch.cat([torch.zeros(1, dtype=torch.int64), row]))
         factors.append(torch.cat([torch.ones(1, dtype=torch.float64), torch.where(inside, lengths, 0.0)]))
     rows, factors = torch.stack(rows), torch.stack(factors)

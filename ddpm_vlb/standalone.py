@@ -77,6 +77,9 @@ def standalone_source(*modules: str) -> str:
                 if not getattr(node, "level", 0):
                     imports.setdefault(getattr(node, "module", None), set()).update(map(ast.unparse, node.names))
                     names = [(alias.asname or alias.name, ast.dump(alias)) for alias in node.names]
+            elif "__all__" in _bound_names(node):  # what a module gives to others; here there are none
+                lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+                names = []
             else:
                 names = [(name, ast.dump(node)) for name in _bound_names(node)]
             for name, meaning in names:

@@ -24,9 +24,17 @@ class Workers:
     def __init__(self):
         self.rank, self.count, self.device = 0, 1, None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch
             from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
 
-            state = PartialState()
+            # Without `cpu=True` processes on a CPU are each alone, and do not know of it.
+            state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+            if state.num_processes != int(os.environ["WORLD_SIZE"]):
+                raise ValueError(
+                    f"`WORLD_SIZE` must be the number of processes that take part, {state.num_processes}, got"
+                    f" {os.environ['WORLD_SIZE']}."
+                )
             self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
 
     def gather(self, part: Any) -> list[Any]:
@@ -53,8 +61,10 @@ class Journal:
     def __init__(self, path: Path | None, settings: dict[str, Any], workers: Workers):
         self.path, self.done, self._file, self._workers = path, {}, None, workers
         self._settings = json.loads(json.dumps(settings))
-        if path is not None and path.exists():
+        if path is not None and path.exists() and workers.rank == 0:
             self._read()
+        # One reads for all: they must agree in what is left to do.
+        self.done = workers.gather(self.done)[0]
 
     def _read(self) -> None:
         # A line that was being written when the process was stopped has no end, and is left out.

@@ -56,7 +56,20 @@ def test_without_a_report_there_is_no_number():
 def test_the_command_of_a_card_gives_its_number_again(pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipe.save_pretrained("tiny")
-    arguments = ["evaluate", "tiny", "--dataset", "digits", "--max-images", "3", "--seed", "5", "--num-inference-steps", "4"]
+    arguments = [
+        "evaluate",
+        "tiny",
+        "--dataset",
+        "digits",
+        "--max-images",
+        "3",
+        "--seed",
+        "5",
+        "--num-inference-steps",
+        "4",
+        "--method",
+        "full",
+    ]
     assert main([*arguments, "--no-clip-sample", "--num-pixel-levels", "33", "--quantize", "--output", "first.json"]) == 0
     first = read_report("first.json")
     line = reproducing_command(first, "tiny").split()
@@ -124,12 +137,13 @@ def test_reports_that_are_none_are_refused(report):
         (changed(report, per_image=["1"] * 5), "`report.per_image[0]` must be a number, got '1'"),
         (changed(report, transitions=["1"] * 19), "`report.transitions[0]` must be a number"),
         (changed(report, num_steps="20"), "`report.config.num_steps` must be a positive integer"),
-        (changed(report, num_images=0), "must have evaluated each image"),
+        (changed(report, num_images=0), "must have evaluated each image at every step"),
         (changed(report, num_network_evaluations=7), "must have evaluated each image at every step"),
         (changed(report, method="guessed"), "a method that begins with 'full' or 'sampled'"),
         (changed(report, versions=[1]), "`report.config.versions` must be a dictionary"),
         (changed(report, num_train_timesteps=4000), "must name the sub-sequence it is of"),
-        (changed(report, method="sampled", standard_error=-5.0), "a standard error that is not negative"),
+        (changed(report, standard_error=-5.0), "a standard error that is not negative"),
+        (changed(report, method="sampled"), "must have the key 'degrees_of_freedom'"),
         (lower, "images whose mean is its total"),
         (changed(report, standard_error=report["standard_error"] / 2), "a standard error that its images have"),
         (changed(report, prior=-1.0, decoder=report["decoder"] + report["prior"] + 1.0), "terms that are not negative"),
@@ -184,7 +198,10 @@ def test_the_command_line(pipe, images, tmp_path, capsys):
     folder = tmp_path / "tiny"
     pipe.save_pretrained(folder)
     output = tmp_path / "report.json"
-    assert main(["evaluate", str(folder), "--dataset", "digits", "--max-images", "3", "--output", str(output)]) == 0
+    assert (
+        main(["evaluate", str(folder), "--dataset", "digits", "--max-images", "3", "--method", "full", "--output", str(output)])
+        == 0
+    )
     arguments = ["card", str(folder), "--report", str(output), "--num-images", "4"]
     assert main([*arguments, "--repository", "me/tiny", "--description", "It is small."]) == 0
     names = {path.name for path in folder.iterdir() if path.is_file()}

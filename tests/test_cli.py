@@ -27,7 +27,21 @@ def run(*arguments, cwd):
 
 
 def test_evaluate_in_a_process_of_its_own(checkpoint, pipe, tmp_path):
-    result = run("evaluate", checkpoint, "--dataset", "digits", "--max-images", 6, "--batch-size", 4, "--seed", 3, cwd=tmp_path)
+    result = run(
+        "evaluate",
+        checkpoint,
+        "--dataset",
+        "digits",
+        "--max-images",
+        6,
+        "--method",
+        "full",
+        "--batch-size",
+        4,
+        "--seed",
+        3,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     images = load_images("digits", "test", 6).images
@@ -47,7 +61,9 @@ def test_sample(checkpoint, tmp_path):
 def test_options(checkpoint, tmp_path):
     def report(*options):
         output = tmp_path / "out.json"
-        assert main(["evaluate", str(checkpoint), "--max-images", "3", "--output", str(output), *options]) == 0
+        assert (
+            main(["evaluate", str(checkpoint), "--max-images", "3", "--method", "full", "--output", str(output), *options]) == 0
+        )
         return json.loads(output.read_text())
 
     assert report("--dataset", "digits", "--num-inference-steps", "4")["num_network_evaluations"] == 12
@@ -65,7 +81,10 @@ def test_class_conditional_checkpoints_take_the_labels_of_the_data(tmp_path):
     pipe = VLBDDPMPipeline(tiny_unet(num_class_embeds=10), VLBDDPMScheduler(4, num_pixel_levels=17))
     pipe.save_pretrained(tmp_path / "pipeline")
     output = ["--output", str(tmp_path / "r.json")]
-    assert main(["evaluate", str(tmp_path / "pipeline"), "--dataset", "digits", "--max-images", "3", *output]) == 0
+    assert (
+        main(["evaluate", str(tmp_path / "pipeline"), "--dataset", "digits", "--max-images", "3", "--method", "full", *output])
+        == 0
+    )
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8), dtype=np.uint8))
     assert main(["evaluate", str(tmp_path / "pipeline"), "--dataset", str(tmp_path / "a.npz"), *output]) == 2
     samples = ["sample", str(tmp_path / "pipeline"), "--num-images", "2", "--output", str(tmp_path / "s.png")]

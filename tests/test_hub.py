@@ -260,7 +260,9 @@ def test_a_push_is_a_revision_and_old_ones_keep_their_numbers(hub, client, folde
     first = hub.repositories[repository].head
     before = client.run(score, name=repository, revision=first)
     report = folder / "report.json"
-    done = command(client, "evaluate", folder, "--dataset", "digits", "--max-images", 3, "--output", report)
+    done = command(
+        client, "evaluate", folder, "--dataset", "digits", "--max-images", 3, "--max-evaluations", 1000, "--output", report
+    )
     assert done.returncode == 0, done.stderr
     assert command(client, "card", folder, "--num-images", 2).returncode == 0
     assert command(client, "push", folder, repository, "--message", "With numbers").returncode == 0
@@ -320,7 +322,7 @@ result += [push(lambda: pipe.push_to_hub("me/true", report=report))]
 def test_a_part_that_changes_the_model_takes_its_numbers_away(hub, client, folder):
     def scored(name):
         report = folder / "report.json"
-        arguments = ("evaluate", folder, "--dataset", "digits", "--max-images", 2, "--output", report)
+        arguments = ("evaluate", folder, "--dataset", "digits", "--max-images", 2, "--method", "full", "--output", report)
         assert command(client, *arguments).returncode == 0 and command(client, "push", folder, name).returncode == 0
         assert "report.json" in hub.repositories[name].files and b"bits/dim**" in hub.repositories[name].files["README.md"]
 
@@ -381,7 +383,7 @@ def test_checkpoints_in_every_shape(hub, client, stranger, folder, tmp_path):
             shutil.copy(folder / "model_index.json", made)
         upload(hub, f"others/{name}", made)
         assert client.run(LOAD + SCORE, name=f"others/{name}") == expected, name
-    done = command(client, "evaluate", "others/flat-no-index", "--dataset", "digits", "--max-images", 2)
+    done = command(client, "evaluate", "others/flat-no-index", "--dataset", "digits", "--max-images", 2, "--method", "full")
     assert done.returncode == 0 and "bits/dim" in done.stdout, done.stderr
 
 

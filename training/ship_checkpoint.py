@@ -3,9 +3,8 @@ r"""Score a trained pipeline, and lay it out with its report, pictures and model
     python training/ship_checkpoint.py runs/digits/pipeline spaces_demo/checkpoints/ddpm-vlb-digits \
         --dataset digits --split test --sweeps 8
 
-Scores by `--sweeps` full sweeps over the data set, or, where those take too long, by `--evaluations_per_image` network
-evaluations of each of `--num_images` random images. Every number of the card comes from the report of this run. The card is
-also put into `model_cards/`.
+Scores by `--sweeps` full sweeps over the data set, or, where those take too long, by a sampled evaluation down to a Monte Carlo
+error of `--target_se`. Every number of the card comes from the report of this run. The card is also put into `model_cards/`.
 """
 
 import argparse
@@ -20,10 +19,9 @@ import torch
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.cards import model_card
 from ddpm_vlb.data import open_images
-from ddpm_vlb.evaluation import estimate_nll, format_report, image_grid, make_report, plot_terms, write_report
+from ddpm_vlb.evaluation import evaluate, format_report, image_grid, make_report, plot_terms, write_report
 from ddpm_vlb.files import new_folder, write_atomically
 from ddpm_vlb.hub import PICTURES
-from ddpm_vlb.noise import draw_seeds
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 
@@ -34,7 +32,7 @@ def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argp
     for sweep in range(arguments.sweeps):
         generator = torch.Generator().manual_seed(arguments.seed + sweep)
         sweeps.append(pipe.evaluate_nll(images, batch_size=arguments.batch_size, generator=generator))
-    names = ("bits_per_dim", "prior", "transitions", "decoder")
+    names = ("bits_per_dim", "prior", "transitions", "transitions_total", "decoder")
     means = {name: torch.stack([sweep[name] for sweep in sweeps]).mean(dim=0) for name in names}
     evaluations = sum(sweep.num_network_evaluations for sweep in sweeps)
     report = make_report(dataclasses.replace(sweeps[0], **means, num_network_evaluations=evaluations))
@@ -46,29 +44,6 @@ def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argp
     return report
 
 
-def score_by_sampling(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argparse.Namespace) -> dict:
-    r"""The report of an estimate from few evaluations of each image."""
-    seeds = draw_seeds(len(images), torch.Generator().manual_seed(arguments.seed))
-    estimate = estimate_nll(pipe, images, seeds, arguments.evaluations_per_image, arguments.batch_size)
-    # What was scored, in the words of a sweep over one image.
-    config = pipe.evaluate_nll(images[:1]).config | {"seed": arguments.seed, "batch_size": arguments.batch_size}
-    return {
-        "bits_per_dim": estimate.bits_per_dim.mean().item(),
-        "standard_error": (estimate.bits_per_dim.var() / len(images)).sqrt().item(),
-        "monte_carlo_error": None,
-        "prior": estimate.prior.mean().item(),
-        "transitions": [None] * (config["num_train_timesteps"] - 1),
-        "transitions_total": estimate.transitions.mean().item(),
-        "decoder": estimate.decoder.mean().item(),
-        "timesteps": list(range(1, config["num_train_timesteps"])),
-        "method": f"sampled, {arguments.evaluations_per_image} evaluations per image",
-        "num_images": len(images),
-        "num_network_evaluations": estimate.num_network_evaluations,
-        "per_image": estimate.bits_per_dim.tolist(),
-        "config": config,
-    }
-
-
 def main() -> None:
     r"""Score, then write the folder and the card."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -78,9 +53,8 @@ def main() -> None:
     parser.add_argument("--dataset_name", help="what the card calls it (default: --dataset)")
     parser.add_argument("--split")
     parser.add_argument("--split_name", help="what the card calls it (default: --split)")
-    parser.add_argument("--num_images", type=int, help="random images to score (default: all)")
     parser.add_argument("--sweeps", type=int, default=1)
-    parser.add_argument("--evaluations_per_image", type=int, help="instead of sweeps")
+    parser.add_argument("--target_se", type=float, help="instead of sweeps: the Monte Carlo error to stop at, in bits/dim")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_sample_images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,12 +64,12 @@ def main() -> None:
     pipe = VLBDDPMPipeline.from_pretrained(arguments.pipeline)
     pipe.set_progress_bar_config(mininterval=5.0)
     source = open_images(arguments.dataset, arguments.split)
-    rows = torch.arange(len(source))
-    if arguments.num_images is not None:
-        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(arguments.seed))[: arguments.num_images]
-    images = torch.stack([source[row] for row in rows.tolist()])
-    sampled = arguments.evaluations_per_image is not None
-    report = (score_by_sampling if sampled else score_by_sweeps)(pipe, images, arguments)
+    if arguments.target_se is not None:
+        report = evaluate(
+            pipe, source, target_se=arguments.target_se, batch_size=arguments.batch_size, seed=arguments.seed, quiet=True
+        )
+    else:
+        report = score_by_sweeps(pipe, torch.stack([source[row] for row in range(len(source))]), arguments)
     name = arguments.output.name
     dataset = arguments.dataset_name or arguments.dataset
     what = [f"{arguments.output}" if word == str(arguments.pipeline) else word for word in sys.argv[1:]]
@@ -103,7 +77,6 @@ def main() -> None:
         "checkpoint": name,
         "dataset": dataset,
         "split": arguments.split_name or arguments.split or source.split,
-        "rows": rows.tolist(),
         "description": arguments.description,
         "command": "python training/ship_checkpoint.py " + shlex.join(what),
     }
@@ -116,8 +89,7 @@ def main() -> None:
             buffer, format="png"
         )
         write_atomically(folder / "samples.png", buffer.getvalue())
-        if not sampled:
-            plot_terms(report, folder / "terms.png")
+        plot_terms(report, folder / "terms.png")
         pictures = [(caption, name) for name, caption in PICTURES.items() if (folder / name).exists()]
         card = model_card(report, repository=f"your-name/{name}", pictures=pictures)
         write_atomically(folder / "README.md", str(card).encode())
