@@ -251,7 +251,10 @@ def _open_data(arguments: argparse.Namespace):
             f"`expected_processes` must be the {workers.count} that take part, got {arguments.expected_processes}."
         )
     if arguments.streaming:
-        return workers, stream_images(arguments.dataset, arguments.split or "test")
+        folder = Path(arguments.dataset)
+        # A folder without a part of that name is one part, which datasets calls "train".
+        default = "train" if folder.is_dir() and not (folder / "test").is_dir() else "test"
+        return workers, stream_images(arguments.dataset, arguments.split or default)
     return workers, open_images(arguments.dataset, arguments.split)
 
 

@@ -90,7 +90,8 @@ class VLBOutput(BaseOutput):
         timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
         num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
         config (`dict`): What was scored, and with what.
-        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image;
+        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image,
+            from half as many pairs as the image has evaluations: as many degrees of freedom for Student's distribution.
             `None` for a full sweep, which says nothing of it.
     """
 

@@ -227,10 +227,14 @@ def _merge_two(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         )
     if shards == others:
         return _merge_evaluations(one, other)
-    if shards.keys() & others.keys():
-        common = sorted(shards.keys() & others.keys())
+    common = sorted(shards.keys() & others.keys())
+    if any(shards[index] != others[index] for index in common):
         raise ValueError(
-            f"`reports` must be of disjoint shards, or of the same, got shard {common} of {first['shard']['of']} in both."
+            f"`reports` must be of the same images where they are of the same shard, got others in shard {common}."
+        )
+    if common:
+        raise ValueError(
+            f"`reports` must be of disjoint shards, or of the same, got shard {common} in both and another in one."
         )
     if first["seed"] != second["seed"]:
         raise ValueError(f"`reports` of several shards must have the same seed, got {first['seed']} and {second['seed']}.")

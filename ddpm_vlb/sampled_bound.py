@@ -23,14 +23,16 @@ of the second, :math:`d_i = (d_{i1} + d_{i2}) / 2`, :math:`s^2` the variance of 
     \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
         \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
 
-all without bias: two-stage sampling (Cochran 1977, eq. 10.15), each image measured twice. The pairs are what tells noise from
+all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
+measured twice. The pairs are what tells noise from
 differences between images. :math:`P_i` and :math:`\phi_i` are known for all N. Where the control variate is good an image is
 left with little of its own, and one round with V = 1 takes a new image for every second evaluation.
 
 **Stopping.** The first round is as large as the pilot says that the wanted error needs. Should it not do, another round
 follows, drawn anew, its size from the variance seen by then. Rounds count by their evaluations, never by their variances.
 Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
-so that heavy tails widen them.
+so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
+then tends to be small as well: with a target the estimate has a bias of higher order, toward less, a fraction of the error.
 
 Everything drawn is a function of (seed, round, image, place): of no batch, order or process.
 """
@@ -51,6 +53,8 @@ FLOOR = 0.1  # of the probability goes to all bins alike
 RIDGE = 3.0
 KERNEL = 1.5  # bins
 MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
+MAX_DRAWS = 2**20  # of a round, which lies in memory
+MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
 
 
 class Draws(NamedTuple):
@@ -146,6 +150,8 @@ def estimate_bound(
     count = len(prior)
     ids = np.arange(count) if ids is None else np.asarray(ids)
     frame = np.arange(count) if frame is None else np.asarray(frame)
+    if len(frame) < min(count, MIN_FRAME):
+        raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
     edges = bin_edges(num_steps)
     budget = math.inf if max_evaluations is None else max_evaluations
     planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
@@ -160,7 +166,7 @@ def estimate_bound(
     sums = _Sums(design, prior, image_features, frame)
     extra = frame.size * evaluations_per_image if evaluations_per_image else design.evaluations_needed(target_se, count)
     while True:
-        extra = min(extra, budget - num_pilot - sums.num_evaluations)
+        extra = min(extra, budget - num_pilot - sums.num_evaluations, MAX_DRAWS if not evaluations_per_image else math.inf)
         # V evaluations in V pairs of strata once there is a pair for every image.
         strata = max(1, int(extra // (2 * len(frame))))
         images = min(len(frame), int(extra // (2 * strata)))
@@ -279,7 +285,8 @@ class _Design:
         smooth = torch.exp(-0.5 * (index[:, None] - index) ** 2)
         spread = ((smooth @ variance) / smooth.sum(dim=1)).sqrt() * scale
         ideal = self.widths * spread
-        self.probabilities = FLOOR / self.bins + (1 - FLOOR) * (ideal / ideal.sum() if ideal.sum() > 0 else 1 / self.bins)
+        share = ideal / ideal.sum() if ideal.sum() > 0 else torch.full_like(ideal, 1 / self.bins)
+        self.probabilities = FLOOR / self.bins + (1 - FLOOR) * share
         # For the size of the first round: the variance of a draw, and the part of it that lies between images.
         self.variance = ((self.widths * spread) ** 2 / self.probabilities).sum().item()
         totals = (residuals * scale * self.widths).sum(dim=1)
@@ -329,6 +336,7 @@ class _Round(NamedTuple):
     second: torch.Tensor  # d_i2
     variances: torch.Tensor  # v_i by stratum, (m, V)
     by_bin: torch.Tensor  # summands of d_i by bin, (m, B)
+    variances_by_bin: torch.Tensor  # v_i of these summands, (m, B)
     counts: torch.Tensor  # evaluations by bin
     rows: torch.Tensor  # what was left over at each draw's row: rows and values
     left_over: torch.Tensor
@@ -357,9 +365,13 @@ class _Sums:
         y = design.residuals(draws, values, noise_features, self.image_features)
         images, strata, _ = y.shape
         bins = design.bin_of(draws.rows).reshape(images, -1)
-        by_bin = torch.zeros(images, design.bins, dtype=torch.float64).scatter_add_(
-            1, bins, y.reshape(images, -1) / (2 * strata)
-        )
+        by_bin, squares = torch.zeros(2, images, design.bins, dtype=torch.float64)
+        by_bin.scatter_add_(1, bins, y.reshape(images, -1) / (2 * strata))
+        # Of a pair the squared difference of what falls into a bin: both draws, one of them, or none.
+        squares.scatter_add_(1, bins, y.reshape(images, -1).square())
+        pairs = bins.reshape(images, strata, 2)
+        alike = torch.where(pairs[..., 0] == pairs[..., 1], -2 * y[..., 0] * y[..., 1], 0.0)
+        squares.scatter_add_(1, pairs[..., 0], alike)
         self.rounds.append(
             _Round(
                 images=draws.images[:, 0, 0],
@@ -368,6 +380,7 @@ class _Sums:
                 second=y[..., 1].mean(dim=1),
                 variances=(y[..., 0] - y[..., 1]).square() / (4 * strata**2),
                 by_bin=by_bin,
+                variances_by_bin=squares / (4 * strata**2),
                 counts=torch.bincount(bins.flatten(), minlength=design.bins),
                 rows=torch.as_tensor(draws.rows).flatten(),
                 left_over=(y.reshape(images, -1) * (design.probabilities / design.widths)[bins]).flatten(),
@@ -392,13 +405,21 @@ class _Sums:
         m, share = len(one.images), len(one.images) / len(self.frame)
         if share == 1:
             summands = one.variances.flatten() / m**2
+            freedom = len(summands)
         else:
             d = (one.first + one.second) / 2
             between = (d - d.mean()).square() * m / (m - 1)
             summands = ((1 - share) * between + share * one.variances.sum(dim=1)) / m**2
-        n = len(summands)
-        noise = summands.var().item() * n if n > 1 else 2 * summands.sum().item() ** 2
-        return summands.sum().item(), noise
+            freedom = m - 1
+        variance, n = summands.sum().item(), len(summands)
+        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
+        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / freedom)
+
+    def _variance_by_bin(self, one: _Round) -> torch.Tensor:
+        r"""The same variance of what each bin contributes, `(B,)`."""
+        m, share = len(one.images), len(one.images) / len(self.frame)
+        between = one.by_bin.var(dim=0) if share < 1 else 0.0
+        return ((1 - share) * between + share * one.variances_by_bin.mean(dim=0)) / m
 
     @property
     def between(self) -> float:
@@ -430,7 +451,7 @@ class _Sums:
         variance, noise, counts = self.frame_variance, 0.0, torch.zeros(self.design.bins, dtype=torch.int64)
         for weight, one in zip(weights, self.rounds):
             by_bin += weight * one.by_bin.mean(dim=0)
-            bin_variance += weight**2 * (one.by_bin.var(dim=0) / len(one.images) if len(one.images) > 1 else 0.0)
+            bin_variance += weight**2 * self._variance_by_bin(one)
             one_variance, one_noise = self._variance(one)
             variance += weight**2 * one_variance
             noise += weight**4 * one_noise

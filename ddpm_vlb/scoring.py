@@ -177,6 +177,7 @@ class DrawScorer:
             raise ValueError(
                 f"`unet` must give finite outputs, got a term of {values[bad[0]].item()} bits/dim for image"
                 f" {int(draws.images[bad[0]])} at timestep {int(timestep)} ({len(bad)} of {len(values)} terms are not finite)."
+                f"{' (One of the two networks.)' if len(self.scorers) == 2 else ''}"
                 " A float16 network may have overflowed: try bfloat16 or float32."
             )
 

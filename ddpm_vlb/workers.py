@@ -70,20 +70,18 @@ class Journal:
         # A line that was being written when the process was stopped has no end, and is left out.
         lines = self.path.read_bytes().split(b"\n")[:-1]
         try:
-            head, *rest = [json.loads(line) for line in lines] or [None]
-            settings = head and head["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"`output` has a damaged journal beside it, {str(self.path)!r}: {error}. Remove it.") from error
-        if head is None:
-            return
-        differing = [k for k in settings.keys() | self._settings.keys() if settings.get(k, "") != self._settings.get(k, "")]
-        if differing:
+            entries = [json.loads(line) for line in lines]
+            settings = entries[0]["settings"] if entries else self._settings
+            done = {entry["batch"]: entry["result"] for entry in entries[1:]}
+            different = {key for key in settings.keys() | self._settings.keys() if settings.get(key) != self._settings.get(key)}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"`output` has a damaged journal beside it, {str(self.path)!r}: {error!r}. Remove it.") from error
+        if different:
             raise ValueError(
                 f"`output` has the journal of another evaluation beside it, {str(self.path)!r}, which differs in"
-                f" {', '.join(sorted(differing))}. Finish that one, remove its journal, or choose another output."
+                f" {', '.join(sorted(different))}. Finish that one, remove its journal, or choose another output."
             )
-        for entry in rest:
-            self.done[entry["batch"]] = entry["result"]
+        self.done = done
 
     def add(self, results: dict[int, Any]) -> None:
         r"""Keep the results of batches, safe on the disk when this returns."""

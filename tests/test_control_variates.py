@@ -28,7 +28,7 @@ def images(count, shape, seed=0, levels=17):
 
 
 def controls(samples, grid=GRID, betas=ZERO_SNR):
-    return ControlVariates(ForwardProcess.from_betas(betas, grid), samples)
+    return ControlVariates(ForwardProcess.from_betas(betas, grid).alphas_cumprod, samples)
 
 
 def features_of(controls, image, row, draws=20000, seed=1):
@@ -191,7 +191,7 @@ def test_finite_at_every_step(schedule):
     samples = images(8, (1, 3, 3))
     betas = make_betas(schedule, 1000)
     rows = torch.arange(1000)
-    own = ControlVariates(ForwardProcess.from_betas(betas), samples)
+    own = controls(samples, None, betas)
     h = own.noise_features(samples[:1].expand(1000, -1, -1, -1), torch.randn(1000, 1, 3, 3, generator=generator()), rows)
     assert torch.isfinite(h).all() and (h[:, 3].abs() > 0).all() and h.abs().max() < 30
 
@@ -201,7 +201,7 @@ def test_rows_belong_to_the_grid_and_examples_to_themselves():
     noise = torch.randn(6, 1, 4, 4, generator=generator())
     rows = torch.tensor([0, 1, 2, 3, 4, 2])
     whole = controls(samples).noise_features(samples, noise, rows)
-    full = ControlVariates(ForwardProcess.from_betas(ZERO_SNR), samples)
+    full = controls(samples, None)
     timesteps = torch.tensor(GRID[::-1])[rows]
     assert torch.allclose(full.noise_features(samples, noise, timesteps), whole, rtol=1e-12)
     for i in range(6):

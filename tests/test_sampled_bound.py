@@ -1,5 +1,4 @@
 import functools
-import json
 import math
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from ddpm_vlb.scoring import DrawScorer, known_parts
 
 ROOT = Path(__file__).parents[1]
 REPETITIONS = 2000
-# A nominal 95% interval covers within three standard errors of its share of the repetitions.
+# A nominal 95% interval covers within three standard errors of its share of the repetitions; those that were
+# measured are 0.944 to 0.958 (`pytest -s` prints them).
 COVERAGE = 0.95 + 3 * math.sqrt(0.95 * 0.05 / REPETITIONS) * np.array([-1, 1])
 
 
@@ -263,6 +263,8 @@ def repeat(world, **rules):
 
 
 def test_many_images_to_a_target():
+    # Stopping looks at the variance, which goes with the mean where losses are skewed: a bias of second order in the number of
+    # evaluations, of a few hundredths of a standard deviation where there are hundreds. Four standard errors are 0.09 of them.
     estimates = repeat(LARGE, target_se=0.25)
     rounds = np.array([one.num_rounds for one in estimates])
     assert (rounds == 1).any() and (rounds >= 3).sum() >= 20
@@ -286,7 +288,7 @@ def test_few_images_to_a_target():
     check(estimates, SMALL.bounds.mean())
 
 
-@pytest.mark.parametrize("world", [LARGE, SMALL], ids=["many images", "few images"])
+@pytest.mark.parametrize("world", [LARGE, World(750), SMALL], ids=["many images", "half of the images", "few images"])
 def test_to_a_number_of_evaluations(world):
     estimates = repeat(world, max_evaluations=1000)
     assert all(0.98 * 1000 <= one.num_evaluations <= 1000 for one in estimates)
@@ -333,11 +335,44 @@ def test_only_some_images_at_hand():
     check(estimates, world.bounds.mean())
 
 
+def test_the_spread_of_the_images():
+    # A small pilot, whose control variate leaves much of what the features tell: the variance over images is put together.
+    world = World(300, tail=0.3)
+    estimates = [world.estimate(seed, max_evaluations=300) for seed in range(REPETITIONS)]
+    squares = np.array([one.data_error for one in estimates]) ** 2
+    assert (squares == 0).sum() <= 4  # cut off there, which would be a bias if it were often
+    error = squares.std() / REPETITIONS**0.5
+    assert error < 0.02 * squares.mean() and abs(squares.mean() - world.bounds.var(ddof=1) / 300) < 4 * error
+
+
 def test_the_images_as_a_sample_of_more():
     # Another data set of 300 images in every repetition; the truth is that of the population.
     estimates = [World(300, seed=1 + seed).estimate(seed, max_evaluations=1200) for seed in range(REPETITIONS)]
     error = np.array([math.hypot(one.monte_carlo_error, one.data_error) for one in estimates])
     check(estimates, World.population_mean(200), error, quantile=1.96)
+
+
+@pytest.mark.parametrize("evaluations", [4, 6])
+def test_few_images_give_few_degrees_of_freedom(evaluations):
+    # Of 2 images' mean there is 1 degree of freedom, of 3 images' there are 2, up to the little that was seen within them.
+    pilot = 2 * (len(bin_edges(200)) - 1)
+    estimates = [LARGE.estimate(seed, max_evaluations=pilot + evaluations) for seed in range(300)]
+    assert np.median([one.degrees_of_freedom for one in estimates]) <= evaluations / 2 - 1 + 0.1
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_error_of_a_bin_where_all_images_are_evaluated(count):
+    world = World(count)
+    estimates = [world.estimate(seed, evaluations_per_image=64 if count > 1 else 1000) for seed in range(400)]
+    errors = np.array([one.bins[0].monte_carlo_error for one in estimates])
+    surplus = errors**2 - (np.array([one.bins[0].bits_per_dim for one in estimates]) - world.terms[:, 0].mean()) ** 2
+    assert abs(surplus.mean()) < 4 * surplus.std() / len(surplus) ** 0.5
+
+
+def test_a_small_frame_is_refused():
+    world = World(400)
+    with pytest.raises(ValueError, match="`frame` must hold at least 200 images, or all, to stand for 400, got 10"):
+        world.estimate(0, max_evaluations=3000, frame=np.arange(10))
 
 
 # The losses of a real network: a table of them, from which draws are taken.
@@ -377,16 +412,18 @@ def entries(images, rows, noises):
 
 @pytest.fixture(scope="module")
 def table():
+    # 108,000 evaluations, kept under the network's SHA-256: delete the file where the terms' own arithmetic has changed.
     scorer, levels, draw_scorer = digits_scorer()
     shape = len(levels), draw_scorer.num_steps, NOISES
-    key = {"network": network_digest(scorer.unet), "shape": shape, "version": 1}
-    path = ROOT / "runs" / "cache" / f"digits-losses-{key['network'][:12]}-{'x'.join(map(str, shape))}.npz"
-    if not path.exists() or np.load(path)["key"] != json.dumps(key):
+    path = ROOT / "runs" / "cache" / f"digits-losses-{network_digest(scorer.unet)}-{'x'.join(map(str, shape))}.npz"
+    if not path.exists():
         draws = entries(*(x.ravel() for x in np.indices(shape)))
         parts = [draw_scorer(batch) for batch in draw_scorer.batches(draws, 1000)]
         values, features = (torch.cat(part).numpy() for part in zip(*parts))
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, key=json.dumps(key), values=values.reshape(shape), features=features.reshape(*shape, -1))
+        unfinished = path.with_suffix(".unfinished.npz")
+        np.savez(unfinished, values=values.reshape(shape), features=features.reshape(*shape, -1))
+        unfinished.replace(path)
     with np.load(path) as kept:
         values, features = kept["values"], kept["features"]
     prior, image_features = (x.numpy() for x in known_parts(scorer, levels))
@@ -457,9 +494,9 @@ def test_the_pilot_must_leave_room():
 
 
 def test_a_frame_too_small_for_the_target():
-    # The unseen part of an image's bound has a variance over images of 20: 20 images of 4000 leave an error of about 1.
-    with pytest.raises(ValueError, match="`target_se` must be above .* the error of having 20 of 4000 images at hand, got 0.2"):
-        LARGE.estimate(0, target_se=0.2, frame=np.arange(20))
+    # The unseen part of an image's bound has a variance over images of 20: 250 images of 4000 leave an error of 0.27.
+    with pytest.raises(ValueError, match="`target_se` must be above .* having 250 of 4000 images at hand, got 0.2"):
+        LARGE.estimate(0, target_se=0.2, frame=np.arange(250))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -484,7 +521,6 @@ def test_few_images_and_few_steps(count, steps):
         assert abs(difference.mean()) < 4.5 * difference.std() / len(estimates) ** 0.5
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="the probabilities become a number where nothing varies")
 @pytest.mark.parametrize("value", [0.0, -1.5, 1e-8])
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_losses_without_variance(value, count):

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from conftest import generator, quiet, tiny_unet
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.bound import prior_kl, vlb_terms
 from ddpm_vlb.control_variates import ControlVariates, image_features
+from ddpm_vlb.forward_process import ForwardProcess, make_betas
 from ddpm_vlb.gaussians import levels_to_samples
 from ddpm_vlb.noise import keyed_normal, mix_array
-from ddpm_vlb.sampled_bound import Draws
-from ddpm_vlb.scoring import DrawScorer, known_parts
+from ddpm_vlb.sampled_bound import Draws, estimate_bound
+from ddpm_vlb.scoring import DrawScorer, known_parts, match_rows
 
 BITS = 64 * math.log(2)  # of an image of 8 x 8 pixels
 
@@ -102,14 +104,15 @@ def test_what_is_known_without_the_network(pipe, images):
 def test_draws_are_scored_one_by_one(pipe, images, grid):
     scorer = pipe.scorer(inference_timesteps=grid)
     own = draw_scorer([scorer], images)
-    assert own.num_steps == len(grid or range(20)) and own.evaluations_per_draw == 1 and not own.paired
+    assert own.num_steps == len(grid or range(20))
     draws = make_draws(40, 5, own.num_steps)
+    assert own.cost(draws) == 40
     values, features = own(draws)
     expected = [by_hand(pipe, images, *draw, grid=grid) for draw in zip(*draws)]
     assert np.allclose(values, expected, **CLOSE)
     samples = levels_to_samples(images, 17)[torch.as_tensor(draws.images)]
     noise = keyed_normal(draws.keys.tolist(), (1, 8, 8))
-    controls = ControlVariates(scorer.reverse.forward, levels_to_samples(images, 17))
+    controls = ControlVariates(scorer.reverse.forward.alphas_cumprod, levels_to_samples(images, 17))
     assert torch.allclose(features, controls.noise_features(samples, noise, torch.as_tensor(draws.rows)), rtol=1e-10)
 
 
@@ -132,87 +135,141 @@ def test_images_in_memory_are_found_by_their_position(pipe, images):
     assert torch.equal(values, whole(draws)[0])
 
 
-def test_pairs_are_differences_under_one_noise(images):
-    one, other = make_pipe(seed=0), make_pipe(seed=1)
-    pair = draw_scorer([one.scorer(), other.scorer()], images)
-    assert pair.paired and pair.num_steps == 20 and pair.evaluations_per_draw == 2
-    draws = make_draws(30, 5, 20)
-    expected = [by_hand(one, images, *draw) - by_hand(other, images, *draw) for draw in zip(*draws)]
+# Two models: their difference, cell by cell.
+
+
+def angles(forward):
+    return np.arccos(np.sqrt(forward.alphas_cumprod.numpy().astype(np.longdouble))).astype(float)
+
+
+def cells_by_hand(first, second):
+    """Of every cell a row and a factor for each: the decoders, then the pieces between all noise levels from below."""
+    levels = [angles(forward) for forward in (first, second)]
+    edges = sorted({round(x, 9) for level in levels for x in level})
+    cells = [((0, 1.0), (0, 1.0))]
+    for low, high in zip(edges, edges[1:]):
+        cell = []
+        for level in levels:
+            rows = [k for k in range(1, len(level)) if level[k - 1] - 1e-8 < low and high < level[k] + 1e-8]
+            cell.append((rows[0], (high - low) / (level[rows[0]] - level[rows[0] - 1])) if rows else (-1, 0.0))
+        if any(row >= 0 for row, _ in cell):
+            cells.append(tuple(cell))
+    return cells
+
+
+# Subsets of one grid, other ends, no level in common, nothing in common but noise, and a single step.
+GRIDS = [
+    (None, None),
+    (None, [17, 9, 4, 0]),
+    ([19, 10, 3], [17, 9, 4, 2]),
+    ([4, 2, 0], [19, 15, 11]),
+    ([7], [19, 7, 3, 0]),
+    ([3], [12]),
+]
+
+
+@pytest.mark.parametrize("grids", GRIDS)
+@pytest.mark.parametrize("steps", [20, 33])
+def test_cells_cut_both_grids(grids, steps):
+    schedulers = (VLBDDPMScheduler(20), VLBDDPMScheduler(steps, beta_schedule="linear" if steps == 20 else "squaredcos_cap_v2"))
+    forwards = [scheduler.reverse_process(grid).forward for scheduler, grid in zip(schedulers, grids)]
+    got, expected = match_rows(*forwards), cells_by_hand(*forwards)
+    assert got.rows.T.tolist() == [[row for row, _ in cell] for cell in expected]
+    assert np.allclose(got.factors.T, [[factor for _, factor in cell] for cell in expected], rtol=0, atol=1e-6)
+    for rows, factors, forward in zip(got.rows, got.factors, forwards):
+        # Every term is counted once in all.
+        totals = torch.zeros(len(forward), dtype=torch.float64).index_add_(0, rows[rows >= 0], factors[rows >= 0])
+        assert torch.allclose(totals, torch.ones_like(totals), rtol=1e-12) and (factors[rows < 0] == 0).all()
+
+
+def test_cells_of_equal_grids_are_their_rows():
+    for betas in (
+        make_betas("linear", 1000),
+        make_betas("linear", 1000, rescale_betas_zero_snr=True),
+        make_betas("squaredcos_cap_v2", 4000),
+    ):
+        forward = ForwardProcess.from_betas(betas)
+        cells = match_rows(forward, forward)
+        assert torch.equal(cells.rows, torch.arange(len(forward)).expand(2, -1))
+        assert torch.allclose(cells.factors, torch.ones_like(cells.factors))
+    # A sub-sequence of a grid, of its own cumulative sums: no cells but the grid's rows.
+    part = ForwardProcess.from_betas(betas, range(3999, -1, -7))
+    cells = match_rows(forward, part)
+    assert torch.equal(cells.rows[0], torch.arange(4000)) and cells.rows[1].max() == len(part) - 1
+
+
+def pair_by_hand(pipes, images, grids, draws, labels=((None,) * 5,) * 2):
+    cells = cells_by_hand(*(pipe.scheduler.reverse_process(grid).forward for pipe, grid in zip(pipes, grids)))
+    values = []
+    for image, cell, key in zip(*draws):
+        terms = [
+            factor * by_hand(pipe, images, image, row, key, grid, label[image]) if row >= 0 else 0.0
+            for pipe, grid, label, (row, factor) in zip(pipes, grids, labels, cells[cell])
+        ]
+        values.append(terms[0] - terms[1])
+    return cells, values
+
+
+@pytest.mark.parametrize("grids", GRIDS[:5])
+def test_pairs_are_differences_under_one_noise(images, grids):
+    pipes = make_pipe(seed=0), make_pipe(seed=1)
+    scorers = [pipe.scorer(inference_timesteps=grid) for pipe, grid in zip(pipes, grids)]
+    pair = draw_scorer(scorers, images)
+    draws = make_draws(40, 5, pair.num_steps)
+    cells, expected = pair_by_hand(pipes, images, grids, draws)
+    assert pair.num_steps == len(cells)
+    assert pair.cost(draws) == sum(row >= 0 for cell in draws.rows for row, _ in cells[cell])
     values, features = pair(draws)
-    assert np.allclose(values, expected, **CLOSE)
-    assert torch.equal(features, draw_scorer([one.scorer()], images)(draws)[1])
-    same = draw_scorer([one.scorer(), one.scorer()], images)
-    assert (same(draws)[0] == 0).all()
+    assert values.dtype == torch.float64 and np.allclose(values, expected, **CLOSE)
+    # The features are those of the first's noise level, of the second's where the first has none.
+    for image, cell, key, feature in zip(*draws, features):
+        index = 0 if cells[cell][0][0] >= 0 else 1
+        one = Draws(np.array([image]), np.array([cells[cell][index][0]]), np.array([key]))
+        alone = draw_scorer([scorers[index]], images)
+        assert torch.allclose(feature, alone(one)[1][0], rtol=1e-9, atol=1e-12)
+    if grids[0] == grids[1]:
+        assert (draw_scorer([scorers[0], scorers[0]], images)(draws)[0] == 0).all()
 
 
-@pytest.mark.parametrize("only", [None, 0, 1])
-def test_the_rows_of_the_second_follow_the_firsts_with_a_minus_sign(images, only):
-    one, other = make_pipe(seed=0), make_pipe(seed=1, steps=30)
-    grid = [28, 20, 11, 5, 2]
-    both = draw_scorer([one.scorer(), other.scorer(inference_timesteps=grid)], images)
-    assert not both.paired and both.num_steps == 25 and both.evaluations_per_draw == 1
-    draws = make_draws(50, 5, 25)
-    if only is not None:  # a batch with rows of one of them alone
-        draws = Draws(*(x[(draws.rows >= 20) == only] for x in draws))
-    values, features = both(draws)
-    expected = [
-        by_hand(one, images, image, row, key) if row < 20 else -by_hand(other, images, image, row - 20, key, grid)
-        for image, row, key in zip(*draws)
-    ]
-    assert (np.sign(values.numpy()) == np.where(draws.rows < 20, 1, -1)).all()
-    assert np.allclose(values, expected, **CLOSE)
-    # The features of a row are those of its own process.
-    second = draws.rows >= 20
-    for pipe, mine, offset, arguments in ((one, ~second, 0, {}), (other, second, 20, {"inference_timesteps": grid})):
-        part = Draws(draws.images[mine], draws.rows[mine] - offset, draws.keys[mine])
-        if mine.any():
-            assert torch.allclose(features[mine], draw_scorer([pipe.scorer(**arguments)], images)(part)[1], rtol=1e-12)
+def test_batches_with_rows_of_one_model_alone(images):
+    pipes, grids = (make_pipe(seed=0), make_pipe(seed=1)), GRIDS[3]
+    pair = draw_scorer([pipe.scorer(inference_timesteps=grid) for pipe, grid in zip(pipes, grids)], images)
+    draws = make_draws(30, 5, pair.num_steps)
+    cells, expected = pair_by_hand(pipes, images, grids, draws)
+    for chosen, sign in ((lambda cell: cell[1][0] < 0, 1), (lambda cell: cell[0][0] < 0, -1)):
+        mine = np.array([chosen(cells[row]) for row in draws.rows])
+        values, _ = pair(Draws(*(x[mine] for x in draws)))
+        assert len(values) > 1 and (values.sign() == sign).all()
+        assert np.allclose(values, np.array(expected)[mine], **CLOSE)
 
 
 def test_labels_reach_their_network(images):
-    one, other = make_pipe(seed=0, classes=4), make_pipe(seed=1, classes=7)
+    pipes = make_pipe(seed=0, classes=4), make_pipe(seed=1, classes=7)
     labels = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([6, 5, 4, 3, 2])
     draws = make_draws(20, 5, 20)
-    expected = [
-        by_hand(one, images, *draw, label=int(labels[0][draw[0]]))
-        - by_hand(other, images, *draw, label=int(labels[1][draw[0]]))
-        for draw in zip(*draws)
-    ]
-    assert np.allclose(draw_scorer([one.scorer(), other.scorer()], images, labels)(draws)[0], expected, **CLOSE)
-    swapped = draw_scorer([one.scorer(), other.scorer()], images, (labels[0].flip(0), labels[1]))(draws)[0]
+    scorers = [pipe.scorer() for pipe in pipes]
+    _, expected = pair_by_hand(pipes, images, (None, None), draws, [x.tolist() for x in labels])
+    assert np.allclose(draw_scorer(scorers, images, labels)(draws)[0], expected, **CLOSE)
+    swapped = draw_scorer(scorers, images, (labels[0].flip(0), labels[1]))(draws)[0]
     assert not np.allclose(swapped, expected, atol=1e-3)
-    # One with classes, one without, and not the same number of steps.
-    plain = make_pipe(seed=2, steps=6)
-    mixed = draw_scorer([plain.scorer(), other.scorer()], images, (None, labels[1]))
-    draws = make_draws(20, 5, 26)
-    expected = [
-        by_hand(plain, images, i, row, key) if row < 6 else -by_hand(other, images, i, row - 6, key, label=int(labels[1][i]))
-        for i, row, key in zip(*draws)
-    ]
+    # One without classes and one with, of other steps, so that rows of the second are evaluated by themselves.
+    pipes, grids = (make_pipe(seed=2), pipes[1]), ([4, 2, 0], [19, 15, 11])
+    mixed = draw_scorer([p.scorer(inference_timesteps=g) for p, g in zip(pipes, grids)], images, (None, labels[1]))
+    draws = make_draws(20, 5, mixed.num_steps)
+    _, expected = pair_by_hand(pipes, images, grids, draws, [[None] * 5, labels[1].tolist()])
     assert np.allclose(mixed(draws)[0], expected, **CLOSE)
 
 
-def refusal(images, row, value):
-    """What `check_finite` says of a value, of 3 rows of one model and then 30 of another."""
-    scorers = make_pipe().scorer(inference_timesteps=[17, 9, 4]), make_pipe(steps=30).scorer()
-    both = draw_scorer(scorers, images)
-    draws = Draws(np.array([4, 2, 3]), np.array([0, row, 7]), np.arange(3, dtype=np.uint64))
-    both.check_finite(draws, torch.zeros(3))
-    with pytest.raises(ValueError, match="`unet` must give finite outputs") as caught:
-        both.check_finite(draws, torch.tensor([0.0, value, math.nan]))
-    assert "(2 of 3 terms are not finite)" in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(("row", "timestep"), [(0, 4), (2, 17), (3, 0), (5, 2)])
-def test_values_that_are_not_finite_are_refused_by_name(images, row, timestep):
+@pytest.mark.parametrize(("cell", "timestep"), [(0, 0), (1, 2), (2, 4), (3, 15), (4, 19)])
+def test_values_that_are_not_finite_are_refused_by_name(images, cell, timestep):
+    pipe = make_pipe()
+    pair = draw_scorer([pipe.scorer(inference_timesteps=grid) for grid in ([4, 2, 0], [19, 15, 11])], images)
+    draws = Draws(np.array([4, 2, 3]), np.array([0, cell, 1]), np.arange(3, dtype=np.uint64))
+    pair.check_finite(draws, torch.zeros(3))
     for value in (math.nan, math.inf, -math.inf):
-        assert f"got a term of {value} bits/dim for image 2 at timestep {timestep} (" in refusal(images, row, value)
-
-
-@pytest.mark.xfail(strict=True, reason="`row % len(first)` where `row - len(first)` is meant")
-def test_so_are_those_of_a_second_model_with_more_than_twice_the_steps(images):
-    assert "for image 2 at timestep 25 (" in refusal(images, 28, math.nan)
+        message = f"`unet` must give finite outputs, got a term of {value} bits/dim for image 2 at timestep {timestep} (2 of 3"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            pair.check_finite(draws, torch.tensor([0.0, value, math.nan]))
 
 
 def test_a_network_of_nans_is_refused(pipe, images):
@@ -254,7 +311,7 @@ def test_a_full_sweep_is_what_it_was(pipe, images):
 ANALYTIC_BETAS = np.linspace(0.02, 0.4, 8)
 
 
-def analytic_pipe(steps=8):
+def analytic_pipe():
     scheduler = VLBDDPMScheduler(8, trained_betas=ANALYTIC_BETAS.tolist(), clip_sample=False, num_pixel_levels=17)
     return quiet(VLBDDPMPipeline(GaussianDenoiser(np.cumprod(1 - ANALYTIC_BETAS).tolist()), scheduler))
 
@@ -272,7 +329,7 @@ def test_sampled_scores_are_unbiased_for_the_analytic_model(exact, evaluations):
     levels = torch.randint(17, (6, 1, 4, 4), generator=generator(0)).to(torch.uint8)
     levels[0], levels[1], levels[2] = 0, 16, 8
     decoder, transitions, prior = exact[levels.long()].flatten(1, 3).mean(dim=1).T
-    pipe, repetitions = analytic_pipe(), 600
+    pipe, repetitions = analytic_pipe(), 400
     outputs = [
         pipe.evaluate_nll(levels, 512, generator(seed), method="sampled", evaluations_per_image=evaluations)
         for seed in range(repetitions)
@@ -292,6 +349,36 @@ def test_sampled_scores_are_unbiased_for_the_analytic_model(exact, evaluations):
     scores.append(surplus.mean(dim=0) / (surplus.std(dim=0) / repetitions**0.5))
     # 24 normal deviates: beyond 4.5 once in 6,000 times.
     assert torch.cat(scores).abs().max() < 4.5
+
+
+def test_differences_of_grids_are_unbiased_for_the_analytic_model(exact):
+    # One network as a model of 8 steps and as one of 3 of them, which ends earlier: pieces of steps, and steps of one alone.
+    grid = [6, 3, 1]
+    levels = torch.randint(17, (4, 1, 4, 4), generator=generator(0)).to(torch.uint8)
+    coarse = [gaussian_bound_and_nll(2 * k / 16 - 1, ANALYTIC_BETAS, grid[::-1], levels=17)[:2] for k in range(17)]
+    coarse = torch.tensor([terms.sum() + prior for terms, prior in coarse]) / math.log(2)
+    truth = (exact.sum(dim=1) - coarse)[levels.long()].mean().item()
+    pipe = analytic_pipe()
+    scorers = pipe.scorer(), pipe.scorer(inference_timesteps=grid)
+    (prior, features), (other, _) = (known_parts(scorer, levels) for scorer in scorers)
+    estimates = []
+    for seed in range(300):
+        ids = np.arange(4)
+        pair = DrawScorer(scorers, levels, ids, ids, seed)
+        estimates.append(
+            estimate_bound(
+                lambda draws, preview, pair=pair: pair(draws),
+                pair.num_steps,
+                prior - other,
+                features,
+                seed=seed,
+                max_evaluations=200,
+            )
+        )
+    difference = np.array([one.bits_per_dim for one in estimates]) - truth
+    surplus = np.array([one.monte_carlo_error for one in estimates]) ** 2 - difference**2
+    for x in (difference, surplus):
+        assert abs(x.mean()) < 4 * x.std() / len(x) ** 0.5
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 1000])

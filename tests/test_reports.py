@@ -1,0 +1,190 @@
+import copy
+import math
+
+import datasets
+import pytest
+import torch
+from conftest import generator, tiny_unet
+from PIL import Image
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.cards import check_card, check_report, model_card, reproducing_command
+from ddpm_vlb.evaluation import evaluate, make_report
+from ddpm_vlb.reports import format_report, merge_reports, plot_terms, student_quantile, write_report, write_scores
+
+
+@pytest.fixture
+def images():
+    return torch.randint(17, (23, 1, 8, 8), generator=generator(1)).to(torch.uint8)
+
+
+def score(pipe, images, **options):
+    options = {"max_evaluations": 3000, "quiet": True} | options
+    if options.get("method") == "full":
+        del options["max_evaluations"]
+    return evaluate(pipe, images, dataset="random", split=None, quantized=False, **options)
+
+
+def test_a_sampled_report_agrees_with_itself(pipe, images):
+    report = score(pipe, images)
+    check_report(report)
+    assert report["method"] == "sampled" and report["num_network_evaluations"] <= 3000
+    counts = report["evaluations_per_timestep"]
+    assert sum(counts) + report["config"]["num_pilot_evaluations"] == report["num_network_evaluations"]
+    assert sum(s["num_network_evaluations"] for s in report["strata"]) == sum(counts)
+    assert [s["timesteps"][0] for s in report["strata"]] == sorted({s["timesteps"][0] for s in report["strata"]})
+    # Of all timesteps, one after the other, the decoder alone first.
+    ends = [t for s in report["strata"] for t in s["timesteps"]]
+    assert ends[:2] == [0, 0] and ends[-1] == 19 and all(b == a + 1 for a, b in zip(ends[1::2], ends[2::2]))
+    low, high = report["monte_carlo_interval"]
+    half = student_quantile(report["degrees_of_freedom"]) * report["monte_carlo_error"]
+    assert high - low == pytest.approx(2 * half) and student_quantile(1e9) == pytest.approx(1.959964, abs=1e-6)
+    assert report["standard_error"] == pytest.approx(math.hypot(report["monte_carlo_error"], report["data_error"]))
+
+
+def test_a_sampled_report_has_a_card_and_a_command(pipe, images, tmp_path):
+    report = score(pipe, images, target_se=10.0, seed=3, max_images=20, shard=(1, 2))
+    report["config"] |= {"checkpoint": "me/tiny", "revision": None}
+    card = str(model_card(report, repository="me/tiny"))
+    check_card(card, report)
+    low, high = report["monte_carlo_interval"]
+    assert f"of these very images {low:.4f} to {high:.4f}, 95%" in card
+    command = reproducing_command(report, "me/tiny")
+    for words in ("--method sampled", "--target-se 10.0", "--max-evaluations 3000", "--shard 1/2", "--max-images 20"):
+        assert words in command
+    plot_terms(report, tmp_path / "terms.png")
+    with Image.open(tmp_path / "terms.png") as plot:
+        assert plot.size == (960, 504)
+    table = format_report(report)
+    assert "shard 1 of 2" in table and f"(a full sweep: {10 * 20})" in table and "Monte Carlo error" in table
+
+
+def changed(report, **changes):
+    return copy.deepcopy(report) | changes
+
+
+def test_sampled_reports_that_do_not_agree_with_themselves_are_refused(pipe, images):
+    report = score(pipe, images, evaluations_per_image=40, max_evaluations=None)
+    check_report(report)
+    low, high = report["monte_carlo_interval"]
+    strata = copy.deepcopy(report["strata"])
+    strata[0]["bits_per_dim"] += 1e-3
+    counts = report["evaluations_per_timestep"]
+    cases = [
+        (changed(report, monte_carlo_error=report["monte_carlo_error"] / 2), "a standard error of both its errors"),
+        (changed(report, data_error=-1.0), "not negative for 'data_error'"),
+        (changed(report, monte_carlo_interval=[low + 1e-3, high]), "a monte_carlo_interval about its total"),
+        (changed(report, monte_carlo_interval=[(3 * low + high) / 4, (low + 3 * high) / 4]), "as wide as its error says"),
+        (changed(report, monte_carlo_interval=[low]), "two numbers for 'monte_carlo_interval'"),
+        (changed(report, strata=strata), "a decoder that is its first stratum"),
+        (changed(report, strata=report["strata"][:-1]), "strata that sum to its transitions"),
+        (changed(report, strata=[]), "the bits per dimension of each of its strata"),
+        (changed(report, evaluations_per_timestep=counts[:-1]), "count the evaluations at each of its 20 timesteps"),
+        (changed(report, evaluations_per_timestep=[10**6, *counts[1:]]), "evaluations that it counts"),
+        (changed(report, transitions=[None] * 19), "a term where it made evaluations"),
+        (changed(report, per_image=[0.0] * 23), "images whose mean is its total"),
+        ({key: value for key, value in report.items() if key != "strata"}, "must have the key 'strata'"),
+    ]
+    for bad, message in cases:
+        with pytest.raises(ValueError, match=message):
+            check_report(bad)
+
+
+def test_scores_as_tables(pipe, images, tmp_path):
+    report = score(pipe, images, evaluations_per_image=4, max_evaluations=None, shard=(1, 3))
+    for name, load in (("s.csv", datasets.Dataset.from_csv), ("s.parquet", datasets.Dataset.from_parquet)):
+        write_scores(report, tmp_path / name)
+        table = load(str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
+        assert table["image"][:] == list(range(1, 23, 3))
+        assert table["bits_per_dim"][:] == report["per_image"]
+        assert table["monte_carlo_error"][:] == report["per_image_monte_carlo_error"]
+    with pytest.raises(ValueError, match=r"`scores` must end in .csv or .parquet, got .*s.xlsx"):
+        write_scores(report, tmp_path / "s.xlsx")
+    with pytest.raises(ValueError, match="`report` must have scores of its images"):
+        write_scores(score(pipe, images, max_evaluations=400), tmp_path / "s.csv")
+
+
+def test_full_shards_are_the_full_sweep(pipe, images):
+    whole = score(pipe, images, method="full")
+    shards = [score(pipe, images, method="full", shard=(index, 3), batch_size=4) for index in range(3)]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        merged = merge_reports([shards[index] for index in order])
+        check_report(merged)
+        # Noise and images are the same; float32 sums of other batches differ.
+        assert merged["per_image"] == pytest.approx(whole["per_image"], rel=1e-5)
+        for key in ("bits_per_dim", "standard_error", "transitions_total", "num_images", "num_network_evaluations"):
+            assert merged[key] == pytest.approx(whole[key], rel=1e-5)
+        assert merged["transitions"] == pytest.approx(whole["transitions"], rel=1e-5)
+        assert merged["config"]["shard"] == {"of": 3, "indices": [0, 1, 2]} and len(set(merged["config"]["data_sha256"])) == 3
+    alone = make_report(pipe.evaluate_nll(images, generator=generator(0)))
+    assert whole["bits_per_dim"] == pytest.approx(alone["bits_per_dim"], rel=1e-5)
+    assert whole["monte_carlo_error"] == pytest.approx(alone["monte_carlo_error"], rel=1e-4)
+
+
+def test_sampled_shards_and_seeds_add_up(pipe, images):
+    shards = [score(pipe, images, shard=(index, 2)) for index in range(2)]
+    merged = merge_reports(shards)
+    check_report(merged)
+    weights = [12 / 23, 11 / 23]
+    mean = sum(w * s["bits_per_dim"] for w, s in zip(weights, shards))
+    error = math.hypot(*(w * s["monte_carlo_error"] for w, s in zip(weights, shards)))
+    assert merged["bits_per_dim"] == pytest.approx(mean) and merged["monte_carlo_error"] == pytest.approx(error)
+    assert merged["num_network_evaluations"] == sum(s["num_network_evaluations"] for s in shards)
+    again = merge_reports([score(pipe, images, shard=(index, 2), seed=1) for index in range(2)])
+    both = merge_reports([merged, again])
+    check_report(both)
+    assert both["config"]["seed"] == [0, 1] and both["monte_carlo_error"] < 0.85 * merged["monte_carlo_error"]
+    assert "shard" not in format_report(both)
+    # Of 23 images the spread is known to 15 %, by either way.
+    whole = score(pipe, images, max_evaluations=20000)
+    assert merged["data_error"] == pytest.approx(whole["data_error"], rel=0.6)
+
+
+def test_merged_estimates_are_unbiased_and_their_errors_true(pipe, images):
+    pipe.scheduler = VLBDDPMScheduler(6, num_pixel_levels=17)
+    truth = torch.stack([pipe.evaluate_nll(images, generator=generator(s)).bits_per_dim.mean() for s in range(100)])
+    merged = []
+    for run in range(60):
+        shards = [score(pipe, images, max_evaluations=160, seed=run, shard=(index, 2)) for index in range(2)]
+        merged.append(merge_reports(shards))
+    values = torch.tensor([report["bits_per_dim"] for report in merged], dtype=torch.float64)
+    claimed = torch.tensor([report["monte_carlo_error"] for report in merged], dtype=torch.float64).square().mean().sqrt()
+    error = math.hypot(values.std() / 60**0.5, truth.std() / 10)
+    assert abs(values.mean() - truth.mean()) < 4 * error
+    # 60 repetitions tell a standard deviation to 9 %.
+    assert 0.65 < claimed / values.std() < 1.5
+
+
+def test_reports_that_do_not_belong_together_are_refused(pipe, images):
+    one, two = (score(pipe, images, shard=(index, 2)) for index in range(2))
+    other_model = score(VLBDDPMPipeline(tiny_unet(seed=1), pipe.scheduler), images, shard=(1, 2))
+    others = images.clone()
+    others[0, 0, 0, 0] = 16 - others[0, 0, 0, 0]
+    cases = [
+        ([one], "must be at least two, got 1"),
+        ([one, one], r"must have seeds of their own, got \[0\] in both"),
+        ([one, other_model], "must agree in config.network_sha256"),
+        ([one, score(pipe, images, shard=(1, 2), num_inference_steps=5)], "must agree in config.inference_timesteps"),
+        ([one, score(pipe, images, shard=(1, 2), clip_sample=False)], "must agree in config.clip_sample"),
+        ([one, score(pipe, images, shard=(1, 2), method="full")], "must agree in method"),
+        ([one, score(pipe, images, shard=(1, 3))], "must cut the data set alike, got 2 and 3 shards"),
+        ([one, score(pipe, images, shard=(1, 2), seed=1)], "must have the same seed, got 0 and 1"),
+        ([merge_reports([one, two]), two], r"disjoint shards, or of the same, got shard \[1\] in both"),
+        ([one, score(pipe, others, shard=(0, 2), seed=1)], r"got others in shard \[0\]"),
+        ([one, {**two, "prior": 7.0}], "must have terms that sum to its total"),
+    ]
+    for reports, message in cases:
+        with pytest.raises(ValueError, match=message):
+            merge_reports(reports)
+
+
+def test_a_written_report_is_read_back_by_merge(pipe, images, tmp_path):
+    from ddpm_vlb.cli import main
+
+    for seed in range(2):
+        write_report(score(pipe, images, seed=seed), tmp_path / f"{seed}.json")
+    paths = [str(tmp_path / f"{seed}.json") for seed in range(2)]
+    assert main(["merge", *paths, "--output", str(tmp_path / "both.json")]) == 0
+    assert (tmp_path / "both.json").exists()
+    assert main(["merge", paths[0], paths[0], "--output", str(tmp_path / "none.json")]) == 2
+    assert not (tmp_path / "none.json").exists()

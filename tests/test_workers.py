@@ -1,0 +1,137 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddpm_vlb.workers import Journal, Workers, run_batches
+
+SETTINGS = {"seed": 0, "model": "a"}
+# The command line, with an exchange after every batch.
+EVALUATE = (
+    "import sys, ddpm_vlb.workers as w; w.SECONDS_BETWEEN_EXCHANGES = 0.0;"
+    " from ddpm_vlb.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+@pytest.fixture
+def checkpoint(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def evaluate(checkpoint, folder, *options):
+    arguments = ["evaluate", str(checkpoint), "--dataset", "digits", *map(str, options)]
+    return [sys.executable, "-c", EVALUATE, *arguments], {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
+def run(batches, journal, log, first=0):
+    def evaluate_one(batch):
+        log.append(batch)
+        return batch
+
+    return run_batches(batches, evaluate_one, lambda result: result**2, first, journal, Workers(), lambda results: None)
+
+
+def test_what_is_in_the_journal_is_not_done_again(tmp_path):
+    path, log = tmp_path / "journal", []
+    with Journal(path, SETTINGS, Workers()) as journal:
+        assert run([2, 3], journal, log) == [4, 9]
+        assert run([5], journal, log, first=2) == [25] and log == [2, 3, 5]
+    with Journal(path, SETTINGS, Workers()) as journal:
+        assert run([2, 3], journal, log) == [4, 9] and run([5, 6], journal, log, first=2) == [25, 36] and log == [2, 3, 5, 6]
+    # Cut within the last line, as by a kill in the middle of a write: that batch is done again.
+    path.write_bytes(path.read_bytes()[:-3])
+    with Journal(path, SETTINGS, Workers()) as journal:
+        assert sorted(journal.done) == [0, 1, 2]
+        assert run([5, 6], journal, log, first=2) == [25, 36] and log == [2, 3, 5, 6, 6]
+    with Journal(path, SETTINGS, Workers()) as journal:
+        assert sorted(journal.done) == [0, 1, 2, 3]
+
+
+def test_a_cut_head_is_an_empty_journal(tmp_path):
+    (tmp_path / "journal").write_text('{"settings": {"se')
+    with Journal(tmp_path / "journal", SETTINGS, Workers()) as journal:
+        assert journal.done == {}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"settings": {"seed": 1, "model": "a"}}\n', "which differs in seed. Finish that one, remove its journal, or choose"),
+        ('{"settings": {"seed": 0, "model": "a", "shard": 1}}\n', "which differs in shard"),
+        ('{"settings": {"seed": 0, "model": "a"}}\nnot json\n', "a damaged journal beside it"),
+        ('{"settings": {"seed": 0, "model": "a"}}\n{"batch": 1}\n', "a damaged journal beside it"),
+        ("[]\n", "a damaged journal beside it"),
+        ("\x00\xff\n", "a damaged journal beside it"),
+    ],
+)
+def test_other_journals_are_refused_and_left_alone(tmp_path, content, message):
+    path = tmp_path / "journal"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        Journal(path, SETTINGS, Workers())
+    assert path.read_bytes() == content.encode("latin-1")
+
+
+def numbers(path):
+    report = json.loads(Path(path).read_text())
+    report["config"].pop("num_processes")
+    return report
+
+
+@pytest.mark.parametrize(
+    "options", [("--max-evaluations", 4000), ("--method", "full", "--max-images", 180)], ids=["sampled", "full"]
+)
+def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(checkpoint, tmp_path, options):
+    options = (*options, "--batch-size", 12, "--seed", 4)
+    command, how = evaluate(checkpoint, tmp_path, *options, "--output", "whole.json")
+    assert subprocess.run(command, **how).returncode == 0
+    command, how = evaluate(checkpoint, tmp_path, *options, "--output", "cut.json")
+    journal, done = tmp_path / "cut.json.journal", []
+    for wanted in (3, 9):
+        process = subprocess.Popen(command, **how)
+        lines = 0
+        while process.poll() is None and lines < wanted:
+            lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (tmp_path / "cut.json").exists()
+        done.append(journal.read_bytes().count(b"\n"))
+    assert subprocess.run(command, **how).returncode == 0 and not journal.exists()
+    # The second time it went on: at its kill there were more batches than a run of its own would have had.
+    assert done[0] >= 3 and done[1] > done[0] - 1
+    assert numbers(tmp_path / "cut.json") == numbers(tmp_path / "whole.json")
+
+
+@pytest.mark.parametrize(
+    "options", [("--max-evaluations", 2000), ("--method", "full", "--max-images", 23)], ids=["sampled", "full"]
+)
+def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, options):
+    # 23 images in batches of 5: the last batch is not full, and the last round has a batch for one process alone.
+    common = ["evaluate", str(checkpoint), "--dataset", "digits", *map(str, options)]
+    one = [sys.executable, "-m", "ddpm_vlb", *common, "--output", "one.json", "--batch-size", "64"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ddpm_vlb"]
+    two = [sys.executable, *launch, *common, "--output", "two.json", "--batch-size", "5", "--expected-processes", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for command in (one, two):
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert "2 processes" in result.stdout and result.stdout.count("report: two.json") == 1
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert (first["config"]["num_processes"], second["config"]["num_processes"]) == (1, 2)
+    assert first["num_images"] == second["num_images"] and first["config"]["data_sha256"] == second["config"]["data_sha256"]
+    for key in ("bits_per_dim", "monte_carlo_error", "decoder", "num_network_evaluations"):
+        # Sums of float32 in batches of another size; a term of an untrained network is of the order of 1000 bits.
+        assert first[key] == pytest.approx(second[key], rel=1e-5)
+
+
+def test_fewer_processes_than_expected_are_refused(checkpoint, tmp_path):
+    command, how = evaluate(checkpoint, tmp_path, "--expected-processes", 2)
+    result = subprocess.run(command, **how)
+    assert result.returncode == 2 and b"`expected_processes` must be the 1 that take part, got 2" in result.stderr
