@@ -7,7 +7,7 @@ from conftest import generator, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.evaluation import estimate_nll, format_report, make_report, plot_terms, write_report
+from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, plot_terms, write_report
 
 
 @pytest.fixture
@@ -92,3 +92,108 @@ def test_what_the_estimate_refuses(pipe, images):
     one = VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(1, 0.5, num_pixel_levels=17))
     estimate = estimate_nll(one, images, range(5), 1)
     assert (estimate.transitions == 0).all() and estimate.num_network_evaluations == 5
+
+
+# Data sets.
+
+
+def digits_of(count):
+    from ddpm_vlb.data import load_images
+
+    return load_images("digits", "test", count)
+
+
+def test_a_sampled_evaluation_is_unbiased_and_its_error_true(pipe):
+    images = digits_of(40)
+    truth = torch.stack([pipe.evaluate_nll(images.images, generator=generator(s)).bits_per_dim.mean() for s in range(40)])
+    reports = [evaluate(pipe, images, max_evaluations=800, seed=seed, quiet=True) for seed in range(60)]
+    values = torch.tensor([report["bits_per_dim"] for report in reports], dtype=torch.float64)
+    error = (values.var() / 60 + truth.var() / 40).sqrt()
+    assert abs(values.mean() - truth.mean()) < 4 * error
+    claimed = torch.tensor([report["monte_carlo_error"] for report in reports]).square().mean().sqrt()
+    assert 0.65 < claimed / values.std() < 1.5  # 60 repetitions tell a standard deviation to 9 %
+    low, high = torch.tensor([report["monte_carlo_interval"] for report in reports]).T
+    assert ((low < truth.mean()) & (truth.mean() < high)).sum() >= 50  # of 60 at 95 %: less has a chance of 1 in 10^4
+
+
+def test_it_stops_where_it_is_told_to(pipe):
+    images = digits_of(40)
+    loose = evaluate(pipe, images, target_se=0.5, quiet=True)
+    tight = evaluate(pipe, images, target_se=0.1, quiet=True)
+    assert loose["monte_carlo_error"] <= 0.5 and tight["monte_carlo_error"] <= 0.1
+    assert loose["num_network_evaluations"] < tight["num_network_evaluations"]
+    both = evaluate(pipe, images, target_se=0.01, max_evaluations=1500, quiet=True)
+    assert both["num_network_evaluations"] <= 1500 and both["monte_carlo_error"] > 0.01
+    assert "stopped at 1500 evaluations, before a Monte Carlo error of 0.01" in format_report(both)
+    default = evaluate(one_step(), images, quiet=True)["config"]
+    assert (default["target_se"], default["max_evaluations"]) == (0.005, 100_000)
+
+
+def one_step():
+    return VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(1, 0.5, num_pixel_levels=17))
+
+
+def test_the_numbers_depend_on_no_batch_size(pipe):
+    images = digits_of(30)
+    first, second = (evaluate(pipe, images, max_evaluations=700, batch_size=size, quiet=True) for size in (64, 7))
+    for key in ("bits_per_dim", "monte_carlo_error", "data_error", "decoder"):
+        assert first[key] == pytest.approx(second[key], rel=1e-5)
+    first, second = (evaluate(pipe, images, method="full", batch_size=size, quiet=True) for size in (64, 7))
+    assert first["per_image"] == pytest.approx(second["per_image"], rel=1e-5)
+    assert first["config"]["data_sha256"] == second["config"]["data_sha256"]
+
+
+def test_scores_of_images(pipe):
+    images = digits_of(10)
+    report = evaluate(pipe, images, evaluations_per_image=200, quiet=True)
+    assert report["num_network_evaluations"] == 2000 + report["config"]["num_pilot_evaluations"]
+    truth = torch.stack([pipe.evaluate_nll(images.images, generator=generator(s)).bits_per_dim for s in range(60)])
+    error = torch.tensor(report["per_image_monte_carlo_error"]).square() + truth.var(dim=0) / 60
+    assert (abs(torch.tensor(report["per_image"]) - truth.mean(dim=0)) < 4.5 * error.sqrt()).all()
+
+
+def test_half_precision_says_what_it_costs(pipe):
+    images = digits_of(20)
+    half = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16), pipe.scheduler)
+    exact = sum(evaluate(pipe, images, max_evaluations=20000, seed=s, quiet=True)["bits_per_dim"] for s in range(2)) / 2
+    for options in ({"max_evaluations": 20000}, {"method": "full"}):
+        reports = [evaluate(half, images, seed=seed, quiet=True, **options) for seed in range(2 if len(options) == 1 else 1)]
+        bias = reports[0]["half_precision_bias"]
+        assert bias["num_network_evaluations"] <= 2 * 512
+        assert reports[0]["config"]["dtype"] == "bfloat16" and "bfloat16 instead of float32" in format_report(reports[0])
+    sampled = [evaluate(half, images, max_evaluations=20000, seed=s, quiet=True) for s in range(2)]
+    gap = sum(report["bits_per_dim"] for report in sampled) / 2 - exact
+    # The same seeds, noise and timesteps: the two estimates differ by what the precision does, up to their designs.
+    noise = 4 * (2 * sampled[0]["monte_carlo_error"] ** 2 / 2 + bias["monte_carlo_error"] ** 2) ** 0.5
+    assert abs(gap - bias["bits_per_dim"]) < noise
+    assert half.unet.dtype == torch.bfloat16 and "half_precision_bias" not in evaluate(pipe, images, target_se=1.0, quiet=True)
+
+
+def test_a_network_that_breaks_is_named(pipe):
+    pipe.unet.conv_out.weight.data.fill_(float("nan"))
+    for options in ({"max_evaluations": 800}, {"method": "full"}):
+        with pytest.raises(ValueError, match=r"`unet` must give finite outputs, got .* image \d+ at timestep \d+"):
+            evaluate(pipe, digits_of(5), quiet=True, **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "guess"}, "`method` must be 'full' or 'sampled', got 'guess'"),
+        ({"method": "full", "target_se": 0.1}, "`target_se` must be left out with method='full'"),
+        ({"target_se": 0.0}, "`target_se` must be a positive number of bits/dim, got 0.0"),
+        ({"target_se": float("nan")}, "`target_se` must be a positive number of bits/dim, got nan"),
+        ({"max_evaluations": 5}, "`max_evaluations` must leave room for a pilot of"),
+        ({"evaluations_per_image": 3}, "`evaluations_per_image` must be an even number from 2 on, got 3"),
+        ({"evaluations_per_image": 4, "target_se": 0.1}, "leave out `target_se` and `max_evaluations`"),
+        ({"shard": (2, 2)}, r"`shard` must be \(index, count\) with 0 <= index < count, got \(2, 2\)"),
+        ({"seed": -1}, r"`seed` must lie in \[0, 2\^63\), got -1"),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
+        ({"max_images": 0}, "`max_images` must be a positive integer, got 0"),
+        ({"num_inference_steps": 21}, "`num_inference_steps` must lie"),
+        ({"class_labels": 3}, "`class_labels` must be left out"),
+    ],
+)
+def test_bad_arguments_of_an_evaluation(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(pipe, digits_of(5), quiet=True, **options)

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from conftest import generator
+
+from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.data import ImageSet, open_images, quantize_images, stream_images
+from ddpm_vlb.image_frame import blocks, number_images, read_images, source_of
+
+PIXELS = 64
+
+
+@pytest.fixture
+def many():
+    return ImageSet(torch.randint(17, (1000, 1, 8, 8), generator=generator(1)).to(torch.uint8), 17, "random")
+
+
+def read(pipe: VLBDDPMPipeline, source, shard=(0, 1), max_images=None, buffer=10**6, block=256, seed=0):
+    source, labels, channels, size = source_of(pipe, source, None)
+    numbered = number_images(source, labels, shard, max_images)
+    return read_images(blocks(numbered, 17, channels, size, block), [pipe.scorer()], seed, buffer * PIXELS)
+
+
+def test_everything_is_known_of_all_images(pipe, many):
+    images = read(pipe, many)
+    assert (images.numbers == np.arange(1000)).all() and (images.frame == np.arange(1000)).all()
+    assert torch.equal(images.levels, many.images) and len(images.prior) == len(images.features) == 1000
+    expected = pipe.evaluate_nll(many.images[:5], generator=generator()).prior
+    assert torch.allclose(images.prior[:5], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("block", [7, 64, 256])
+def test_what_is_kept_depends_on_no_blocks(pipe, many, block):
+    images = read(pipe, many, buffer=300, block=block)
+    others = read(pipe, many, buffer=300)
+    assert (images.frame == others.frame).all() and torch.equal(images.levels, others.levels)
+    assert len(images.frame) == 300 and len(images.prior) == 1000 and images.sha256 == others.sha256
+    assert torch.equal(images.levels, many.images[torch.as_tensor(images.frame)])
+    assert torch.allclose(images.prior, others.prior, rtol=1e-12)
+    assert (read(pipe, many, buffer=300, seed=1).frame != images.frame).any()
+
+
+def test_each_image_is_kept_as_often_as_any(pipe, many):
+    kept = np.zeros(1000)
+    for seed in range(100):
+        kept[read(pipe, many, buffer=300, seed=seed).frame] += 1
+    # Each is kept 30 times of 100: the chi-square of the counts, which are drawn without replacement, has mean 700.
+    assert abs(((kept - 30) ** 2).sum() / 30 - 700) < 5 * (2 * 700) ** 0.5
+
+
+@pytest.mark.parametrize("shard", [(0, 3), (1, 3), (2, 3)])
+def test_shards(pipe, many, shard):
+    images = read(pipe, many, shard=shard, max_images=100)
+    assert (images.numbers == np.arange(100)[shard[0] :: 3]).all()
+    assert torch.equal(images.levels, many.images[:100][shard[0] :: 3])
+
+
+def test_streams_are_read_in_their_order(pipe, many, tmp_path):
+    from PIL import Image
+
+    for number, image in enumerate(many.images[:30]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{number:03}.png")
+    stream = stream_images(tmp_path, "train")
+    stored = open_images(tmp_path)
+    one, other = (quantize_images(source, 17) for source in (stream, stored))
+    assert one.num_pixel_levels == other.num_pixel_levels == 17
+    for options in ({}, {"shard": (1, 4)}, {"max_images": 17}):
+        first, second = read(pipe, one, **options), read(pipe, other, **options)
+        assert (first.numbers == second.numbers).all() and first.sha256 == second.sha256
+        assert torch.equal(first.levels, second.levels) and torch.equal(first.prior, second.prior)
+
+
+def test_no_images_are_refused(pipe, many):
+    with pytest.raises(ValueError, match="`images` must hold at least one image, got none"):
+        read(pipe, many, shard=(5, 6), max_images=5)
