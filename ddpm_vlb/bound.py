@@ -138,7 +138,7 @@ def vlb_terms(
     terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
     for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):
         index = mask.nonzero().squeeze(1)
-        on_device = index.to(noisy_samples.device)
+        on_device = index.to(noisy_samples.device, non_blocking=noisy_samples.device.type == "cuda")
         values = term(reverse, *(a[on_device] for a in arguments), timesteps[index], *extra)
         terms = terms.index_copy(0, on_device, values)
     return terms

@@ -211,11 +211,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         checkpoint=arguments.checkpoint,
         revision=arguments.revision,
         quantized=arguments.quantize,
-        num_pixel_levels_overridden=bool(overridden),
         **_data_settings(data),
     )
     report["config"]["overridden"] += overridden
-    del report["config"]["num_pixel_levels_overridden"]
     if workers.rank:
         return
     write_report(report, output)

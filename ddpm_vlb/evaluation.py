@@ -209,7 +209,7 @@ def _evaluate_sampled(run: _Run, images: Images, rules: dict[str, Any]) -> dict[
 
 def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
     r"""Sweeps over batches of images, a few batches at hand at a time, so that data sets larger than memory do."""
-    sweeps, digest = Sweeps(len(run.timesteps)), hashlib.sha256()
+    sweeps, seeds, digest = Sweeps(len(run.timesteps)), SeedSequence(run.seed), hashlib.sha256()
     first, some, shape = 0, [], None
     with run.journal() as journal:
         while True:
@@ -225,7 +225,7 @@ def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
                 marks.append(digest.hexdigest())
             shape = list(batches[0][1].shape[1:])
             some += batches[: 4 - len(some)] if len(some) < 4 else []
-            results = _sweep_batches(run, batches, marks, first, journal, sweeps)
+            results = _sweep_batches(run, batches, marks, seeds, first, journal, sweeps)
             for (numbers, _, _), mark, result in zip(batches, marks, results):
                 if result["images"] != mark:
                     raise ValueError(
@@ -240,8 +240,10 @@ def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
     return sweeps.report(run.timesteps, config) | bias
 
 
-def _sweep_batches(run: _Run, batches, marks: list[str], first: int, journal: Journal, sweeps: Sweeps) -> list[dict[str, Any]]:
-    seeds, steps, counted = SeedSequence(run.seed), len(run.timesteps), 0
+def _sweep_batches(
+    run: _Run, batches, marks: list[str], seeds: SeedSequence, first: int, journal: Journal, sweeps: Sweeps
+) -> list[dict[str, Any]]:
+    steps, counted = len(run.timesteps), 0
     run.progress.extend(steps * sum(len(numbers) for numbers, _, _ in batches))
 
     def sweep(index: int):

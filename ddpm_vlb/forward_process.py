@@ -318,7 +318,8 @@ class ForwardProcess:
             # Of a learnable process a tensor all the same: a float would cut the gradient without a word.
             return table[rows].to(like.device) if table.requires_grad else table[rows].item()
         values = table[rows].reshape(-1, *[1] * (like.ndim - 1))
-        return values.to(like.device, working_dtype(like.device))
+        # From the host without a wait for the device.
+        return values.to(like.device, working_dtype(like.device), non_blocking=like.device.type == "cuda")
 
     # The Gaussians. All return the working dtype (float64) and the shape of the samples, `(B, C, H, W)`.
 

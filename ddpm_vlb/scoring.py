@@ -42,7 +42,7 @@ class Scorer:
 
     def samples(self, levels: torch.Tensor) -> torch.Tensor:
         r"""Levels as images in [-1, 1] on the device, in the working dtype."""
-        return levels_to_samples(levels.to(self.device), self.num_pixel_levels, working_dtype(self.device))
+        return levels_to_samples(levels.to(self.device, non_blocking=True), self.num_pixel_levels, working_dtype(self.device))
 
     def prior(self, samples: torch.Tensor) -> torch.Tensor:
         r""":math:`L_T` in nats, `(B,)`, on the device."""
@@ -74,7 +74,7 @@ class Scorer:
             on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
         arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
         # Formed in the working dtype, and only then brought to the network's.
-        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device), timesteps)
+        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
         model_output = self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
         # The levels were checked once, on the CPU.
         nats = vlb_terms(

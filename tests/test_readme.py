@@ -1,6 +1,7 @@
 r"""Every Python block of both READMEs runs, in order, and says what the text says."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,9 +55,19 @@ def test_measured_blocks_are_filled():
         assert sorted(block for block, _ in measured) == [
             "quickstart",
             "rao_blackwell",
+            "sampling",
             "step",
             "sweep",
             "training",
             "training_steps",
         ]
         assert all(len(content.split("\n")) >= 3 for _, content in measured)
+
+
+def test_commands_are_understood():
+    lines = re.findall(
+        r"^(?:ddpm-vlb|accelerate launch -m ddpm_vlb) (.*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE
+    )
+    assert len(lines) > 12
+    for line in lines:
+        build_parser().parse_args(shlex.split(line))  # exits where it is not
