@@ -104,6 +104,8 @@ FURTHER_SETTINGS = (
     "max_images",
     "shard",
     "data_sha256",
+    "buffer_bytes",
+    "num_images_in_memory",
     "target_se",
     "max_evaluations",
     "evaluations_per_image",
@@ -375,6 +377,7 @@ def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
     by_command = by_command and len(shard["indices"]) == 1
     if not by_command or (config["inference_timesteps"] is not None and config["num_inference_steps"] is None):
         return None
+    in_memory = config.get("num_images_in_memory", report["num_images"])
     words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
     optional = {
         "--revision": config.get("revision") if config.get("checkpoint") == repository else None,
@@ -385,6 +388,7 @@ def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
         "--target-se": config.get("target_se"),
         "--max-evaluations": config.get("max_evaluations"),
         "--per-image": config.get("evaluations_per_image"),
+        "--buffer-mb": None if in_memory == report["num_images"] else config["buffer_bytes"] / 2**20,
         "--num-inference-steps": config["num_inference_steps"],
         "--num-pixel-levels": config["num_pixel_levels"],
         "--batch-size": config.get("batch_size"),

@@ -38,10 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", default="report.json", help="where the report goes (default: report.json)")
     evaluate.add_argument("--plot", help="where a plot of the terms goes, a PNG file")
     evaluate.add_argument("--scores", help="where the images' scores go, a .csv or .parquet file")
-    evaluate.add_argument("--num-pixel-levels", type=int, help="levels of the model's grid (default: as its scheduler says)")
-    evaluate.add_argument(
-        "--quantize", action="store_true", help="bring the images onto the model's grid first; changes what is scored"
-    )
     evaluate.add_argument("--clip-sample", action=argparse.BooleanOptionalAction, help="override the scheduler's clip_sample")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -63,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="one report of several: shards of a data set, or more seeds")
     merge.add_argument("reports", metavar="REPORT", nargs="+", help="at least two of the same model and settings")
     merge.add_argument("--output", default="report.json", help="where the report goes (default: report.json)")
+    merge.add_argument("--plot", help="where a plot of the terms goes, a PNG file")
+    merge.add_argument("--scores", help="where the images' scores go, a .csv or .parquet file")
     merge.set_defaults(run=run_merge)
 
     sample = commands.add_parser("sample", help="images from a checkpoint, as one grid")
@@ -115,8 +113,12 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="part of the data set (default: test, where there are parts)")
     parser.add_argument("--max-images", type=int, help="score the first MAX_IMAGES only")
     parser.add_argument("--streaming", action="store_true", help="read the data set as a stream; no class labels")
+    parser.add_argument("--num-pixel-levels", type=int, help="levels of the model's grid (default: as its scheduler says)")
     parser.add_argument(
-        "--buffer-mb", type=int, default=1024, help="memory for images, of a sampled evaluation (default: 1024)"
+        "--quantize", action="store_true", help="bring the images onto the model's grid first; changes what is scored"
+    )
+    parser.add_argument(
+        "--buffer-mb", type=float, default=1024, help="memory for images, of a sampled evaluation (default: 1024)"
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--expected-processes", type=int, help="fail unless so many processes take part")
@@ -138,6 +140,9 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(arguments: argparse.Namespace, checkpoint: str | None = None, revision: str | None = None, device=None):
+    r"""The pipeline of a checkpoint, and, where its network is to be in half precision, the one in float32."""
+    import copy
+
     import torch
 
     from .pipeline_vlb_ddpm import VLBDDPMPipeline
@@ -155,36 +160,28 @@ def _load(arguments: argparse.Namespace, checkpoint: str | None = None, revision
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
-    pipe = VLBDDPMPipeline.from_pretrained(checkpoint, dtype=dtype, **revision).to(device)
+    pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, dtype=torch.float32, **revision).to(device), None
+    if dtype != torch.float32:
+        float32_unet, pipe.unet = pipe.unet, copy.deepcopy(pipe.unet).to(dtype)
     if arguments.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
     if arguments.compile:
         pipe.unet.compile(dynamic=False)
-    return pipe
+    return pipe, float32_unet
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb evaluate`."""
     from .evaluation import evaluate
-    from .files import check_output_path
-    from .reports import check_scores_path, format_report, plot_terms, write_report, write_scores
-    from .scheduling_vlb_ddpm import VLBDDPMScheduler
+    from .reports import format_report
 
-    output = check_output_path(arguments.output)
-    for path in (arguments.plot, arguments.scores):
-        if path is not None:
-            check_output_path(path)
-    if arguments.scores is not None:
-        check_scores_path(arguments.scores)
-        if arguments.method == "sampled" and arguments.per_image is None:
-            raise ValueError("`scores` needs a score for each image: give --per-image K, or --method full.")
+    output = _check_outputs(arguments.output, arguments.plot, arguments.scores)
+    if arguments.scores is not None and arguments.method == "sampled" and arguments.per_image is None:
+        raise ValueError("`scores` needs a score for each image: give --per-image K, or --method full.")
     shard = _shard(arguments.shard)
     workers, data = _open_data(arguments)
-    pipe = _load(arguments, revision=arguments.revision, device=workers.device)
-    overridden = []
-    if arguments.num_pixel_levels not in (None, pipe.scheduler.config.num_pixel_levels):
-        overridden = ["num_pixel_levels"]
-        pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, num_pixel_levels=arguments.num_pixel_levels)
+    pipe, float32_unet = _load(arguments, revision=arguments.revision, device=workers.device)
+    overridden = _set_levels(pipe, arguments.num_pixel_levels)
     levels = pipe.scheduler.config.num_pixel_levels
     images = _on_grid(data, pipe, arguments.quantize)
     conditional = getattr(pipe.unet.config, "num_class_embeds", None) is not None
@@ -205,7 +202,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         clip_sample=arguments.clip_sample,
         max_images=arguments.max_images,
         shard=shard,
-        buffer_bytes=arguments.buffer_mb * 2**20,
+        buffer_bytes=int(arguments.buffer_mb * 2**20),
+        float32_unet=float32_unet,
         journal=journal,
         workers=workers,
         checkpoint=arguments.checkpoint,
@@ -216,15 +214,43 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     report["config"]["overridden"] += overridden
     if workers.rank:
         return
-    write_report(report, output)
+    _write_outputs(report, output, arguments.plot, arguments.scores)
     journal.unlink(missing_ok=True)
     print(format_report(report, {"uniform over the levels": math.log2(levels)}))
     if workers.count > 1:
         print(f"{workers.count} processes")
-    for path, write in ((arguments.plot, plot_terms), (arguments.scores, write_scores)):
+    print(f"report: {output}")
+
+
+def _check_outputs(output: str, plot: str | None, scores: str | None) -> Path:
+    from .files import check_output_path
+    from .reports import check_scores_path
+
+    paths = [check_output_path(path) for path in (output, plot, scores) if path is not None]
+    if scores is not None:
+        check_scores_path(scores)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"`output`, `plot` and `scores` must be different files, got {', '.join(map(str, paths))}.")
+    return paths[0]
+
+
+def _write_outputs(report: dict, output: Path, plot: str | None, scores: str | None) -> None:
+    from .reports import plot_terms, write_report, write_scores
+
+    write_report(report, output)
+    for path, write in ((plot, plot_terms), (scores, write_scores)):
         if path is not None:
             write(report, path)
-    print(f"report: {output}")
+
+
+def _set_levels(pipe, num_pixel_levels: int | None) -> list[str]:
+    r"""Score on another grid than the scheduler's; what was overridden."""
+    from .scheduling_vlb_ddpm import VLBDDPMScheduler
+
+    if num_pixel_levels in (None, pipe.scheduler.config.num_pixel_levels):
+        return []
+    pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, num_pixel_levels=num_pixel_levels)
+    return ["num_pixel_levels"]
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -241,8 +267,8 @@ def _open_data(arguments: argparse.Namespace):
 
     if arguments.max_images is not None and arguments.max_images < 1:
         raise ValueError(f"`max_images` must be at least 1, got {arguments.max_images}.")
-    if arguments.buffer_mb < 1:
-        raise ValueError(f"`buffer_mb` must be at least 1, got {arguments.buffer_mb}.")
+    if not 0 < arguments.buffer_mb < math.inf:
+        raise ValueError(f"`buffer_mb` must be a positive number, got {arguments.buffer_mb}.")
     workers = Workers()
     if arguments.expected_processes not in (None, workers.count):
         raise ValueError(
@@ -284,22 +310,26 @@ def run_compare(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb compare`."""
     import json
 
+    from .cards import public_name
     from .comparison import compare, format_comparison
     from .files import check_output_path, write_atomically
 
     output = check_output_path(arguments.output)
     workers, data = _open_data(arguments)
     names = arguments.checkpoint, arguments.other
-    pipes = [
-        _load(arguments, name, revision, workers.device)
-        for name, revision in zip(names, (arguments.revision_a, arguments.revision_b))
-    ]
+    pipes, float32_unets = zip(
+        *(
+            _load(arguments, name, revision, workers.device)
+            for name, revision in zip(names, (arguments.revision_a, arguments.revision_b))
+        )
+    )
     for pipe in pipes:
-        _on_grid(data, pipe, False)
+        _set_levels(pipe, arguments.num_pixel_levels)
+        images = _on_grid(data, pipe, arguments.quantize)
     journal = output.with_name(f"{output.name}.journal")
     comparison = compare(
         pipes,
-        data,
+        images,
         target_se=arguments.target_se,
         max_evaluations=arguments.max_evaluations,
         batch_size=arguments.batch_size,
@@ -309,10 +339,12 @@ def run_compare(arguments: argparse.Namespace) -> None:
             _labels(pipe, data, label) for pipe, label in zip(pipes, (arguments.class_label_a, arguments.class_label_b))
         ],
         max_images=arguments.max_images,
-        buffer_bytes=arguments.buffer_mb * 2**20,
+        buffer_bytes=int(arguments.buffer_mb * 2**20),
+        float32_unets=float32_unets,
         journal=journal,
         workers=workers,
-        checkpoints=list(names),
+        checkpoints=[public_name(name) for name in names],
+        quantized=arguments.quantize,
         **_data_settings(data),
     )
     if workers.rank:
@@ -333,12 +365,13 @@ def _labels(pipe, data, label: int | None):
 def run_merge(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb merge`."""
     from .cards import read_report
-    from .files import check_output_path
-    from .reports import format_report, merge_reports, write_report
+    from .reports import format_report, merge_reports
 
-    output = check_output_path(arguments.output)
+    output = _check_outputs(arguments.output, arguments.plot, arguments.scores)
     report = merge_reports([read_report(path) for path in arguments.reports])
-    write_report(report, output)
+    if arguments.scores is not None and report["per_image"] is None:
+        raise ValueError("`scores` needs a score for each image, got sampled reports without.")
+    _write_outputs(report, output, arguments.plot, arguments.scores)
     print(format_report(report))
     print(f"report: {output}")
 
@@ -351,7 +384,7 @@ def run_sample(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`num_images` must be at least 1, got {arguments.num_images}.")
     output = check_output_path(arguments.output)
     options = {"num_inference_steps": arguments.num_inference_steps, "class_labels": arguments.class_label}
-    _save_samples(_load(arguments, revision=arguments.revision), arguments.num_images, arguments.seed, output, **options)
+    _save_samples(_load(arguments, revision=arguments.revision)[0], arguments.num_images, arguments.seed, output, **options)
     print(f"{arguments.num_images} samples: {output}")
 
 
@@ -480,7 +513,7 @@ def _pictures(folder: Path, report: dict | None, with_samples: bool) -> dict[str
     from .evaluation import plot_terms
 
     pictures = {}
-    if report is not None and None not in report["transitions"]:
+    if report is not None and (None not in report["transitions"] or report.get("strata")):
         with tempfile.TemporaryDirectory() as temporary:
             try:
                 plot_terms(report, Path(temporary) / "terms.png")

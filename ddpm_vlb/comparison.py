@@ -4,6 +4,7 @@ The difference is a bound like any other to the estimator (`sampled_bound.py`), 
 less variance: the pilot, the control variate and the probabilities are the difference's own.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 
 from .checkpoints import network_digest
 from .data import StreamedImages
-from .evaluation import MAX_EVALUATIONS, TARGET_SE, JournaledDraws
+from .evaluation import MAX_EVALUATIONS, TARGET_SE
+from .half_precision import half_precision_bias, is_half
 from .image_frame import BLOCK, BUFFER_BYTES, blocks, number_images, read_images, source_of
 from .pipeline_vlb_ddpm import check_count
-from .reports import report_of_estimate
+from .reports import half_precision_line, report_of_estimate
 from .sampled_bound import BoundEstimate, check_rules, estimate_bound
 from .scoring import DrawScorer
-from .workers import Journal, Progress, Workers
+from .workers import Journal, JournaledDraws, Progress, Workers
 
 
 @torch.no_grad()
@@ -34,6 +36,7 @@ def compare(
     class_labels: Sequence[Any] = (None, None),
     max_images: int | None = None,
     buffer_bytes: int = BUFFER_BYTES,
+    float32_unets: Sequence[torch.nn.Module | None] = (None, None),
     journal: str | Path | None = None,
     quiet: bool = False,
     workers: Workers | None = None,
@@ -49,11 +52,13 @@ def compare(
         images: as `evaluate`.
         target_se, max_evaluations: as `evaluate`; the error is that of the difference.
         num_inference_steps, class_labels: of each model.
+        float32_unets: of each model, as `evaluate`'s `float32_unet`.
         batch_size, seed, max_images, buffer_bytes, journal, quiet, workers, context: as `evaluate`.
 
     Returns:
         `difference`, `monte_carlo_error`, `data_error`, `standard_error`, `monte_carlo_interval`, `confidence_interval`
-        (bits/dim), `num_images`, `num_network_evaluations`, and the settings of both models, `models`.
+        (bits/dim), `num_images`, `num_network_evaluations`, and the settings of both models, `models`; of half-precision
+        networks `half_precision_bias`, what their precision adds to the difference.
 
     Raises:
         ValueError: as `evaluate`; models of different images.
@@ -63,6 +68,9 @@ def compare(
         target_se, max_evaluations = TARGET_SE, MAX_EVALUATIONS
     check_rules(target_se, max_evaluations, None)
     batch_size = check_count("batch_size", batch_size)
+    max_images = None if max_images is None else check_count("max_images", max_images)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
     workers = Workers() if workers is None else workers
     for name, of in (
         ("num_pixel_levels", lambda pipe: pipe.scheduler.config.num_pixel_levels),
@@ -87,12 +95,20 @@ def compare(
         with first.evaluating(), second.evaluating():
             image_blocks = blocks(numbered, scorers[0].num_pixel_levels, channels, size, BLOCK)
             read = read_images(image_blocks, scorers, seed, buffer_bytes)
-            chosen = [None if one is None else one[torch.as_tensor(read.numbers[read.frame])] for one in labels]
-            both = DrawScorer(scorers, read.levels, read.frame, read.numbers[read.frame], seed, chosen)
-            label_lists = [None if one is None else one.tolist() for one in chosen]
-            settings = {"models": models, "seed": seed, "target_se": target_se, "max_evaluations": max_evaluations}
-            settings |= {"batch_size": batch_size, "data_sha256": read.sha256, "labels": label_lists, "method": "compare"}
-            budget = None if max_evaluations is None else max_evaluations // 2
+            numbers = read.numbers[read.frame]
+            chosen = [None if one is None else one[torch.as_tensor(numbers)] for one in labels]
+            both = DrawScorer(scorers, read.levels, read.frame, numbers, seed, chosen)
+            settings = {
+                "method": "compare",
+                "models": models,
+                "seed": seed,
+                "target_se": target_se,
+                "max_evaluations": max_evaluations,
+                "batch_size": batch_size,
+                "data_sha256": read.sha256,
+                "num_images_in_memory": len(numbers),
+                "labels": [None if one is None else one.tolist() for one in chosen],
+            }
             with Journal(None if journal is None else Path(journal), settings, workers) as kept:
                 draws = JournaledDraws(both, batch_size, kept, workers, progress)
                 estimate = estimate_bound(
@@ -102,14 +118,34 @@ def compare(
                     read.features,
                     seed=seed,
                     target_se=target_se,
-                    max_evaluations=budget,
+                    max_evaluations=max_evaluations,
+                    evaluations_per_draw=2,
                     ids=read.numbers,
                     frame=read.frame,
                 )
+                of_run = {"seed": seed, "batch_size": batch_size, "journal": kept, "workers": workers, "progress": progress}
+                biases = [
+                    half_precision_bias(scorer, unet, read, of, **of_run) if is_half(scorer) else None
+                    for scorer, unet, of in zip(scorers, float32_unets, chosen)
+                ]
     finally:
         progress.close()
-    return _comparison(estimate, draws.num_evaluations, models, len(read.numbers)) | {
-        "config": {"seed": seed, "batch_size": batch_size} | context
+        for pipe in pipes:
+            pipe.maybe_free_model_hooks()
+    result = _comparison(estimate, draws.num_evaluations, models, len(read.numbers))
+    if any(biases):
+        result["half_precision_bias"] = _difference(biases)
+    return result | {
+        "config": {
+            "seed": seed,
+            "batch_size": batch_size,
+            "target_se": target_se,
+            "max_evaluations": max_evaluations,
+            "data_sha256": [read.sha256],
+            "num_images_in_memory": len(numbers),
+            "buffer_bytes": buffer_bytes,
+        }
+        | context
     }
 
 
@@ -127,6 +163,18 @@ def _comparison(estimate: BoundEstimate, num_evaluations: int, models, num_image
     }
 
 
+def _difference(biases: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    r"""What half precision adds to the difference, from what it adds to each of the two."""
+    first, second = ({"bits_per_dim": 0.0, "monte_carlo_error": 0.0} if bias is None else bias for bias in biases)
+    known = [bias for bias in biases if bias is not None]
+    return {
+        "bits_per_dim": first["bits_per_dim"] - second["bits_per_dim"],
+        "monte_carlo_error": math.hypot(first["monte_carlo_error"], second["monte_carlo_error"]),
+        "num_network_evaluations": sum(bias["num_network_evaluations"] for bias in known),
+        "includes_rounding_of_weights": all(bias["includes_rounding_of_weights"] for bias in known),
+    }
+
+
 def format_comparison(comparison: dict[str, Any], names: Sequence[str]) -> str:
     r"""A comparison as lines."""
     level = f"{comparison['confidence_level']:.0%}"
@@ -140,6 +188,8 @@ def format_comparison(comparison: dict[str, Any], names: Sequence[str]) -> str:
         lines.append(
             f"more such images: {low:+.5f} to {high:+.5f} ({level}; the images' own error {comparison['data_error']:.5f})"
         )
+    if "half_precision_bias" in comparison:
+        lines.append(half_precision_line(comparison["half_precision_bias"], "half precision"))
     evaluations = comparison["num_network_evaluations"]
     lines.append(f"{comparison['num_images']} images, {evaluations} network evaluations, the same noise for both")
     return "\n".join(lines)

@@ -4,18 +4,16 @@ What is drawn for an image is keyed by its number in the data set, and a batch i
 depends on no number of processes, no batch size and no interruption, beyond rounding.
 """
 
-import copy
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from .checkpoints import network_digest
 from .gaussians import nats_to_bits_per_dim
-from .image_frame import BLOCK, BUFFER_BYTES, Images, blocks, number_images, read_images, source_of, update_digest
+from .half_precision import half_precision_bias, is_half
+from .image_frame import BLOCK, BUFFER_BYTES, Frame, Images, blocks, number_images, read_images, source_of
 from .images import images_to_levels
 from .noise import keyed_normal, keyed_uniform, mix
 from .pipeline_vlb_ddpm import check_count
@@ -29,13 +27,12 @@ from .reports import (
     write_report,
     write_scores,
 )
-from .sampled_bound import Draws, Preview, check_rules, estimate_bound
-from .scoring import DrawScorer, Scorer, known_parts
+from .sampled_bound import check_rules, estimate_bound
+from .scoring import DrawScorer, Scorer
 from .sweeps import SeedSequence, Sweeps, sums_of_batch
-from .workers import Journal, Progress, Workers, run_batches
+from .workers import Journal, JournaledDraws, Progress, Workers, run_batches
 
 __all__ = [
-    "JournaledDraws",
     "NLLEstimate",
     "estimate_nll",
     "evaluate",
@@ -50,7 +47,6 @@ __all__ = [
 
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
-HALF_PRECISION_DRAWS = 512
 BATCHES_AT_HAND = 4
 
 
@@ -73,6 +69,7 @@ def evaluate(
     max_images: int | None = None,
     shard: tuple[int, int] = (0, 1),
     buffer_bytes: int = BUFFER_BYTES,
+    float32_unet: torch.nn.Module | None = None,
     journal: str | Path | None = None,
     quiet: bool = False,
     workers: Workers | None = None,
@@ -93,7 +90,10 @@ def evaluate(
         num_inference_steps, inference_timesteps, class_labels, clip_sample, thresholding: as `evaluate_nll`.
         max_images: the first so many images only.
         shard: (index, count): only images whose number is `index` modulo `count`. `merge_reports` puts shards together.
-        buffer_bytes: memory for the images of a sampled evaluation.
+        buffer_bytes: memory for the images of a sampled evaluation. Of more images than it holds a random sample is evaluated,
+            and the error says so.
+        float32_unet: of a half-precision network, the one that it was made from: the report says what the bound differs by. By
+            default the half-precision weights in float32, of which nothing can be said but what their arithmetic costs.
         journal: a file for what is done so far. It is gone on from where it exists, and stays until the report is written:
             remove it then.
         quiet: no progress bar.
@@ -142,14 +142,21 @@ def evaluate(
     numbered = number_images(source, labels, shard, max_images)
     progress = Progress(workers, quiet)
     path = None if journal is None else Path(journal)
-    run = _Run(pipe, scorer, batch_size, seed, config | {"method": method}, path, workers, progress)
+    run = _Run(pipe, scorer, float32_unet, batch_size, seed, config | {"method": method}, path, workers, progress)
     try:
         with pipe.evaluating():
             if method == "full":
                 grid = (scorer.num_pixel_levels, channels, size, batch_size)
                 return _evaluate_full(run, iter(blocks(numbered, *grid)))
             grid = (scorer.num_pixel_levels, channels, size, BLOCK)
-            return _evaluate_sampled(run, read_images(blocks(numbered, *grid), [scorer], seed, buffer_bytes), rules)
+            images = read_images(blocks(numbered, *grid), [scorer], seed, buffer_bytes)
+            if evaluations_per_image and len(images.frame) < len(images.numbers):
+                raise ValueError(
+                    f"`buffer_bytes` must hold all {len(images.numbers)} images for each to be evaluated, got room for"
+                    f" {len(images.frame)}."
+                )
+            run.config["buffer_bytes"] = buffer_bytes
+            return _evaluate_sampled(run, images, rules)
     finally:
         progress.close()
         pipe.maybe_free_model_hooks()
@@ -160,6 +167,7 @@ class _Run(NamedTuple):
 
     pipe: Any
     scorer: Scorer
+    float32_unet: torch.nn.Module | None
     batch_size: int
     seed: int
     config: dict[str, Any]
@@ -171,28 +179,43 @@ class _Run(NamedTuple):
     def timesteps(self) -> list[int]:
         return self.scorer.reverse.forward.timesteps.tolist()
 
-    @property
-    def is_half(self) -> bool:
-        return self.scorer.dtype in (torch.float16, torch.bfloat16)
-
     def journal(self, **more: Any) -> Journal:
         r"""Refused unless it is of the same model, settings and data; who does the work may change."""
-        settings = {key: value for key, value in self.config.items() if key not in ("num_processes", "device")}
+        free = ("num_processes", "device", "buffer_bytes")
+        settings = {key: value for key, value in self.config.items() if key not in free}
         return Journal(self.path, settings | more, self.workers)
 
-    def draws(self, draw_scorer: DrawScorer, journal: Journal, first: int = 0) -> "JournaledDraws":
-        return JournaledDraws(draw_scorer, self.batch_size, journal, self.workers, self.progress, first)
+    def bias(self, images: Images, journal: Journal) -> dict[str, Any]:
+        r"""The report's entry on half precision, where there is something to say."""
+        if not is_half(self.scorer):
+            return {}
+        bias = half_precision_bias(
+            self.scorer,
+            self.float32_unet,
+            images,
+            images.labels,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            journal=journal,
+            workers=self.workers,
+            progress=self.progress,
+        )
+        return {"half_precision_bias": bias}
 
     def report_config(self, **more: Any) -> dict[str, Any]:
         return {key: value for key, value in self.config.items() if key != "method"} | more
 
 
 def _evaluate_sampled(run: _Run, images: Images, rules: dict[str, Any]) -> dict[str, Any]:
-    known = {"image_shape": list(images.levels.shape[1:]), "data_sha256": [images.sha256]}
     numbers = images.numbers[images.frame]
+    known = {
+        "image_shape": list(images.levels.shape[1:]),
+        "data_sha256": [images.sha256],
+        "num_images_in_memory": len(numbers),
+    }
     draw_scorer = DrawScorer([run.scorer], images.levels, images.frame, numbers, run.seed, [images.labels])
-    with run.journal(**known, buffer=len(numbers)) as journal:
-        draws = run.draws(draw_scorer, journal)
+    with run.journal(**known) as journal:
+        draws = JournaledDraws(draw_scorer, run.batch_size, journal, run.workers, run.progress)
         estimate = estimate_bound(
             draws,
             draw_scorer.num_steps,
@@ -203,14 +226,15 @@ def _evaluate_sampled(run: _Run, images: Images, rules: dict[str, Any]) -> dict[
             frame=images.frame,
             **rules,
         )
-        bias = _half_precision_bias(run, images, journal, draws.first) if run.is_half else {}
+        bias = run.bias(images, journal)
     return report_of_estimate(estimate, run.timesteps, len(images.numbers), run.report_config(**known)) | bias
 
 
 def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
     r"""Sweeps over batches of images, a few batches at hand at a time, so that data sets larger than memory do."""
-    sweeps, seeds, digest = Sweeps(len(run.timesteps)), SeedSequence(run.seed), hashlib.sha256()
-    first, some, shape = 0, [], None
+    sweeps, seeds = Sweeps(len(run.timesteps)), SeedSequence(run.seed)
+    # For the hash of the data, and a sample of images on which half precision is measured.
+    frame = Frame([run.scorer], run.seed, buffer_bytes=0)
     with run.journal() as journal:
         while True:
             batches = [
@@ -220,28 +244,28 @@ def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
                 break
             # Of the images so far: a batch that the journal has is of the images that stand before it, or it is refused.
             marks = []
-            for _, levels, labels in batches:
-                update_digest(digest, levels, labels)
-                marks.append(digest.hexdigest())
-            shape = list(batches[0][1].shape[1:])
-            some += batches[: 4 - len(some)] if len(some) < 4 else []
-            results = _sweep_batches(run, batches, marks, seeds, first, journal, sweeps)
+            for batch in batches:
+                frame.add(*batch)
+                marks.append(frame.sha256)
+            results = _sweep_batches(run, batches, marks, seeds, journal, sweeps)
             for (numbers, _, _), mark, result in zip(batches, marks, results):
                 if result["images"] != mark:
                     raise ValueError(
                         f"`images` must be those of the journal {str(run.path)!r}, got others before {numbers[-1]}."
                     )
-                sweeps.add(result, numbers.tolist(), run.timesteps)
-            first += len(batches)
-        if shape is None:
-            raise ValueError("`images` must hold at least one image, got none.")
-        bias = _half_precision_bias(run, _together(run.scorer, some), journal, first) if run.is_half else {}
-    config = run.report_config(image_shape=shape, data_sha256=[digest.hexdigest()])
+                try:
+                    sweeps.add(result, numbers.tolist(), run.timesteps)
+                except ValueError:
+                    journal.remove()  # the same command would end here again
+                    raise
+        images = frame.images()
+        bias = run.bias(images, journal)
+    config = run.report_config(image_shape=list(images.levels.shape[1:]), data_sha256=[images.sha256])
     return sweeps.report(run.timesteps, config) | bias
 
 
 def _sweep_batches(
-    run: _Run, batches, marks: list[str], seeds: SeedSequence, first: int, journal: Journal, sweeps: Sweeps
+    run: _Run, batches, marks: list[str], seeds: SeedSequence, journal: Journal, sweeps: Sweeps
 ) -> list[dict[str, Any]]:
     steps, counted = len(run.timesteps), 0
     run.progress.extend(steps * sum(len(numbers) for numbers, _, _ in batches))
@@ -260,97 +284,7 @@ def _sweep_batches(
         run.progress.update(steps * (done - counted), *sweeps.mean_and_error(list(results.values())))
         counted = done
 
-    return run_batches(range(len(batches)), sweep, plain, first, journal, run.workers, after)
-
-
-def _together(scorer: Scorer, batches) -> Images:
-    r"""Batches of images as one."""
-    levels = torch.cat([levels for _, levels, _ in batches])
-    known = [known_parts(scorer, part) for part in levels.split(BLOCK)]
-    return Images(
-        numbers=np.concatenate([numbers for numbers, _, _ in batches]),
-        prior=torch.cat([prior for prior, _ in known]),
-        features=torch.cat([features for _, features in known]),
-        frame=np.arange(len(levels)),
-        levels=levels,
-        labels=None if batches[0][2] is None else torch.cat([labels for _, _, labels in batches]),
-        sha256="",
-    )
-
-
-def _half_precision_bias(run: _Run, images: Images, journal: Journal, first: int) -> dict[str, Any]:
-    r"""What the half-precision network adds to the bound: its difference from a float32 copy of itself under common noise."""
-    scorer = run.scorer
-    exact = copy.deepcopy(getattr(scorer.unet, "_orig_mod", scorer.unet)).float()
-    both = [scorer, Scorer(exact, scorer.reverse, scorer.num_pixel_levels, scorer.device, torch.float32)]
-    numbers = images.numbers[images.frame]
-    draw_scorer = DrawScorer(both, images.levels, images.frame, numbers, run.seed, [images.labels] * 2)
-    draws = run.draws(draw_scorer, journal, first)
-    estimate = estimate_bound(
-        draws,
-        draw_scorer.num_steps,
-        torch.zeros_like(images.prior),
-        images.features,
-        seed=mix(run.seed, 3),
-        max_evaluations=HALF_PRECISION_DRAWS,
-        ids=images.numbers,
-        frame=images.frame,
-    )
-    return {
-        "half_precision_bias": {
-            "bits_per_dim": estimate.bits_per_dim,
-            "monte_carlo_error": estimate.monte_carlo_error,
-            "num_network_evaluations": draws.num_evaluations,
-        }
-    }
-
-
-class JournaledDraws:
-    r"""`sampled_bound.Evaluate` for a `DrawScorer`: in batches, by all processes, in a journal from batch `first` on."""
-
-    def __init__(
-        self,
-        draw_scorer: DrawScorer,
-        batch_size: int,
-        journal: Journal,
-        workers: Workers,
-        progress: Progress,
-        first: int = 0,
-    ):
-        self.draw_scorer, self.batch_size = draw_scorer, batch_size
-        self.journal, self.workers, self.progress, self.first = journal, workers, progress, first
-        self.num_evaluations = 0
-
-    def __call__(self, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
-        batches = list(self.draw_scorer.batches(draws, self.batch_size))
-        costs, counted = [self.draw_scorer.cost(batch) for batch in batches], 0
-        self.progress.extend(sum(costs))
-        self.num_evaluations += sum(costs)
-
-        def after(results: dict[int, Any]) -> None:
-            nonlocal counted
-            done = sum(costs[number] for number in results)
-            number = next(number for number in range(len(batches) + 1) if number not in results)
-            estimate = preview(*_stack([results[n] for n in range(number)])) if number else None
-            shown = () if estimate is None else (estimate.bits_per_dim, estimate.monte_carlo_error)
-            self.progress.update(done - counted, *shown)
-            counted = done
-
-        results = run_batches(batches, self.draw_scorer, self._plain, self.first, self.journal, self.workers, after)
-        self.first += len(batches)
-        values, features = _stack(results)
-        self.draw_scorer.check_finite(draws, values)
-        return values, features
-
-    @staticmethod
-    def _plain(result: tuple[torch.Tensor, torch.Tensor]) -> list[list]:
-        values, features = result
-        return [values.cpu().tolist(), features.tolist()]
-
-
-def _stack(results: Sequence[list[list]]) -> tuple[torch.Tensor, torch.Tensor]:
-    values = [torch.tensor(values, dtype=torch.float64) for values, _ in results]
-    return torch.cat(values), torch.cat([torch.tensor(features, dtype=torch.float64) for _, features in results])
+    return run_batches(range(len(batches)), sweep, plain, journal, run.workers, after)
 
 
 def _check_shard(shard: tuple[int, int]) -> None:

@@ -16,8 +16,13 @@ def check_output_path(path: str | Path) -> Path:
         ValueError: a folder, or a path whose folder does not exist or does not allow writing.
     """
     path = Path(path)
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        allowed = not path.is_dir()
+        if allowed and not (path.exists() and not path.is_file()):  # a pipe or a device is written to as it is
+            tempfile.TemporaryFile(dir=path.resolve().parent).close()
+    except OSError:
+        allowed = False
+    if not allowed:
         raise ValueError(f"`output` must be a file in an existing folder that can be written to, got {str(path)!r}.")
     return path
 

@@ -71,54 +71,86 @@ def blocks(numbered, num_pixel_levels: int, channels: int, size: tuple[int, int]
         yield take(some)
 
 
+class Frame:
+    r"""Takes in blocks of images, and keeps a sample of them.
+
+    Args:
+        scorers: one, or two whose difference is wanted: what is known is then the difference.
+        seed: of the evaluation.
+        buffer_bytes: memory for images; 256 are always kept.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer], seed: int, buffer_bytes: int):
+        self._scorers, self._seed, self._buffer_bytes = scorers, seed, buffer_bytes
+        self._numbers, self._priors, self._features = [], [], []
+        self._kept: list[tuple[np.ndarray, torch.Tensor, torch.Tensor | None]] = []
+        self._capacity = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, numbers: np.ndarray, levels: torch.Tensor, labels: torch.Tensor | None) -> None:
+        r"""Take in a block."""
+        _update_digest(self._digest, levels, labels)
+        (prior, features), *second = [known_parts(scorer, levels) for scorer in self._scorers]
+        self._priors.append(prior - second[0][0] if second else prior)
+        self._features.append(features)
+        self._numbers.append(numbers)
+        self._kept.append((numbers, levels, labels))
+        self._capacity = max(BLOCK, self._buffer_bytes // (levels[0].numel() * levels.element_size()))
+        if sum(len(numbers) for numbers, _, _ in self._kept) > 2 * self._capacity:
+            self._drop()
+
+    def _drop(self) -> None:
+        r"""Of the images at hand keep those with the smallest hashes, in their order."""
+        numbers = np.concatenate([numbers for numbers, _, _ in self._kept])
+        levels = torch.cat([levels for _, levels, _ in self._kept])
+        labels = None if self._kept[0][2] is None else torch.cat([labels for _, _, labels in self._kept])
+        if len(numbers) > self._capacity:
+            hashes = mix_array(mix(self._seed, 2**32), numbers)
+            chosen = np.sort(np.argsort(hashes, kind="stable")[: self._capacity])
+            places = torch.as_tensor(chosen)
+            numbers, levels, labels = numbers[chosen], levels[places], None if labels is None else labels[places]
+        self._kept = [(numbers, levels, labels)]
+
+    @property
+    def sha256(self) -> str:
+        r"""Of all images and classes so far."""
+        return self._digest.hexdigest()
+
+    def images(self) -> Images:
+        r"""What is left of all blocks.
+
+        Raises:
+            ValueError: there were none.
+        """
+        if not self._kept:
+            raise ValueError("`images` must hold at least one image, got none.")
+        self._drop()
+        all_numbers = np.concatenate(self._numbers)
+        numbers, levels, labels = self._kept[0]
+        return Images(
+            numbers=all_numbers,
+            prior=torch.cat(self._priors),
+            features=torch.cat(self._features),
+            frame=np.searchsorted(all_numbers, numbers),
+            levels=levels,
+            labels=labels,
+            sha256=self.sha256,
+        )
+
+
 def read_images(image_blocks, scorers: Sequence[Scorer], seed: int, buffer_bytes: int) -> Images:
-    r"""One pass over the images; of two scorers what is known is the difference."""
-    numbers, priors, features, kept_numbers, kept, kept_labels = [], [], [], [], [], []
-    digest = hashlib.sha256()
-    seen = 0
-    for block_numbers, levels, labels in image_blocks:
-        update_digest(digest, levels, labels)
-        known = [known_parts(scorer, levels) for scorer in scorers]
-        priors.append(known[0][0] - known[1][0] if len(known) == 2 else known[0][0])
-        features.append(known[0][1])
-        numbers.append(block_numbers)
-        kept_numbers.append(block_numbers)
-        kept.append(levels)
-        kept_labels.append(labels)
-        seen += len(levels)
-        capacity = max(BLOCK, buffer_bytes // (levels[0].numel() * levels.element_size()))
-        if seen > 2 * capacity:
-            kept_numbers, kept, kept_labels = _keep(kept_numbers, kept, kept_labels, seed, capacity)
-            seen = capacity
-    if not numbers:
-        raise ValueError("`images` must hold at least one image, got none.")
-    if seen > capacity:
-        kept_numbers, kept, kept_labels = _keep(kept_numbers, kept, kept_labels, seed, capacity)
-    all_numbers, frame_numbers = np.concatenate(numbers), np.concatenate(kept_numbers)
-    return Images(
-        numbers=all_numbers,
-        prior=torch.cat(priors),
-        features=torch.cat(features),
-        frame=np.searchsorted(all_numbers, frame_numbers),
-        levels=torch.cat(kept),
-        labels=None if kept_labels[0] is None else torch.cat(kept_labels),
-        sha256=digest.hexdigest(),
-    )
+    r"""One pass over the images."""
+    frame = Frame(scorers, seed, buffer_bytes)
+    for block in image_blocks:
+        frame.add(*block)
+    return frame.images()
 
 
-def update_digest(digest, levels: torch.Tensor, labels: torch.Tensor | None) -> None:
+def _update_digest(digest, levels: torch.Tensor, labels: torch.Tensor | None) -> None:
     r"""Add images and their classes to a hash of the data."""
     digest.update(levels.to(torch.int32).numpy().tobytes())
     if labels is not None:
         digest.update(labels.long().numpy().tobytes())
-
-
-def _keep(numbers, levels, labels, seed: int, capacity: int) -> tuple[list, list, list]:
-    r"""Of the images at hand those with the smallest hashes, in their order."""
-    numbers = np.concatenate(numbers)
-    chosen = np.sort(np.argsort(mix_array(mix(seed, 2**32), numbers), kind="stable")[:capacity])
-    places = torch.as_tensor(chosen)
-    return [numbers[chosen]], [torch.cat(levels)[places]], [None if labels[0] is None else torch.cat(labels)[places]]
 
 
 def source_of(pipe, images: Any, class_labels: Any) -> tuple[Any, Any, int, tuple[int, int] | None]:
@@ -130,4 +162,5 @@ def source_of(pipe, images: Any, class_labels: Any) -> tuple[Any, Any, int, tupl
         return images, None, channels, size
     if not hasattr(images, "num_pixel_levels"):
         images = images_to_levels(images, pipe.scheduler.config.num_pixel_levels, channels=channels, size=size)
+        images = images.to(torch.uint16) if images.dtype == torch.int32 else images  # as data sets hand them out
     return images, pipe.check_class_labels(class_labels, len(images)), channels, size

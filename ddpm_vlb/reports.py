@@ -14,6 +14,7 @@ of which the smaller of this bound and `standard_error` is reported, and no `dat
 evaluations: never by their variances, which go with the estimates. Both are independent of each other given the images.
 """
 
+import functools
 import io
 import json
 import math
@@ -31,6 +32,7 @@ CONFIDENCE = 0.95
 # Settings that may differ between reports that are merged; all others must agree.
 FREE_SETTINGS = (
     "batch_size",
+    "buffer_bytes",
     "checkpoint",
     "command",
     "data_sha256",
@@ -38,12 +40,14 @@ FREE_SETTINGS = (
     "evaluations_per_image",
     "max_evaluations",
     "max_images",
+    "num_images_in_memory",
     "num_pilot_evaluations",
     "num_processes",
     "num_rounds",
     "seed",
     "shard",
     "target_se",
+    "versions",  # but for this package's own
 )
 
 
@@ -137,7 +141,14 @@ def make_report(output, **context: Any) -> dict[str, Any]:
         in t as `timesteps` says, `transitions_total`, `decoder`), `standard_error` and `monte_carlo_error` (bits/dim, `None`
         for a single image), `method`, `num_images`, `num_network_evaluations`, `per_image` (bits/dim of each image) and
         `config`.
+
+    Raises:
+        ValueError: a sampled output, which lacks what a report says of its timesteps; `evaluate` reports on those.
     """
+    if output.transitions is None:
+        raise ValueError(
+            "`output` must be of method='full', got a sampled one: `ddpm_vlb.evaluation.evaluate` makes reports of those."
+        )
     terms = torch.cat([output.decoder[:, None], output.transitions], dim=1)
     squares = (terms - terms.mean(dim=0)).square().sum().item()
     config = {**output.config, **context}
@@ -205,19 +216,25 @@ def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         check_report(report)
         if "shard" not in report["config"] or "data_sha256" not in report["config"]:
             raise ValueError("`reports` must say which images they are of (config.shard, config.data_sha256).")
-    merged = reports[0]
-    for other in reports[1:]:
-        merged = _merge_two(merged, other)
-    return merged
+    # Shards of one seed first: then seeds are of the same images.
+    by_seed: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        key = json.dumps(report["config"]["seed"])
+        by_seed[key] = _merge_two(by_seed[key], report) if key in by_seed else report
+    return functools.reduce(_merge_two, by_seed.values())
 
 
 def _merge_two(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     first, second = one["config"], other["config"]
-    for name, a, b in [("method", one["method"], other["method"])] + [
-        (f"config.{key}", first.get(key), second.get(key))
-        for key in sorted(first.keys() | second.keys())
-        if key not in FREE_SETTINGS
-    ]:
+    for name, a, b in (
+        [("method", one["method"], other["method"])]
+        + [
+            (f"config.{key}", first.get(key), second.get(key))
+            for key in sorted(first.keys() | second.keys())
+            if key not in FREE_SETTINGS
+        ]
+        + [("config.versions.ddpm_vlb", *(config.get("versions", {}).get("ddpm_vlb") for config in (first, second)))]
+    ):
         if a != b:
             raise ValueError(f"`reports` must agree in {name} to be merged, got {a!r} and {b!r}.")
     shards, others = _shards(first), _shards(second)
@@ -258,13 +275,15 @@ def _merge_evaluations(one: dict[str, Any], other: dict[str, Any]) -> dict[str, 
         )
     counts = one["num_network_evaluations"], other["num_network_evaluations"]
     weights = [count / sum(counts) for count in counts]
-    config = one["config"] | {"seed": sorted(_seeds(one["config"]) + _seeds(other["config"]))}
+    config = one["config"] | {
+        "seed": sorted(_seeds(one["config"]) + _seeds(other["config"])),
+        "versions": _versions(one, other),
+    }
     merged = _weighted(one, other, weights) | {"num_images": one["num_images"]}
     for key in ("per_image", "per_image_monte_carlo_error"):
         if one.get(key) is not None and other.get(key) is not None:
             pairs = zip(one[key], other[key])
-            mean = key == "per_image"
-            merged[key] = [_mean(p, weights) if mean else math.hypot(weights[0] * p[0], weights[1] * p[1]) for p in pairs]
+            merged[key] = [(_mean if key == "per_image" else _of_mean)(pair, weights) for pair in pairs]
     data = None
     if one.get("data_error") is not None and other.get("data_error") is not None:
         data = math.sqrt(weights[0] * one["data_error"] ** 2 + weights[1] * other["data_error"] ** 2)
@@ -280,6 +299,7 @@ def _merge_shards(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     config = one["config"] | {
         "shard": {"of": one["config"]["shard"]["of"], "indices": indices},
         "data_sha256": [shards[index] for index in indices],
+        "versions": _versions(one, other),
     }
     merged = _weighted(one, other, weights) | {"num_images": total}
     for key in ("per_image", "per_image_monte_carlo_error"):
@@ -297,8 +317,20 @@ def _merge_shards(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return _finish(merged, data, config)
 
 
+def _versions(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+    r"""The versions of both; where they differ, one after the other."""
+    first, second = (report["config"].get("versions", {}) for report in (one, other))
+    both = {name: {*f"{first.get(name, '?')}".split(", "), *f"{second.get(name, '?')}".split(", ")} for name in first | second}
+    return {name: ", ".join(sorted(versions)) for name, versions in both.items()}
+
+
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     return sum(weight * value for weight, value in zip(weights, values))
+
+
+def _of_mean(errors: Sequence[float], weights: Sequence[float]) -> float:
+    r"""The standard error of a weighted mean of independent numbers."""
+    return math.hypot(*(weight * error for weight, error in zip(weights, errors)))
 
 
 def _weighted(one: dict[str, Any], other: dict[str, Any], weights: Sequence[float]) -> dict[str, Any]:
@@ -308,8 +340,15 @@ def _weighted(one: dict[str, Any], other: dict[str, Any], weights: Sequence[floa
         merged[key] = _mean((one[key], other[key]), weights)
     merged["bits_per_dim"] = merged["prior"] + merged["transitions_total"] + merged["decoder"]
     errors = one["monte_carlo_error"], other["monte_carlo_error"]
-    if None not in errors:
-        merged["monte_carlo_error"] = math.hypot(*(weight * error for weight, error in zip(weights, errors)))
+    merged["monte_carlo_error"] = None if None in errors else _of_mean(errors, weights)
+    if "half_precision_bias" in one:
+        biases = one["half_precision_bias"], other["half_precision_bias"]
+        merged["half_precision_bias"] = {
+            "bits_per_dim": _mean([bias["bits_per_dim"] for bias in biases], weights),
+            "monte_carlo_error": _of_mean([bias["monte_carlo_error"] for bias in biases], weights),
+            "num_network_evaluations": sum(bias["num_network_evaluations"] for bias in biases),
+            "includes_rounding_of_weights": all(bias["includes_rounding_of_weights"] for bias in biases),
+        }
     merged["num_network_evaluations"] = one["num_network_evaluations"] + other["num_network_evaluations"]
     merged["per_image"] = merged["per_image_monte_carlo_error"] = None
     if one["method"].startswith("full"):
@@ -327,7 +366,7 @@ def _weighted(one: dict[str, Any], other: dict[str, Any], weights: Sequence[floa
         a
         | {
             "bits_per_dim": _mean((a["bits_per_dim"], b["bits_per_dim"]), weights),
-            "monte_carlo_error": math.hypot(weights[0] * a["monte_carlo_error"], weights[1] * b["monte_carlo_error"]),
+            "monte_carlo_error": _of_mean((a["monte_carlo_error"], b["monte_carlo_error"]), weights),
             "num_network_evaluations": a["num_network_evaluations"] + b["num_network_evaluations"],
         }
         for a, b in zip(one["strata"], other["strata"])
@@ -351,13 +390,13 @@ def _interleave(one: dict[str, Any], other: dict[str, Any], key: str) -> list[fl
 
 
 def _finish(merged: dict[str, Any], data_error: float | None, config: dict[str, Any]) -> dict[str, Any]:
-    total = merged["num_network_evaluations"]
-    config = {key: value for key, value in config.items() if key not in ("command", "num_pilot_evaluations", "num_rounds")}
-    merged |= {"config": config, "num_network_evaluations": total}
+    of_one = ("command", "num_images_in_memory", "num_pilot_evaluations", "num_rounds")
+    merged |= {"config": {key: value for key, value in config.items() if key not in of_one}}
     if merged["method"].startswith("full"):
         values = torch.tensor(merged["per_image"], dtype=torch.float64)
         merged["standard_error"] = (values.var() / len(values)).sqrt().item()
-        merged["monte_carlo_error"] = min(merged["monte_carlo_error"] or math.inf, merged["standard_error"])
+        if merged["monte_carlo_error"] is None:
+            merged["monte_carlo_error"] = merged["standard_error"]  # of single images nothing else is known
         return merged
     return _with_intervals(merged | {"data_error": data_error})
 
@@ -400,15 +439,14 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
     target = config.get("target_se")
     if sampled and target is not None and report["monte_carlo_error"] > target:
         lines.append(f"stopped at {config['max_evaluations']} evaluations, before a Monte Carlo error of {target}")
+    if sampled and config.get("num_images_in_memory", report["num_images"]) < report["num_images"]:
+        lines.append(f"evaluated on a random {config['num_images_in_memory']} of these images, which the memory held")
     if "half_precision_bias" in report:
-        bias = report["half_precision_bias"]
-        lines.append(
-            f"{config['dtype']} instead of float32: {bias['bits_per_dim']:+.5f} +- {bias['monte_carlo_error']:.5f} bits/dim"
-        )
+        lines.append(half_precision_line(report["half_precision_bias"], config["dtype"]))
     sweep = report["num_images"] * config["num_steps"]
     evaluations = f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
     lines += [
-        f"{evaluations} (a full sweep: {sweep})" if sampled else evaluations,
+        f"{evaluations} (a full sweep: {sweep}{_hint(report, sweep)})" if sampled else evaluations,
         "all {num_train_timesteps} steps".format(**config)
         if config["inference_timesteps"] is None
         else "the {num_steps}-step model on a sub-sequence of {num_train_timesteps}".format(**config),
@@ -422,6 +460,16 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
     if config.get("quantized"):
         lines.append(f"the images were brought onto {config['num_pixel_levels']} levels first: another data set")
     return "\n".join(lines)
+
+
+def _hint(report: dict[str, Any], sweep: int) -> str:
+    return ", which --method full makes for less" if report["num_network_evaluations"] > sweep else ""
+
+
+def half_precision_line(bias: dict[str, Any], dtype: str) -> str:
+    r"""What half precision adds to a number, as a line."""
+    what = "" if bias["includes_rounding_of_weights"] else " (of the arithmetic; the weights were rounded before)"
+    return f"{dtype} instead of float32: {bias['bits_per_dim']:+.5f} +- {bias['monte_carlo_error']:.5f} bits/dim{what}"
 
 
 def plot_terms(report: dict[str, Any], path: str | Path) -> None:
@@ -492,7 +540,8 @@ def write_scores(report: dict[str, Any], path: str | Path) -> None:
     Raises:
         ValueError: a report without scores of its images, or another ending.
     """
-    import datasets
+    import pyarrow
+    from pyarrow import csv, parquet
 
     path = Path(path)
     check_scores_path(path)
@@ -504,9 +553,8 @@ def write_scores(report: dict[str, Any], path: str | Path) -> None:
     columns = {"image": numbers, "bits_per_dim": report["per_image"]}
     if report.get("per_image_monte_carlo_error") is not None:
         columns["monte_carlo_error"] = report["per_image_monte_carlo_error"]
-    table = datasets.Dataset.from_dict(columns)
     buffer = io.BytesIO()
-    table.to_csv(buffer, index=False) if path.suffix == ".csv" else table.to_parquet(buffer)
+    (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(pyarrow.table(columns), buffer)
     write_atomically(path, buffer.getvalue())
 
 

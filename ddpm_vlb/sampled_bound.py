@@ -126,6 +126,7 @@ def estimate_bound(
     target_se: float | None = None,
     max_evaluations: int | None = None,
     evaluations_per_image: int | None = None,
+    evaluations_per_draw: int = 1,
     ids: np.ndarray | None = None,
     frame: np.ndarray | None = None,
 ) -> BoundEstimate:
@@ -140,6 +141,7 @@ def estimate_bound(
         target_se: the Monte Carlo error at which to stop.
         max_evaluations: network evaluations at which to stop, the pilot's included.
         evaluations_per_image: evaluate every image this many times, an even number, instead.
+        evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
         ids: what the draws of each image are keyed by, `(N,)`; by default its position.
         frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
 
@@ -153,13 +155,14 @@ def estimate_bound(
     if len(frame) < min(count, MIN_FRAME):
         raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
     edges = bin_edges(num_steps)
-    budget = math.inf if max_evaluations is None else max_evaluations
+    budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
     planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
     draws = _pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
     num_pilot = draws.rows.size
     if num_pilot + 4 > budget:
         raise ValueError(
-            f"`max_evaluations` must leave room for a pilot of {num_pilot} and a round of 4, got {max_evaluations}."
+            f"`max_evaluations` must leave room for a pilot of {num_pilot * evaluations_per_draw} and a round of"
+            f" {4 * evaluations_per_draw}, got {max_evaluations}."
         )
     image_features = _standardize(image_features)
     design = _Design(edges, draws, *_evaluate(evaluate, draws, lambda values, features: None), image_features)

@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .sampled_bound import Draws, Preview
+
 SECONDS_BETWEEN_EXCHANGES = 5.0
 
 
@@ -24,7 +28,6 @@ class Workers:
     def __init__(self):
         self.rank, self.count, self.device = 0, 1, None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            import torch
             from accelerate import PartialState
             from accelerate.utils import parse_flag_from_env
 
@@ -59,7 +62,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], workers: Workers):
-        self.path, self.done, self._file, self._workers = path, {}, None, workers
+        self.path, self.done, self._file, self._workers, self._next = path, {}, None, workers, 0
         self._settings = json.loads(json.dumps(settings))
         if path is not None and path.exists() and workers.rank == 0:
             self._read()
@@ -83,6 +86,12 @@ class Journal:
             )
         self.done = done
 
+    def number(self, batches: int) -> int:
+        r"""The number of the first of the next so many batches: the same whenever the same evaluation is run."""
+        first = self._next
+        self._next += batches
+        return first
+
     def add(self, results: dict[int, Any]) -> None:
         r"""Keep the results of batches, safe on the disk when this returns."""
         if self.path is None or self._workers.rank:
@@ -99,6 +108,11 @@ class Journal:
         self._file.writelines(json.dumps({"batch": b, "result": r}) + "\n" for b, r in sorted(results.items()))
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def remove(self) -> None:
+        r"""Keep nothing of this run: it cannot be finished, and is not to stand in the way of the next one."""
+        if self.path is not None and not self._workers.rank:
+            self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> "Journal":
         return self
@@ -136,7 +150,6 @@ def run_batches(
     batches: Sequence[Any],
     evaluate: Callable[[Any], Any],
     to_plain: Callable[[Any], Any],
-    first: int,
     journal: Journal,
     workers: Workers,
     after: Callable[[dict[int, Any]], None],
@@ -147,10 +160,10 @@ def run_batches(
         batches: what `evaluate` takes.
         evaluate: gives a result that may still be on the device.
         to_plain: brings it to the host, as what JSON knows.
-        first: number of the first batch in the journal.
         journal, workers: where the results go.
         after: told all results so far whenever the processes have exchanged them.
     """
+    first = journal.number(len(batches))
     results = {number: journal.done[first + number] for number in range(len(batches)) if first + number in journal.done}
     if results:
         after(results)
@@ -171,3 +184,54 @@ def run_batches(
         rounds = max(1, min(4 * rounds, int(SECONDS_BETWEEN_EXCHANGES / max(slowest, 1e-6))))
         after(results)
     return [results[number] for number in range(len(batches))]
+
+
+class JournaledDraws:
+    r"""`sampled_bound.Evaluate` for a `scoring.DrawScorer`: in batches, by all processes, kept in a journal.
+
+    Args:
+        draw_scorer: evaluates a batch.
+        batch_size: draws in a batch.
+        journal, workers, progress: of the run.
+
+    `num_evaluations` is that of network evaluations so far.
+    """
+
+    def __init__(self, draw_scorer: Any, batch_size: int, journal: Journal, workers: Workers, progress: Progress):
+        self.draw_scorer, self.batch_size = draw_scorer, batch_size
+        self.journal, self.workers, self.progress = journal, workers, progress
+        self.num_evaluations = 0
+
+    def __call__(self, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = list(self.draw_scorer.batches(draws, self.batch_size))
+        costs, counted = [self.draw_scorer.cost(batch) for batch in batches], 0
+        self.progress.extend(sum(costs))
+        self.num_evaluations += sum(costs)
+
+        def after(results: dict[int, Any]) -> None:
+            nonlocal counted
+            done = sum(costs[number] for number in results)
+            number = next(number for number in range(len(batches) + 1) if number not in results)
+            estimate = preview(*_stack([results[n] for n in range(number)])) if number else None
+            shown = () if estimate is None else (estimate.bits_per_dim, estimate.monte_carlo_error)
+            self.progress.update(done - counted, *shown)
+            counted = done
+
+        results = run_batches(batches, self.draw_scorer, self._plain, self.journal, self.workers, after)
+        values, features = _stack(results)
+        try:
+            self.draw_scorer.check_finite(draws, values)
+        except ValueError:
+            self.journal.remove()  # the same command would end here again
+            raise
+        return values, features
+
+    @staticmethod
+    def _plain(result: tuple[torch.Tensor, torch.Tensor]) -> list[list]:
+        values, features = result
+        return [values.cpu().tolist(), features.tolist()]
+
+
+def _stack(results: Sequence[list[list]]) -> tuple[torch.Tensor, torch.Tensor]:
+    values = [torch.tensor(values, dtype=torch.float64) for values, _ in results]
+    return torch.cat(values), torch.cat([torch.tensor(features, dtype=torch.float64) for _, features in results])

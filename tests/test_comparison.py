@@ -55,10 +55,12 @@ def test_common_noise_is_worth_it(images):
     assert together.std() < 0.2 * torch.stack(apart).square().sum().sqrt() / 5**0.5
 
 
-def test_swapped_models_change_the_sign(images):
+@pytest.mark.parametrize("steps", [(None, None), (None, 7), (4, 20)])
+def test_swapped_models_change_the_sign(images, steps):
     pipes = make_pipe(0), make_pipe(3)
-    one = compare(pipes, images, max_evaluations=600, quiet=True)
-    other = compare(pipes[::-1], images, max_evaluations=600, quiet=True)
+    options = {"max_evaluations": 600, "quiet": True}
+    one = compare(pipes, images, num_inference_steps=steps, **options)
+    other = compare(pipes[::-1], images, num_inference_steps=steps[::-1], **options)
     assert one["difference"] == pytest.approx(-other["difference"], rel=1e-6)
     assert one["monte_carlo_error"] == pytest.approx(other["monte_carlo_error"], rel=1e-6)
     assert one["models"] == other["models"][::-1]
@@ -87,7 +89,9 @@ def test_classes(images):
         (make_pipe(sample_size=16), {}, r"`pipes` must agree in image size to be compared, got \(8, 8\) and \(16, 16\)"),
         (make_pipe(), {"target_se": -1.0}, "`target_se` must be a positive number"),
         (make_pipe(), {"class_labels": (None, 3)}, "`class_labels` must be left out: the network is unconditional"),
-        (make_pipe(), {"max_evaluations": 10}, "`max_evaluations` must leave room for a pilot"),
+        (make_pipe(), {"max_evaluations": 10}, "leave room for a pilot of [0-9]*[02468] and a round of 8, got 10"),
+        (make_pipe(), {"max_images": 0}, "`max_images` must be a positive integer, got 0"),
+        (make_pipe(), {"seed": -1}, r"`seed` must lie in \[0, 2\^63\), got -1"),
         (make_pipe(), {"batch_size": 0}, "`batch_size` must be a positive integer"),
         (make_pipe(), {"num_inference_steps": (None, 21)}, "`num_inference_steps` must lie"),
     ],
@@ -95,6 +99,33 @@ def test_classes(images):
 def test_what_cannot_be_compared(images, other, options, message):
     with pytest.raises(ValueError, match=message):
         compare([make_pipe(), other], images, quiet=True, **options)
+
+
+def test_half_precision_says_what_it_costs(images):
+    exact = make_pipe(0), make_pipe(3)
+    half = [VLBDDPMPipeline(tiny_unet(seed=seed).to(torch.bfloat16), pipe.scheduler) for seed, pipe in zip((0, 3), exact)]
+    unets = [pipe.unet for pipe in exact]
+    result = compare(half, images, max_evaluations=4000, float32_unets=unets, quiet=True)
+    bias = result["half_precision_bias"]
+    assert bias["includes_rounding_of_weights"] and bias["num_network_evaluations"] <= 2 * 2 * 512
+    truth = [torch.stack([sweeps(a, images) - sweeps(b, images)]).mean().item() for a, b in zip(half, exact)]
+    # Under the same noise, sweep by sweep: what is left over is far below the bias's own error.
+    assert abs(truth[0] - truth[1] - bias["bits_per_dim"]) < 4 * bias["monte_carlo_error"]
+    assert f"half precision instead of float32: {bias['bits_per_dim']:+.5f}" in format_comparison(result, ("A", "B"))
+    one = compare([half[0], exact[1]], images, max_evaluations=1000, quiet=True)["half_precision_bias"]
+    assert not one["includes_rounding_of_weights"] and one["num_network_evaluations"] <= 2 * 512
+
+
+def test_another_buffer_is_another_comparison(tmp_path):
+    many = torch.randint(17, (600, 1, 8, 8), generator=generator(1)).to(torch.uint8)
+    pipes = make_pipe(0), make_pipe(3)
+    options = {"max_evaluations": 600, "quiet": True, "journal": tmp_path / "journal"}
+    whole = compare(pipes, many, **options)
+    assert whole["config"]["num_images_in_memory"] == 600
+    with pytest.raises(ValueError, match="which differs in num_images_in_memory"):
+        compare(pipes, many, buffer_bytes=300 * 64, **options)
+    again = compare(pipes, many, buffer_bytes=700 * 64, **options)  # all of them, as before
+    assert again["difference"] == whole["difference"]
 
 
 def test_the_command(tmp_path, capsys):
@@ -107,3 +138,9 @@ def test_the_command(tmp_path, capsys):
     assert f"{result['difference']:+.5f} bits/dim" in capsys.readouterr().out and result["num_images"] == 20
     assert [model["num_steps"] for model in result["models"]] == [20, 5] and result["config"]["dataset"] == "digits"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c.json"]
+    assert main([*command, "--max-evaluations", "1000", "--num-pixel-levels", "9"]) == 2
+    assert "`dataset` must hold levels below" in (error := capsys.readouterr().err) or "`images` must hold levels" in error
+    assert main([*command, "--max-evaluations", "1000", "--num-pixel-levels", "9", "--quantize", "--dtype", "bf16"]) == 0
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["models"][0]["num_pixel_levels"] == 9 and result["config"]["quantized"]
+    assert result["half_precision_bias"]["includes_rounding_of_weights"]

@@ -7,6 +7,8 @@ from conftest import generator, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.cards import reproducing_command
+from ddpm_vlb.data import ImageSet
 from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, plot_terms, write_report
 
 
@@ -155,22 +157,93 @@ def test_scores_of_images(pipe):
 def test_half_precision_says_what_it_costs(pipe):
     images = digits_of(20)
     half = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16), pipe.scheduler)
-    exact, rounded = (evaluate(model, images, max_evaluations=10000, quiet=True) for model in (pipe, half))
-    swept = evaluate(half, images, method="full", quiet=True)
-    for report in (rounded, swept):
-        bias = report["half_precision_bias"]
-        assert bias["num_network_evaluations"] <= 2 * 512 and "bfloat16 instead of float32" in format_report(report)
-        gap = rounded["bits_per_dim"] - exact["bits_per_dim"]
-        error = math.hypot(rounded["monte_carlo_error"], exact["monte_carlo_error"], bias["monte_carlo_error"])
-        assert abs(gap - bias["bits_per_dim"]) < 4 * error
-    assert half.unet.dtype == torch.bfloat16 and "half_precision_bias" not in exact
+    rounded = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16).float(), pipe.scheduler)
+    # Under the same noise, sweep by sweep, against the network as it was and against its rounded weights.
+    sweeps = [
+        torch.stack([model.evaluate_nll(images.images, generator=generator(s)).bits_per_dim.mean() for s in range(8)])
+        for model in (half, pipe, rounded)
+    ]
+    for unet, exact in ((pipe.unet, sweeps[1]), (None, sweeps[2])):
+        gaps = sweeps[0] - exact
+        for options in ({"max_evaluations": 600}, {"method": "full"}):
+            report = evaluate(half, images, float32_unet=unet, quiet=True, **options)
+            bias = report["half_precision_bias"]
+            error = math.hypot(bias["monte_carlo_error"], gaps.std() / 8**0.5)
+            assert abs(gaps.mean() - bias["bits_per_dim"]) < 4 * error
+            assert bias["num_network_evaluations"] <= 2 * 512 and bias["includes_rounding_of_weights"] is (unet is not None)
+            assert "bfloat16 instead of float32" in format_report(report)
+            assert ("weights were rounded before" in format_report(report)) is (unet is None)
+    assert half.unet.dtype == torch.bfloat16 and pipe.unet.dtype == torch.float32
+    assert "half_precision_bias" not in evaluate(pipe, images, max_evaluations=600, quiet=True)
 
 
-def test_a_network_that_breaks_is_named(pipe):
-    pipe.unet.conv_out.weight.data.fill_(float("nan"))
-    for options in ({"max_evaluations": 800}, {"method": "full"}):
+def test_half_precision_is_measured_on_a_sample_that_no_batch_size_changes(pipe):
+    images = ImageSet(torch.randint(17, (700, 1, 8, 8), generator=generator(1)).to(torch.uint8), 17, "random")
+    half = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16), pipe.scheduler)
+    options = {"method": "full", "num_inference_steps": 2, "quiet": True}
+    first, second = (evaluate(half, images, batch_size=size, **options)["half_precision_bias"] for size in (64, 100))
+    # bfloat16 networks differ between batch shapes; the images and the noise are the same.
+    assert abs(first["bits_per_dim"] - second["bits_per_dim"]) < 0.5 * first["monte_carlo_error"]
+    sampled = evaluate(half, images, buffer_bytes=0, num_inference_steps=2, max_evaluations=600, quiet=True)
+    assert sampled["half_precision_bias"]["bits_per_dim"] == pytest.approx(first["bits_per_dim"], rel=0.2)
+
+
+def test_sixteen_bit_images_in_memory():
+    pipe = VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(20, num_pixel_levels=1000))
+    array = torch.randint(1000, (6, 8, 8), generator=generator(1)).numpy().astype("uint16")
+    for options in ({"method": "full"}, {"max_evaluations": 500}):
+        report = evaluate(pipe, array, quiet=True, **options)
+        assert report["config"]["num_pixel_levels"] == 1000 and report["config"]["dataset"] == "images in memory"
+    full = pipe.evaluate_nll(array, generator=generator()).bits_per_dim.tolist()
+    assert evaluate(pipe, array, method="full", quiet=True)["per_image"] == pytest.approx(full, rel=1e-6)
+
+
+def test_more_images_than_memory_holds(pipe):
+    images = ImageSet(torch.randint(17, (700, 1, 8, 8), generator=generator(1)).to(torch.uint8), 17, "random")
+    report = evaluate(pipe, images, buffer_bytes=300 * 64, max_evaluations=600, quiet=True)
+    report["config"] |= {"split": None, "quantized": False}
+    assert report["config"]["num_images_in_memory"] == 300 and report["num_images"] == 700
+    assert "a random 300 of these images, which the memory held" in format_report(report)
+    words = reproducing_command(report, "me/tiny").split()
+    assert int(float(words[words.index("--buffer-mb") + 1]) * 2**20) == 300 * 64
+    pipe.unet.forward = None  # refused before the network is asked
+    with pytest.raises(ValueError, match="`buffer_bytes` must hold all 700 images for each to be evaluated, got room for 300"):
+        evaluate(pipe, images, buffer_bytes=300 * 64, evaluations_per_image=4, quiet=True)
+
+
+def test_a_chain_of_one_step(pipe):
+    images = digits_of(40)
+    truth = torch.stack([one_step().evaluate_nll(images.images, generator=generator(s)).bits_per_dim.mean() for s in range(80)])
+    reports = [evaluate(one_step(), images, max_evaluations=60, seed=seed, quiet=True) for seed in range(100)]
+    values = torch.tensor([report["bits_per_dim"] for report in reports], dtype=torch.float64)
+    assert abs(values.mean() - truth.mean()) < 4 * (values.var() / 100 + truth.var() / 80).sqrt()
+    low, high = torch.tensor([report["monte_carlo_interval"] for report in reports]).T
+    # Of 100 at 95 %: less than 86 have a chance of 1 in 10^4.
+    assert ((low < truth.mean()) & (truth.mean() < high)).sum() >= 86
+    assert all(report["transitions"] == [] and len(report["strata"]) == 1 for report in reports)
+
+
+def test_a_network_that_breaks_is_named(pipe, tmp_path):
+    # From the third batch on, so that there is something in the journal.
+    images = digits_of(40)
+    forward, calls = pipe.unet.forward, []
+
+    def breaks(*arguments, **options):
+        calls.append(1)
+        output = forward(*arguments, **options)
+        return type(output)(output.sample * math.nan) if len(calls) > 60 else output
+
+    for options in ({"max_evaluations": 2000}, {"method": "full"}):
+        journal = tmp_path / "journal"
+        pipe.unet.forward = breaks
+        calls.clear()
         with pytest.raises(ValueError, match=r"`unet` must give finite outputs, got .* image \d+ at timestep \d+"):
-            evaluate(pipe, digits_of(5), quiet=True, **options)
+            evaluate(pipe, images, batch_size=8, quiet=True, journal=journal, **options)
+        # Its journal does not stand in the way of the next evaluation.
+        pipe.unet.forward = forward
+        assert len(calls) > 60 and not journal.exists()
+        evaluate(pipe, images, batch_size=9, quiet=True, journal=journal, **options)
+        journal.unlink()
 
 
 @pytest.mark.parametrize(

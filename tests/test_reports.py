@@ -56,7 +56,8 @@ def test_a_sampled_report_has_a_card_and_a_command(pipe, images, tmp_path):
     with Image.open(tmp_path / "terms.png") as plot:
         assert plot.size == (960, 504)
     table = format_report(report)
-    assert "shard 1 of 2" in table and f"(a full sweep: {10 * 20})" in table and "Monte Carlo error" in table
+    assert "shard 1 of 2" in table and f"(a full sweep: {10 * 20}, which --method full makes for less)" in table
+    assert f"Monte Carlo error {report['monte_carlo_error']:.4f}" in table
 
 
 def changed(report, **changes):
@@ -140,6 +141,52 @@ def test_sampled_shards_and_seeds_add_up(pipe, images):
     assert merged["data_error"] == pytest.approx(whole["data_error"], rel=0.6)
 
 
+def test_shards_and_seeds_in_any_order(pipe, images):
+    reports = [score(pipe, images, shard=(index, 2), seed=seed) for seed in range(2) for index in range(2)]
+    first = merge_reports(reports)
+    for order in ((2, 1, 0, 3), (0, 2, 1, 3)):
+        again = merge_reports([reports[index] for index in order])
+        assert again["config"]["seed"] == [0, 1] and again["config"]["shard"]["indices"] == [0, 1]
+        for key in ("bits_per_dim", "monte_carlo_error", "data_error", "num_network_evaluations"):
+            assert again[key] == pytest.approx(first[key], rel=1e-12)
+    fulls = [score(pipe, images, method="full", shard=(index, 3)) for index in range(3)]
+    apart = merge_reports([fulls[2], merge_reports(fulls[:2])])
+    for key in ("bits_per_dim", "monte_carlo_error", "standard_error"):
+        assert apart[key] == pytest.approx(merge_reports(fulls)[key], rel=1e-12)
+
+
+def test_single_images_are_merged(pipe, images):
+    reports = [score(pipe, images[:2], method="full", shard=(index, 2)) for index in range(2)]
+    assert [report["monte_carlo_error"] for report in reports] == [None, None]
+    merged = merge_reports(reports)
+    check_report(merged)
+    # Of single images nothing tells the noise from the images: the error of both bounds it.
+    assert merged["monte_carlo_error"] == merged["standard_error"] > 0
+
+
+def test_what_is_merged_of_half_precision_and_versions(pipe, images):
+    pipe.unet.to(torch.bfloat16)
+    reports = [score(pipe, images, shard=(index, 2)) for index in range(2)]
+    reports[1]["config"]["versions"] = reports[1]["config"]["versions"] | {"torch": "3.0"}
+    merged = merge_reports(reports)
+    check_report(merged)
+    biases = [report["half_precision_bias"] for report in reports]
+    got = merged["half_precision_bias"]
+    assert got["bits_per_dim"] == pytest.approx((12 * biases[0]["bits_per_dim"] + 11 * biases[1]["bits_per_dim"]) / 23)
+    errors = 12 * biases[0]["monte_carlo_error"], 11 * biases[1]["monte_carlo_error"]
+    assert got["monte_carlo_error"] == pytest.approx(math.hypot(*errors) / 23)
+    assert got["num_network_evaluations"] == sum(bias["num_network_evaluations"] for bias in biases)
+    assert merged["config"]["versions"]["torch"] == ", ".join(sorted([torch.__version__, "3.0"]))
+    reports[1]["config"]["versions"] = reports[1]["config"]["versions"] | {"ddpm_vlb": "9.9"}
+    with pytest.raises(ValueError, match="must agree in config.versions.ddpm_vlb to be merged, got '.*' and '9.9'"):
+        merge_reports(reports)
+
+
+def test_a_sampled_output_has_no_report_of_its_timesteps(pipe, images):
+    with pytest.raises(ValueError, match="`output` must be of method='full', got a sampled one"):
+        make_report(pipe.evaluate_nll(images, method="sampled", evaluations_per_image=4))
+
+
 def test_merged_estimates_are_unbiased_and_their_errors_true(pipe, images):
     pipe.scheduler = VLBDDPMScheduler(6, num_pixel_levels=17)
     truth = torch.stack([pipe.evaluate_nll(images, generator=generator(s)).bits_per_dim.mean() for s in range(100)])
@@ -182,9 +229,16 @@ def test_a_written_report_is_read_back_by_merge(pipe, images, tmp_path):
     from ddpm_vlb.cli import main
 
     for seed in range(2):
-        write_report(score(pipe, images, seed=seed), tmp_path / f"{seed}.json")
+        write_report(score(pipe, images, seed=seed, max_evaluations=100), tmp_path / f"{seed}.json")
     paths = [str(tmp_path / f"{seed}.json") for seed in range(2)]
     assert main(["merge", *paths, "--output", str(tmp_path / "both.json")]) == 0
     assert (tmp_path / "both.json").exists()
+    write_report(score(pipe, images, evaluations_per_image=4, max_evaluations=None, seed=2), tmp_path / "2.json")
+    write_report(score(pipe, images, evaluations_per_image=8, max_evaluations=None, seed=3), tmp_path / "3.json")
+    paths = [str(tmp_path / f"{seed}.json") for seed in range(4)]
+    outputs = ["--scores", str(tmp_path / "s.csv"), "--plot", str(tmp_path / "p.png")]
+    assert main(["merge", *paths[2:], "--output", str(tmp_path / "scored.json"), *outputs]) == 0
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 24 and (tmp_path / "p.png").exists()
+    assert main(["merge", *paths[:2], "--output", str(tmp_path / "none.json"), "--scores", str(tmp_path / "none.csv")]) == 2
     assert main(["merge", paths[0], paths[0], "--output", str(tmp_path / "none.json")]) == 2
     assert not (tmp_path / "none.json").exists()

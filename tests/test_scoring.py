@@ -221,12 +221,15 @@ def test_pairs_are_differences_under_one_noise(images, grids):
     assert pair.cost(draws) == sum(row >= 0 for cell in draws.rows for row, _ in cells[cell])
     values, features = pair(draws)
     assert values.dtype == torch.float64 and np.allclose(values, expected, **CLOSE)
-    # The features are those of the first's noise level, of the second's where the first has none.
+    # The features are those of the noise level, of the mean of both signal levels where there are two.
+    forwards = [scorer.reverse.forward for scorer in scorers]
+    samples = scorers[0].samples(images)
     for image, cell, key, feature in zip(*draws, features):
-        index = 0 if cells[cell][0][0] >= 0 else 1
-        one = Draws(np.array([image]), np.array([cells[cell][index][0]]), np.array([key]))
-        alone = draw_scorer([scorers[index]], images)
-        assert torch.allclose(feature, alone(one)[1][0], rtol=1e-9, atol=1e-12)
+        signal = [forward.alphas_cumprod[row] for forward, (row, _) in zip(forwards, cells[cell]) if row >= 0]
+        controls = ControlVariates(torch.stack(signal).mean()[None], samples)
+        noise = keyed_normal([int(key)], images.shape[1:])
+        alone = controls.noise_features(samples[image : image + 1], noise, torch.zeros(1, dtype=torch.int64))
+        assert torch.allclose(feature, alone[0], rtol=1e-9, atol=1e-12)
     if grids[0] == grids[1]:
         assert (draw_scorer([scorers[0], scorers[0]], images)(draws)[0] == 0).all()
 

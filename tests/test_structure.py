@@ -33,6 +33,7 @@ ROOMS = [
     "sweeps",
     "workers",
     "image_frame",
+    "half_precision",
     "evaluation",
     "comparison",
     "cli",

@@ -29,26 +29,26 @@ def evaluate(checkpoint, folder, *options):
     return [sys.executable, "-c", EVALUATE, *arguments], {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 
-def run(batches, journal, log, first=0):
+def run(batches, journal, log):
     def evaluate_one(batch):
         log.append(batch)
         return batch
 
-    return run_batches(batches, evaluate_one, lambda result: result**2, first, journal, Workers(), lambda results: None)
+    return run_batches(batches, evaluate_one, lambda result: result**2, journal, Workers(), lambda results: None)
 
 
 def test_what_is_in_the_journal_is_not_done_again(tmp_path):
     path, log = tmp_path / "journal", []
     with Journal(path, SETTINGS, Workers()) as journal:
         assert run([2, 3], journal, log) == [4, 9]
-        assert run([5], journal, log, first=2) == [25] and log == [2, 3, 5]
+        assert run([5], journal, log) == [25] and log == [2, 3, 5]
     with Journal(path, SETTINGS, Workers()) as journal:
-        assert run([2, 3], journal, log) == [4, 9] and run([5, 6], journal, log, first=2) == [25, 36] and log == [2, 3, 5, 6]
+        assert run([2, 3], journal, log) == [4, 9] and run([5, 6], journal, log) == [25, 36] and log == [2, 3, 5, 6]
     # Cut within the last line, as by a kill in the middle of a write: that batch is done again.
     path.write_bytes(path.read_bytes()[:-3])
     with Journal(path, SETTINGS, Workers()) as journal:
         assert sorted(journal.done) == [0, 1, 2]
-        assert run([5, 6], journal, log, first=2) == [25, 36] and log == [2, 3, 5, 6, 6]
+        assert run([2, 3], journal, log) == [4, 9] and run([5, 6], journal, log) == [25, 36] and log == [2, 3, 5, 6, 6]
     with Journal(path, SETTINGS, Workers()) as journal:
         assert sorted(journal.done) == [0, 1, 2, 3]
 
