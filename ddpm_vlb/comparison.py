@@ -17,7 +17,7 @@ from .evaluation import MAX_EVALUATIONS, TARGET_SE
 from .half_precision import half_precision_bias, is_half
 from .image_frame import BLOCK, BUFFER_BYTES, blocks, number_images, read_images, source_of
 from .pipeline_vlb_ddpm import check_count
-from .reports import half_precision_line, report_of_estimate
+from .reports import half_precision_line, own_error, report_of_estimate
 from .sampled_bound import BoundEstimate, check_rules, estimate_bound
 from .scoring import DrawScorer
 from .workers import Journal, JournaledDraws, Progress, Workers
@@ -185,9 +185,7 @@ def format_comparison(comparison: dict[str, Any], names: Sequence[str]) -> str:
     ]
     if comparison["confidence_interval"] is not None:
         low, high = comparison["confidence_interval"]
-        lines.append(
-            f"more such images: {low:+.5f} to {high:+.5f} ({level}; the images' own error {comparison['data_error']:.5f})"
-        )
+        lines.append(f"more such images: {low:+.5f} to {high:+.5f} ({level}; {own_error(comparison['data_error'], 5)})")
     if "half_precision_bias" in comparison:
         lines.append(half_precision_line(comparison["half_precision_bias"], "half precision"))
     evaluations = comparison["num_network_evaluations"]

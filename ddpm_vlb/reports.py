@@ -431,9 +431,8 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
         lines.append(f"these images: {low:.4f} to {high:.4f} ({level}; Monte Carlo error {report['monte_carlo_error']:.4f})")
         if report["confidence_interval"] is not None:
             low, high = report["confidence_interval"]
-            lines.append(
-                f"more such images: {low:.4f} to {high:.4f} ({level}; the images' own error {report['data_error']:.4f})"
-            )
+            own = own_error(report["data_error"], 4)
+            lines.append(f"more such images: {low:.4f} to {high:.4f} ({level}; {own})")
     elif report["monte_carlo_error"] is not None:
         lines.append(f"Monte Carlo error of these images' number: at most {report['monte_carlo_error']:.4f}")
     target = config.get("target_se")
@@ -464,6 +463,11 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
 
 def _hint(report: dict[str, Any], sweep: int) -> str:
     return ", which --method full makes for less" if report["num_network_evaluations"] > sweep else ""
+
+
+def own_error(data_error: float, digits: int) -> str:
+    r"""What the images themselves bring of an error, in words: zero is what its estimate is cut off at."""
+    return f"the images' own error {data_error:.{digits}f}" if data_error else "the images' own error too small to be seen"
 
 
 def half_precision_line(bias: dict[str, Any], dtype: str) -> str:
