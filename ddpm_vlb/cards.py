@@ -60,6 +60,7 @@ SETTINGS = {
     "prediction_type": "prediction type",
     "variance_type": "reverse variances",
     "decoder_variance": "decoder variance (t = 0)",
+    "calibration": "calibrated on",
     "num_pixel_levels": "pixel levels",
     "quantized": "images brought onto these levels first",
     "clip_sample": "clip_sample",

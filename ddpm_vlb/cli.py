@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", default="report.json", help="where the report goes (default: report.json)")
     evaluate.add_argument("--plot", help="where a plot of the terms goes, a PNG file")
     evaluate.add_argument("--scores", help="where the images' scores go, a .csv or .parquet file")
+    evaluate.add_argument("--no-calibration", action="store_true", help="leave the checkpoint's calibration aside")
     evaluate.add_argument("--clip-sample", action=argparse.BooleanOptionalAction, help="override the scheduler's clip_sample")
     evaluate.set_defaults(run=run_evaluate)
 
@@ -55,6 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_network_arguments(compare)
     compare.add_argument("--output", default="comparison.json", help="where the result goes (default: comparison.json)")
     compare.set_defaults(run=run_compare)
+
+    calibrate = commands.add_parser("calibrate", help="better variances, decoder and sub-schedules for the same weights")
+    calibrate.add_argument("checkpoint", metavar="FOLDER_OR_REPO", help="a pipeline's folder, or its name on the Hub")
+    calibrate.add_argument("--revision", help="branch, tag or commit of a Hub checkpoint")
+    _add_data_arguments(calibrate, "train")
+    calibrate.add_argument("--evaluations", type=int, default=8192, help="of the network (default: 8192)")
+    calibrate.add_argument("--num-timesteps", type=int, default=32, help="timesteps to look at (default: 32)")
+    calibrate.add_argument("--target-se", type=float, help="refuse a larger standard error of the best bound, in bits/dim")
+    _add_network_arguments(calibrate)
+    calibrate.add_argument("--output", required=True, help="folder to make: the pipeline with its calibration")
+    calibrate.add_argument("--plot", help="where a plot of bits/dim over the number of steps goes, a PNG file")
+    calibrate.set_defaults(run=run_calibrate)
 
     merge = commands.add_parser("merge", help="one report of several: shards of a data set, or more seeds")
     merge.add_argument("reports", metavar="REPORT", nargs="+", help="at least two of the same model and settings")
@@ -106,12 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_data_arguments(parser: argparse.ArgumentParser, default_split: str = "test") -> None:
     parser.add_argument(
         "--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub"
     )
-    parser.add_argument("--split", help="part of the data set (default: test, where there are parts)")
-    parser.add_argument("--max-images", type=int, help="score the first MAX_IMAGES only")
+    parser.add_argument("--split", help=f"part of the data set (default: {default_split}, where there are parts)")
+    parser.set_defaults(default_split=default_split)
+    parser.add_argument("--max-images", type=int, help="the first MAX_IMAGES only")
     parser.add_argument("--streaming", action="store_true", help="read the data set as a stream; no class labels")
     parser.add_argument("--num-pixel-levels", type=int, help="levels of the model's grid (default: as its scheduler says)")
     parser.add_argument(
@@ -174,6 +188,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb evaluate`."""
     from .evaluation import evaluate
     from .reports import format_report
+    from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
     output = _check_outputs(arguments.output, arguments.plot, arguments.scores)
     if arguments.scores is not None and arguments.method == "sampled" and arguments.per_image is None:
@@ -182,6 +197,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     workers, data = _open_data(arguments)
     pipe, float32_unet = _load(arguments, revision=arguments.revision, device=workers.device)
     overridden = _set_levels(pipe, arguments.num_pixel_levels)
+    if arguments.no_calibration and pipe.scheduler.config.calibration is not None:
+        overridden.append("calibration")
+        pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, calibration=None)
     levels = pipe.scheduler.config.num_pixel_levels
     images = _on_grid(data, pipe, arguments.quantize)
     conditional = getattr(pipe.unet.config, "num_class_embeds", None) is not None
@@ -277,9 +295,9 @@ def _open_data(arguments: argparse.Namespace):
     if arguments.streaming:
         folder = Path(arguments.dataset)
         # A folder without a part of that name is one part, which datasets calls "train".
-        default = "train" if folder.is_dir() and not (folder / "test").is_dir() else "test"
+        default = arguments.default_split if not folder.is_dir() or (folder / arguments.default_split).is_dir() else "train"
         return workers, stream_images(arguments.dataset, arguments.split or default)
-    return workers, open_images(arguments.dataset, arguments.split)
+    return workers, open_images(arguments.dataset, arguments.split, arguments.default_split)
 
 
 def _on_grid(data, pipe, quantized: bool):
@@ -360,6 +378,44 @@ def _labels(pipe, data, label: int | None):
     if label is not None or getattr(pipe.unet.config, "num_class_embeds", None) is None:
         return label
     return getattr(data, "labels", None)
+
+
+def run_calibrate(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb calibrate`."""
+    import json
+
+    from .calibration import calibrate, describe, format_calibration, plot_calibration
+    from .files import check_output_path, new_folder, write_atomically
+
+    output = _check_new_folder(arguments.output)
+    if arguments.plot is not None:
+        check_output_path(arguments.plot)
+    workers, data = _open_data(arguments)
+    if workers.count > 1:
+        raise ValueError(f"`calibrate` must run in one process, got {workers.count}.")
+    pipe, _ = _load(arguments, revision=arguments.revision)
+    _set_levels(pipe, arguments.num_pixel_levels)
+    result = calibrate(
+        pipe,
+        _on_grid(data, pipe, arguments.quantize),
+        num_timesteps=arguments.num_timesteps,
+        evaluations=arguments.evaluations,
+        target_se=arguments.target_se,
+        max_images=arguments.max_images,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        class_labels=_labels(pipe, data, None),
+        **_data_settings(data),
+    )
+    pipe.unet.float()  # what was loaded; half precision is for the evaluations alone
+    pipe.scheduler = result.scheduler
+    with new_folder(output) as folder:
+        pipe.save_pretrained(folder)
+        write_atomically(folder / "calibration.json", (json.dumps(describe(result), indent=2) + "\n").encode())
+    print(format_calibration(result))
+    if arguments.plot is not None:
+        plot_calibration(result, arguments.plot)
+    print(f"calibrated: {output}")
 
 
 def run_merge(arguments: argparse.Namespace) -> None:
@@ -480,9 +536,7 @@ def run_convert_openai(arguments: argparse.Namespace) -> None:
     from .convert_openai import convert_openai, load_openai_checkpoint
     from .files import new_folder
 
-    output = Path(arguments.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"`output` must be a folder that does not exist yet, or an empty one, got {str(output)!r}.")
+    output = _check_new_folder(arguments.output)
     flags = ("diffusion_steps", "noise_schedule", "rescale_timesteps", "num_heads", "image_size", "dropout")
     options = {name: getattr(arguments, name) for name in (*flags, "sigma_small", "predict_xstart")}
     pipe = convert_openai(load_openai_checkpoint(arguments.checkpoint), **options)
@@ -496,6 +550,13 @@ def run_convert_openai(arguments: argparse.Namespace) -> None:
         f" {scheduler.beta_schedule}, timesteps"
         f" {'rescaled to 1000' if pipe.unet.config.time_embedding_type == 'learned' else 'as they are'}."
     )
+
+
+def _check_new_folder(path: str) -> Path:
+    folder = Path(path)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"`output` must be a folder that does not exist yet, or an empty one, got {path!r}.")
+    return folder
 
 
 def _load_folder(folder: Path):

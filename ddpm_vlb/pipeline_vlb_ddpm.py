@@ -22,6 +22,7 @@ from . import __version__
 from .cards import check_report
 from .checkpoints import (
     CheckpointError,
+    architecture_digest,
     check_index,
     download_options,
     download_parts,
@@ -57,6 +58,7 @@ REPORTED_SETTINGS = (
     "prediction_type",
     "variance_type",
     "decoder_variance",
+    "calibration",
     "clip_sample",
     "clip_sample_range",
     "thresholding",
@@ -71,6 +73,7 @@ DECODER_RULES = {
     "fixed": "the posterior variance of the next step",
     "learned": "the network's log-variance",
     "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
+    "calibrated": "as measured, with decoding from the lowest timestep that is scored",
     "single": "the step's own beta (a single step has no next one)",
 }
 
@@ -300,7 +303,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         now["network_sha256"] = network_digest(self.unet, getattr(torch, str(config["dtype"]), None))
         overridden = [key for key in OVERRIDABLE if key in (config.get("overridden") or ())]
         for key in REPORTED_SETTINGS:
-            if key not in overridden and config.get(key, "nothing") != now[key]:
+            # Reports from before there were calibrations have none.
+            if key not in overridden and config.get(key, None if key == "calibration" else "nothing") != now[key]:
                 was, is_ = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (config.get(key), now[key]))
                 raise ValueError(f"`report` must be of this pipeline, got {key} = {was} for {is_}.")
 
@@ -316,6 +320,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         return_dict: bool = True,
         inference_timesteps: Sequence[int] | None = None,
         class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        draw_from_decoder: bool = False,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Generate images.
@@ -326,7 +331,8 @@ class VLBDDPMPipeline(DDPMPipeline):
             generator (`torch.Generator`, *optional*):
                 Source of all noise, or a list with one per image.
             num_inference_steps (`int`, *optional*):
-                Number of steps K, on the scheduler's grid; by default 1000 as in `DDPMPipeline`, or all T if there are fewer.
+                Number of steps K, on the scheduler's grid; by default 1000 as in `DDPMPipeline`, or all T if there are fewer;
+                of a calibrated model its best number of steps.
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`, `"np"` (`(B, H, W, C)` in [0, 1]) or `"pt"` (`(B, C, H, W)` in [0, 1]).
             return_dict (`bool`, *optional*, defaults to `True`):
@@ -335,6 +341,9 @@ class VLBDDPMPipeline(DDPMPipeline):
                 The grid itself, strictly descending, in place of `num_inference_steps`.
             class_labels (`int`, or integers of shape `(batch_size,)`, *optional*):
                 Classes, for a class-conditional network.
+            draw_from_decoder (`bool`, *optional*, defaults to `False`):
+                Draw the image from the decoder, on the grid of levels: a sample of the very model that is scored. By default
+                it is the decoder's mean (Ho et al. 2020), which looks cleaner where the decoder has much to decide.
 
         Returns:
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
@@ -352,6 +361,8 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
         config, device = self.unet.config, self._execution_device
         labels = self.check_class_labels(class_labels, batch_size)
+        self._check_calibration()
+        num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
         if inference_timesteps is not None:
             self.scheduler.set_timesteps(timesteps=inference_timesteps)
         else:
@@ -373,7 +384,9 @@ class VLBDDPMPipeline(DDPMPipeline):
             for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = self.unet(image.to(dtype), on_device, **arguments).sample
                 finite &= torch.isfinite(model_output).all()
-                image = self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
+                latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
+        if draw_from_decoder and finite:
+            image = self._draw_from_decoder(model_output, latents, timestep, generator)
 
         if not finite:
             raise ValueError(f"`unet` must give finite outputs, got NaN or infinity with dtype {str(dtype)[6:]}.")
@@ -384,6 +397,15 @@ class VLBDDPMPipeline(DDPMPipeline):
                 image = self.numpy_to_pil(image)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
+
+    def _draw_from_decoder(self, model_output, latents, timestep: int, generator) -> torch.Tensor:
+        r"""An image of the discretised Gaussian decoder: its Gaussian's number in the bin of a level is that level."""
+        grid = self.scheduler.timesteps.tolist()
+        decoder = self.scheduler.p_mean_variance(model_output, latents, timestep, inference_timesteps=grid)
+        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        steps = self.scheduler.config.num_pixel_levels - 1
+        levels = (0.5 * (decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise + 1) * steps).round().clamp(0, steps)
+        return (2 * levels / steps - 1).to(latents.dtype)
 
     # Scoring.
 
@@ -418,7 +440,8 @@ class VLBDDPMPipeline(DDPMPipeline):
             generator (`torch.Generator`, *optional*):
                 Makes the result reproducible; or a list with one generator per image, for a full sweep.
             num_inference_steps (`int`, *optional*):
-                Score the K-step model that `__call__(num_inference_steps=K)` samples from, instead of all T steps.
+                Score the K-step model that `__call__(num_inference_steps=K)` samples from, instead of all T steps (of a
+                calibrated model, its best number of steps).
             inference_timesteps (`list[int]`, *optional*):
                 Score the model on this strictly descending sub-sequence of [0, T).
             class_labels (`int`, or integers of shape `(N,)`, *optional*):
@@ -554,8 +577,10 @@ class VLBDDPMPipeline(DDPMPipeline):
         inference_timesteps: Sequence[int] | None = None,
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
+        calibrated: bool = True,
     ) -> Scorer:
-        r"""What `evaluate_nll` scores with the same arguments, for any pairs of images and timesteps.
+        r"""What `evaluate_nll` scores with the same arguments, for any pairs of images and timesteps; `calibrated=False` leaves
+        a calibration aside.
 
         Raises:
             ValueError: a model that cannot be scored.
@@ -567,11 +592,16 @@ class VLBDDPMPipeline(DDPMPipeline):
             )
         if num_inference_steps is not None and inference_timesteps is not None:
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+        if calibrated:
+            self._check_calibration()
+            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
         if num_inference_steps is not None:
             inference_timesteps = scheduler.inference_grid(num_inference_steps)
         num_pixel_levels = scheduler.config.num_pixel_levels
         check_num_pixel_levels(num_pixel_levels)
-        reverse = scheduler.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
+        reverse = scheduler.reverse_process(
+            inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
+        )
         expected = config.in_channels * (2 if reverse.learns_variance else 1)
         if getattr(config, "out_channels", expected) != expected:
             raise ValueError(
@@ -579,6 +609,22 @@ class VLBDDPMPipeline(DDPMPipeline):
                 f" variance_type={reverse.variance_type!r}, got {config.out_channels}."
             )
         return Scorer(self.unet, reverse, num_pixel_levels, self._execution_device, self._network_dtype)
+
+    def _default_steps(self, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
+        r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
+        calibration = getattr(self.scheduler, "calibration", None)
+        if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
+            return num_inference_steps
+        return calibration.num_inference_steps
+
+    def _check_calibration(self) -> None:
+        r"""Raise `ValueError` for a calibration of another network."""
+        calibration = getattr(self.scheduler, "calibration", None)
+        if calibration is not None and calibration.config.get("architecture_sha256") != architecture_digest(self.unet):
+            raise ValueError(
+                f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
+                " architecture. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+            )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
         r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
@@ -627,7 +673,11 @@ class VLBDDPMPipeline(DDPMPipeline):
     ) -> dict[str, Any]:
         r"""What a report says of the model that `scorer`, made with the same arguments, scores."""
         scheduler, reverse, forward = self.scheduler.config, scorer.reverse, scorer.reverse.forward
-        if len(forward) == 1 and reverse.variance_type != "learned":
+        calibration = None if reverse.error_model is None else self.scheduler.calibration
+        if calibration is not None:
+            rule = DECODER_RULES["calibrated"]
+            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
+        elif len(forward) == 1 and reverse.variance_type != "learned":
             rule = DECODER_RULES["single"]
         else:
             rule = DECODER_RULES["fixed" if not reverse.learns_variance else reverse.variance_type]
@@ -645,6 +695,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             "prediction_type": reverse.prediction_type,
             "variance_type": reverse.variance_type,
             "decoder_variance": rule,
+            "calibration": None if calibration is None else calibration.description,
             "clip_sample": reverse.clip_sample,
             "clip_sample_range": reverse.clip_sample_range,
             "thresholding": reverse.thresholding,

@@ -453,6 +453,8 @@ def format_report(report: dict[str, Any], baselines: dict[str, float] | None = N
         f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}",
         f"decoder variance: {config['decoder_variance']}",
     ]
+    if config.get("calibration"):
+        lines.append(f"calibrated on {config['calibration']}")
     shard = config.get("shard")
     if shard and len(shard["indices"]) < shard["of"]:
         lines.append(f"shard {', '.join(map(str, shard['indices']))} of {shard['of']} (counted from 0): a part of the data set")

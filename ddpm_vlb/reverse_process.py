@@ -19,15 +19,20 @@ The variance is fixed or predicted, always through its logarithm:
 There :math:`\tilde\beta` means the posterior variance of the *next* step of the grid, for `fixed_large` too, as in Ho et al.
 and Improved DDPM; the upper end of `learned_range` remains the step's own :math:`\beta = 1 - \bar\alpha`. With a single step
 there is no next one, and both ends are that :math:`\beta`.
+
+**A calibrated model** has an `ErrorModel` besides: its variances come from what the predictions were measured to be off
+(`error_model.py`), at the lowest step the decoder's own, whatever the variance type. Learned ones go into it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
+from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess, to_working
+from .gaussians import working_dtype
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
@@ -54,6 +59,8 @@ class ReverseProcess:
         clip_sample, clip_sample_range: clamp the predicted image to [-range, range].
         thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of the predicted image
             (Section 2.3, Saharia et al. 2022); it takes precedence over clipping, as in diffusers.
+        error_model: of a calibrated model.
+        trained: the forward process on all T steps, which its learned variances are about.
 
     Raises:
         ValueError: unknown `prediction_type` or `variance_type`; clipping or thresholding out of range; epsilon prediction at a
@@ -68,6 +75,8 @@ class ReverseProcess:
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+    error_model: ErrorModel | None = None
+    trained: ForwardProcess | None = None
 
     def __post_init__(self):
         if self.prediction_type not in PREDICTION_TYPES:
@@ -89,6 +98,10 @@ class ReverseProcess:
                 f" timestep {int(self.forward.timesteps[-1])} alphas_cumprod = 0 and the latent holds nothing of the image,"
                 " so that the noise determines no image. Use prediction_type='v_prediction' (and a network trained for it)."
             )
+        if self.error_model is not None:
+            steps = self.forward.num_train_timesteps
+            if self.trained is None or len(self.trained) != steps or len(self.error_model.offsets) != steps:
+                raise ValueError(f"`error_model` and `trained` must be of all {steps} steps, got others.")
 
     @property
     def learns_variance(self) -> bool:
@@ -96,15 +109,15 @@ class ReverseProcess:
         return self.variance_type in LEARNED_VARIANCE_TYPES
 
     @cached_property
-    def _min_log_variance(self) -> torch.Tensor:
-        # The posterior variance, with the next step's value (or, with one step, beta) at the lowest step.
+    def min_log_variance(self) -> torch.Tensor:
+        r"""The posterior's log-variance `(K,)`, with the next step's value (or, with one step, beta's) at the lowest step."""
         table = self.forward.posterior_log_variance.clone()
         table[0] = table[1] if len(table) > 1 else self.forward.log_betas[0]
         return table
 
     @cached_property
     def _fixed_large_log_variance(self) -> torch.Tensor:
-        return torch.cat([self._min_log_variance[:1], self.forward.log_betas[1:]])
+        return torch.cat([self.min_log_variance[:1], self.forward.log_betas[1:]])
 
     def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
@@ -151,7 +164,9 @@ class ReverseProcess:
         (x_t,) = to_working(noisy_samples=noisy_samples)
         prediction, predicted_variance = self.check_model_output(model_output, noisy_samples)
         pred_original_sample = self._clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
-        return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
+        if self.error_model is None:
+            return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
+        return pred_original_sample, self._calibrated_log_variance(pred_original_sample, predicted_variance, timesteps)
 
     def p_mean_variance(
         self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
@@ -180,6 +195,53 @@ class ReverseProcess:
             return torch.clamp(x, -scale, scale) / scale
         return x.clamp(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else x
 
+    @cached_property
+    def on_all_steps(self) -> "ReverseProcess":
+        r"""The chain of all T steps, not calibrated."""
+        return replace(self, forward=self.trained, error_model=None, trained=None)
+
+    def learned_errors(self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor) -> torch.Tensor | None:
+        r"""The squared errors :math:`\hat e` that learned variances stand for on the chain of all steps (`error_model.py`).
+
+        Args:
+            predicted_variance: the network's second half, `(B, C, H, W)`, or `None`.
+            timesteps: an integer, or an integer tensor `(B,)`.
+
+        Returns:
+            `(B, C, H, W)`, not negative; `None` without learned variances.
+        """
+        if predicted_variance is None:
+            return None
+        like = predicted_variance.to(working_dtype(predicted_variance.device))
+        variance = self.on_all_steps._log_variance(like, like, timesteps)
+        # At t = 0 the posterior variance is 0 and the coefficient 1: the decoder's variance itself.
+        posterior, weight = (
+            self.trained.gather(table, timesteps, variance)
+            for table in (self.trained.posterior_variance, self.trained.posterior_mean_coef1.square())
+        )
+        return ((variance.exp() - posterior) / weight).clamp(min=0.0)
+
+    @cached_property
+    def error_tables(self) -> list[torch.Tensor]:
+        r"""The numbers of the error model on the grid, the decoder's at its lowest step: three tables `(K,)`."""
+        model, steps = self.error_model, self.forward.timesteps
+        pairs = (
+            (model.offsets, model.decoder_offsets),
+            (model.gains, model.decoder_gains),
+            (model.learned_gains, model.decoder_learned_gains),
+        )
+        return [torch.cat([decoder[steps[:1]], table[steps[1:]]]) for table, decoder in pairs]
+
+    def _calibrated_log_variance(self, pred_original_sample, predicted_variance, timesteps) -> torch.Tensor:
+        forward = self.forward
+        features = features_of(pred_original_sample, self.learned_errors(predicted_variance, timesteps))
+        gathered = (forward.gather(table, timesteps, pred_original_sample) for table in self.error_tables)
+        errors = sum(value * feature for value, feature in zip(gathered, features))
+        # At the lowest step the posterior variance is 0 and the coefficient 1.
+        weight = forward.gather(forward.posterior_mean_coef1.square(), timesteps, pred_original_sample)
+        posterior = forward.gather(forward.posterior_variance, timesteps, pred_original_sample)
+        return torch.log(posterior + weight * errors)
+
     def _log_variance(self, predicted, x_t, timesteps) -> torch.Tensor:
         def table(values):
             entries = self.forward.gather(values, timesteps, x_t)
@@ -189,6 +251,6 @@ class ReverseProcess:
         if self.variance_type == "learned":
             return predicted.to(x_t.dtype)
         if self.variance_type == "learned_range":
-            low, high = table(self._min_log_variance), table(self.forward.log_betas)
+            low, high = table(self.min_log_variance), table(self.forward.log_betas)
             return low + 0.5 * (predicted.to(x_t.dtype) + 1.0) * (high - low)
-        return table(self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self._min_log_variance)
+        return table(self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self.min_log_variance)

@@ -22,6 +22,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from .bound import prior_kl, vlb_terms
+from .calibrated_model import MADE_FOR, Calibration
 from .forward_process import ForwardProcess, check_inference_timesteps, make_betas, on_cpu
 from .gaussians import Gaussian, check_num_pixel_levels
 from .hub import push_scheduler
@@ -58,6 +59,21 @@ class StepCoefficients(NamedTuple):
     max_log_variance: float
     fixed_std: float
     is_last: bool
+    calibrated: "CalibratedStep | None" = None
+
+
+class CalibratedStep(NamedTuple):
+    r"""The numbers of a calibrated variance at one timestep (`error_model.py`), as Python floats."""
+
+    posterior_variance: float
+    weight: float
+    offset: float
+    gain: float
+    learned_gain: float
+    # What learned variances mean on the chain of all steps.
+    trained_log_variance: float
+    trained_log_beta: float
+    trained_ratio: float
 
 
 class VLBDDPMScheduler(DDPMScheduler):
@@ -91,6 +107,9 @@ class VLBDDPMScheduler(DDPMScheduler):
             Rescale the betas to zero terminal SNR.
         num_pixel_levels (`int`, defaults to 256):
             Number of grey levels of the images that are scored; level k stands for 2 k / (num_pixel_levels - 1) - 1.
+        calibration (`dict`, *optional*):
+            What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
+            is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
     """
 
     @register_to_config
@@ -114,6 +133,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         num_pixel_levels: int = 256,
+        calibration: dict[str, Any] | None = None,
     ):
         super().__init__(
             num_train_timesteps=num_train_timesteps,
@@ -145,6 +165,7 @@ class VLBDDPMScheduler(DDPMScheduler):
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
         self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
         self._step_coefficients: dict[int, StepCoefficients] = {}
+        self._calibration: Calibration | None = None
 
     def push_to_hub(
         self,
@@ -208,6 +229,27 @@ class VLBDDPMScheduler(DDPMScheduler):
     def _schedule_config(self) -> list[Any]:
         return [self.config[name] for name in SCHEDULE_KEYS]
 
+    @property
+    def calibration(self) -> Calibration | None:
+        r"""The calibration of this model, if it has one.
+
+        Raises:
+            ValueError: a configuration that holds another model's.
+        """
+        config = self.config.get("calibration")
+        if config is None:
+            return None
+        if self._calibration is None or self._calibration.config is not config:
+            calibration = Calibration(config, self.forward_process())
+            for name in MADE_FOR:
+                if config.get(name) != self.config[name]:
+                    raise ValueError(
+                        f"`calibration` must be of this model, got one for {name} = {config.get(name)!r}, not"
+                        f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+                    )
+            self._calibration = calibration
+        return self._calibration
+
     def reverse_process(
         self,
         inference_timesteps: InferenceTimesteps = None,
@@ -215,13 +257,16 @@ class VLBDDPMScheduler(DDPMScheduler):
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
         forward_process: ForwardProcess | None = None,
+        calibrated: bool = True,
     ) -> ReverseProcess:
         r"""The reverse process on the same grid, as configured; `clip_sample` and `thresholding` override the configuration,
-        `forward_process` (a learnable one, say) takes the place of the configured one.
+        `forward_process` (a learnable one, say) takes the place of the configured one, and is not calibrated.
 
         Raises:
-            ValueError: as `forward_process`; unknown prediction or variance type; epsilon prediction at zero SNR.
+            ValueError: as `forward_process`; unknown prediction or variance type; epsilon prediction at zero SNR; another
+                model's calibration.
         """
+        calibration = self.calibration if calibrated and forward_process is None else None
         if forward_process is not None and inference_timesteps is not None:
             raise ValueError("Only one of `forward_process` and `inference_timesteps` may be given, got both.")
         config = self.config
@@ -234,6 +279,8 @@ class VLBDDPMScheduler(DDPMScheduler):
             thresholding=config.thresholding if thresholding is None else thresholding,
             dynamic_thresholding_ratio=config.dynamic_thresholding_ratio,
             sample_max_value=config.sample_max_value,
+            error_model=None if calibration is None else calibration.error_model,
+            trained=None if calibration is None else calibration.trained,
         )
 
     def q_mean_variance(
@@ -379,7 +426,8 @@ class VLBDDPMScheduler(DDPMScheduler):
     # Sampling: diffusers' methods.
 
     def inference_grid(self, num_inference_steps: int) -> list[int]:
-        r"""The strictly descending timesteps that `set_timesteps(num_inference_steps)` samples on; changes nothing.
+        r"""The strictly descending timesteps that `set_timesteps(num_inference_steps)` samples on; changes nothing. They are
+        spaced as configured, or the calibration's best.
 
         Raises:
             ValueError: `num_inference_steps` not in [1, T], an unknown spacing, or a `steps_offset` that leaves [0, T).
@@ -389,6 +437,8 @@ class VLBDDPMScheduler(DDPMScheduler):
             raise ValueError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
         if not 1 <= num_inference_steps <= num_steps:
             raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
+        if self.calibration is not None:
+            return self.calibration.timesteps(int(num_inference_steps))
         if spacing == "linspace":
             grid = np.linspace(0, num_steps - 1, num_inference_steps).round()[::-1]
         elif spacing == "leading":
@@ -471,7 +521,24 @@ class VLBDDPMScheduler(DDPMScheduler):
             fixed_std=fixed_variance**0.5,
             is_last=torch.arange(1, len(grid) + 1) == len(grid),
         )
-        return dict(zip(grid, map(StepCoefficients._make, zip(*(column.tolist() for column in columns)))))
+        steps = [StepCoefficients(*row) for row in zip(*(column.tolist() for column in columns if column is not None))]
+        if self.config.get("calibration") is not None and grid:
+            steps = [step._replace(calibrated=calibrated) for step, calibrated in zip(steps, self._calibrated_steps(grid))]
+        return dict(zip(grid, steps))
+
+    def _calibrated_steps(self, grid: list[int]) -> list[CalibratedStep]:
+        reverse = self.reverse_process(grid)
+        forward, trained, used = reverse.forward, reverse.trained, reverse.forward.timesteps
+        weight = trained.posterior_mean_coef1.square()
+        columns = (
+            forward.posterior_variance,
+            forward.posterior_mean_coef1.square(),
+            *reverse.error_tables,
+            trained.posterior_log_variance[used],
+            trained.log_betas[used],
+            (trained.posterior_variance / weight)[used],
+        )
+        return [CalibratedStep(*row) for row in zip(*(column.flip(0).tolist() for column in columns))]
 
     def step(
         self,
@@ -522,12 +589,16 @@ class VLBDDPMScheduler(DDPMScheduler):
             prev_sample = torch.mul(sample, c.current_sample_coeff)
             prev_sample.add_(pred_original_sample, alpha=c.pred_original_sample_coeff)
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=noise_dtype)
-            if predicted_variance is None:
+            if mixed:
+                noise = noise.to(working)
+            if c.calibrated is not None:
+                prev_sample.addcmul_(self._calibrated_std(c.calibrated, pred_original_sample, predicted_variance), noise)
+            elif predicted_variance is None:
                 prev_sample.add_(noise, alpha=c.fixed_std)
             else:
                 offset, slope = self._log_std_line(c)
                 if mixed:
-                    predicted_variance, noise = predicted_variance.to(working), noise.to(working)
+                    predicted_variance = predicted_variance.to(working)
                 prev_sample.addcmul_(torch.mul(predicted_variance, slope).exp_(), noise, value=math.exp(offset))
         if mixed:
             prev_sample, pred_original_sample = prev_sample.to(dtype), pred_original_sample.to(dtype)
@@ -548,6 +619,17 @@ class VLBDDPMScheduler(DDPMScheduler):
         if config.thresholding:
             return self._threshold_sample(x)
         return x.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x
+
+    def _calibrated_std(self, c: CalibratedStep, pred_original_sample, predicted_variance) -> torch.Tensor:
+        errors = torch.clamp(1 - pred_original_sample.square(), min=0.0).mul_(c.gain).add_(c.offset)
+        if predicted_variance is not None and c.learned_gain:
+            above = predicted_variance.to(pred_original_sample.dtype)
+            if self.config.variance_type == "learned_range":
+                above = (above + 1).mul_(0.5 * (c.trained_log_beta - c.trained_log_variance))
+            else:
+                above = above - c.trained_log_variance
+            errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
+        return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
 
     def _log_std_line(self, c: StepCoefficients) -> tuple[float, float]:
         # log sigma = offset + slope v for the network's second half v.

@@ -186,11 +186,15 @@ def test_stock_diffusers_samples_from_the_result(full_run):
 def test_samples_and_folders_are_what_the_script_says(full_run):
     output = full_run / "run"
     assert sorted(path.name for path in output.iterdir()) == sorted(
-        ["metrics.jsonl", "pipeline", "samples", *(f"checkpoint-{step}" for step in (*range(7, 57, 7), 60))]
+        ["metrics.jsonl", "pipeline", "samples", "validation.npz", *(f"checkpoint-{step}" for step in (*range(7, 57, 7), 60))]
     )
     assert sorted(path.name for path in (output / "samples").iterdir()) == [f"step-{n:07d}.png" for n in (20, 40, 60)]
     assert Image.open(output / "samples" / "step-0000060.png").size == (68, 2 * 68)
     assert {line["split"] for line in metrics(output) if "split" in line} == {"validation", "held_out"}
+    # The slice that no update saw, for a calibration: as many images of the training split as were asked for.
+    kept = load_images(output / "validation.npz").images
+    train = {image.numpy().tobytes() for image in load_images("digits", "train").images}
+    assert len(kept) == 28 and all(image.numpy().tobytes() in train for image in kept)
 
 
 def test_two_processes_see_what_one_with_the_whole_batch_sees(full_run, tmp_path):

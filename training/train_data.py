@@ -2,10 +2,12 @@ r"""Which images a process of `train_vlb_ddpm.py` sees in which step: a function
 
 import argparse
 import hashlib
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ddpm_vlb.data import ImageSet, images_to_levels, open_images, stream_images
@@ -87,6 +89,12 @@ class Data:
         for images in (at_hand, self.validation, self.held_out):
             if images is not None:
                 images_to_levels(images, self.num_pixel_levels, channels=self.shape[0], size=self.shape[1:])
+
+    def validation_file(self) -> bytes:
+        r"""The validation slice as an npz file, `images` `(N, H, W, C)`."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, images=self.validation.permute(0, 2, 3, 1).numpy())
+        return buffer.getvalue()
 
     def batches(self, plan: Plan, start: int, position: tuple[int, int]) -> Iterator:
         r"""This process's parts of the global batches from number `start` on: (position, levels `(B, C, H, W)`)."""

@@ -8,6 +8,7 @@ line wins. `--output_dir` receives
     pipeline/        the model, for VLBDDPMPipeline and stock DDPMPipeline: the best so far by bits/dim on a slice of the
                      training split that is kept out of training (with --eval_nll_every), else the latest
     checkpoint-N/    what a run goes on from (--resume_from_checkpoint latest)
+    validation.npz   that slice: images that no update saw, for `ddpm-vlb calibrate`
     metrics.jsonl    one line per --logging_steps updates and one per scoring
     samples/         grids of samples
 
@@ -604,6 +605,9 @@ def run(arguments: argparse.Namespace) -> None:
     if start is not None:
         trainer.resume(start)
         accelerator.print(f"resumed from {start} at step {trainer.step}")
+    if trainer.validates and accelerator.is_main_process:
+        with trainer.room():
+            write_atomically(a.output_dir / "validation.npz", trainer.data.validation_file())
     parameters = sum(parameter.numel() for parameter in trainer.objective.unet.parameters())
     accelerator.print(
         f"images: {trainer.data.count or 'a stream'} of {trainer.data.shape}, {trainer.data.num_pixel_levels} levels;"

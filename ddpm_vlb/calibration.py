@@ -1,0 +1,387 @@
+r"""Calibration: better variances, a better decoder and better sub-schedules for the weights that are there.
+
+The network is looked at once: some images at some timesteps, with what the images are known to be. From that come, timestep by
+timestep, the model of its error (`error_model.py`, fitted in `error_fits.py`), the cost of steps of any length, and the cost of
+decoding from there; then the best chain of every number of steps (`sub_schedules.py`). No weight is changed. The images must
+not be those that are reported on, and had better be none that the network was trained on: of those it remembers some, and the
+error on them is too small.
+
+**Checked step by step.** Numbers fitted to one half of the images are compared on the other half with two simpler ones: the
+variances as they were, and one variance for all pixels. The best of the three is then fitted to all images.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .calibrated_model import FORMAT, MADE_FOR, NUMBERS, Calibration, log_snr
+from .checkpoints import architecture_digest, network_digest
+from .error_fits import fit_decoder, fit_errors
+from .error_model import features_of, step_costs
+from .files import write_atomically
+from .gaussians import discretized_gaussian_log_likelihood
+from .image_frame import BLOCK, blocks, number_images, read_images, source_of
+from .noise import keyed_normal, mix, mix_array
+from .pipeline_vlb_ddpm import check_count
+from .scheduling_vlb_ddpm import VLBDDPMScheduler
+from .scoring import Scorer
+
+NUM_TIMESTEPS = 32
+EVALUATIONS = 8192
+MIN_IMAGES = 16
+NUM_LENGTHS = 48
+# Variances are fitted for steps that raise the SNR by this factor.
+STEP_FACTOR = math.e**2
+DECODER_PIXELS = 2**16
+DIGITS = 5  # of the numbers in a configuration
+# Among numbers of steps whose bounds differ by less than this, in bits/dim, the smallest is taken.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationResult:
+    r"""What `calibrate` found.
+
+    Args:
+        scheduler: the pipeline's, with the calibration in its configuration: `pipe.scheduler = result.scheduler` applies it.
+        bits_per_dim: the bound of the best model of K = 1, 2, ... steps, as far as the images of the calibration tell,
+            `(T,)`, and its standard error over images, `standard_error`.
+        timesteps: of the chain with the best number of steps, strictly descending.
+        mean_squared_errors, kinds: at each timestep that was measured, :math:`E \|x - \hat x\|^2 / D`, and what was chosen:
+            `"plain"`, `"one variance"` or `"by pixel"`.
+        num_network_evaluations: made.
+    """
+
+    scheduler: VLBDDPMScheduler
+    bits_per_dim: np.ndarray
+    standard_error: np.ndarray
+    timesteps: list[int]
+    mean_squared_errors: np.ndarray
+    kinds: list[str]
+    num_network_evaluations: int
+
+
+class _Look(NamedTuple):
+    r"""The network at one timestep: `(N, D)` each, float64."""
+
+    samples: torch.Tensor
+    predictions: torch.Tensor
+    squared_errors: torch.Tensor
+    learned_errors: torch.Tensor | None
+
+
+class _Fit(NamedTuple):
+    r"""At one timestep: the numbers, how they were found, and costs of each draw in nats per dimension."""
+
+    numbers: list[float]
+    kind: str
+    mean_squared_error: float
+    steps: torch.Tensor  # (N, R)
+    decoder: torch.Tensor  # (N,)
+
+
+@torch.no_grad()
+def calibrate(
+    pipe,
+    images: Any,
+    *,
+    num_timesteps: int = NUM_TIMESTEPS,
+    evaluations: int = EVALUATIONS,
+    target_se: float | None = None,
+    max_images: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    class_labels: int | Sequence[int] | torch.Tensor | None = None,
+    quiet: bool = False,
+    **context: Any,
+) -> CalibrationResult:
+    r"""Measure what the network's predictions are off by, and choose variances, decoder and sub-schedules by it.
+
+    Args:
+        pipe: a `VLBDDPMPipeline`; left as it is.
+        images: as `evaluation.evaluate`; best such that the network was not trained on, and not those that are reported on.
+        num_timesteps: how many timesteps to look at, evenly spaced over the log-SNR; all T where there are fewer.
+        evaluations: of the network, in all.
+        target_se: refuse a calibration whose best bound has a larger standard error over its images, in bits/dim.
+        max_images: the first so many images only.
+        batch_size: images per network call.
+        seed: of the choice of images and of the noise.
+        class_labels: as `evaluate_nll`.
+        quiet: no progress bar.
+        context: further entries of the calibration, such as `dataset` and `split`.
+
+    Raises:
+        ValueError: fewer than 16 images, or too few evaluations or images for `target_se`; images off the model's grid; a model
+            that cannot be scored; a network whose output is not finite.
+    """
+    num_timesteps, batch_size = check_count("num_timesteps", num_timesteps), check_count("batch_size", batch_size)
+    evaluations = check_count("evaluations", evaluations)
+    max_images = None if max_images is None else check_count("max_images", max_images)
+    if num_timesteps < 2:
+        raise ValueError(f"`num_timesteps` must be at least 2, got {num_timesteps}.")
+    if target_se is not None and not 0 < target_se < math.inf:
+        raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+    scorer = pipe.scorer(calibrated=False)
+    forward = scorer.reverse.forward
+    knots = _knots(log_snr(forward), num_timesteps)
+    draws = evaluations // len(knots)
+    if draws < MIN_IMAGES:
+        raise ValueError(
+            f"`evaluations` must be at least {MIN_IMAGES * len(knots)}, {MIN_IMAGES} at each of {len(knots)} timesteps, got"
+            f" {evaluations}."
+        )
+    source, labels, channels, size = source_of(pipe, images, class_labels)
+    numbered = number_images(source, labels, (0, 1), max_images)
+    pass_over = blocks(numbered, scorer.num_pixel_levels, channels, size, BLOCK)
+    # More images than draws at a timestep would each be seen at some timesteps only.
+    read = read_images(pass_over, [scorer], seed, 0)
+    order = np.argsort(mix_array(mix(seed, 1), read.numbers[read.frame]), kind="stable")[:draws]
+    if len(order) < MIN_IMAGES:
+        raise ValueError(f"`images` must be at least {MIN_IMAGES} for a calibration, got {len(order)}.")
+    chosen = torch.as_tensor(np.resize(order, draws))
+    keys = mix_array(mix_array(mix(seed, 2), read.numbers[read.frame][chosen]), np.arange(draws))
+    levels, of = read.levels[chosen], None if read.labels is None else read.labels[chosen]
+    # Images, not draws, go to one half or the other.
+    half = torch.as_tensor(np.arange(draws) % len(order) % 2 == 0)
+    scorer = replace(scorer, reverse=replace(scorer.reverse, trained=forward))
+    deltas = _deltas(forward.snr.numpy())
+    fits = []
+    with pipe.evaluating(), tqdm(total=draws * len(knots), disable=quiet or None, unit="evaluation") as bar:
+        for knot in knots:
+            look = _look(scorer, levels, of, knot, keys, batch_size, bar.update)
+            fits.append(_fit(scorer, look, knot, half, deltas))
+    pipe.maybe_free_model_hooks()
+    mean_square = scorer.samples(levels).double().square().mean().item()
+    config = {
+        "format": FORMAT,
+        "timesteps": knots,
+        "log_snr": _round(log_snr(forward)[knots]),
+        **{name: _round([fit.numbers[place] for fit in fits]) for place, name in enumerate(NUMBERS)},
+        "decoder_costs": _round([fit.decoder.mean().item() for fit in fits]),
+        "deltas": _round(deltas),
+        "step_costs": [_round(fit.steps.mean(dim=0).clamp(min=1e-12)) for fit in fits],
+        "mean_square": _round([mean_square])[0],
+        "num_inference_steps": 1,
+        "architecture_sha256": architecture_digest(pipe.unet),
+        "network_sha256": network_digest(pipe.unet),
+        **{name: pipe.scheduler.config[name] for name in MADE_FOR},
+        "num_images": len(order),
+        "num_network_evaluations": draws * len(knots),
+        "seed": seed,
+        **context,
+    }
+    calibration = Calibration(config, forward)
+    schedules = calibration.sub_schedules(len(forward))
+    bits = schedules.costs / math.log(2)
+    config["num_inference_steps"] = int(np.argmax(bits <= bits.min() + TOLERANCE)) + 1
+    errors = _standard_errors(calibration, fits, schedules, len(order)) / math.log(2)
+    best = config["num_inference_steps"]
+    if target_se is not None and errors[best - 1] > target_se:
+        needed = math.ceil(len(order) * (errors[best - 1] / target_se) ** 2)
+        raise ValueError(
+            f"`images` must be about {needed}, and `evaluations` {needed * len(knots)}, for a standard error of {target_se}"
+            f" bits/dim, got {errors[best - 1]:.2g} from {len(order)} images and {draws * len(knots)} evaluations."
+        )
+    return CalibrationResult(
+        scheduler=VLBDDPMScheduler.from_config(pipe.scheduler.config, calibration=config),
+        bits_per_dim=bits,
+        standard_error=errors,
+        timesteps=schedules.timesteps(best),
+        mean_squared_errors=np.array([fit.mean_squared_error for fit in fits]),
+        kinds=[fit.kind for fit in fits],
+        num_network_evaluations=draws * len(knots),
+    )
+
+
+def _knots(positions: np.ndarray, count: int) -> list[int]:
+    r"""Timesteps as evenly spaced over the log-SNR as there are, the first and the last among them."""
+    if len(positions) <= count:
+        return list(range(len(positions)))
+    # Nothing in the very first and last bits of noise is worth a gap elsewhere: steps of zero SNR lie at a limit.
+    inside = np.clip(positions, -12.0, 12.0)
+    wanted = np.linspace(inside[0], inside[-1], count)
+    nearest = {int(np.abs(inside - position).argmin()) for position in wanted}
+    return sorted(nearest | {0, len(positions) - 1})
+
+
+def _deltas(snr: np.ndarray) -> np.ndarray:
+    r"""Lengths of steps, from the shortest of the chain to the longest."""
+    gaps = snr[:-1] - snr[1:]
+    if not len(gaps):
+        return np.array([1.0])
+    return np.geomspace(gaps[gaps > 0].min(), snr[0] - snr[-1], NUM_LENGTHS)
+
+
+def _round(values: Sequence[float] | torch.Tensor | np.ndarray) -> list[float]:
+    return [float(f"{float(value):.{DIGITS}g}") for value in values]
+
+
+def _look(scorer: Scorer, levels, labels, timestep: int, keys: np.ndarray, batch_size: int, progress: Callable) -> _Look:
+    r"""What the network predicts for noised images, under noise of its own at each timestep."""
+    parts: list[list[torch.Tensor]] = [[], [], []]
+    reverse = scorer.reverse
+    for rows in torch.arange(len(levels)).split(batch_size):
+        samples = scorer.samples(levels[rows])
+        noise = keyed_normal(mix_array(keys[rows.numpy()], timestep).tolist(), levels.shape[1:]).to(scorer.device)
+        noisy = reverse.forward.q_sample(samples, noise, timestep)
+        arguments = {} if labels is None else {"class_labels": labels[rows].to(scorer.device)}
+        output = scorer.unet(noisy.to(scorer.dtype), torch.tensor(timestep, device=scorer.device), **arguments).sample
+        if not bool(torch.isfinite(output).all()):
+            raise ValueError(f"`unet` must give finite outputs, got others at timestep {timestep}.")
+        prediction, _ = reverse.predict(output, noisy, timestep)
+        errors = reverse.learned_errors(reverse.check_model_output(output, noisy)[1], timestep)
+        for part, values in zip(parts, (samples, prediction, errors)):
+            if values is not None:
+                part.append(values.double().flatten(1).cpu())
+        progress(len(rows))
+    samples, predictions = torch.cat(parts[0]), torch.cat(parts[1])
+    return _Look(samples, predictions, (samples - predictions).square(), torch.cat(parts[2]) if parts[2] else None)
+
+
+def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas: np.ndarray) -> _Fit:
+    r"""The numbers at one timestep."""
+    reverse, snr = scorer.reverse, scorer.reverse.forward.snr
+    features, squares = features_of(look.predictions, look.learned_errors), look.squared_errors
+    # A step of this length; from zero SNR, one to the next timestep.
+    delta = max((STEP_FACTOR - 1) * snr[timestep].item(), (snr[timestep - 1] - snr[timestep]).item() if timestep else 0.0)
+    plain = torch.zeros(len(features), dtype=torch.float64)
+    if reverse.learns_variance:
+        plain[2] = 1.0
+    elif reverse.variance_type.startswith("fixed_large"):
+        plain[0] = reverse.forward.one_minus_alphas_cumprod[timestep]
+
+    def one_variance(rows) -> torch.Tensor:
+        return torch.cat([squares[rows].mean()[None], torch.zeros(len(features) - 1, dtype=torch.float64)])
+
+    kinds: dict[str, Callable[[Any], torch.Tensor]] = {
+        "plain": lambda rows: plain,
+        "one variance": one_variance,
+        "by pixel": lambda rows: fit_errors(features[:, rows], squares[rows], delta),
+    }
+
+    def cost(values: torch.Tensor, rows) -> float:
+        errors = torch.tensordot(values, features[:, rows], dims=1)
+        return step_costs(errors, squares[rows], torch.tensor([delta])).mean().item()
+
+    checked = {kind: cost(fit(half), ~half) + cost(fit(~half), half) for kind, fit in kinds.items()}
+    kind = min(checked, key=checked.get)
+    numbers = kinds[kind](slice(None))
+    some = torch.linspace(0, squares.numel() - 1, min(DECODER_PIXELS, squares.numel())).long()
+    decoder = fit_decoder(
+        features.flatten(1)[:, some],
+        look.samples.flatten()[some],
+        look.predictions.flatten()[some],
+        scorer.num_pixel_levels,
+        numbers if bool(numbers.any()) else one_variance(slice(None)),
+    )
+    decoder_nats = -discretized_gaussian_log_likelihood(
+        look.samples,
+        mean=look.predictions,
+        log_variance=torch.tensordot(decoder, features, dims=1).log(),
+        num_pixel_levels=scorer.num_pixel_levels,
+        validate_args=False,
+    )
+    unused = [0.0] * (3 - len(features))
+    return _Fit(
+        numbers=[*numbers.tolist(), *unused, *decoder.tolist(), *unused],
+        kind=kind,
+        mean_squared_error=squares.mean().item(),
+        steps=step_costs(torch.tensordot(numbers, features, dims=1), squares, torch.from_numpy(deltas)),
+        decoder=decoder_nats.mean(dim=1),
+    )
+
+
+def _standard_errors(calibration: Calibration, fits: list[_Fit], schedules, num_images: int) -> np.ndarray:
+    r"""The standard errors over images of the best chains' bounds, in nats per dimension, `(T,)`."""
+    positions, knots = log_snr(calibration.trained), calibration.config["timesteps"]
+    deltas, snr = np.log(calibration.config["deltas"]), calibration.trained.snr.numpy()
+    weights = np.zeros((len(schedules.costs), len(knots), len(deltas) + 1))  # the last is the decoder's
+    for row in range(len(schedules.costs)):
+        chain = np.array(schedules.timesteps(row + 1))
+        place, share = _between(-positions[chain], -positions[knots])
+        lower = np.log(snr[chain[1:]] - snr[chain[:-1]])
+        length, part = _between(lower, deltas)
+        for near, weight in ((0, 1 - share), (1, share)):
+            weights[row, min(place[-1] + near, len(knots) - 1), -1] += weight[-1]
+            for far, fraction in ((0, 1 - part), (1, part)):
+                where = (np.minimum(place[:-1] + near, len(knots) - 1), np.minimum(length + far, len(deltas) - 1))
+                np.add.at(weights[row], where, weight[:-1] * fraction)
+    costs = np.stack([np.column_stack([fit.steps.numpy(), fit.decoder.numpy()]) for fit in fits], axis=1)
+    totals = costs.reshape(len(costs), -1) @ weights.reshape(len(weights), -1).T
+    image = np.arange(len(totals)) % num_images
+    means = np.stack([totals[image == number].mean(axis=0) for number in range(num_images)])
+    return means.std(axis=0, ddof=1) / math.sqrt(num_images)
+
+
+def _between(values: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    r"""For each value the place in an ascending grid below it, and how far it is on the way to the next, in [0, 1]."""
+    if len(grid) == 1:
+        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
+    place = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    return place, np.clip((values - grid[place]) / (grid[place + 1] - grid[place]), 0.0, 1.0)
+
+
+def describe(result: CalibrationResult) -> dict[str, Any]:
+    r"""What `calibrate` found, as plain values: beside the calibration itself, which lies in the scheduler's configuration."""
+    config = result.scheduler.config["calibration"]
+    names = ("dataset", "split", "num_images", "num_network_evaluations", "seed", "network_sha256", "num_inference_steps")
+    return {
+        **{name: config.get(name) for name in names},
+        "inference_timesteps": result.timesteps,
+        "bits_per_dim": _round(result.bits_per_dim),
+        "standard_error": _round(result.standard_error),
+        "timesteps": config["timesteps"],
+        "mean_squared_errors": _round(result.mean_squared_errors),
+        "kinds": result.kinds,
+    }
+
+
+def format_calibration(result: CalibrationResult) -> str:
+    r"""The best bounds by number of steps, as lines."""
+    config = result.scheduler.config["calibration"]
+    best, total = config["num_inference_steps"], len(result.bits_per_dim)
+    counts = sorted({k for k in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 4000) if k < total} | {best, total})
+    lines = [f"{'steps':>6}   bits/dim   (of {config['num_images']} images, which the calibration has seen)"]
+    for count in counts:
+        value, error = result.bits_per_dim[count - 1], result.standard_error[count - 1]
+        lines.append(f"{count:>6}   {value:8.4f} +- {error:.4f}{'   best' if count == best else ''}")
+    kinds = ", ".join(f"{kind}: {result.kinds.count(kind)}" for kind in sorted(set(result.kinds)))
+    return "\n".join(
+        [*lines, f"variances at {len(result.kinds)} timesteps: {kinds}", f"{result.num_network_evaluations} evaluations"]
+    )
+
+
+def plot_calibration(result: CalibrationResult, path: str | Path) -> None:
+    r"""Draw the best bound over the number of steps, with two standard errors, and the prediction's error over t, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    config = result.scheduler.config["calibration"]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    counts = np.arange(1, len(result.bits_per_dim) + 1)
+    band = 2 * result.standard_error
+    left.fill_between(counts, result.bits_per_dim - band, result.bits_per_dim + band, alpha=0.3, linewidth=0)
+    left.semilogx(counts, result.bits_per_dim)
+    best = config["num_inference_steps"]
+    left.plot([best], [result.bits_per_dim[best - 1]], "o", label=f"best: {best} steps, {result.bits_per_dim[best - 1]:.3f}")
+    left.set_xlabel("number of steps K")
+    left.set_ylabel("bits/dim of the best K-step model")
+    left.legend()
+    right.semilogy(config["timesteps"], result.mean_squared_errors, ".-", label=r"$E\|x - \hat x\|^2 / D$")
+    right.axvspan(result.timesteps[-1], result.timesteps[0], alpha=0.15, label="the best chain")
+    right.set_xlabel("timestep t")
+    right.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
