@@ -15,13 +15,16 @@ quickstart: $(READY)
 test: $(READY)
 	$(RUN) -m pytest
 
-# Measurements, kept in runs/benchmarks; `make readme` puts them into the READMEs. MNIST=t10k-images-idx3-ubyte.gz adds MNIST.
+# Measurements, kept in runs/benchmarks; `make readme` puts them into the READMEs. MNIST=t10k-images-idx3-ubyte.gz adds MNIST,
+# and MNIST_TRAIN=train-images-idx3-ubyte.gz beside it its calibration.
 bench: $(READY) runs/quickstart/report.json
 	@mkdir -p runs/benchmarks
 	$(RUN) tests/benchmarks/step.py | tee runs/benchmarks/step.txt
 	$(RUN) tests/benchmarks/sweep.py | tee runs/benchmarks/sweep.txt
 	$(RUN) tests/benchmarks/rao_blackwell.py | tee runs/benchmarks/rao_blackwell.txt
 	$(RUN) tests/benchmarks/sampling.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/sampling.txt
+	$(RUN) tests/benchmarks/calibration.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
+		| tee runs/benchmarks/calibration.txt
 
 # The recipes of training side by side: more than half an hour on two cores. Runs that are there already are not trained again.
 bench-training: $(READY)

@@ -41,6 +41,9 @@ NUM_LENGTHS = 48
 STEP_FACTOR = math.e**2
 DECODER_PIXELS = 2**16
 DIGITS = 5  # of the numbers in a configuration
+# Of the result, with their standard errors.
+MEASURED = ("mean_squared_errors", "decoder_costs")
+MEASURED += tuple(f"{name}_standard_error" for name in MEASURED)
 # Among numbers of steps whose bounds differ by less than this, in bits/dim, the smallest is taken.
 TOLERANCE = 1e-4
 
@@ -54,8 +57,10 @@ class CalibrationResult:
         bits_per_dim: the bound of the best model of K = 1, 2, ... steps, as far as the images of the calibration tell,
             `(T,)`, and its standard error over images, `standard_error`.
         timesteps: of the chain with the best number of steps, strictly descending.
-        mean_squared_errors, kinds: at each timestep that was measured, :math:`E \|x - \hat x\|^2 / D`, and what was chosen:
-            `"plain"`, `"one variance"` or `"by pixel"`.
+        mean_squared_errors, decoder_costs: at each timestep that was measured, :math:`E \|x - \hat x\|^2 / D`, and what it
+            costs to decode from there in bits/dim; their standard errors over draws, `mean_squared_errors_standard_error` and
+            `decoder_costs_standard_error`.
+        kinds: what was chosen there, `"plain"`, `"one variance"` or `"by pixel"`.
         num_network_evaluations: made.
     """
 
@@ -64,6 +69,9 @@ class CalibrationResult:
     standard_error: np.ndarray
     timesteps: list[int]
     mean_squared_errors: np.ndarray
+    mean_squared_errors_standard_error: np.ndarray
+    decoder_costs: np.ndarray
+    decoder_costs_standard_error: np.ndarray
     kinds: list[str]
     num_network_evaluations: int
 
@@ -82,7 +90,7 @@ class _Fit(NamedTuple):
 
     numbers: list[float]
     kind: str
-    mean_squared_error: float
+    mean_squares: torch.Tensor  # (N,)
     steps: torch.Tensor  # (N, R)
     decoder: torch.Tensor  # (N,)
 
@@ -191,12 +199,17 @@ def calibrate(
             f"`images` must be about {needed}, and `evaluations` {needed * len(knots)}, for a standard error of {target_se}"
             f" bits/dim, got {errors[best - 1]:.2g} from {len(order)} images and {draws * len(knots)} evaluations."
         )
+    squares = np.stack([fit.mean_squares.numpy() for fit in fits])
+    decoders = np.stack([fit.decoder.numpy() for fit in fits]) / math.log(2)
     return CalibrationResult(
         scheduler=VLBDDPMScheduler.from_config(pipe.scheduler.config, calibration=config),
         bits_per_dim=bits,
         standard_error=errors,
         timesteps=schedules.timesteps(best),
-        mean_squared_errors=np.array([fit.mean_squared_error for fit in fits]),
+        mean_squared_errors=squares.mean(axis=1),
+        mean_squared_errors_standard_error=squares.std(axis=1, ddof=1) / math.sqrt(draws),
+        decoder_costs=decoders.mean(axis=1),
+        decoder_costs_standard_error=decoders.std(axis=1, ddof=1) / math.sqrt(draws),
         kinds=[fit.kind for fit in fits],
         num_network_evaluations=draws * len(knots),
     )
@@ -294,7 +307,7 @@ def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas:
     return _Fit(
         numbers=[*numbers.tolist(), *unused, *decoder.tolist(), *unused],
         kind=kind,
-        mean_squared_error=squares.mean().item(),
+        mean_squares=squares.mean(dim=1),
         steps=step_costs(torch.tensordot(numbers, features, dims=1), squares, torch.from_numpy(deltas)),
         decoder=decoder_nats.mean(dim=1),
     )
@@ -340,7 +353,7 @@ def describe(result: CalibrationResult) -> dict[str, Any]:
         "bits_per_dim": _round(result.bits_per_dim),
         "standard_error": _round(result.standard_error),
         "timesteps": config["timesteps"],
-        "mean_squared_errors": _round(result.mean_squared_errors),
+        **{name: _round(getattr(result, name)) for name in MEASURED},
         "kinds": result.kinds,
     }
 

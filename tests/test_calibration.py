@@ -274,7 +274,17 @@ def test_what_is_said_of_it(one):
     lines = format_calibration(result).split("\n")
     best = result.scheduler.calibration.num_inference_steps
     assert any(line.split()[0] == str(best) and line.endswith("best") for line in lines)
-    assert json.loads(json.dumps(describe(result)))["kinds"] == result.kinds
+    said = json.loads(json.dumps(describe(result)))
+    assert said["kinds"] == result.kinds and len(said["decoder_costs_standard_error"]) == len(said["timesteps"])
+
+
+def test_what_was_measured_has_true_errors():
+    results = [calibrate(make_pipe(), digits(), evaluations=1920, seed=seed, quiet=True) for seed in range(12)]
+    for name in ("mean_squared_errors", "decoder_costs"):
+        values = np.stack([getattr(result, name) for result in results])
+        claimed = np.stack([getattr(result, f"{name}_standard_error") for result in results])
+        # The same 64 images each time: what is left is the noise's part, and of 12 repetitions a spread is known to 20 %.
+        assert (values.std(axis=0, ddof=1) < 2 * claimed.mean(axis=0)).all() and (claimed > 0).all()
 
 
 # What is refused.

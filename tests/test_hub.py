@@ -152,6 +152,20 @@ def test_all_three_ways_give_the_same(shipped, client, stranger):
     assert stranger.run(REMOTE + SAMPLE, name=REPOSITORY) == mine.tolist()
 
 
+def test_a_calibration_goes_with_the_pipeline(hub, client, stranger, folder, tmp_path):
+    done = command(client, "calibrate", folder, "--dataset", "digits", "--evaluations", 640, "--output", tmp_path / "better")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = command(client, "push", tmp_path / "better", "me/better")
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = hub.repositories["me/better"].files
+    assert json.loads(files["scheduler/scheduler_config.json"])["calibration"]["dataset"] == "digits"
+    grid = "result = [pipe.scheduler.inference_grid(5)]\n"
+    (expected,) = client.run(LOAD + grid, name=str(tmp_path / "better"))
+    assert client.run(LOAD + grid, name="me/better") == stranger.run(REMOTE + grid, name="me/better") == [expected]
+    assert client.run(LOAD + SCORE, name="me/better") == stranger.run(REMOTE + SCORE, name="me/better")
+    assert client.run(LOAD + SCORE, name="me/better") != client.run(LOAD + SCORE, name=str(folder))
+
+
 @pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
 def test_the_examples_of_the_readme(name, shipped, clients):
     text = (ROOT / name).read_text()

@@ -53,6 +53,7 @@ def test_measured_blocks_are_filled():
     for name in ("README.md", "README.ja.md"):
         measured = re.findall(r"<!-- measured: (\w+) -->\n```text\n(.*?)\n?```", (ROOT / name).read_text(), flags=re.DOTALL)
         assert sorted(block for block, _ in measured) == [
+            "calibration",
             "quickstart",
             "rao_blackwell",
             "sampling",
