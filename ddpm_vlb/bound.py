@@ -25,7 +25,7 @@ The difference of the two means is never formed. With :math:`\sigma_t^2 = \tilde
 Every function returns nats per image, shape `(B,)`, in the working dtype (float64).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -150,6 +150,7 @@ def trajectory_bound(
     original_samples: torch.Tensor,
     num_pixel_levels: int = 256,
     generator: torch.Generator | None = None,
+    noises: Iterable[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     r"""The bound in its first form (eq. 3): log-densities along one sampled trajectory :math:`x_0, \dots, x_T \sim q`.
 
@@ -161,6 +162,7 @@ def trajectory_bound(
         original_samples: images on the pixel grid, `(B, C, H, W)`.
         num_pixel_levels: number of levels of that grid.
         generator: source of the trajectory's noise.
+        noises: the noise itself in place of it, standard normal, one `(B, C, H, W)` for each timestep of the grid, ascending.
 
     Returns:
         One unbiased sample of the bound per image, nats, shape `(B,)`; it may be negative.
@@ -168,10 +170,11 @@ def trajectory_bound(
     forward = reverse.forward
     (x_s,) = to_working(original_samples=original_samples)
     total = torch.zeros(len(x_s), dtype=x_s.dtype, device=x_s.device)
-    for row, timestep in enumerate(forward.timesteps.tolist()):
+    if noises is None:
+        noises = (torch.randn(x_s.shape, generator=generator, dtype=x_s.dtype, device=x_s.device) for _ in range(len(forward)))
+    for row, (timestep, noise) in enumerate(zip(forward.timesteps.tolist(), noises)):
         q = forward.q_step_mean_variance(x_s, timestep)
-        noise = torch.randn(x_s.shape, generator=generator, dtype=x_s.dtype, device=x_s.device)
-        x_t = q.mean + q.variance.sqrt() * noise
+        x_t = q.mean + q.variance.sqrt() * noise.to(x_s)
         model_output = predict(x_t, timestep)
         if row == 0:
             total += decoder_nll(reverse, model_output, original_samples, x_t, timestep, num_pixel_levels)

@@ -246,8 +246,7 @@ def _look(scorer: Scorer, levels, labels, timestep: int, keys: np.ndarray, batch
         samples = scorer.samples(levels[rows])
         noise = keyed_normal(mix_array(keys[rows.numpy()], timestep).tolist(), levels.shape[1:]).to(scorer.device)
         noisy = reverse.forward.q_sample(samples, noise, timestep)
-        arguments = {} if labels is None else {"class_labels": labels[rows].to(scorer.device)}
-        output = scorer.unet(noisy.to(scorer.dtype), torch.tensor(timestep, device=scorer.device), **arguments).sample
+        output = scorer.network(noisy, timestep, None if labels is None else labels[rows])
         if not bool(torch.isfinite(output).all()):
             raise ValueError(f"`unet` must give finite outputs, got others at timestep {timestep}.")
         prediction, _ = reverse.predict(output, noisy, timestep)

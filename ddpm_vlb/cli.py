@@ -27,10 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data_arguments(evaluate)
     evaluate.add_argument(
         "--method",
-        choices=("sampled", "full"),
+        choices=("sampled", "full", "iw", "ode"),
         default="sampled",
-        help="an unbiased estimate with its error, or every image at every step (default: sampled)",
+        help="an unbiased estimate with its error; every image at every step; importance-weighted; of the probability-flow ODE"
+        " (default: sampled)",
     )
+    evaluate.add_argument("--k", type=int, help="trajectories of an image, with --method iw (default: 16)")
+    evaluate.add_argument("--trace", choices=("exact", "hutchinson"), help="with --method ode (default: exact where D <= 256)")
     evaluate.add_argument("--target-se", type=float, help="Monte Carlo error at which to stop (default: 0.005 bits/dim)")
     evaluate.add_argument("--max-evaluations", type=int, help="network evaluations at which to stop (default: 100,000)")
     evaluate.add_argument("--per-image", type=int, metavar="K", help="K evaluations of every image, and a score for each")
@@ -187,12 +190,15 @@ def _load(arguments: argparse.Namespace, checkpoint: str | None = None, revision
 def run_evaluate(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb evaluate`."""
     from .evaluation import evaluate
+    from .per_image import format_images
     from .reports import format_report
     from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
     output = _check_outputs(arguments.output, arguments.plot, arguments.scores)
     if arguments.scores is not None and arguments.method == "sampled" and arguments.per_image is None:
-        raise ValueError("`scores` needs a score for each image: give --per-image K, or --method full.")
+        raise ValueError("`scores` needs a score for each image: give --per-image K, or another method.")
+    if arguments.plot is not None and arguments.method in ("iw", "ode"):
+        raise ValueError(f"`plot` draws the terms of the bound, and there are none with --method {arguments.method}.")
     shard = _shard(arguments.shard)
     workers, data = _open_data(arguments)
     pipe, float32_unet = _load(arguments, revision=arguments.revision, device=workers.device)
@@ -213,6 +219,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         target_se=arguments.target_se,
         max_evaluations=arguments.max_evaluations,
         evaluations_per_image=arguments.per_image,
+        k=arguments.k,
+        trace=arguments.trace,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         num_inference_steps=arguments.num_inference_steps,
@@ -234,7 +242,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         return
     _write_outputs(report, output, arguments.plot, arguments.scores)
     journal.unlink(missing_ok=True)
-    print(format_report(report, {"uniform over the levels": math.log2(levels)}))
+    uniform = {"uniform over the levels": math.log2(levels)}
+    print(format_images(report) if arguments.method in ("iw", "ode") else format_report(report, uniform))
     if workers.count > 1:
         print(f"{workers.count} processes")
     print(f"report: {output}")

@@ -4,7 +4,9 @@ What is drawn for an image is keyed by its number in the data set, and a batch i
 depends on no number of processes, no batch size and no interruption, beyond rounding.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from .half_precision import half_precision_bias, is_half
 from .image_frame import BLOCK, BUFFER_BYTES, Frame, Images, blocks, number_images, read_images, source_of
 from .images import images_to_levels
 from .noise import keyed_normal, keyed_uniform, mix
+from .per_image import importance_weighted, ode, report_of_images
 from .pipeline_vlb_ddpm import check_count
 from .reports import (
     format_report,
@@ -47,6 +50,7 @@ __all__ = [
 
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
+METHODS = ("sampled", "full", "iw", "ode")
 BATCHES_AT_HAND = 4
 
 
@@ -59,6 +63,8 @@ def evaluate(
     target_se: float | None = None,
     max_evaluations: int | None = None,
     evaluations_per_image: int | None = None,
+    k: int | None = None,
+    trace: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
     num_inference_steps: int | None = None,
@@ -80,12 +86,16 @@ def evaluate(
     Args:
         pipe: a `VLBDDPMPipeline`.
         images: any images that `evaluate_nll` takes, or what `data.open_images` or `data.stream_images` returns.
-        method: `"sampled"`, an unbiased estimate from few evaluations, or `"full"`, every image at every step.
+        method: `"sampled"`, an unbiased estimate from few evaluations; `"full"`, every image at every step; `"iw"`, the
+            importance-weighted bound (`importance_weighted.py`); `"ode"`, that of the probability-flow ODE
+            (`probability_flow.py`), another model.
         target_se: of a sampled evaluation, the Monte Carlo error (bits/dim) at which to stop.
         max_evaluations: of a sampled evaluation, network evaluations at which to stop, if it has not reached `target_se`.
             Where nothing says when to stop, it is at 0.005 bits/dim or 100,000 evaluations.
         evaluations_per_image: of a sampled evaluation, evaluate every image this many times, an even number.
-        batch_size: images per network call of a full sweep, pairs of image and timestep of a sampled evaluation.
+        k: of the importance-weighted bound, trajectories of an image; 16 by default.
+        trace: of the ODE, `"exact"` or `"hutchinson"`; exact up to 256 dimensions by default.
+        batch_size: images per network call of a full sweep, pairs of image and timestep (or trajectory) of the others.
         seed: of all that is drawn. What comes out depends on no batch size and no number of processes, beyond rounding.
         num_inference_steps, inference_timesteps, class_labels, clip_sample, thresholding: as `evaluate_nll`.
         max_images: the first so many images only.
@@ -101,19 +111,23 @@ def evaluate(
         context: further entries of `config`, such as `dataset`, `split` and `checkpoint`.
 
     Returns:
-        A report; see `make_report` and `report_of_estimate`.
+        A report; see `make_report`, `report_of_estimate` and `per_image.report_of_images`.
 
     Raises:
         ValueError: arguments that do not go together, images off the model's grid, a network whose output is not finite, the
             journal of another evaluation.
     """
-    if method not in ("full", "sampled"):
-        raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    for name, value, of in (("k", k, "iw"), ("trace", trace, "ode")):
+        if value is not None and method != of:
+            raise ValueError(f"`{name}` must be left out unless method={of!r}, got {value!r}.")
+    k = 16 if k is None else check_count("k", k)
     rules = {"target_se": target_se, "max_evaluations": max_evaluations, "evaluations_per_image": evaluations_per_image}
-    if method == "full":
+    if method != "sampled":
         given = [name for name, value in rules.items() if value is not None]
         if given:
-            raise ValueError(f"`{given[0]}` must be left out with method='full', which evaluates everything.")
+            raise ValueError(f"`{given[0]}` must be left out with method={method!r}, which evaluates everything.")
     else:
         if not any(value is not None for value in rules.values()):
             rules |= {"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS}
@@ -137,6 +151,7 @@ def evaluate(
         "shard": {"of": shard[1], "indices": [shard[0]]},
         "num_processes": workers.count,
         **{name: value for name, value in rules.items() if method == "sampled"},
+        **({"k": k} if method == "iw" else {"trace": trace} if method == "ode" else {}),
         **context,
     }
     numbered = number_images(source, labels, shard, max_images)
@@ -147,7 +162,9 @@ def evaluate(
         with pipe.evaluating():
             if method == "full":
                 grid = (scorer.num_pixel_levels, channels, size, batch_size)
-                return _evaluate_full(run, iter(blocks(numbered, *grid)))
+                return _evaluate_full(run, blocks(numbered, *grid))
+            if method in ("iw", "ode"):
+                return _evaluate_images(run, numbered, (scorer.num_pixel_levels, channels, size), k, trace)
             grid = (scorer.num_pixel_levels, channels, size, BLOCK)
             images = read_images(blocks(numbered, *grid), [scorer], seed, buffer_bytes)
             if evaluations_per_image and len(images.frame) < len(images.numbers):
@@ -231,60 +248,97 @@ def _evaluate_sampled(run: _Run, images: Images, rules: dict[str, Any]) -> dict[
 
 
 def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
-    r"""Sweeps over batches of images, a few batches at hand at a time, so that data sets larger than memory do."""
-    sweeps, seeds = Sweeps(len(run.timesteps)), SeedSequence(run.seed)
+    r"""Sweeps over batches of images."""
+    sweeps, seeds, steps = Sweeps(len(run.timesteps)), SeedSequence(run.seed), len(run.timesteps)
     # For the hash of the data, and a sample of images on which half precision is measured.
     frame = Frame([run.scorer], run.seed, buffer_bytes=0)
+
+    def sweep(batch):
+        numbers, levels, labels = batch
+        return *run.pipe.sweep(run.scorer, levels, [seeds[number] for number in numbers.tolist()], labels), levels[0].numel()
+
     with run.journal() as journal:
-        while True:
-            batches = [
-                b for b in (next(image_blocks, None) for _ in range(BATCHES_AT_HAND * run.workers.count)) if b is not None
-            ]
-            if not batches:
-                break
-            # Of the images so far: a batch that the journal has is of the images that stand before it, or it is refused.
-            marks = []
-            for batch in batches:
-                frame.add(*batch)
-                marks.append(frame.sha256)
-            results = _sweep_batches(run, batches, marks, seeds, journal, sweeps)
-            for (numbers, _, _), mark, result in zip(batches, marks, results):
-                if result["images"] != mark:
-                    raise ValueError(
-                        f"`images` must be those of the journal {str(run.path)!r}, got others before {numbers[-1]}."
-                    )
-                try:
-                    sweeps.add(result, numbers.tolist(), run.timesteps)
-                except ValueError:
-                    journal.remove()  # the same command would end here again
-                    raise
+        for numbers, result in _over_batches(
+            run, image_blocks, frame, journal, sweep, lambda r: sums_of_batch(*r), lambda r: steps, sweeps.mean_and_error
+        ):
+            try:
+                sweeps.add(result, numbers.tolist(), run.timesteps)
+            except ValueError:
+                journal.remove()  # the same command would end here again
+                raise
         images = frame.images()
         bias = run.bias(images, journal)
-    config = run.report_config(image_shape=list(images.levels.shape[1:]), data_sha256=[images.sha256])
-    return sweeps.report(run.timesteps, config) | bias
+    return sweeps.report(run.timesteps, run.report_config(**frame.description)) | bias
 
 
-def _sweep_batches(
-    run: _Run, batches, marks: list[str], seeds: SeedSequence, journal: Journal, sweeps: Sweeps
-) -> list[dict[str, Any]]:
-    steps, counted = len(run.timesteps), 0
-    run.progress.extend(steps * sum(len(numbers) for numbers, _, _ in batches))
+def _evaluate_images(run: _Run, numbered, grid: tuple, k: int, trace: str | None) -> dict[str, Any]:
+    r"""A number for each image, of another likelihood."""
+    first = next(numbered, None)
+    if first is None:
+        raise ValueError("`images` must hold at least one image, got none.")
+    trained, dimensions = run.pipe.scheduler.forward_process(), math.prod(torch.as_tensor(first[1]()).shape)
+    if run.config["method"] == "iw":
+        method = importance_weighted(run.scorer, k, run.batch_size)
+    else:
+        method = ode(run.scorer, trained, dimensions, trace)
+    frame = Frame([run.scorer], run.seed, buffer_bytes=0)
 
-    def sweep(index: int):
-        numbers, levels, labels = batches[index]
-        return index, *run.pipe.sweep(run.scorer, levels, [seeds[number] for number in numbers.tolist()], labels)
+    def score(batch) -> dict[str, Any]:
+        numbers, levels, labels = batch
+        return method.score(levels, [mix(run.seed, number) for number in numbers.tolist()], labels)
 
-    def plain(result) -> dict[str, Any]:
-        index, prior, terms = result
-        return sums_of_batch(prior, terms, batches[index][1][0].numel()) | {"images": marks[index]}
+    def so_far(results) -> tuple[float, ...]:
+        report = report_of_images(method, done + results, {}) if done + results else None
+        return () if report is None or report["standard_error"] is None else (report["bits_per_dim"], report["standard_error"])
 
-    def after(results: dict[int, Any]) -> None:
-        nonlocal counted
-        done = sum(len(batches[index][0]) for index in results)
-        run.progress.update(steps * (done - counted), *sweeps.mean_and_error(list(results.values())))
-        counted = done
+    done: list[dict[str, Any]] = []
+    image_blocks = blocks(chain([first], numbered), *grid, method.images_per_batch)
+    with run.journal() as journal:
+        for _, result in _over_batches(run, image_blocks, frame, journal, score, dict, lambda r: method.cost or 1, so_far):
+            done.append(result)
+    return report_of_images(method, done, run.report_config(**frame.description))
 
-    return run_batches(range(len(batches)), sweep, plain, journal, run.workers, after)
+
+def _over_batches(run: _Run, image_blocks, frame: Frame, journal: Journal, evaluate, to_plain, cost, so_far) -> Iterator:
+    r"""The numbers of each batch of images and its result. A few batches are at hand at a time, so that the data may be larger
+    than memory.
+
+    Args:
+        run, journal: of the evaluation.
+        image_blocks: the batches: numbers, levels, classes.
+        frame: is told of all images.
+        evaluate, to_plain: as `run_batches`.
+        cost: network evaluations of an image, from the run.
+        so_far: from the results of the batches at hand, the number and its error, or nothing.
+    """
+    image_blocks = iter(image_blocks)
+    while batches := list(islice(image_blocks, BATCHES_AT_HAND * run.workers.count)):
+        # Of the images so far: a batch that the journal has is of the images that stand before it, or it is refused.
+        marks = []
+        for batch in batches:
+            frame.add(*batch)
+            marks.append(frame.sha256)
+        counts, counted = [len(numbers) for numbers, _, _ in batches], 0
+        run.progress.extend(cost(run) * sum(counts))
+
+        def marked(index: int, batches=batches):
+            return index, evaluate(batches[index])
+
+        def plain(result, marks=marks) -> dict[str, Any]:
+            index, of_batch = result
+            return {"images": marks[index], "result": to_plain(of_batch)}
+
+        def after(results: dict[int, Any], counts=counts) -> None:
+            nonlocal counted
+            done = sum(counts[index] for index in results)
+            run.progress.update(cost(run) * (done - counted), *so_far([result["result"] for result in results.values()]))
+            counted = done
+
+        results = run_batches(range(len(batches)), marked, plain, journal, run.workers, after)
+        for (numbers, _, _), mark, result in zip(batches, marks, results):
+            if result["images"] != mark:
+                raise ValueError(f"`images` must be those of the journal {str(run.path)!r}, got others before {numbers[-1]}.")
+            yield numbers, result["result"]
 
 
 def _check_shard(shard: tuple[int, int]) -> None:

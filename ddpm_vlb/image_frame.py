@@ -116,6 +116,11 @@ class Frame:
         r"""Of all images and classes so far."""
         return self._digest.hexdigest()
 
+    @property
+    def description(self) -> dict[str, Any]:
+        r"""What a report says of the images."""
+        return {"image_shape": list(self.images().levels.shape[1:]), "data_sha256": [self.sha256]}
+
     def images(self) -> Images:
         r"""What is left of all blocks.
 

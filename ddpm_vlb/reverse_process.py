@@ -163,7 +163,7 @@ class ReverseProcess:
         """
         (x_t,) = to_working(noisy_samples=noisy_samples)
         prediction, predicted_variance = self.check_model_output(model_output, noisy_samples)
-        pred_original_sample = self._clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
+        pred_original_sample = self.clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
         if self.error_model is None:
             return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
         return pred_original_sample, self._calibrated_log_variance(pred_original_sample, predicted_variance, timesteps)
@@ -188,7 +188,8 @@ class ReverseProcess:
         self.forward.rows(timesteps, len(x_t))
         return prediction
 
-    def _clip(self, x: torch.Tensor) -> torch.Tensor:
+    def clip(self, x: torch.Tensor) -> torch.Tensor:
+        r"""A predicted image `(B, C, H, W)`, clipped as configured."""
         if self.thresholding:
             scale = torch.quantile(x.abs().flatten(1), self.dynamic_thresholding_ratio, dim=1)
             scale = scale.clamp(min=1.0, max=self.sample_max_value).reshape(-1, *[1] * (x.ndim - 1))

@@ -49,6 +49,21 @@ class Scorer:
         r""":math:`L_T` in nats, `(B,)`, on the device."""
         return prior_kl(self.reverse.forward, samples)
 
+    def network(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output.
+
+        Args:
+            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
+                network's.
+            timesteps: one for all, or one each, `(B,)`.
+            class_labels: of a class-conditional network, `(B,)`.
+        """
+        arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
+        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        return self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
+
     def terms(
         self,
         samples: torch.Tensor,
@@ -71,12 +86,8 @@ class Scorer:
         """
         if self.device.type == "cuda" and noise.device.type == "cpu":
             noise = noise.pin_memory().to(self.device, non_blocking=True)
-        if on_device is None:
-            on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
-        # Formed in the working dtype, and only then brought to the network's.
         noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
-        model_output = self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
+        model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
         # The levels were checked once, on the CPU.
         nats = vlb_terms(
             self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False

@@ -9,7 +9,10 @@ from PIL import Image
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.cards import reproducing_command
 from ddpm_vlb.data import ImageSet
-from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, plot_terms, write_report
+from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, merge_reports, plot_terms, write_report
+from ddpm_vlb.importance_weighted import importance_weighted_nll
+from ddpm_vlb.per_image import format_images
+from ddpm_vlb.probability_flow import ode_nll
 
 
 @pytest.fixture
@@ -154,6 +157,29 @@ def test_scores_of_images(pipe):
     assert (abs(torch.tensor(report["per_image"]) - truth.mean(dim=0)) < 4.5 * error.sqrt()).all()
 
 
+@pytest.mark.parametrize("options", [{"method": "iw", "k": 3}, {"method": "ode"}], ids=["iw", "ode"])
+def test_other_likelihoods_of_a_data_set(pipe, options, tmp_path):
+    images = digits_of(5)
+    report = evaluate(pipe, images, quiet=True, batch_size=6, seed=2, **options)
+    if options["method"] == "iw":
+        alone = importance_weighted_nll(pipe, images.images, 3, seed=2)
+        assert report["effective_sample_size"] == pytest.approx(alone.effective_sample_size.mean().item(), rel=1e-3)
+        assert report["vlb"] == pytest.approx(alone.vlb.mean().item(), rel=1e-5)
+    else:
+        alone = ode_nll(pipe, images.images, seed=2)
+        parts = ("density", "dequantisation", "reconstruction")
+        assert report["bits_per_dim"] == pytest.approx(sum(report[part] for part in parts), rel=1e-12)
+    assert report["per_image"] == pytest.approx(alone.bits_per_dim.tolist(), rel=1e-5)
+    assert report["num_network_evaluations"] == alone.num_network_evaluations
+    assert report["standard_error"] == pytest.approx(alone.bits_per_dim.std().item() / 5**0.5, rel=1e-4)
+    assert f"{report['bits_per_dim']:.4f} bits/dim" in format_images(report)
+    # Others may be shards, and are read back; they are no bound of the chain's to be merged or put on a card.
+    shards = [evaluate(pipe, images, quiet=True, seed=2, shard=(index, 2), **options) for index in range(2)]
+    assert shards[0]["per_image"] == pytest.approx(report["per_image"][::2], rel=1e-5)
+    with pytest.raises(ValueError, match="`report` must have"):
+        merge_reports(shards)
+
+
 def test_half_precision_says_what_it_costs(pipe):
     images = digits_of(20)
     half = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16), pipe.scheduler)
@@ -249,7 +275,12 @@ def test_a_network_that_breaks_is_named(pipe, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"method": "guess"}, "`method` must be 'full' or 'sampled', got 'guess'"),
+        ({"method": "guess"}, "`method` must be one of sampled, full, iw, ode, got 'guess'"),
+        ({"method": "iw", "target_se": 0.1}, "`target_se` must be left out with method='iw'"),
+        ({"method": "iw", "k": 0}, "`k` must be a positive integer, got 0"),
+        ({"method": "iw", "trace": "exact"}, "`trace` must be left out unless method='ode', got 'exact'"),
+        ({"k": 3}, "`k` must be left out unless method='iw', got 3"),
+        ({"method": "ode", "trace": "guess"}, "`trace` must be 'exact' or 'hutchinson', got 'guess'"),
         ({"method": "full", "target_se": 0.1}, "`target_se` must be left out with method='full'"),
         ({"target_se": 0.0}, "`target_se` must be a positive number of bits/dim, got 0.0"),
         ({"target_se": float("nan")}, "`target_se` must be a positive number of bits/dim, got nan"),

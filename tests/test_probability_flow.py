@@ -1,0 +1,167 @@
+r"""The probability-flow ODE: against its solution for Gaussian data, against finite differences, image by image."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from analytic import GaussianDenoiser
+from conftest import generator, quiet, tiny_unet
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.noise import keyed_normal, mix
+from ddpm_vlb.probability_flow import Flow, ode_nll
+
+STEPS, M, S = 30, 0.2, 0.3
+
+
+class ContinuousDenoiser(GaussianDenoiser):
+    r"""The optimal denoiser of N(M, S^2), at fractions of a timestep too: log sigma is a straight line between timesteps."""
+
+    def __init__(self, alphas_cumprod, prediction_type="epsilon", **options):
+        super().__init__(alphas_cumprod, m=M, s=S, **options)
+        alphas = np.asarray(alphas_cumprod)
+        self.log_sigmas, self.prediction_type = 0.5 * np.log((1 - alphas) / alphas), prediction_type
+
+    def forward(self, sample, timestep, class_labels=None):
+        steps = np.arange(len(self.log_sigmas))
+        sigma = math.exp(np.interp(float(timestep), steps, self.log_sigmas))
+        root = 1 / math.sqrt(1 + sigma**2)
+        u = sample / root
+        x_hat = M + S**2 / (S**2 + sigma**2) * (u - M)
+        epsilon = (u - x_hat) / sigma
+        outputs = {"epsilon": epsilon, "sample": x_hat, "v_prediction": root * epsilon - sigma * root * x_hat}
+        return SimpleNamespace(sample=outputs[self.prediction_type])
+
+
+def gaussian_pipe(prediction_type="epsilon", clip_sample=False):
+    scheduler = VLBDDPMScheduler(STEPS, 0.002, 0.4, clip_sample=clip_sample, prediction_type=prediction_type)
+    alphas = scheduler.forward_process().alphas_cumprod.tolist()
+    return quiet(VLBDDPMPipeline(ContinuousDenoiser(alphas, prediction_type), scheduler))
+
+
+def some_images(count=3):
+    return torch.randint(100, 200, (count, 1, 4, 4), generator=generator()).to(torch.uint8)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_gaussian_data(prediction_type):
+    r"""du/dsigma = sigma (u - M) / (S^2 + sigma^2): u - M grows like sqrt(S^2 + sigma^2)."""
+    pipe, images = gaussian_pipe(prediction_type), some_images()
+    forward = pipe.scheduler.forward_process()
+    got = ode_nll(pipe, images, rtol=1e-9, atol=1e-9, seed=5)
+    a_0, a_t = forward.alphas_cumprod[0].item(), forward.alphas_cumprod[-1].item()
+    low, high = ((1 - a) / a for a in (a_0, a_t))
+    x = levels_to_samples(images, 256)
+    noise = torch.cat([keyed_normal([mix(mix(5, number), 0)], (1, 4, 4)) for number in range(3)]).double()
+    u = x + math.sqrt(low) * noise
+    growth = (S**2 + high) / (S**2 + low)
+    top = (M + (u - M) * math.sqrt(growth)) * math.sqrt(a_t)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    log_density = (normal.log_prob(top) + 0.5 * math.log(a_t / a_0) + 0.5 * math.log(growth)).sum(dim=(1, 2, 3))
+    bits = 16 * math.log(2)
+    assert torch.allclose(got.density, -log_density / bits, atol=1e-6)
+    log_q = torch.distributions.Normal(math.sqrt(a_0) * x, math.sqrt(1 - a_0)).log_prob(math.sqrt(a_0) * u)
+    assert torch.allclose(got.dequantisation, log_q.sum(dim=(1, 2, 3)) / bits, atol=1e-6)
+    assert torch.allclose(got.bits_per_dim, got.density + got.dequantisation + got.reconstruction, rtol=1e-12)
+
+
+def test_it_is_a_bound_on_a_known_likelihood():
+    r"""The ODE takes N(0, 1) at the top to a Gaussian at the lowest timestep, and the decoder that to one over the pixels."""
+    pipe, images = gaussian_pipe(), some_images(2)
+    forward = pipe.scheduler.forward_process()
+    a_0, a_t = forward.alphas_cumprod[0].item(), forward.alphas_cumprod[-1].item()
+    low, high = ((1 - a) / a for a in (a_0, a_t))
+    shrink = math.sqrt((S**2 + low) / (S**2 + high))
+    # u at the lowest timestep is Gaussian: (x_T / sqrt(a_t) - M) shrunk, plus M. Decoded, and integrated over the bin.
+    mean, std = M - M * shrink, shrink / math.sqrt(a_t)
+    gain = S**2 / (S**2 + low)
+    x_hat_mean, x_hat_std = M + gain * (mean - M), gain * std
+    decoder = pipe.scheduler.forward_process().posterior_variance[1].item()
+    total = math.sqrt(x_hat_std**2 + decoder)
+    x = levels_to_samples(images, 256)
+    normal = torch.distributions.Normal(x_hat_mean, total)
+    nll = -torch.log(normal.cdf(x + 1 / 255) - normal.cdf(x - 1 / 255)).sum(dim=(1, 2, 3)) / (16 * math.log(2))
+    got = ode_nll(pipe, images, num_draws=60)
+    assert (got.bits_per_dim > nll - 4 * got.monte_carlo_error).all() and (got.monte_carlo_error > 0).all()
+
+
+def test_hutchinson_has_the_mean_of_the_exact_trace(pipe, images):
+    flow = Flow(pipe.scorer(), pipe.scheduler.forward_process())
+    u = torch.randn(1, 1, 8, 8, generator=generator(), dtype=torch.float64)
+    identity = torch.eye(64, dtype=torch.float64).reshape(64, 1, 8, 8)
+    for place in (0.1, 0.5, 0.9):
+        log_sigma = flow.ends[0] + place * (flow.ends[1] - flow.ends[0])
+        noise, parts = flow.divergence(u, log_sigma, identity)
+        exact = parts.sum().item()
+        # By finite differences, with a network in float64.
+        pipe.unet.double()
+        wide = Flow(pipe.scorer(), pipe.scheduler.forward_process())
+        step = 1e-5
+        shifted = wide.predicted_noise(u + step * identity, log_sigma) - wide.predicted_noise(u - step * identity, log_sigma)
+        differences = (shifted * identity).sum().item() / (2 * step)
+        assert wide.divergence(u, log_sigma, identity)[1].sum().item() == pytest.approx(differences, rel=1e-5, abs=1e-5)
+        pipe.unet.float()
+        assert exact == pytest.approx(differences, rel=1e-3, abs=1e-3)
+        signs = torch.randn(2000, 1, 8, 8, generator=generator(1), dtype=torch.float64).sign()
+        _, estimates = flow.divergence(u, log_sigma, signs)
+        assert abs(estimates.mean() - exact) < 4 * estimates.std() / 2000**0.5
+        assert torch.allclose(noise, flow.predicted_noise(u, log_sigma), atol=1e-4)
+
+
+def test_hutchinson_is_unbiased_from_end_to_end(pipe, images):
+    exact = ode_nll(pipe, images[:1], trace="exact").bits_per_dim
+    runs = [ode_nll(pipe, images[:1], trace="hutchinson", num_probes=4, num_draws=1, seed=0) for _ in range(2)]
+    assert torch.equal(runs[0].bits_per_dim, runs[1].bits_per_dim)
+    # The draw of x_0 is that of the image's seed; other signs come with other seeds, so that all differs but the mean.
+    estimates = torch.cat([ode_nll(pipe, images[:1], trace="hutchinson", seed=seed).bits_per_dim for seed in range(30)])
+    exacts = torch.cat([ode_nll(pipe, images[:1], trace="exact", seed=seed).bits_per_dim for seed in range(6)])
+    error = math.hypot(estimates.std() / 30**0.5, exacts.std() / 6**0.5)
+    assert abs(estimates.mean() - exacts.mean()) < 4 * error and torch.isfinite(exact).all()
+
+
+def test_an_image_has_no_batch_mates(pipe, images):
+    together, alone = ode_nll(pipe, images[:3]), ode_nll(pipe, images[:1])
+    assert torch.equal(together.bits_per_dim[:1], alone.bits_per_dim)
+    assert together.num_network_evaluations > alone.num_network_evaluations
+    draws = ode_nll(pipe, images[:1], num_draws=2)
+    assert draws.monte_carlo_error > 0 and torch.isnan(alone.monte_carlo_error).all()
+
+
+def test_tolerances_are_kept(pipe, images):
+    loose, tight = (ode_nll(pipe, images[:2], rtol=tol, atol=tol) for tol in (1e-3, 1e-5))
+    assert (abs(loose.bits_per_dim - tight.bits_per_dim) < 0.02).all()
+    assert tight.num_network_evaluations > loose.num_network_evaluations
+    # A forward process cut short: from the lowest of these timesteps to the highest.
+    part = ode_nll(pipe, images[:1], inference_timesteps=[15, 3])
+    assert torch.isfinite(part.bits_per_dim).all() and part.dequantisation < tight.dequantisation[0]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"trace": "guess"}, "`trace` must be 'exact' or 'hutchinson', got 'guess'"),
+        ({"rtol": 0.0}, r"`rtol` must lie in \(0, 1\), got 0.0"),
+        ({"num_draws": 0}, "`num_draws` must be a positive integer, got 0"),
+        ({"num_probes": 0}, "`num_probes` must be a positive integer, got 0"),
+        ({"num_inference_steps": 1}, "got a model of a single step"),
+        ({"class_labels": 1}, "`class_labels` must be left out"),
+    ],
+)
+def test_bad_arguments(pipe, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        ode_nll(pipe, images, **options)
+
+
+def test_models_without_such_a_flow(images):
+    zero = VLBDDPMScheduler(20, rescale_betas_zero_snr=True, prediction_type="v_prediction", num_pixel_levels=17)
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(), zero))
+    with pytest.raises(ValueError, match="got zero terminal SNR: leave out the last timestep"):
+        ode_nll(pipe, images)
+    assert torch.isfinite(ode_nll(pipe, images[:1], inference_timesteps=[18, 0]).bits_per_dim).all()
+    table = tiny_unet(time_embedding_type="learned", num_train_timesteps=20)
+    pipe = quiet(VLBDDPMPipeline(table, VLBDDPMScheduler(20, num_pixel_levels=17)))
+    with pytest.raises(ValueError, match="`unet` must take fractions of a timestep"):
+        ode_nll(pipe, images)
