@@ -25,6 +25,7 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/sampling.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/sampling.txt
 	$(RUN) tests/benchmarks/calibration.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		| tee runs/benchmarks/calibration.txt
+	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
 
 # The recipes of training side by side: more than half an hour on two cores. Runs that are there already are not trained again.
 bench-training: $(READY)
