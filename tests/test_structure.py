@@ -45,6 +45,7 @@ ROOMS = [
     "evaluation",
     "comparison",
     "calibration",
+    "arguments",
     "cli",
     "__main__",
 ]
@@ -83,6 +84,13 @@ def test_importing_the_package_imports_neither_torch_nor_diffusers():
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "from ddpm_vlb import VLBDDPMScheduler; import sys; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_command_has_its_function():
+    from ddpm_vlb.cli import COMMANDS, build_parser
+
+    (commands,) = (action for action in build_parser()._actions if action.dest == "command")
+    assert sorted(commands.choices) == sorted(COMMANDS)
 
 
 def test_help_is_quick():
