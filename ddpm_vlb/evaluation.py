@@ -259,7 +259,7 @@ def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
 
     with run.journal() as journal:
         for numbers, result in _over_batches(
-            run, image_blocks, frame, journal, sweep, lambda r: sums_of_batch(*r), lambda r: steps, sweeps.mean_and_error
+            run, image_blocks, frame, journal, sweep, lambda r: sums_of_batch(*r), steps, sweeps.mean_and_error
         ):
             try:
                 sweeps.add(result, numbers.tolist(), run.timesteps)
@@ -294,7 +294,7 @@ def _evaluate_images(run: _Run, numbered, grid: tuple, k: int, trace: str | None
     done: list[dict[str, Any]] = []
     image_blocks = blocks(chain([first], numbered), *grid, method.images_per_batch)
     with run.journal() as journal:
-        for _, result in _over_batches(run, image_blocks, frame, journal, score, dict, lambda r: method.cost or 1, so_far):
+        for _, result in _over_batches(run, image_blocks, frame, journal, score, dict, method.cost or 1, so_far):
             done.append(result)
     return report_of_images(method, done, run.report_config(**frame.description))
 
@@ -308,7 +308,7 @@ def _over_batches(run: _Run, image_blocks, frame: Frame, journal: Journal, evalu
         image_blocks: the batches: numbers, levels, classes.
         frame: is told of all images.
         evaluate, to_plain: as `run_batches`.
-        cost: network evaluations of an image, from the run.
+        cost: network evaluations of an image, for the progress bar.
         so_far: from the results of the batches at hand, the number and its error, or nothing.
     """
     image_blocks = iter(image_blocks)
@@ -319,7 +319,7 @@ def _over_batches(run: _Run, image_blocks, frame: Frame, journal: Journal, evalu
             frame.add(*batch)
             marks.append(frame.sha256)
         counts, counted = [len(numbers) for numbers, _, _ in batches], 0
-        run.progress.extend(cost(run) * sum(counts))
+        run.progress.extend(cost * sum(counts))
 
         def marked(index: int, batches=batches):
             return index, evaluate(batches[index])
@@ -331,7 +331,7 @@ def _over_batches(run: _Run, image_blocks, frame: Frame, journal: Journal, evalu
         def after(results: dict[int, Any], counts=counts) -> None:
             nonlocal counted
             done = sum(counts[index] for index in results)
-            run.progress.update(cost(run) * (done - counted), *so_far([result["result"] for result in results.values()]))
+            run.progress.update(cost * (done - counted), *so_far([result["result"] for result in results.values()]))
             counted = done
 
         results = run_batches(range(len(batches)), marked, plain, journal, run.workers, after)
