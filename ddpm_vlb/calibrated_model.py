@@ -52,8 +52,11 @@ class Calibration:
         steps = check_inference_timesteps(list(steps)[::-1], total)[::-1]
         if (steps[0], steps[-1]) != (0, total - 1):
             raise ValueError(f"`calibration.timesteps` must reach from 0 to {total - 1}, got {steps[0]} to {steps[-1]}.")
+        lengths = config.get("deltas")
+        if not isinstance(lengths, (list, tuple)) or not lengths:
+            raise ValueError(f"`calibration.deltas` must be a list of at least one length, got {lengths!r}.")
         shapes = {name: (len(steps),) for name in (*NUMBERS, "log_snr", "decoder_costs")}
-        shapes |= {"deltas": (len(config.get("deltas", ())),), "step_costs": (len(steps), len(config.get("deltas", ())))}
+        shapes |= {"deltas": (len(lengths),), "step_costs": (len(steps), len(lengths))}
         for name, shape in shapes.items():
             try:
                 values = np.asarray(config[name], dtype=np.float64)
@@ -64,8 +67,8 @@ class Calibration:
         for name in ("deltas", "step_costs", "decoder_offsets"):
             if not (np.asarray(config[name]) > 0).all():
                 raise ValueError(f"`calibration.{name}` must be positive.")
-        if len(config["deltas"]) < 1 or (np.diff(config["deltas"]) <= 0).any():
-            raise ValueError("`calibration.deltas` must be ascending, and at least one.")
+        if (np.diff(lengths) <= 0).any():
+            raise ValueError("`calibration.deltas` must be ascending.")
         mean_square, best = config.get("mean_square"), config.get("num_inference_steps")
         if type(mean_square) not in (int, float) or not 0 <= mean_square < math.inf:
             raise ValueError(f"`calibration.mean_square` must be a number that is not negative, got {mean_square!r}.")

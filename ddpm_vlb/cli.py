@@ -37,7 +37,8 @@ def _load(arguments: argparse.Namespace, checkpoint: str | None = None, revision
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
     pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, dtype=torch.float32, **revision).to(device), None
     if dtype != torch.float32:
-        float32_unet, pipe.unet = pipe.unet, copy.deepcopy(pipe.unet).to(dtype)
+        # Not diffusers' own `to`, which warns of modules that are to stay in float32 though there are none.
+        float32_unet, pipe.unet = pipe.unet, torch.nn.Module.to(copy.deepcopy(pipe.unet), dtype)
     if arguments.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
     if arguments.compile:

@@ -327,6 +327,7 @@ def test_another_models_calibration_is_refused(one):
         (scheduler(calibration=config | {"gains": ["a"] * 30}), "`calibration.gains` must be numbers"),
         (scheduler(calibration=config | {"step_costs": [[1.0]]}), "`calibration.step_costs` must be finite and of shape"),
         (scheduler(calibration=config | {"deltas": config["deltas"][::-1]}), "`calibration.deltas` must be ascending"),
+        (scheduler(calibration=config | {"deltas": 5}), "`calibration.deltas` must be a list of at least one length, got 5"),
         (scheduler(calibration=config | {"num_inference_steps": 31}), r"must lie in \[1, 30\], got 31"),
         (scheduler(calibration=config | {"mean_square": None}), "`calibration.mean_square` must be a number"),
     ]
