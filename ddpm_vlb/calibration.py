@@ -367,9 +367,8 @@ def format_calibration(result: CalibrationResult) -> str:
         value, error = result.bits_per_dim[count - 1], result.standard_error[count - 1]
         lines.append(f"{count:>6}   {value:8.4f} +- {error:.4f}{'   best' if count == best else ''}")
     kinds = ", ".join(f"{kind}: {result.kinds.count(kind)}" for kind in sorted(set(result.kinds)))
-    return "\n".join(
-        [*lines, f"variances at {len(result.kinds)} timesteps: {kinds}", f"{result.num_network_evaluations} evaluations"]
-    )
+    lines.append(f"variances at {len(result.kinds)} timesteps: {kinds}; {result.num_network_evaluations} network evaluations")
+    return "\n".join(lines)
 
 
 def plot_calibration(result: CalibrationResult, path: str | Path) -> None:
