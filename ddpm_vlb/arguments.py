@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_arguments(sample)
     sample.add_argument("--num-images", type=int, default=16)
     sample.add_argument("--class-label", type=int, help="class, for a class-conditional network")
+    sample.add_argument("--draw-from-decoder", action="store_true", help="draw the last image too (default: its mean)")
     sample.add_argument("--output", default="samples.png", help="where the grid goes (default: samples.png)")
 
     card = commands.add_parser("card", help="the model card of a scored checkpoint, made from its report")

@@ -307,7 +307,11 @@ def run_sample(arguments: argparse.Namespace) -> None:
     if arguments.num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {arguments.num_images}.")
     output = check_output_path(arguments.output)
-    options = {"num_inference_steps": arguments.num_inference_steps, "class_labels": arguments.class_label}
+    options = {
+        "num_inference_steps": arguments.num_inference_steps,
+        "class_labels": arguments.class_label,
+        "draw_from_decoder": arguments.draw_from_decoder,
+    }
     _save_samples(_load(arguments, revision=arguments.revision)[0], arguments.num_images, arguments.seed, output, **options)
     print(f"{arguments.num_images} samples: {output}")
 

@@ -265,6 +265,11 @@ def test_the_command(tmp_path, capsys):
     after, before = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert after["bits_per_dim"] < before["bits_per_dim"] and before["config"]["calibration"] is None
     assert after["config"]["inference_timesteps"] == found["inference_timesteps"]
+    samples = ["sample", str(tmp_path / "new"), "--num-images", "2", "--num-inference-steps", "5"]
+    assert main([*samples, "--output", str(tmp_path / "mean.png")]) == 0
+    assert main([*samples, "--output", str(tmp_path / "drawn.png"), "--draw-from-decoder"]) == 0
+    assert (tmp_path / "mean.png").read_bytes() != (tmp_path / "drawn.png").read_bytes()
+    capsys.readouterr()
     assert main([*command, "--output", str(tmp_path / "new")]) == 2
     assert "`output` must be a folder that does not exist yet" in capsys.readouterr().err
 
