@@ -76,6 +76,16 @@ class CalibrationResult:
     num_network_evaluations: int
 
 
+class _Draws(NamedTuple):
+    r"""What is looked at at each timestep: N images, their classes, the keys of their noise, and to which half they belong."""
+
+    levels: torch.Tensor
+    labels: torch.Tensor | None
+    keys: np.ndarray
+    half: torch.Tensor
+    num_images: int
+
+
 class _Look(NamedTuple):
     r"""The network at one timestep: `(N, D)` each, float64."""
 
@@ -129,10 +139,9 @@ def calibrate(
         ValueError: fewer than 16 images, or too few evaluations or images for `target_se`; images off the model's grid; a model
             that cannot be scored; a network whose output is not finite.
     """
-    num_timesteps, batch_size = check_count("num_timesteps", num_timesteps), check_count("batch_size", batch_size)
-    evaluations = check_count("evaluations", evaluations)
+    batch_size, evaluations = check_count("batch_size", batch_size), check_count("evaluations", evaluations)
     max_images = None if max_images is None else check_count("max_images", max_images)
-    if num_timesteps < 2:
+    if check_count("num_timesteps", num_timesteps) < 2:
         raise ValueError(f"`num_timesteps` must be at least 2, got {num_timesteps}.")
     if target_se is not None and not 0 < target_se < math.inf:
         raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
@@ -141,63 +150,48 @@ def calibrate(
     scorer = pipe.scorer(calibrated=False)
     forward = scorer.reverse.forward
     knots = _knots(log_snr(forward), num_timesteps)
-    draws = evaluations // len(knots)
-    if draws < MIN_IMAGES:
+    count = evaluations // len(knots)
+    if count < MIN_IMAGES:
         raise ValueError(
             f"`evaluations` must be at least {MIN_IMAGES * len(knots)}, {MIN_IMAGES} at each of {len(knots)} timesteps, got"
             f" {evaluations}."
         )
-    source, labels, channels, size = source_of(pipe, images, class_labels)
-    numbered = number_images(source, labels, (0, 1), max_images)
-    pass_over = blocks(numbered, scorer.num_pixel_levels, channels, size, BLOCK)
-    # More images than draws at a timestep would each be seen at some timesteps only.
-    read = read_images(pass_over, [scorer], seed, 0)
-    order = np.argsort(mix_array(mix(seed, 1), read.numbers[read.frame]), kind="stable")[:draws]
-    if len(order) < MIN_IMAGES:
-        raise ValueError(f"`images` must be at least {MIN_IMAGES} for a calibration, got {len(order)}.")
-    chosen = torch.as_tensor(np.resize(order, draws))
-    keys = mix_array(mix_array(mix(seed, 2), read.numbers[read.frame][chosen]), np.arange(draws))
-    levels, of = read.levels[chosen], None if read.labels is None else read.labels[chosen]
-    # Images, not draws, go to one half or the other.
-    half = torch.as_tensor(np.arange(draws) % len(order) % 2 == 0)
-    scorer = replace(scorer, reverse=replace(scorer.reverse, trained=forward))
+    draws = _draw_images(pipe, images, class_labels, max_images, scorer, count, seed)
     deltas = _deltas(forward.snr.numpy())
     fits = []
-    with pipe.evaluating(), tqdm(total=draws * len(knots), disable=quiet or None, unit="evaluation") as bar:
+    scorer = replace(scorer, reverse=replace(scorer.reverse, trained=forward))
+    with pipe.evaluating(), tqdm(total=count * len(knots), disable=quiet or None, unit="evaluation") as bar:
         for knot in knots:
-            look = _look(scorer, levels, of, knot, keys, batch_size, bar.update)
-            fits.append(_fit(scorer, look, knot, half, deltas))
+            fits.append(_fit(scorer, _look(scorer, draws, knot, batch_size, bar.update), knot, draws.half, deltas))
     pipe.maybe_free_model_hooks()
-    mean_square = scorer.samples(levels).double().square().mean().item()
     config = {
         "format": FORMAT,
         "timesteps": knots,
         "log_snr": _round(log_snr(forward)[knots]),
         **{name: _round([fit.numbers[place] for fit in fits]) for place, name in enumerate(NUMBERS)},
         "decoder_costs": _round([fit.decoder.mean().item() for fit in fits]),
-        "deltas": _round(deltas),
+        "deltas": deltas,
         "step_costs": [_round(fit.steps.mean(dim=0).clamp(min=1e-12)) for fit in fits],
-        "mean_square": _round([mean_square])[0],
+        "mean_square": _round([scorer.samples(draws.levels).double().square().mean().item()])[0],
         "num_inference_steps": 1,
         "architecture_sha256": architecture_digest(pipe.unet),
         "network_sha256": network_digest(pipe.unet),
         **{name: pipe.scheduler.config[name] for name in MADE_FOR},
-        "num_images": len(order),
-        "num_network_evaluations": draws * len(knots),
+        "num_images": draws.num_images,
+        "num_network_evaluations": count * len(knots),
         "seed": seed,
         **context,
     }
     calibration = Calibration(config, forward)
     schedules = calibration.sub_schedules(len(forward))
     bits = schedules.costs / math.log(2)
-    config["num_inference_steps"] = int(np.argmax(bits <= bits.min() + TOLERANCE)) + 1
-    errors = _standard_errors(calibration, fits, schedules, len(order)) / math.log(2)
-    best = config["num_inference_steps"]
+    errors = _standard_errors(calibration, fits, schedules, draws.num_images) / math.log(2)
+    best = config["num_inference_steps"] = int(np.argmax(bits <= bits.min() + TOLERANCE)) + 1
     if target_se is not None and errors[best - 1] > target_se:
-        needed = math.ceil(len(order) * (errors[best - 1] / target_se) ** 2)
+        needed = math.ceil(draws.num_images * (errors[best - 1] / target_se) ** 2)
         raise ValueError(
             f"`images` must be about {needed}, and `evaluations` {needed * len(knots)}, for a standard error of {target_se}"
-            f" bits/dim, got {errors[best - 1]:.2g} from {len(order)} images and {draws * len(knots)} evaluations."
+            f" bits/dim, got {errors[best - 1]:.2g} from {draws.num_images} images and {count * len(knots)} evaluations."
         )
     squares = np.stack([fit.mean_squares.numpy() for fit in fits])
     decoders = np.stack([fit.decoder.numpy() for fit in fits]) / math.log(2)
@@ -207,11 +201,33 @@ def calibrate(
         standard_error=errors,
         timesteps=schedules.timesteps(best),
         mean_squared_errors=squares.mean(axis=1),
-        mean_squared_errors_standard_error=squares.std(axis=1, ddof=1) / math.sqrt(draws),
+        mean_squared_errors_standard_error=squares.std(axis=1, ddof=1) / math.sqrt(count),
         decoder_costs=decoders.mean(axis=1),
-        decoder_costs_standard_error=decoders.std(axis=1, ddof=1) / math.sqrt(draws),
+        decoder_costs_standard_error=decoders.std(axis=1, ddof=1) / math.sqrt(count),
         kinds=[fit.kind for fit in fits],
-        num_network_evaluations=draws * len(knots),
+        num_network_evaluations=count * len(knots),
+    )
+
+
+def _draw_images(pipe, images: Any, class_labels: Any, max_images: int | None, scorer: Scorer, count: int, seed: int) -> _Draws:
+    r"""As many images as are looked at at each timestep, drawn at random; where there are fewer, again and again."""
+    source, labels, channels, size = source_of(pipe, images, class_labels)
+    numbered = number_images(source, labels, (0, 1), max_images)
+    pass_over = blocks(numbered, scorer.num_pixel_levels, channels, size, BLOCK)
+    read = read_images(pass_over, [scorer], seed, buffer_bytes=0, at_least=count)
+    numbers = read.numbers[read.frame]
+    order = np.argsort(mix_array(mix(seed, 1), numbers), kind="stable")[:count]
+    if len(order) < MIN_IMAGES:
+        raise ValueError(f"`images` must be at least {MIN_IMAGES} for a calibration, got {len(order)}.")
+    place = np.arange(count)
+    chosen = torch.as_tensor(order[place % len(order)])
+    return _Draws(
+        levels=read.levels[chosen],
+        labels=None if read.labels is None else read.labels[chosen],
+        keys=mix_array(mix_array(mix(seed, 2), numbers[chosen]), place),
+        # Images, not draws, are in one half or the other.
+        half=torch.as_tensor(place % len(order) % 2 == 0),
+        num_images=len(order),
     )
 
 
@@ -226,27 +242,29 @@ def _knots(positions: np.ndarray, count: int) -> list[int]:
     return sorted(nearest | {0, len(positions) - 1})
 
 
-def _deltas(snr: np.ndarray) -> np.ndarray:
+def _deltas(snr: np.ndarray) -> list[float]:
     r"""Lengths of steps, from the shortest of the chain to the longest."""
     gaps = snr[:-1] - snr[1:]
     if not len(gaps):
-        return np.array([1.0])
-    return np.geomspace(gaps[gaps > 0].min(), snr[0] - snr[-1], NUM_LENGTHS)
+        return [1.0]
+    # Of two steps there is one length.
+    return sorted(set(_round(np.geomspace(gaps[gaps > 0].min(), snr[0] - snr[-1], NUM_LENGTHS))))
 
 
 def _round(values: Sequence[float] | torch.Tensor | np.ndarray) -> list[float]:
     return [float(f"{float(value):.{DIGITS}g}") for value in values]
 
 
-def _look(scorer: Scorer, levels, labels, timestep: int, keys: np.ndarray, batch_size: int, progress: Callable) -> _Look:
+def _look(scorer: Scorer, draws: _Draws, timestep: int, batch_size: int, progress: Callable) -> _Look:
     r"""What the network predicts for noised images, under noise of its own at each timestep."""
     parts: list[list[torch.Tensor]] = [[], [], []]
     reverse = scorer.reverse
-    for rows in torch.arange(len(levels)).split(batch_size):
-        samples = scorer.samples(levels[rows])
-        noise = keyed_normal(mix_array(keys[rows.numpy()], timestep).tolist(), levels.shape[1:]).to(scorer.device)
+    for rows in torch.arange(len(draws.levels)).split(batch_size):
+        samples = scorer.samples(draws.levels[rows])
+        keys = mix_array(draws.keys[rows.numpy()], timestep)
+        noise = keyed_normal(keys.tolist(), samples.shape[1:]).to(scorer.device)
         noisy = reverse.forward.q_sample(samples, noise, timestep)
-        output = scorer.network(noisy, timestep, None if labels is None else labels[rows])
+        output = scorer.network(noisy, timestep, None if draws.labels is None else draws.labels[rows])
         if not bool(torch.isfinite(output).all()):
             raise ValueError(f"`unet` must give finite outputs, got others at timestep {timestep}.")
         prediction, _ = reverse.predict(output, noisy, timestep)
@@ -259,7 +277,7 @@ def _look(scorer: Scorer, levels, labels, timestep: int, keys: np.ndarray, batch
     return _Look(samples, predictions, (samples - predictions).square(), torch.cat(parts[2]) if parts[2] else None)
 
 
-def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas: np.ndarray) -> _Fit:
+def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas: Sequence[float]) -> _Fit:
     r"""The numbers at one timestep."""
     reverse, snr = scorer.reverse, scorer.reverse.forward.snr
     features, squares = features_of(look.predictions, look.learned_errors), look.squared_errors
@@ -307,7 +325,7 @@ def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas:
         numbers=[*numbers.tolist(), *unused, *decoder.tolist(), *unused],
         kind=kind,
         mean_squares=squares.mean(dim=1),
-        steps=step_costs(torch.tensordot(numbers, features, dims=1), squares, torch.from_numpy(deltas)),
+        steps=step_costs(torch.tensordot(numbers, features, dims=1), squares, torch.tensor(deltas, dtype=torch.float64)),
         decoder=decoder_nats.mean(dim=1),
     )
 

@@ -77,11 +77,12 @@ class Frame:
     Args:
         scorers: one, or two whose difference is wanted: what is known is then the difference.
         seed: of the evaluation.
-        buffer_bytes: memory for images; 256 are always kept.
+        buffer_bytes: memory for images.
+        at_least: so many are kept whatever memory they take.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], seed: int, buffer_bytes: int):
-        self._scorers, self._seed, self._buffer_bytes = scorers, seed, buffer_bytes
+    def __init__(self, scorers: Sequence[Scorer], seed: int, buffer_bytes: int, at_least: int = BLOCK):
+        self._scorers, self._seed, self._buffer_bytes, self._at_least = scorers, seed, buffer_bytes, at_least
         self._numbers, self._priors, self._features = [], [], []
         self._kept: list[tuple[np.ndarray, torch.Tensor, torch.Tensor | None]] = []
         self._capacity = 0
@@ -95,7 +96,7 @@ class Frame:
         self._features.append(features)
         self._numbers.append(numbers)
         self._kept.append((numbers, levels, labels))
-        self._capacity = max(BLOCK, self._buffer_bytes // (levels[0].numel() * levels.element_size()))
+        self._capacity = max(self._at_least, self._buffer_bytes // (levels[0].numel() * levels.element_size()))
         if sum(len(numbers) for numbers, _, _ in self._kept) > 2 * self._capacity:
             self._drop()
 
@@ -143,9 +144,9 @@ class Frame:
         )
 
 
-def read_images(image_blocks, scorers: Sequence[Scorer], seed: int, buffer_bytes: int) -> Images:
+def read_images(image_blocks, scorers: Sequence[Scorer], seed: int, buffer_bytes: int, at_least: int = BLOCK) -> Images:
     r"""One pass over the images."""
-    frame = Frame(scorers, seed, buffer_bytes)
+    frame = Frame(scorers, seed, buffer_bytes, at_least)
     for block in image_blocks:
         frame.add(*block)
     return frame.images()

@@ -349,6 +349,14 @@ def test_another_models_calibration_is_refused(one):
     assert wide.evaluate_nll(images).config["calibration"] is None
 
 
+def test_as_many_images_as_there_are_evaluations_for():
+    pipe = make_pipe(steps=2)
+    result = calibrate(pipe, digits(700), evaluations=1200, quiet=True)
+    assert result.scheduler.config.calibration["num_images"] == 600
+    few = calibrate(pipe, digits(20), evaluations=1200, quiet=True)
+    assert few.scheduler.config.calibration["num_images"] == 20 and few.num_network_evaluations == 1200
+
+
 def test_a_network_that_breaks():
     pipe = make_pipe()
     pipe.unet.conv_out.weight.data.fill_(math.nan)
@@ -356,7 +364,9 @@ def test_a_network_that_breaks():
         calibrate(pipe, digits(), evaluations=960, quiet=True)
 
 
-@pytest.mark.parametrize("schedule", [{"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, {"steps": 1}])
+@pytest.mark.parametrize(
+    "schedule", [{"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, {"steps": 1}, {"steps": 2}]
+)
 def test_odd_chains(schedule):
     pipe, result = calibrated(**schedule)
     out = pipe.evaluate_nll(digits(8).images, generator=generator())
