@@ -120,6 +120,7 @@ FURTHER_SETTINGS = (
 )
 # diffusers' own scheduler samples NaN, or something else, with these.
 NOT_FOR_STOCK = {"variance_type": ("learned", "fixed_large_log"), "timestep_spacing": ("trailing",)}
+LONGEST_LIST = 32
 METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
 TASK = "unconditional-image-generation"
 METRIC = "bits_per_dim"
@@ -330,7 +331,7 @@ def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
 def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
     arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
     config = report["config"]
-    return arguments | {key: config[key] for key in SETTINGS if config.get(key) is not None}
+    return arguments | {key: _shortened(config[key]) for key in SETTINGS if config.get(key) is not None}
 
 
 def _error(report: dict[str, Any]) -> str:
@@ -361,8 +362,16 @@ def _setting_rows(report: dict[str, Any]) -> list[str]:
     return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
 
 
+def _shortened(value: Any) -> Any:
+    # Hundreds of timesteps are no reading; the report has them all.
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return f"{', '.join(map(str, value[:3]))}, ..., {', '.join(map(str, value[-3:]))} ({len(value)} in report.json)"
+    return value
+
+
 def _cell(value: Any) -> str:
     # One line, and no column more.
+    value = _shortened(value)
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 

@@ -90,8 +90,8 @@ def ode_nll(
             it is, as `evaluate_nll`.
 
     Raises:
-        ValueError: as `evaluate_nll`; a network with a table of timesteps, which knows no fractions; zero terminal SNR, where u
-            is infinite; a single step, which leaves no way to go; tolerances that cannot be kept.
+        ValueError: as `evaluate_nll`; a network with a table of timesteps, which knows no fractions, or in half precision;
+            zero terminal SNR, where u is infinite; a single step, which leaves no way to go; tolerances that cannot be kept.
     """
     num_probes, num_draws = check_count("num_probes", num_probes), check_count("num_draws", num_draws)
     for name, value in (("rtol", rtol), ("atol", atol)):
@@ -141,6 +141,10 @@ class Flow:
         forward = scorer.reverse.forward
         if getattr(getattr(scorer.unet, "config", None), "time_embedding_type", "positional") == "learned":
             raise ValueError("`unet` must take fractions of a timestep, got one with a learned table of them.")
+        if scorer.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"`unet` must be in float32 or float64 for the ODE, whose solver would follow the rounding, got {scorer.dtype}."
+            )
         if len(forward) < 2:
             raise ValueError("The ODE must lead from one timestep to another, got a model of a single step.")
         if forward.alphas_cumprod[-1] == 0:

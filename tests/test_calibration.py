@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.calibration import calibrate, describe, format_calibration
-from ddpm_vlb.cards import check_report, model_card, reproducing_command
+from ddpm_vlb.cards import check_card, check_report, model_card, reproducing_command
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import evaluate, make_report
@@ -240,6 +240,11 @@ def test_in_reports_and_cards(one):
     with pytest.raises(ValueError, match="`report` must be of this pipeline, got"):
         make_pipe().check_report(report)
     assert f"| calibrated on | {description} |" in str(model_card(report, repository="me/tiny"))
+    # Hundreds of timesteps are shown by their ends.
+    long = report | {"config": report["config"] | {"inference_timesteps": list(range(99, 0, -1))}}
+    card = str(model_card(long, repository="me/tiny"))
+    check_card(card, long)
+    assert "| the sub-sequence scored | 99, 98, 97, ..., 3, 2, 1 (99 in report.json) |" in card
     report["config"] |= {"max_images": 4}
     assert f"--num-inference-steps {len(result.timesteps)}" in reproducing_command(report, "me/tiny")
     # Reports from before there were calibrations are still of uncalibrated pipelines.
