@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from .gaussians import check_num_pixel_levels
-from .images import array_to_tensor, check_shape, image_column, images_to_levels, pil_to_array
+from .images import array_to_tensor, check_shape, image_column, images_to_levels, pil_to_array, quantize
 
 __all__ = [
     "ImageSet",
@@ -34,39 +34,6 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-
-
-def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source_levels: int | None = None) -> torch.Tensor:
-    r"""Bring images onto the grid of `num_pixel_levels` levels, each value to its nearest level.
-
-    This changes the data: the likelihood is that of the images returned, which should be shown wherever it is.
-
-    Args:
-        images: integer levels (of `source_levels`, by default all that the dtype holds), or floats in [-1, 1]; any shape.
-        num_pixel_levels: number of levels of the grid.
-        source_levels: number of levels of integer `images`.
-
-    Returns:
-        Levels of the same shape, uint8 up to 256 levels and uint16 above.
-
-    Raises:
-        ValueError: values that are not finite or outside their range.
-    """
-    check_num_pixel_levels(num_pixel_levels)
-    images = torch.as_tensor(images)
-    if images.is_complex() or images.dtype == torch.bool:
-        raise ValueError(f"`images` must be integers or floats, got dtype {images.dtype}.")
-    values = images.to(torch.float64)
-    if not images.is_floating_point():
-        source_levels = source_levels or torch.iinfo(images.dtype).max + 1
-        values = 2.0 * values / (source_levels - 1) - 1.0
-    if not bool(((values >= -1) & (values <= 1)).all()):
-        raise ValueError(
-            f"`images` must lie in [-1, 1], or be levels below {source_levels}, to be quantised; got values that stand for"
-            f" {values.min().item()} to {values.max().item()}."
-        )
-    levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
-    return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
 
 
 class QuantizedImages:

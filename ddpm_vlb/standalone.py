@@ -14,6 +14,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 # This module itself; what it gives to others is written into the file.
 HERE = Path(__file__).stem
+# What models and the demo need; nothing that imports more than a model does.
+DEFAULT_MODULES = ("pipeline_vlb_ddpm", "rate_distortion")
 
 HEADER = '''\
 # ddpm_vlb {version}, its modules {modules} in one file; made by ddpm_vlb, not meant to be edited.
@@ -52,14 +54,15 @@ def card_template() -> str:
 
 @cache
 def standalone_source(*modules: str) -> str:
-    r"""The source of one file that holds `modules` (by default the pipeline's) and all modules of the package they need.
+    r"""The source of one file that holds `modules` (by default those of the pipeline and of the rate-distortion curve) and all
+    modules of the package they need.
 
     Raises:
         ValueError: modules that cannot be joined: two meanings of one name, a module of the package imported whole, under
             another name, or inside of a function.
     """
     order: list[str] = []
-    for module in modules or ("pipeline_vlb_ddpm",):
+    for module in modules or DEFAULT_MODULES:
         _visit(module, order)
     imports: dict[str | None, set[str]] = {}
     bodies, meanings = [], {}

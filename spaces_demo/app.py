@@ -1,0 +1,104 @@
+r"""The variational bound in a browser: a Gradio Space that needs nothing but this folder and its requirements.
+
+python app.py                        # the models in checkpoints/
+python app.py --model my/pipeline    # another one besides, from a folder (or, if you mean it, from the Hub)
+"""
+
+import argparse
+import os
+import sys
+
+# Before gradio is imported: nothing is told to anybody.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+import torch
+from vlb_demo import bound, choose, forward, gaussian, pictures, rates, reverse, score
+from vlb_demo.layout import Tab, guarded
+from vlb_demo.models import Models
+from vlb_demo.texts import I18N, T, both
+from vlb_demo.uploads import MAX_BYTES
+
+DAY = 24 * 60 * 60
+
+
+def build(models: Models) -> gr.Blocks:
+    r"""The page."""
+    # Uploads do not stay.
+    with gr.Blocks(title="ddpm_vlb", analytics_enabled=False, fill_width=True, delete_cache=(DAY // 24, DAY // 24)) as demo:
+        gr.Markdown(T("title"), elem_classes="vlb-title")
+        model = gr.Dropdown(models.names, value=models.names[0], label=T("model"), elem_id="model", render=False)
+        tabs, changing = {}, {}
+        with gr.Tabs():
+            for name, module, endpoint in (
+                ("gaussian", gaussian, "gaussian"),
+                ("forward", forward, "forward"),
+                ("reverse", reverse, "sample"),
+                ("bound", bound, "bound"),
+                ("score", score, "score"),
+                ("rates", rates, "rate_distortion"),
+                ("models", choose, "model"),
+            ):
+                with gr.Tab(T(name), id=name, elem_id=f"tab-{name}"):
+                    tabs[name] = Tab(name, endpoint)
+                    changing[name] = module.build(tabs[name], *([] if module is gaussian else [models, model]))
+        _follow(models, model, tabs, changing)
+    return demo
+
+
+def _follow(models: Models, model: gr.Dropdown, tabs: dict[str, Tab], changing: dict) -> None:
+    r"""When another model is chosen: sliders that reach over its images and timesteps, and no results of the former one."""
+    image, timestep = changing["forward"]
+    images = [image, *(changing[name] for name in ("bound", "score", "rates"))]
+    stale = [tabs[name].picture for name in ("reverse", "bound", "score", "rates")]
+
+    def follow(name: str) -> list:
+        chosen = models[name]
+        last = chosen.num_train_timesteps - 1
+        return [
+            *(gr.update(maximum=len(chosen.examples) - 1, value=0) for _ in images),
+            gr.update(maximum=last, value=round(0.3 * last)),
+            *(pictures.note(both("model_changed")) for _ in stale),
+        ]
+
+    model.change(guarded(follow), [model], [*images, timestep, *stale], api_visibility="private", show_progress="hidden")
+
+
+def launch(demo: gr.Blocks, **options):
+    r"""Start the server; `options` as `gr.Blocks.launch`."""
+    demo.queue(max_size=32, default_concurrency_limit=4)
+    return demo.launch(
+        i18n=I18N,
+        css=pictures.CSS,
+        head=pictures.HEAD,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        max_file_size=MAX_BYTES,
+        show_error=False,
+        ssr_mode=False,
+        share=False,
+        footer_links=["api", "settings"],
+        **options,
+    )
+
+
+def main() -> None:
+    r"""From the command line, and on a Space."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="FOLDER_OR_REPO", help="a model besides those beside this file"
+    )
+    parser.add_argument("--host", help="address to listen at (default: this machine only; on a Space, all)")
+    parser.add_argument("--port", type=int, help="default: the first that is free from 7860 on")
+    arguments = parser.parse_args()
+    # Networks this small are no faster on more threads, and visitors come one beside the other.
+    torch.set_num_threads(1)
+    try:
+        models = Models(tuple(arguments.model))
+    except (ValueError, OSError) as error:
+        sys.exit(f"app.py: {' '.join(str(error).split())}")
+    launch(build(models), server_name=arguments.host, server_port=arguments.port)
+
+
+if __name__ == "__main__":
+    main()

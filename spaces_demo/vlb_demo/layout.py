@@ -1,0 +1,137 @@
+r"""What all tabs share: where things stand, and how a computation becomes an event.
+
+An event's function returns `(numbers, picture, code)`: a dictionary for the API, HTML for the eye, and the lines of Python that
+give the same numbers. Each is a named endpoint.
+"""
+
+import html
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from .running import Stopped
+from .texts import Refusal, T, say
+
+# Of all events that evaluate a network, together: one core each.
+MODEL = {"concurrency_id": "model", "concurrency_limit": 2}
+LIGHT = {"concurrency_id": "light", "concurrency_limit": 4}
+MAX_SEED = 2**31 - 1
+
+
+def guarded(function: Callable) -> Callable:
+    r"""An event's function whose refusals are messages to the visitor, in the visitor's language."""
+
+    def message(error: Exception) -> gr.Error:
+        text = error.text() if isinstance(error, Refusal) else str(error)
+        return gr.Error(html.escape(text, quote=False), title=say("refused"), print_exception=False)
+
+    @wraps(function)
+    def call(*values):
+        try:
+            return function(*values)
+        except ValueError as error:
+            raise message(error) from error
+
+    @wraps(function)
+    def iterate(*values) -> Iterator:
+        try:
+            yield from function(*values)
+        except Stopped:
+            return
+        except ValueError as error:
+            raise message(error) from error
+
+    return iterate if _is_generator(function) else call
+
+
+def _is_generator(function: Callable) -> bool:
+    return inspect.isgeneratorfunction(getattr(function, "func", function))
+
+
+class Tab:
+    r"""One tab: its equation and a few sentences, controls at the left, results at the right, code and numbers below.
+
+    Args:
+        name: of the tab, and of its endpoint.
+        endpoint: where the two differ.
+    """
+
+    def __init__(self, name: str, endpoint: str | None = None):
+        self.name, self.endpoint = name, endpoint or name
+        gr.Markdown(T(f"{name}_text"), latex_delimiters=LATEX, elem_classes="vlb-text")
+        self._row = gr.Row(equal_height=False)
+        with self._row:
+            self._controls = gr.Column(scale=1, min_width=270)
+            with gr.Column(scale=2, min_width=300):
+                self.picture = gr.HTML(elem_id=f"{name}-picture", padding=False)
+        with gr.Accordion(T("code"), open=False):
+            self.code = gr.Code(language="python", interactive=False, show_label=False, elem_id=f"{name}-code")
+        with gr.Accordion(T("numbers"), open=False):
+            self.numbers = gr.JSON(show_label=False, elem_id=f"{name}-numbers", max_height=320)
+
+    @property
+    def outputs(self) -> list:
+        return [self.numbers, self.picture, self.code]
+
+    def controls(self) -> gr.Column:
+        r"""A context for the controls."""
+        return self._controls
+
+    def seed(self, value: int = 0) -> gr.Number:
+        return gr.Number(value, label=T("seed"), precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{self.name}-seed")
+
+    def number(self, count: int, value: int = 0) -> gr.Slider:
+        r"""Chooses one of a model's images."""
+        return gr.Slider(0, count - 1, value, step=1, label=T("image"), elem_id=f"{self.name}-number")
+
+    def show(self, values: Sequence[Any]) -> None:
+        r"""What is there before anybody has done anything."""
+        for component, value in zip(self.outputs, values):
+            component.value = component.postprocess(value) if component is not self.code else value
+
+    def live(self, compute: Callable, inputs: Sequence, **limits: Any) -> None:
+        r"""Computed anew whenever a control moves; of quick moves the last one counts.
+
+        Args:
+            compute: the event's function.
+            inputs: its components.
+            limits: `LIGHT` or `MODEL`.
+        """
+        gr.on(
+            [component.change for component in inputs],
+            guarded(compute),
+            inputs,
+            self.outputs,
+            api_name=self.endpoint,
+            api_description=_description(compute),
+            show_progress="hidden",
+            trigger_mode="always_last",
+            **(limits or LIGHT),
+        )
+
+    def long(self, compute: Callable, inputs: Sequence, **limits: Any) -> None:
+        r"""Computed when asked for, with results on the way, until it is done or cancelled."""
+        with self._controls, gr.Row():
+            run = gr.Button(T("run"), variant="primary", elem_id=f"{self.name}-run", min_width=100)
+            cancel = gr.Button(T("cancel"), elem_id=f"{self.name}-cancel", min_width=100)
+        event = run.click(
+            guarded(compute),
+            inputs,
+            self.outputs,
+            api_name=self.endpoint,
+            api_description=_description(compute),
+            show_progress="hidden",
+            **(limits or MODEL),
+        )
+        cancel.click(None, cancels=[event], api_visibility="private")
+
+
+LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
+
+
+def _description(compute: Callable) -> str:
+    r"""For the API's page: the docstring of what is called."""
+    return inspect.cleandoc(getattr(compute, "func", compute).__doc__ or "")

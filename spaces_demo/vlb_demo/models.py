@@ -1,0 +1,162 @@
+r"""The models that a visitor may choose: those beside the app, and those that were named when it started. No others, ever."""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+
+from . import SPACE
+from .texts import Refusal
+from .uploads import complexity, fit, open_picture
+
+CHECKPOINTS = SPACE / "checkpoints"
+EXAMPLES = SPACE / "examples"
+DEFAULT = "ddpm-vlb-digits"
+
+
+@dataclass(frozen=True)
+class Model:
+    r"""A checkpoint, and the images to look at it with.
+
+    Args:
+        name: what visitors choose.
+        source: folder or repository, for the snippets.
+        unet, scheduler_config: what was loaded; neither is ever written to.
+        examples: levels `(N, C, H, W)`, uint8 or int32.
+        examples_file: where they come from, for the snippets; `None` where they were made to fit.
+        report: what `ddpm-vlb evaluate` wrote of it, if it did.
+        scores: bits/dim of the examples, float64, where they are known.
+    """
+
+    name: str
+    source: str
+    unet: UNet2DModel
+    scheduler_config: dict[str, Any] = field(repr=False)
+    examples: torch.Tensor = field(repr=False)
+    examples_file: str | None
+    report: dict[str, Any] | None = field(repr=False)
+    scores: np.ndarray | None = field(repr=False)
+
+    def pipe(self, unet: torch.nn.Module | None = None, **settings: Any) -> VLBDDPMPipeline:
+        r"""A pipeline of one's own: visitors share weights, never a scheduler."""
+        scheduler = VLBDDPMScheduler.from_config(self.scheduler_config, **settings)
+        pipe = VLBDDPMPipeline(self.unet if unet is None else unet, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    @property
+    def num_pixel_levels(self) -> int:
+        return self.scheduler_config["num_pixel_levels"]
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.scheduler_config["num_train_timesteps"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        r"""`(C, H, W)` of an image."""
+        return tuple(self.examples.shape[1:])
+
+    @cached_property
+    def corrected_scores(self) -> np.ndarray | None:
+        r"""Of the examples, less what a compressor needs for them; see `complexity`."""
+        if self.scores is None or complexity(self.examples[0], self.num_pixel_levels) is None:
+            return None
+        return self.scores - [complexity(levels, self.num_pixel_levels) for levels in self.examples]
+
+    def image(self, number: int) -> torch.Tensor:
+        r"""Levels `(1, C, H, W)` of an example."""
+        if not 0 <= number < len(self.examples):
+            raise Refusal("number_range", last=len(self.examples) - 1, got=number)
+        return self.examples[number][None]
+
+
+class Models:
+    r"""Loaded when they are first asked for, once.
+
+    Args:
+        more: folders or repositories besides those beside the app, named by whoever starts it.
+
+    Raises:
+        ValueError: one of `more` that is no DDPM checkpoint.
+    """
+
+    def __init__(self, more: tuple[str, ...] = ()):
+        self._sources = {path.parent.name: str(path.parent) for path in sorted(CHECKPOINTS.glob("*/model_index.json"))}
+        # Before anything is loaded: a name that is taken would show one model under the name of another.
+        for source in more:
+            name = Path(source).resolve().name if Path(source).exists() else source
+            if name in self._sources:
+                raise ValueError(f"`--model` must have a name of its own, got a second {name!r}.")
+            self._sources[name] = source
+        self._loaded: dict[str, Model] = {}
+        self._lock = threading.Lock()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Wrong ones are found at the start, not by a visitor.
+        for source in more:
+            self[next(name for name, path in self._sources.items() if path == source)]
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._sources, key=lambda name: (name != DEFAULT, name))
+
+    def __getitem__(self, name: str) -> Model:
+        if name not in self._sources:
+            raise Refusal("no_such_model", names=", ".join(self.names), got=str(name)[:100])
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            return self._loaded[name]
+
+    def _load(self, name: str) -> Model:
+        source = self._sources[name]
+        pipe = VLBDDPMPipeline.from_pretrained(source).to(self.device)
+        pipe.scorer()  # refuses what cannot be scored
+        if getattr(pipe.unet.config, "num_class_embeds", None) is not None:
+            raise ValueError(f"`--model` must be an unconditional model for this demo, got {source!r} with classes.")
+        if pipe.image_size is None:
+            raise ValueError(f"`--model` must say the size of its images (`sample_size`), got {source!r} without.")
+        unet = pipe.unet.eval().requires_grad_(False)
+        shape = (unet.config.in_channels, *pipe.image_size)
+        beside = Path(source).parent == CHECKPOINTS
+        examples, scores, file = None, None, None
+        report = _read_json(Path(source) / "report.json") if Path(source).is_dir() else None
+        if beside and (EXAMPLES / f"{name}.npz").is_file():
+            file = f"examples/{name}.npz"
+            with np.load(EXAMPLES / f"{name}.npz", allow_pickle=False) as archive:
+                examples = torch.from_numpy(archive["images"])
+            examples = examples[:, None] if examples.ndim == 3 else examples.permute(0, 3, 1, 2).contiguous()
+            scores = _scores(len(examples), report, _read_json(EXAMPLES / f"{name}.json"))
+        else:
+            pictures = sorted((EXAMPLES / "pictures").glob("*.png"))
+            examples = torch.cat([fit(open_picture(path), shape, pipe.scheduler.config.num_pixel_levels) for path in pictures])
+        return Model(
+            name=name,
+            source=f"checkpoints/{name}" if beside else source,
+            unet=unet,
+            scheduler_config=dict(pipe.scheduler.config),
+            examples=examples,
+            examples_file=file,
+            report=report,
+            scores=scores,
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _scores(count: int, *reports: dict[str, Any] | None) -> np.ndarray | None:
+    r"""The images' scores, from the first report that has one for each."""
+    for report in reports:
+        if report is not None and report.get("per_image") and len(report["per_image"]) == count:
+            return np.array(report["per_image"])
+    return None

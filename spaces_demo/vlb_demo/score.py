@@ -1,0 +1,280 @@
+r"""The fifth tab: bits/dim of any picture, with its error, beside those of images the model was not trained on."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+
+from . import pictures
+from .forward import image_code
+from .layout import Tab
+from .models import Model, Models
+from .running import Watch, gpu, watched
+from .texts import Refusal, T, both, say
+from .uploads import complexity, fit, from_drawing, open_picture
+
+SOURCES = ("pick", "upload", "draw")
+CHANGES = ("as it is", "inverted", "noise", "constant")
+MIN_EVALUATIONS, MAX_EVALUATIONS = 64, 2048
+BATCH = 64
+
+CODE = """\
+import torch
+from ddpm_vlb import VLBDDPMPipeline
+{imports}
+pipe = VLBDDPMPipeline.from_pretrained({source!r})
+levels = pipe.scheduler.config.num_pixel_levels
+{image}
+generator = torch.Generator().manual_seed({seed})
+out = pipe.evaluate_nll(image, generator=generator, method="sampled", evaluations_per_image={evaluations})
+
+bits_per_dim, monte_carlo_error = out.bits_per_dim.item(), out.monte_carlo_error.item()
+print(bits_per_dim, monte_carlo_error)
+print(out.prior.item(), out.transitions_total.item(), out.decoder.item())  # L_T, the sum of the KL terms, L_0
+"""
+UPLOADED = """\
+picture = ImageOps.exif_transpose(Image.open({name!r})).convert({mode!r})
+picture = ImageOps.fit(picture, {size}, Image.Resampling.BOX)
+image = quantize(np.array(picture).reshape({height}, {width}, {channels}), levels).permute(2, 0, 1)[None]"""
+CHANGED = {
+    "as it is": "",
+    "inverted": "\nimage = (levels - 1) - image",
+    "noise": "\nimage = torch.randint(levels, image.shape, generator=torch.Generator().manual_seed({seed})).to(image.dtype)",
+    "constant": "\nimage = torch.full_like(image, (levels - 1) // 2)",
+}
+
+
+def prepare(
+    model: Model, source: str, number: int, upload: str | None, drawing: dict | None, change: str, seed: int
+) -> tuple[torch.Tensor, Image.Image | None, str, str]:
+    r"""The levels `(1, C, H, W)` to score, the picture they were made from (`None` for an example), and the lines of Python
+    that make them: imports, and the rest."""
+    if source not in SOURCES or change not in CHANGES:
+        raise Refusal("choice", got=f"{source}, {change}"[:60])
+    levels_count, (channels, height, width) = model.num_pixel_levels, model.shape
+    before = None
+    if source == "pick":
+        levels, imports, code = model.image(number), "from ddpm_vlb.data import load_images", image_code(model, number)
+    else:
+        if source == "upload" and upload is None:
+            raise Refusal("no_upload")
+        before = open_picture(upload) if source == "upload" else from_drawing(drawing)
+        levels = fit(before, model.shape, levels_count)
+        if source == "upload":
+            imports = "import numpy as np\nfrom PIL import Image, ImageOps\nfrom ddpm_vlb.data import quantize"
+            code = UPLOADED.format(
+                name=Path(upload).name,
+                mode="L" if channels == 1 else "RGB",
+                size=(width, height),
+                height=height,
+                width=width,
+                channels=channels,
+            )
+        else:
+            imports = ""
+            values = levels.flatten().tolist() if levels.numel() <= 4096 else "..., the picture that is shown"
+            code = f"image = torch.tensor({values}, dtype=torch.uint8).view(1, {channels}, {height}, {width})"
+    if change == "inverted":
+        levels = (levels_count - 1) - levels
+    elif change == "noise":
+        random = torch.randint(levels_count, levels.shape, generator=torch.Generator().manual_seed(seed))
+        levels = random.to(levels.dtype)
+    elif change == "constant":
+        levels = torch.full_like(levels, (levels_count - 1) // 2)
+    return levels, before, imports, code + CHANGED[change].format(seed=seed)
+
+
+@gpu
+def compute(
+    models: Models,
+    model: str,
+    source: str,
+    number: int,
+    upload: str | None,
+    drawing: dict | None,
+    change: str,
+    evaluations: int,
+    seed: int,
+) -> Iterator[tuple[dict[str, Any], str, str]]:
+    r"""Score a picture: the bound on its negative log-likelihood in bits/dim, with its Monte Carlo error.
+
+    Args:
+        model: its name.
+        source: "pick" one of the model's images, or "upload" or "draw" one.
+        number: of the image that is picked.
+        upload: a file: PNG, JPEG, WebP, BMP or GIF; still, opaque, 8 bits.
+        drawing: as the drawing pad gives it, black on white.
+        change: "as it is", "inverted", or "noise" or "constant" in its place.
+        evaluations: of the network, an even number; the pilot's come on top.
+        seed: of the noise.
+    """
+    chosen, number, evaluations, seed = models[model], int(number), int(evaluations), int(seed)
+    if not MIN_EVALUATIONS <= evaluations <= MAX_EVALUATIONS or evaluations % 2:
+        raise Refusal("evaluations_range", first=MIN_EVALUATIONS, last=MAX_EVALUATIONS, got=evaluations)
+    levels, before, imports, image = prepare(chosen, source, number, upload, drawing, change, seed)
+    code = CODE.format(imports=imports, source=chosen.source, image=image, seed=seed, evaluations=evaluations)
+    shown = _prepared(chosen, levels, before)
+    yield {"model": chosen.name, "evaluations_done": 0}, shown + pictures.progress(0, evaluations), code
+
+    watch = Watch()
+    pipe = chosen.pipe(unet=watch.network(chosen.unet))
+    generator = torch.Generator().manual_seed(seed)
+    scoring = watched(
+        lambda: pipe.evaluate_nll(
+            levels, batch_size=BATCH, generator=generator, method="sampled", evaluations_per_image=evaluations
+        ),
+        watch,
+    )
+    while True:
+        try:
+            done = next(scoring)
+        except StopIteration as end:
+            out = end.value
+            break
+        yield {"model": chosen.name, "evaluations_done": done}, shown + pictures.progress(done, evaluations), code
+    own = source == "pick" and change == "as it is"
+    numbers, result = _result(chosen, levels, out, own)
+    yield numbers, shown + result, code
+
+
+def _prepared(model: Model, levels: torch.Tensor, before: Image.Image | None) -> str:
+    r"""The picture that is scored, beside the one it was made from."""
+    parts = []
+    if before is not None:
+        thumbnail = before.convert("L" if model.shape[0] == 1 else "RGB")
+        thumbnail.thumbnail((320, 320))
+        array = np.asarray(thumbnail).reshape(thumbnail.height, thumbnail.width, -1)
+        caption = both("as_given", size=f"{before.width} × {before.height}")
+        parts.append(pictures.picture(array, caption, 150, label="the picture as it was given"))
+    channels, height, width = model.shape
+    caption = both("as_scored", size=f"{width} × {height}", levels=model.num_pixel_levels)
+    array = pictures.to_bytes(levels, model.num_pixel_levels)[0]
+    parts.append(pictures.picture(array, caption, 150, label="the picture as it is scored"))
+    return pictures.row(parts)
+
+
+def _result(model: Model, levels: torch.Tensor, out, own: bool) -> tuple[dict[str, Any], str]:
+    score, error = out.bits_per_dim.item(), out.monte_carlo_error.item()
+    size = complexity(levels[0], model.num_pixel_levels)
+    numbers = {
+        "model": model.name,
+        "bits_per_dim": score,
+        "monte_carlo_error": error,
+        "prior": out.prior.item(),
+        "transitions_total": out.transitions_total.item(),
+        "decoder": out.decoder.item(),
+        "num_network_evaluations": out.num_network_evaluations,
+        "levels": levels[0].tolist() if levels.numel() <= 4096 else None,
+        "complexity": size,
+        "complexity_corrected": None if size is None else score - size,
+        "better_than_share_of_held_out": None if model.scores is None else float((model.scores > score).mean()),
+        "uniform": float(np.log2(model.num_pixel_levels)),
+    }
+    rows = [
+        ("L_T  prior", f"{numbers['prior']:.4f}"),
+        ("Σ L_t  KL", f"{numbers['transitions_total']:.4f}"),
+        ("L_0  decoder", f"{numbers['decoder']:.4f}"),
+        ("bits/dim", f"{score:.3f} ± {error:.3f}"),
+    ]
+    if size is not None:
+        rows += [(both("compressed"), f"{size:.3f}"), (both("corrected"), f"{score - size:+.3f}")]
+    result = pictures.table(rows, strong=(3,))
+    if model.scores is not None:
+        result += _histograms(model, score, error, size)
+        share = numbers["better_than_share_of_held_out"]
+        result += pictures.note(both("place", share=f"{100 * share:.0f}", count=len(model.scores)))
+        if not own:
+            result += pictures.note(both("simple_scores_better"), "warning")
+    return numbers, result
+
+
+def _histograms(model: Model, score: float, error: float, size: float | None) -> str:
+    corrected = model.corrected_scores if size is not None else None
+
+    def draw(plain, other=None) -> None:
+        panels = [(plain, model.scores, score, "bits/dim")]
+        if other is not None:
+            panels.append((other, corrected, score - size, "bits/dim less compressed size"))
+        for axes, values, place, name in panels:
+            axes.hist(values, bins=30, color=pictures.BLUE, alpha=0.65, label=f"{len(values)} held-out images")
+            axes.axvspan(place - 2 * error, place + 2 * error, color=pictures.ORANGE, alpha=0.3, linewidth=0)
+            axes.axvline(place, color=pictures.ORANGE, linewidth=2.2, label="this picture")
+            axes.set(xlabel=name, yticks=[])
+            axes.legend(loc="upper left" if place > np.median(values) else "upper right")
+
+    return pictures.plot(
+        draw, 1 if corrected is None else 2, "This picture's score on the histogram of held-out scores", height=2.5
+    )
+
+
+DEFAULTS = ("pick", 0, None, None, "as it is", 256, 0)
+
+
+def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
+    r"""Lay the tab out; returns the slider of images, which depends on the model."""
+    source, number_, _, _, change, evaluations, seed = DEFAULTS
+    with tab.controls():
+        with gr.Tabs():
+            with gr.Tab(T("pick"), id="pick") as pick:
+                number = tab.number(len(models[model.value].examples), number_)
+            with gr.Tab(T("upload"), id="upload") as uploading:
+                upload = gr.Image(
+                    type="filepath",
+                    image_mode=None,
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    show_label=False,
+                    height=230,
+                    elem_id="score-upload",
+                    placeholder=T("upload_hint"),
+                )
+            with gr.Tab(T("draw"), id="draw") as drawing_tab:
+                drawing = gr.Sketchpad(
+                    type="numpy",
+                    canvas_size=(224, 224),
+                    fixed_canvas=True,
+                    layers=False,
+                    transforms=(),
+                    brush=gr.Brush(default_size=26, colors=["#000000"], color_mode="fixed"),
+                    show_label=False,
+                    height=330,
+                    elem_id="score-drawing",
+                )
+        chosen = gr.Radio(SOURCES, value=source, label=T("source"), elem_id="score-source")
+        inputs = [
+            model,
+            chosen,
+            number,
+            upload,
+            drawing,
+            gr.Radio(CHANGES, value=change, label=T("change"), elem_id="score-change"),
+            gr.Slider(MIN_EVALUATIONS, MAX_EVALUATIONS, evaluations, step=2, label=T("evaluations")),
+            tab.seed(seed),
+        ]
+        # Whoever opens a way to choose a picture means to use it.
+        for one, name in ((pick, "pick"), (uploading, "upload"), (drawing_tab, "draw")):
+            one.select(None, js=f"() => {name!r}", outputs=chosen, api_visibility="private")
+    local_files_only(upload, drawing)
+    *_, last = compute(models, model.value, *DEFAULTS)
+    tab.show(last)
+    tab.long(partial(compute, models), inputs)
+    return number
+
+
+def local_files_only(upload: gr.Image, drawing: gr.Sketchpad) -> None:
+    r"""Refuse addresses in place of files, which Gradio would fetch; and leave judging an uploaded file to `open_picture`."""
+    for component in (upload, drawing):
+        to_cache = component.async_move_resource_to_block_cache
+
+        async def local_only(path, to_cache=to_cache):
+            if "://" in str(path):
+                raise gr.Error(say("no_addresses"), print_exception=False)
+            return await to_cache(path)
+
+        component.async_move_resource_to_block_cache = local_only
+    upload.preprocess = lambda payload: None if payload is None else payload.path

@@ -1,0 +1,120 @@
+r"""Pictures from outside, brought onto a model's grid: refused, or changed in plain sight.
+
+What is scored is always the picture that is shown: cropped and resized to the model's size, then each value moved to the
+nearest of its levels.
+"""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ddpm_vlb.images import quantize
+
+from .texts import Refusal
+
+MAX_BYTES = 5 * 2**20
+MAX_PIXELS = 4096 * 4096
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# Decoders that look at the size themselves refuse beyond it, wherever in the app they are called.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    r"""A still, opaque picture of 8 bits, grey or RGB.
+
+    Raises:
+        Refusal: anything else, damaged files among it.
+    """
+    size = Path(path).stat().st_size
+    if size > MAX_BYTES:
+        raise Refusal("too_many_bytes", limit=MAX_BYTES // 2**20, got=f"{size / 2**20:.1f}")
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Refusal("too_many_pixels", limit=MAX_PIXELS, got=f"{picture.width} x {picture.height}")
+            if getattr(picture, "n_frames", 1) > 1:
+                raise Refusal("animated", got=picture.n_frames)
+            if picture.mode.startswith(("I", "F")):
+                raise Refusal("not_8_bit", got=picture.mode)
+            if picture.has_transparency_data:
+                raise Refusal("transparent", got=picture.mode)
+            if picture.mode not in ("1", "L", "P", "RGB"):
+                raise Refusal("not_grey_or_rgb", got=picture.mode)
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+            return picture.convert("RGB") if picture.mode == "P" else picture.copy()
+    except Refusal:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Refusal("too_many_pixels", limit=MAX_PIXELS, got=">") from error
+    except UnidentifiedImageError as error:
+        raise Refusal("no_picture", formats=", ".join(FORMATS)) from error
+    except Exception as error:  # a damaged file can make a decoder stumble over anything
+        raise Refusal("damaged", reason=" ".join(str(error).split())[:200]) from error
+
+
+def fit(picture: Image.Image, shape: tuple[int, int, int], num_pixel_levels: int) -> torch.Tensor:
+    r"""A picture cropped to the middle, resized by averaging, and quantised to a model's grid: levels `(1, C, H, W)`."""
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise Refusal("channels", got=channels)
+    picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BOX)
+    array = np.asarray(picture).reshape(height, width, channels).transpose(2, 0, 1)
+    return quantize(array.copy(), num_pixel_levels)[None]
+
+
+def from_drawing(drawing: dict | None) -> Image.Image:
+    r"""What was drawn in black on white, as white on black: the way digits are stored.
+
+    Raises:
+        Refusal: an empty pad.
+    """
+    composite = (drawing or {}).get("composite")
+    if composite is None:
+        raise Refusal("nothing_drawn")
+    array = np.asarray(composite)
+    if array.size > 4 * MAX_PIXELS or array.ndim not in (2, 3):
+        raise Refusal("too_many_pixels", limit=MAX_PIXELS, got=array.shape)
+    picture = ImageOps.invert(Image.fromarray(array).convert("RGBA").convert("RGB").convert("L"))
+    if picture.getextrema()[1] < 8:
+        raise Refusal("nothing_drawn")
+    return picture
+
+
+def complexity(levels: torch.Tensor, num_pixel_levels: int) -> float | None:
+    r"""Bits per dimension that a lossless compressor needs for an image `(C, H, W)`, the best of four: PNG, WebP, an adaptive
+    arithmetic code, and the levels as they are; `None` where PNG cannot hold it.
+
+    Of files the size of a picture of one colour is taken off: a file of so small a picture is mostly header. A score less this
+    number is that of Serrà et al. (2020), which simple pictures do not win by being simple.
+    """
+    channels, height, width = levels.shape
+    if channels not in (1, 3) or num_pixel_levels > 256:
+        return None
+    array = levels.to(torch.uint8).permute(1, 2, 0).numpy()
+    bits = [levels.numel() * math.log2(num_pixel_levels), _adaptive_code_length(array.ravel(), num_pixel_levels)]
+    for options in ({"format": "PNG", "optimize": True}, {"format": "WEBP", "lossless": True, "quality": 100, "method": 4}):
+        blank = _file_size(np.zeros_like(array), options)
+        bits.append(8 * max(_file_size(array, options) - blank, 0))
+    return min(bits) / levels.numel()
+
+
+def _adaptive_code_length(values: np.ndarray, num_levels: int) -> float:
+    r"""Bits of an arithmetic code whose probabilities are the counts so far, each and a half (Krichevsky & Trofimov 1981).
+
+    The order of the values does not matter: the product of the probabilities has the gamma functions of the counts.
+    """
+    counts = torch.bincount(torch.from_numpy(values.astype(np.int64)), minlength=num_levels).double()
+    whole = torch.lgamma(torch.tensor([num_levels / 2, num_levels / 2 + len(values)], dtype=torch.float64))
+    parts = torch.lgamma(counts + 0.5) - torch.lgamma(torch.tensor(0.5, dtype=torch.float64))
+    return ((whole[1] - whole[0] - parts.sum()) / math.log(2)).item()
+
+
+def _file_size(array: np.ndarray, options: dict) -> int:
+    buffer = io.BytesIO()
+    Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(buffer, **options)
+    return buffer.tell()
