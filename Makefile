@@ -7,13 +7,26 @@ READY := $(VENV)/.ready
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: quickstart test bench bench-training readme lint clean
+CARRIED := spaces_demo/checkpoints/ddpm-vlb-digits/pipeline.py
+
+.PHONY: quickstart test demo screenshots bench bench-training readme lint clean
 
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
 
 test: $(READY)
 	$(RUN) -m pytest
+
+demo: $(READY) $(CARRIED)
+	$(RUN) spaces_demo/app.py $(if $(PORT),--port $(PORT)) $(foreach model,$(MODEL),--model $(model))
+
+# The package in one file, for where it is not installed: it travels with the demo.
+$(CARRIED): $(READY) $(wildcard ddpm_vlb/*.py) model_cards/template.md
+	$(RUN) -m ddpm_vlb.standalone $@
+
+# The README's pictures of the demo, from a run of its tests in a browser.
+screenshots: $(READY)
+	$(RUN) -m pytest tests/test_demo_browser.py --screenshots tests/pictures
 
 # Measurements, kept in runs/benchmarks; `make readme` puts them into the READMEs. MNIST=t10k-images-idx3-ubyte.gz adds MNIST,
 # and MNIST_TRAIN=train-images-idx3-ubyte.gz beside it its calibration.
@@ -26,6 +39,7 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/calibration.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		| tee runs/benchmarks/calibration.txt
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
+	$(RUN) tests/benchmarks/demo.py | tee runs/benchmarks/demo.txt
 
 # The recipes of training side by side: more than half an hour on two cores. Runs that are there already are not trained again.
 bench-training: $(READY)
@@ -47,7 +61,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed (make PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	# compat: a plain path entry, which holds its own against a folder of the same name (this clone) in the working directory.
-	$(RUN) -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[train,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[train,demo,dev]'
 	@touch $(READY)
 
 clean:

@@ -85,11 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
     push = commands.add_parser("push", help="a pipeline's folder to the Hub, with its card and the package in one file")
     push.add_argument("folder", metavar="FOLDER", help="a pipeline's folder, with its report.json if it has been scored")
     push.add_argument("repository", metavar="REPO", help="owner/name; made where it does not exist")
-    push.add_argument("--private", action=argparse.BooleanOptionalAction, help="refused where REPO exists and is not so")
-    push.add_argument("--revision", help="branch, made where it does not exist (default: main)")
-    push.add_argument("--create-pr", action="store_true", help="open a pull request")
-    push.add_argument("--message", default="Upload VLBDDPMPipeline", help="of the commit")
-    push.add_argument("--token", help="default: the one that is logged in, or HF_TOKEN")
+    _add_push_arguments(push, "Upload VLBDDPMPipeline")
+
+    space = commands.add_parser("push-space", help="the demo to the Hub, as a Space")
+    space.add_argument("repository", metavar="REPO", help="owner/name; made where it does not exist")
+    space.add_argument("--folder", default="spaces_demo", help="the demo's (default: spaces_demo, as in a clone)")
+    _add_push_arguments(space, "Upload the demo")
 
     convert = commands.add_parser("convert-openai", help="a checkpoint of openai/improved-diffusion as a pipeline's folder")
     convert.add_argument("checkpoint", metavar="CHECKPOINT.pt", help="model*.pt or ema_*.pt: the weights of a UNetModel")
@@ -139,3 +140,11 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--channels-last", action="store_true", help="another layout of the network's memory; can be faster")
     parser.add_argument("--compile", action="store_true", help="compile the network first (torch.compile); can be faster")
+
+
+def _add_push_arguments(parser: argparse.ArgumentParser, message: str) -> None:
+    parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="refused where REPO exists and is not so")
+    parser.add_argument("--revision", help="branch, made where it does not exist (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request")
+    parser.add_argument("--message", default=message, help="of the commit")
+    parser.add_argument("--token", help="default: the one that is logged in, or HF_TOKEN")

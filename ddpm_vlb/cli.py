@@ -403,6 +403,22 @@ def run_push(arguments: argparse.Namespace) -> None:
         print("Its card says that it was not scored: `ddpm-vlb evaluate` writes the report.json that a card is made from.")
 
 
+def run_push_space(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb push-space`."""
+    from .demo_space import push_space
+
+    commit = push_space(
+        arguments.folder,
+        arguments.repository,
+        commit_message=arguments.message,
+        private=arguments.private,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        token=arguments.token,
+    )
+    print(f"pushed {arguments.folder} to {commit.pr_url or commit.commit_url}")
+
+
 def run_convert_openai(arguments: argparse.Namespace) -> None:
     r"""`ddpm-vlb convert-openai`."""
     from .convert_openai import convert_openai, load_openai_checkpoint
@@ -466,6 +482,7 @@ COMMANDS = {
     "sample": run_sample,
     "card": run_card,
     "push": run_push,
+    "push-space": run_push_space,
     "convert-openai": run_convert_openai,
 }
 

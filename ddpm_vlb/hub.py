@@ -173,8 +173,9 @@ def push_files(
     create_pr: bool = False,
     token: str | None = None,
     remove: Callable[[str], bool] = lambda name: False,
+    space_sdk: str | None = None,
 ) -> CommitInfo:
-    r"""Send files to a model repository of the Hub in one commit; the repository and the branch are made where there are none.
+    r"""Send files to a repository of the Hub in one commit; the repository and the branch are made where there are none.
 
     Args:
         files: the files by their names there, as paths or content, for the repository's full name and the files it has.
@@ -184,6 +185,7 @@ def push_files(
         create_pr: open a pull request instead.
         token: in place of the one that is logged in.
         remove: which files that are there, and not among `files`, leave.
+        space_sdk: "gradio", say, for a Space in place of a model.
 
     Raises:
         ValueError: a name that cannot be a repository, or `private` for one that exists and is public, or the other way round:
@@ -191,16 +193,16 @@ def push_files(
         HubError: what the Hub or the network refused; among others a commit that somebody else made meanwhile.
     """
     repository = check_repository(repository)
-    api = HfApi(token=token)
+    api, kind = HfApi(token=token), {"repo_type": "model" if space_sdk is None else "space"}
     with _hub_errors(repository):
-        repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        repository = api.create_repo(repository, private=private, exist_ok=True, space_sdk=space_sdk, **kind).repo_id
         if revision is not None and not create_pr:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        info = api.model_info(repository, revision=revision)
+            api.create_branch(repository, branch=revision, exist_ok=True, **kind)
+        info = api.repo_info(repository, revision=revision, **kind)
     if private is not None and bool(info.private) != private:
         raise ValueError(f"`private` must be {bool(info.private)} for {repository!r}, which exists, got {private}.")
     with _hub_errors(repository):
-        there = set(api.list_repo_files(repository, revision=info.sha))
+        there = set(api.list_repo_files(repository, revision=info.sha, **kind))
     sent = files(repository, there)
     with _hub_errors(repository):
         operations: list[Any] = [
@@ -215,6 +217,7 @@ def push_files(
             revision=revision,
             create_pr=create_pr,
             parent_commit=info.sha,
+            **kind,
         )
 
 

@@ -93,8 +93,9 @@ def main() -> None:
     arguments = parser.parse_args()
     # Networks this small are no faster on more threads, and visitors come one beside the other.
     torch.set_num_threads(1)
+    named = [name.strip() for name in os.environ.get("DDPM_VLB_MODELS", "").split(",") if name.strip()]
     try:
-        models = Models(tuple(arguments.model))
+        models = Models((*named, *arguments.model))
     except (ValueError, OSError) as error:
         sys.exit(f"app.py: {' '.join(str(error).split())}")
     launch(build(models), server_name=arguments.host, server_port=arguments.port)

@@ -110,10 +110,14 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
             name = name if "/" in name else f"me/{name}"
+            if asked.get("type") == "space":
+                if asked.get("sdk") != "gradio":
+                    return self.answer({"error": "a Space must have an sdk"}, 400)
+                name = f"spaces/{name}"
             if name in hub.repositories:
                 return self.answer({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
             hub.repositories[name] = Repository(asked.get("visibility") == "private" or bool(asked.get("private")))
-            return self.answer({"url": f"{hub.url}/{name}", "name": name, "id": name})
+            return self.answer({"url": f"{hub.url}/{name}", "name": name, "id": name.removeprefix("spaces/")})
         if path == "/api/whoami-v2":
             return self.answer({"name": "me", "type": "user", "orgs": []})
         if path == "/api/validate-yaml":
@@ -123,11 +127,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer()
         if path.startswith("/verify/"):
             return self.answer()
-        match = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path)
-        repository = match and hub.repositories.get(match[1])
+        match = re.fullmatch(r"/(?:api/models/|(?:api/)?(spaces/))?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path)
+        name = match and (match[1] or "") + match[2]
+        repository = name and hub.repositories.get(name)
         if not repository or (repository.private and not allowed):
             return self.missing("RepoNotFound", 404 if allowed else 401)
-        return self.repository(match[1], repository, match[2] or "", body, query)
+        return self.repository(name, repository, match[3] or "", body, query)
 
     def repository(self, name, repository, rest, body, query):
         hub = self.server
@@ -196,7 +201,14 @@ class Handler(BaseHTTPRequestHandler):
     def revision(self, name, repository, sha, files, path):
         siblings = [{"rfilename": path} for path in files]
         return self.answer(
-            {"id": name, "modelId": name, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []}
+            {
+                "id": name.removeprefix("spaces/"),
+                "modelId": name,
+                "sha": sha,
+                "private": repository.private,
+                "siblings": siblings,
+                "tags": [],
+            }
         )
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any

@@ -12,6 +12,7 @@ ROOMS = [
     "standalone",
     "cards",
     "hub",
+    "demo_space",
     "gaussians",
     "noise",
     "timestep_samplers",

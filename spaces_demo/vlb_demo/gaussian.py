@@ -74,7 +74,8 @@ def compute(
     log_density = gaussian.log_prob(samples)
 
     repeated = np.tile(np.array(values), repeats)
-    products = np.cumprod(repeated.astype(np.float32))
+    with np.errstate(over="ignore", under="ignore"):
+        products = np.cumprod(repeated.astype(np.float32))
     sums = np.cumsum(np.log(repeated))
     wrong = np.flatnonzero((products == 0) | ~np.isfinite(products))
     numbers = {

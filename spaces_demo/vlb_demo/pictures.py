@@ -186,7 +186,7 @@ CSS = """
 html:lang(ja) .vlb-en, html:not(:lang(ja)) .vlb-ja { display: none; }
 .vlb-film { display: flex; gap: 8px; margin: 4px 0 12px; }
 .vlb-film .vlb-picture { flex: 0 1 auto; min-width: 0; }
-.vlb-film figcaption { white-space: nowrap; font-size: 0.75em; }
+.vlb-film figcaption { white-space: nowrap; font-size: 0.75em; text-align: center; }
 .vlb-plot { flex: 1 1 280px; min-width: 0; color: var(--body-text-color); }
 .vlb-plot svg { width: 100%; height: auto; display: block; }
 .vlb-table { border-collapse: collapse; border: 0 !important; margin: 4px 0 12px; font-variant-numeric: tabular-nums; }

@@ -106,7 +106,7 @@ def compute(
 
 def _film(model, moments: list[int], decoded: torch.Tensor, images: torch.Tensor) -> str:
     r"""A column a moment: what can be shown by then; the images themselves last."""
-    columns = [(f"t = {t}", seen) for t, seen in zip(moments, decoded)] + [("x_0", images)]
+    columns = [(f"{t}", seen) for t, seen in zip(moments, decoded)] + [("x_0", images)]
     return pictures.film(
         [
             pictures.picture(pictures.tiles(pictures.to_bytes(seen, model.num_pixel_levels), 1), caption, 64)

@@ -118,7 +118,7 @@ def _show(chosen, x: torch.Tensor, predicted: torch.Tensor, name: str, snapshots
         for images, caption in ((x, name), (predicted, "predicted x_0"))
     ]
     film = [
-        pictures.picture(pictures.tiles(pictures.to_bytes(torch.cat([before, seen])), 1), f"t = {t}", 64)
+        pictures.picture(pictures.tiles(pictures.to_bytes(torch.cat([before, seen])), 1), f"{t}", 64, f"t = {t}")
         for t, before, seen in snapshots
     ]
     return pictures.row(sheets) + pictures.film(film)

@@ -45,7 +45,7 @@ CHANGED = {
     "as it is": "",
     "inverted": "\nimage = (levels - 1) - image",
     "noise": "\nimage = torch.randint(levels, image.shape, generator=torch.Generator().manual_seed({seed})).to(image.dtype)",
-    "constant": "\nimage = torch.full_like(image, (levels - 1) // 2)",
+    "constant": "\nimage = torch.zeros_like(image)",
 }
 
 
@@ -85,7 +85,7 @@ def prepare(
         random = torch.randint(levels_count, levels.shape, generator=torch.Generator().manual_seed(seed))
         levels = random.to(levels.dtype)
     elif change == "constant":
-        levels = torch.full_like(levels, (levels_count - 1) // 2)
+        levels = torch.zeros_like(levels)
     return levels, before, imports, code + CHANGED[change].format(seed=seed)
 
 
@@ -95,11 +95,11 @@ def compute(
     model: str,
     source: str,
     number: int,
-    upload: str | None,
-    drawing: dict | None,
     change: str,
     evaluations: int,
     seed: int,
+    upload: str | None = None,
+    drawing: dict | None = None,
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
     r"""Score a picture: the bound on its negative log-likelihood in bits/dim, with its Monte Carlo error.
 
@@ -107,11 +107,11 @@ def compute(
         model: its name.
         source: "pick" one of the model's images, or "upload" or "draw" one.
         number: of the image that is picked.
-        upload: a file: PNG, JPEG, WebP, BMP or GIF; still, opaque, 8 bits.
-        drawing: as the drawing pad gives it, black on white.
         change: "as it is", "inverted", or "noise" or "constant" in its place.
         evaluations: of the network, an even number; the pilot's come on top.
         seed: of the noise.
+        upload: a file: PNG, JPEG, WebP, BMP or GIF; still, opaque, 8 bits.
+        drawing: as the drawing pad gives it, black on white.
     """
     chosen, number, evaluations, seed = models[model], int(number), int(evaluations), int(seed)
     if not MIN_EVALUATIONS <= evaluations <= MAX_EVALUATIONS or evaluations % 2:
@@ -212,12 +212,12 @@ def _histograms(model: Model, score: float, error: float, size: float | None) ->
     )
 
 
-DEFAULTS = ("pick", 0, None, None, "as it is", 256, 0)
+DEFAULTS = ("pick", 0, "as it is", 256, 0)
 
 
 def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
     r"""Lay the tab out; returns the slider of images, which depends on the model."""
-    source, number_, _, _, change, evaluations, seed = DEFAULTS
+    source, number_, change, evaluations, seed = DEFAULTS
     with tab.controls():
         with gr.Tabs():
             with gr.Tab(T("pick"), id="pick") as pick:
@@ -250,11 +250,11 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
             model,
             chosen,
             number,
-            upload,
-            drawing,
             gr.Radio(CHANGES, value=change, label=T("change"), elem_id="score-change"),
             gr.Slider(MIN_EVALUATIONS, MAX_EVALUATIONS, evaluations, step=2, label=T("evaluations")),
             tab.seed(seed),
+            upload,
+            drawing,
         ]
         # Whoever opens a way to choose a picture means to use it.
         for one, name in ((pick, "pick"), (uploading, "upload"), (drawing_tab, "draw")):

@@ -1,0 +1,5345 @@
+# ddpm_vlb 0.1.0, its modules cards, checkpoints, files, gaussians, hub, images, noise, sampled_bound, forward_process, error_model, reverse_process, bound, sub_schedules, calibrated_model, losses, scheduling_vlb_ddpm, control_variates, scoring, pipeline_vlb_ddpm, rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
+# Licence: Apache-2.0
+r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
+
+import ctypes
+import diffusers
+import hashlib
+import inspect
+import json
+import math
+import numpy as np
+import operator
+import os
+import platform
+import re
+import shlex
+import shutil
+import tempfile
+import torch
+import yaml
+from PIL import Image
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import randn_tensor
+from functools import cached_property, partial
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from itertools import zip_longest
+from pathlib import Path, PurePath
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+__version__ = '0.1.0'
+
+# ---- what the package reads from its own files ----
+
+CARD_TEMPLATE = (
+    '---\n'
+    '{{ card_data }}\n'
+    '---\n'
+    '\n'
+    '# {{ name }}\n'
+    '\n'
+    '{{ description }}\n'
+    '{% if report %}\n'
+    '**{{ "%.4f" | format(report.bits_per_dim) }} bits/dim**{{ error }} on {{ report.num_images }} images of {{ dataset }}: an upper bound on the\n'
+    'negative log-likelihood, computed with ddpm_vlb.\n'
+    '\n'
+    '{{ terms }}\n'
+    '\n'
+    '{% for caption, file in pictures -%}\n'
+    '![{{ caption }}]({{ file }})\n'
+    '{% endfor %}\n'
+    '## What was scored\n'
+    '\n'
+    '{{ settings }}\n'
+    '\n'
+    '{% if command -%}\n'
+    'The number comes from\n'
+    '\n'
+    '```bash\n'
+    '{{ command }}\n'
+    '```\n'
+    '{%- else -%}\n'
+    'The number was made in Python, with the settings above, which no command line can say.\n'
+    '{%- endif %}\n'
+    '{%- else %}\n'
+    'It has not been scored: no number stands here because none was measured.\n'
+    '{%- endif %}\n'
+    '\n'
+    '## Use\n'
+    '\n'
+    'With `ddpm_vlb` installed (from its sources):\n'
+    '\n'
+    '```python\n'
+    'from ddpm_vlb import VLBDDPMPipeline\n'
+    '\n'
+    'pipe = VLBDDPMPipeline.from_pretrained("{{ repository }}")\n'
+    'images = pipe(batch_size=16{% if conditional %}, class_labels=0{% endif %}).images  # samples\n'
+    "out = pipe.evaluate_nll(images_of_yours{% if conditional %}, class_labels=labels{% endif %})  # images on the model's grid\n"
+    '```\n'
+    '\n'
+    '{% if conditional -%}\n'
+    "diffusers' own pipeline knows no classes and cannot sample from it.\n"
+    '{%- elif not_for_stock -%}\n'
+    "diffusers' own scheduler cannot sample from it ({{ not_for_stock }}).\n"
+    '{%- else -%}\n'
+    'With diffusers alone, samples:\n'
+    '\n'
+    '```python\n'
+    'from diffusers import DDPMPipeline\n'
+    '\n'
+    'pipe = DDPMPipeline.from_pretrained("{{ repository }}")\n'
+    'images = pipe(batch_size=16, num_inference_steps={{ num_inference_steps }}).images\n'
+    '```\n'
+    '{%- endif %}\n'
+    '\n'
+    'With diffusers alone, and trust in the file `pipeline.py` of this repository (read it first), likelihoods too:\n'
+    '\n'
+    '```python\n'
+    'from diffusers import DiffusionPipeline\n'
+    '\n'
+    'name = "{{ repository }}"\n'
+    'pipe = DiffusionPipeline.from_pretrained(name, custom_pipeline=name, trust_remote_code=True)\n'
+    'out = pipe.evaluate_nll(images_of_yours{% if conditional %}, class_labels=labels{% endif %})\n'
+    '```\n'
+    '\n'
+    "A pinned `revision=` is the model's; that of the code is `custom_revision=`.\n"
+    '\n'
+    '## Limits\n'
+    '\n'
+    '- A bound is not the likelihood: it is larger by the divergence of the true posterior over latents from q.\n'
+    '- Bits/dim are those of one pixel grid and one data set, and compare with no other.\n'
+    '{%- if report %}\n'
+    '- The standard error covers the choice of images and the noise, not the choice of the training run.\n'
+    '{%- endif %}\n'
+    '{%- if limits %}\n'
+    '- {{ limits }}\n'
+    '{%- endif %}\n'
+)
+
+
+def card_template() -> str:
+    r"""The Jinja template of a model card."""
+    return CARD_TEMPLATE
+
+
+def standalone_source() -> str:
+    r"""This file."""
+    with open(__file__, encoding="utf-8") as file:
+        return file.read()
+
+
+# ---- ddpm_vlb/cards.py ----
+
+r"""Model cards: made from a report and from nothing else, and checked against it.
+
+A card is refused where its report is not what `ddpm_vlb.evaluation` writes: numbers that are not finite or not numbers, keys
+that are missing, terms that do not sum to the total, a total that is not the mean of its images. A card that is there already
+is checked by making it again: nothing but the pictures that it shows is its own.
+"""
+
+
+
+
+REPORT_KEYS = {
+    "bits_per_dim": float,
+    "prior": float,
+    "transitions_total": float,
+    "decoder": float,
+    "standard_error": float,
+    "transitions": list,
+    "timesteps": list,
+    "per_image": list,
+    "method": str,
+    "num_images": int,
+    "num_network_evaluations": int,
+    "config": dict,
+}
+# What a sampled report has besides.
+SAMPLED_KEYS = {
+    "monte_carlo_error": float,
+    "degrees_of_freedom": float,
+    "confidence_level": float,
+    "monte_carlo_interval": list,
+    "strata": list,
+    "evaluations_per_timestep": list,
+}
+# What else of a report may be shown.
+FURTHER_KEYS = (
+    "monte_carlo_error",
+    "data_error",
+    "confidence_interval",
+    "per_image_monte_carlo_error",
+    "half_precision_bias",
+)
+# Settings of a report's `config` that a reader of its number needs: a number is one of these settings, or it is none.
+SETTINGS = {
+    "num_train_timesteps": "number of steps T",
+    "num_steps": "steps scored",
+    "inference_timesteps": "the sub-sequence scored",
+    "beta_schedule": "forward variances",
+    "prediction_type": "prediction type",
+    "variance_type": "reverse variances",
+    "decoder_variance": "decoder variance (t = 0)",
+    "calibration": "calibrated on",
+    "num_pixel_levels": "pixel levels",
+    "quantized": "images brought onto these levels first",
+    "clip_sample": "clip_sample",
+    "thresholding": "thresholding",
+    "dtype": "dtype",
+    "seed": "seed",
+    "split": "split",
+}
+REQUIRED_SETTINGS = (
+    "num_train_timesteps",
+    "num_steps",
+    "prediction_type",
+    "variance_type",
+    "decoder_variance",
+    "num_pixel_levels",
+    "clip_sample",
+    "inference_timesteps",
+    "num_inference_steps",
+    "dtype",
+    "seed",
+    "dataset",
+    "network_sha256",
+)
+# What else of a report's `config` may be shown; anything else that lies in it stays at home.
+FURTHER_SETTINGS = (
+    "checkpoint",
+    "revision",
+    "trained_betas",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
+    "clip_sample_range",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "overridden",
+    "timestep_spacing",
+    "num_class_embeds",
+    "image_shape",
+    "batch_size",
+    "device",
+    "versions",
+    "max_images",
+    "shard",
+    "data_sha256",
+    "buffer_bytes",
+    "num_images_in_memory",
+    "target_se",
+    "max_evaluations",
+    "evaluations_per_image",
+    "num_pilot_evaluations",
+    "num_rounds",
+    "num_processes",
+    "rows",
+    "description",
+    "limits",
+    "command",
+)
+# diffusers' own scheduler samples NaN, or something else, with these.
+NOT_FOR_STOCK = {"variance_type": ("learned", "fixed_large_log"), "timestep_spacing": ("trailing",)}
+LONGEST_LIST = 32
+METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
+TASK = "unconditional-image-generation"
+METRIC = "bits_per_dim"
+TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    r"""A report from its file, checked as `check_report` does.
+
+    Raises:
+        ValueError: a file that is not there, or not such a report.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`report` must be a JSON file of `ddpm-vlb evaluate`, got {str(path)!r}: {error}") from error
+    check_report(report)
+    return report
+
+
+def check_report(report: Any) -> None:
+    r"""Raise `ValueError` unless a report is complete, of finite Python numbers, and agrees with itself."""
+    if not isinstance(report, dict):
+        raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
+    sampled = str(report.get("method")).startswith("sampled")
+    for key, kind in (REPORT_KEYS | (SAMPLED_KEYS if sampled else {})).items():
+        if key not in report:
+            raise ValueError(f"`report` must have the key {key!r}, got {', '.join(sorted(map(str, report)))}.")
+        value = report[key]
+        if value is None and (key == "standard_error" and report["num_images"] == 1 or key == "per_image" and sampled):
+            continue
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"`report` must have a {kind.__name__} for {key!r}, got {type(value).__name__}.")
+    _check_plain(report, "report")
+    config = report["config"]
+    missing = [key for key in REQUIRED_SETTINGS if key not in config]
+    if missing:
+        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
+    count, transitions, per_image = report["num_images"], report["transitions"], report["per_image"]
+    for key, kinds in (("transitions", (float, int, type(None))), ("per_image", (float, int)), ("timesteps", (int,))):
+        for index, value in enumerate(report[key] or ()):
+            if type(value) not in kinds:
+                raise ValueError(f"`report.{key}[{index}]` must be a number, got {value!r}.")
+    for key in ("num_train_timesteps", "num_steps", "num_pixel_levels"):
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(f"`report.config.{key}` must be a positive integer, got {config[key]!r}.")
+    if not isinstance(config.get("versions", {}), dict):
+        raise ValueError(f"`report.config.versions` must be a dictionary, got {config['versions']!r}.")
+    full = report["method"].startswith("full")
+    if not (sampled or full):
+        raise ValueError(f"`report` must have a method that begins with 'full' or 'sampled', got {report['method']!r}.")
+    evaluations = report["num_network_evaluations"]
+    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
+        raise ValueError(
+            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
+            f" evaluations of {count} images."
+        )
+    if full and None in transitions:
+        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
+    if (config["num_steps"] < config["num_train_timesteps"]) != (config["inference_timesteps"] is not None):
+        raise ValueError(
+            f"`report` must name the sub-sequence it is of, and only then, got {config['num_steps']} steps of"
+            f" {config['num_train_timesteps']} on {config['inference_timesteps']}."
+        )
+    if report["standard_error"] is not None and report["standard_error"] < 0:
+        raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
+    lengths = (len(transitions), len(report["timesteps"]), count if per_image is None else len(per_image))
+    if lengths != (config["num_steps"] - 1, config["num_steps"] - 1, count):
+        raise ValueError(
+            "`report` must have one transition and one timestep per step but the first, and one number per image, got"
+            f" {lengths} for {config['num_steps']} steps and {count} images."
+        )
+    terms = [report["prior"], report["transitions_total"], report["decoder"]]
+    if min(terms) < 0 and not sampled:
+        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
+    total = report["bits_per_dim"]
+    _check_same("terms that sum to its total", sum(terms), total)
+    if per_image is not None:
+        _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
+    if full:
+        _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
+    else:
+        _check_sampled(report)
+    if full and count > 1:
+        error = math.sqrt(math.fsum((value - total) ** 2 for value in per_image) / (count - 1) / count)
+        _check_same("a standard error that its images have", error, report["standard_error"])
+
+
+def _check_sampled(report: dict[str, Any]) -> None:
+    r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
+    data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
+    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
+        if type(value) not in (int, float) or value < 0:
+            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
+    if report["standard_error"] is not None:
+        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
+    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
+        interval = report.get(key)
+        if interval is None and error is None or interval is None and key == "confidence_interval":
+            continue
+        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
+            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
+        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
+        # Student's quantile is nowhere below the normal one.
+        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
+        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
+            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
+    first, *others = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in report["strata"]] or [
+        None
+    ]
+    if any(type(value) not in (int, float) for value in (first, *others)):
+        raise ValueError("`report` must have the bits per dimension of each of its strata.")
+    _check_same("a decoder that is its first stratum", first, report["decoder"])
+    _check_same("strata that sum to its transitions", math.fsum(others), report["transitions_total"])
+    counts = report["evaluations_per_timestep"]
+    if len(counts) != report["config"]["num_steps"] or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError(f"`report` must count the evaluations at each of its {report['config']['num_steps']} timesteps.")
+    if sum(counts) > report["num_network_evaluations"] or any(
+        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
+    ):
+        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
+
+
+def _check_same(what: str, got: float, expected: float) -> None:
+    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
+        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
+
+
+def _check_plain(value: Any, name: str) -> None:
+    r"""Raise `ValueError` for anything that is not a plain, finite value: NaN, infinity, a NumPy number, bytes, a date."""
+    if type(value) is dict:
+        for key, entry in value.items():
+            _check_plain(entry, f"{name}.{key}")
+    elif type(value) is list:
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{name}[{index}]")
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(f"`{name}` must be a plain value of Python, got {type(value).__name__}.")
+    elif type(value) is float and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
+
+
+def model_card(
+    report: dict[str, Any] | None,
+    *,
+    repository: str,
+    settings: dict[str, Any] | None = None,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> ModelCard:
+    r"""The card of a checkpoint.
+
+    Args:
+        report: of the checkpoint, as `ddpm_vlb.evaluation` makes it: every number of the card is from here. Its `config` may
+            have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
+            scored.
+        repository: what the checkpoint is loaded by.
+        settings: of the scheduler, and the network's `num_class_embeds`, where there is no report to say them.
+        pictures: pairs of a caption and a file name beside the card.
+
+    Raises:
+        ValueError: a report that `check_report` refuses.
+    """
+    if report is not None:
+        check_report(report)
+        report = public_report(report, repository)
+    config = settings or {} if report is None else report["config"]
+    name = repository.rpartition("/")[2]
+    steps = config.get("num_train_timesteps") or 1000
+    not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
+    return ModelCard.from_template(
+        _card_data(report, name),
+        template_str=card_template(),
+        report=report,
+        name=name,
+        repository=repository,
+        description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
+        limits=config.get("limits"),
+        dataset=_dataset_and_split(config),
+        error="" if report is None else _error(report),
+        terms="" if report is None else "\n".join(_term_rows(report)),
+        settings="" if report is None else "\n".join(_setting_rows(report)),
+        command=None if report is None else reproducing_command(report, repository),
+        pictures=list(pictures),
+        num_inference_steps=min(1000, steps),
+        not_for_stock=" and ".join(not_for_stock),
+        conditional=config.get("num_class_embeds") is not None,
+    )
+
+
+def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
+    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
+    if report is None:
+        return ModelCardData(**data)
+    config = report["config"]
+    result = EvalResult(
+        task_type=TASK,
+        dataset_type=config["dataset"],
+        dataset_name=config["dataset"],
+        dataset_split=config.get("split"),
+        metric_type=METRIC,
+        metric_name="bits/dim (variational bound)",
+        metric_value=report["bits_per_dim"],
+        metric_args=_metric_arguments(report),
+    )
+    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=[result])
+
+
+def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
+    arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
+    config = report["config"]
+    return arguments | {key: _shortened(config[key]) for key in SETTINGS if config.get(key) is not None}
+
+
+def _error(report: dict[str, Any]) -> str:
+    if report["standard_error"] is None:
+        return ""
+    if report["method"].startswith("full"):
+        return f" ({report['standard_error']:.4f} standard error)"
+    low, high = report["monte_carlo_interval"]
+    level = f"{report['confidence_level']:.0%}"
+    return f" ({report['standard_error']:.4f} standard error; of these very images {low:.4f} to {high:.4f}, {level})"
+
+
+def _dataset_and_split(config: dict[str, Any]) -> str:
+    return f"{config.get('dataset')} ({config['split']} split)" if config.get("split") else f"{config.get('dataset')}"
+
+
+def _term_rows(report: dict[str, Any]) -> list[str]:
+    rows = {"L_T (prior)": "prior", "sum of L_t (KL terms)": "transitions_total", "L_0 (decoder)": "decoder"}
+    lines = [f"| {text} | {report[key]:.4f} |" for text, key in rows.items()]
+    return ["| term | bits/dim |", "|---|---|", *lines, f"| **bound** | **{report['bits_per_dim']:.4f}** |"]
+
+
+def _setting_rows(report: dict[str, Any]) -> list[str]:
+    config = report["config"]
+    rows = [f"| {text} | {_cell(config[key])} |" for key, text in SETTINGS.items() if config.get(key) is not None]
+    method = f"| method | {report['method']}: {report['num_network_evaluations']} network evaluations |"
+    versions = " ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
+    return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
+
+
+def _shortened(value: Any) -> Any:
+    # Hundreds of timesteps are no reading; the report has them all.
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return f"{', '.join(map(str, value[:3]))}, ..., {', '.join(map(str, value[-3:]))} ({len(value)} in report.json)"
+    return value
+
+
+def _cell(value: Any) -> str:
+    # One line, and no column more.
+    value = _shortened(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
+    r"""The command line that makes the report of a checkpoint again: its own `command`, or `ddpm-vlb evaluate` with all that
+    its config says; `None` where no command line can say it."""
+    config = report["config"]
+    if config.get("command"):
+        return config["command"]
+    shard = config.get("shard") or {"of": 1, "indices": [0]}
+    by_command = "max_images" in config and type(config["seed"]) is int and "thresholding" not in config.get("overridden", ())
+    by_command = by_command and len(shard["indices"]) == 1
+    if not by_command or (config["inference_timesteps"] is not None and config["num_inference_steps"] is None):
+        return None
+    in_memory = config.get("num_images_in_memory", report["num_images"])
+    words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
+    optional = {
+        "--revision": config.get("revision") if config.get("checkpoint") == repository else None,
+        "--split": config.get("split"),
+        "--max-images": config["max_images"],
+        "--shard": None if shard["of"] == 1 else f"{shard['indices'][0]}/{shard['of']}",
+        "--method": report["method"].partition(",")[0],
+        "--target-se": config.get("target_se"),
+        "--max-evaluations": config.get("max_evaluations"),
+        "--per-image": config.get("evaluations_per_image"),
+        "--buffer-mb": None if in_memory == report["num_images"] else config["buffer_bytes"] / 2**20,
+        "--num-inference-steps": config["num_inference_steps"],
+        "--num-pixel-levels": config["num_pixel_levels"],
+        "--batch-size": config.get("batch_size"),
+        "--dtype": config["dtype"],
+        "--seed": config["seed"],
+    }
+    words += [str(word) for flag, value in optional.items() if value is not None for word in (flag, value)]
+    words += ["--clip-sample" if config["clip_sample"] else "--no-clip-sample"]
+    words += ["--quantize"] if config.get("quantized") else []
+    return shlex.join(words)
+
+
+def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
+    r"""A report as it may be shown: the checkpoint under the name of its repository, no path of this machine, and no setting
+    that is not known here."""
+    config = {
+        key: report["config"][key] for key in report["config"] if key in (*SETTINGS, *FURTHER_SETTINGS, *REQUIRED_SETTINGS)
+    }
+    if config.get("checkpoint") != repository:
+        config.pop("revision", None)  # of another repository
+    config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
+    if config.get("command"):
+        config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
+    known = {*REPORT_KEYS, *SAMPLED_KEYS, *FURTHER_KEYS}
+    return {key: value for key, value in report.items() if key in known} | {"config": config}
+
+
+def public_name(name: str) -> str:
+    r"""A name as it may be shown: of an absolute path, or one that leads out of a folder, the last part."""
+    flag, equals, value = name.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={public_name(value)}"
+    local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
+    return PurePath(name.replace("\\", "/")).name if local else name
+
+
+def check_card(text: str, report: dict[str, Any]) -> None:
+    r"""Raise `ValueError` unless a card has the metadata of ours, in plain and finite values, and says what its report says."""
+    check_report(report)
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    if len(parts) != 3 or parts[0].strip():
+        raise ValueError("`card` must begin with its metadata between two lines `---`.")
+    try:
+        metadata = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise ValueError(f"`card` must have metadata of plain YAML values, got: {' '.join(str(error).split())}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"`card` must have metadata of keys and values, got {type(metadata).__name__}.")
+    _check_plain(metadata, "card")
+    missing = [key for key in METADATA_KEYS if not metadata.get(key)]
+    if missing:
+        raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
+    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
+    if match is None:
+        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    # The pictures that are shown are the only thing that the report does not tell.
+    pictures = re.findall(r"^!\[([^\]\n]*)\]\(([\w-]+\.png)\)$", parts[2], flags=re.MULTILINE)
+    expected = str(model_card(report, repository=match[1], pictures=pictures))
+    for got, line in zip_longest(text.strip().split("\n"), expected.strip().split("\n"), fillvalue="nothing"):
+        if got != line:
+            raise ValueError(f"`card` must agree with its report, got the line {got!r} for {line!r}.")
+
+
+# ---- ddpm_vlb/checkpoints.py ----
+
+r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
+
+What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
+diffusers is refused, for loading would import whatever it names.
+"""
+
+
+
+logger = logging.get_logger(__name__)
+
+# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
+SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
+# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
+DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+
+
+class CheckpointError(OSError, ValueError):
+    r"""A checkpoint that is missing, damaged or incomplete.
+
+    Also an `OSError`, the type that diffusers raises for most such files.
+    """
+
+
+def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""Of `from_pretrained`'s arguments, those in `DOWNLOAD_ARGUMENTS` that are given."""
+    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
+    r"""Whether a repository has an index of a pipeline; raises what the client raises where it cannot be told."""
+    try:
+        hf_hub_download(repository, DDPMPipeline.config_name, **download_options(kwargs))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached, which says nothing of the index
+            raise
+        return False
+    return True
+
+
+def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
+    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
+    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
+    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
+    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
+
+
+def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> None:
+    r"""Refuse an index that names anything but classes of diffusers: loading would import whatever module it names."""
+    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
+        return  # as the user asked for
+    pipeline = index.get("_class_name")
+    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
+        if part == "_class_name":
+            safe = isinstance(value, str)
+        else:
+            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
+        if not safe and part not in kwargs:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
+                f" got {part} = {value!r} in {name!r}."
+            )
+
+
+def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
+    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
+    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
+    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        if name in parts:
+            continue
+        subfolder = name if (folder / name / file).exists() else None
+        if subfolder is None and not (folder / file).exists():
+            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
+                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
+            )
+        cls = UNet2DModel
+        if name == "scheduler":
+            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
+            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
+            cls = getattr(diffusers, str(named), None)
+            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
+        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
+    return parts
+
+
+def restore_single_head(unet: Any) -> Any:
+    r"""Attention as it was trained, for configurations older than `attention_head_dim`.
+
+    diffusers 0.0.x knew one head only and did not write the key; today's default of 8 channels per head would load the same
+    weights without a word and compute something else.
+    """
+    config = unet.config
+    unset = "attention_head_dim" in config.get("_use_default_values", ())
+    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
+        return unet
+    logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
+    restored.load_state_dict(unet.state_dict())
+    return restored.to(device=unet.device, dtype=unet.dtype).eval()
+
+
+def architecture_digest(network: torch.nn.Module) -> str:
+    r"""SHA-256 of a network's configuration."""
+    return hashlib.sha256(_public_config(network).encode()).hexdigest()
+
+
+def _public_config(network: torch.nn.Module) -> str:
+    config = getattr(network, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
+    whatever file it was loaded from. `None` where the weights are not at hand."""
+    digest = hashlib.sha256(_public_config(network).encode())
+    for name, weight in sorted(network.state_dict().items()):
+        if weight.is_meta:
+            return None
+        weight = weight.detach().cpu()
+        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_not_about_num_pixel_levels(record) -> bool:
+    r"""A filter of log records: the stock scheduler says that it ignores our key, which it keeps, and which we read."""
+    return "num_pixel_levels" not in record.getMessage()
+
+
+# ---- ddpm_vlb/files.py ----
+
+r"""Files and folders that are written whole or not at all: beside their place first, then renamed."""
+
+
+
+def check_output_path(path: str | Path) -> Path:
+    r"""A path that can be written to; meant to be asked before the work whose result goes there.
+
+    Raises:
+        ValueError: a folder, or a path whose folder does not exist or does not allow writing.
+    """
+    path = Path(path)
+    try:
+        allowed = not path.is_dir()
+        if allowed and not (path.exists() and not path.is_file()):  # a pipe or a device is written to as it is
+            tempfile.TemporaryFile(dir=path.resolve().parent).close()
+    except OSError:
+        allowed = False
+    if not allowed:
+        raise ValueError(f"`output` must be a file in an existing folder that can be written to, got {str(path)!r}.")
+    return path
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
+    path = Path(path).resolve()  # a link keeps pointing to what it names
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
+        path.write_bytes(content)
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    r"""A folder to fill beside `target`; it takes the place of `target`, whole, when the block ends without an error.
+
+    Where the system can exchange two names in one step (Linux), there is no moment without a complete `target`.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        folder.chmod(0o777 & ~_umask())
+        yield folder
+        sync(folder)
+        replace_folder(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    r"""Put the finished folder `new` in the place of `target`; an old one is removed only after that."""
+    if not target.exists():
+        new.rename(target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+        target.rename(old / target.name)
+        new.rename(target)
+        shutil.rmtree(old)
+
+
+def remove_folder(folder: Path) -> None:
+    r"""Remove a folder; one killed in the middle leaves a hidden rest, never half of what the name promises."""
+    hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+    folder.rename(hidden / folder.name)
+    shutil.rmtree(hidden)
+
+
+def clean_up(target: Path) -> None:
+    r"""Put right what processes killed inside `new_folder(target)` left: the old `target` back in its place where it is the
+    only complete one, and no hidden folders."""
+    for old in target.parent.glob(f".{target.name}-old-*/{target.name}"):
+        if not target.exists():
+            old.rename(target)
+    for folder in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    r"""Have every file of a folder on the disk before it is renamed."""
+    for path in (folder, *folder.rglob("*")):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    r"""Exchange two names in one step (renameat2 with RENAME_EXCHANGE); `False` where the system does not know how."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+# ---- ddpm_vlb/gaussians.py ----
+
+r"""Closed forms of Gaussians, the only distributions a DDPM is made of.
+
+**Kullback-Leibler divergence.** With :math:`d = \log\sigma_1^2 - \log\sigma_2^2`,
+
+.. math::
+    D_{KL}(N(\mu_1, \sigma_1^2) \,\|\, N(\mu_2, \sigma_2^2))
+        = \tfrac12 \left[ (e^d - 1 - d) + (\mu_1 - \mu_2)^2 e^{-\log\sigma_2^2} \right].
+
+Written with ``expm1`` the first bracket keeps its digits where the two variances nearly agree; neither is negative.
+
+**Discretised Gaussian** (Section 3.3, Ho et al. 2020). The data lie on the grid :math:`x_k = 2k/(n-1) - 1`,
+:math:`k = 0, \dots, n-1`, whose bins have the half width :math:`h = 1/(n-1)`; the two end bins are open:
+
+.. math::
+    P(x_k) = \Phi\left(\frac{x_k + h - \mu}{\sigma}\right) - \Phi\left(\frac{x_k - h - \mu}{\sigma}\right).
+
+A difference of two numbers close to 1 has no digits left, so the bin is first mirrored into the lower tail, where
+:math:`\Phi` is small and :math:`\log\Phi` is exact. With :math:`a > b` its two edges there, in standard deviations,
+
+.. math:: \log P = \log\Phi(a) + \log\left(1 - e^{-(\log\Phi(a) - \log\Phi(b))}\right).
+
+There is no floor and no approximation of :math:`\Phi`: the value and its gradient are exact far beyond 40 standard
+deviations, and the n bins sum to 1. (Towards the other end digits go with the width of a bin in standard deviations: 1e-9 of
+the value remain at :math:`h/\sigma = 10^{-8}`.)
+"""
+
+
+
+LN_2 = math.log(2.0)
+MAX_PIXEL_LEVELS = 65536
+
+
+class Gaussian(NamedTuple):
+    r"""A diagonal Gaussian; the three tensors share one shape, the variance may be an expanded view."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    log_variance: torch.Tensor
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    r"""The dtype in which terms of the bound are formed: float64, or float32 on devices that have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def normal_kl(mean1, log_variance1, mean2, log_variance2) -> torch.Tensor:
+    r"""KL divergence :math:`D_{KL}(N(\mu_1, \sigma_1^2) \| N(\mu_2, \sigma_2^2))`, elementwise.
+
+    Args:
+        mean1, log_variance1, mean2, log_variance2: tensors or floats of broadcastable shapes. Half-precision tensors are
+            brought to float32 first.
+
+    Returns:
+        KL in nats, of the broadcast shape; 0 where the two Gaussians agree, never negative.
+    """
+    first = [x for x in (mean1, log_variance1, mean2, log_variance2) if isinstance(x, torch.Tensor)]
+    device = first[0].device if first else None
+    dtype = torch.float32
+    for x in first:
+        dtype = torch.promote_types(dtype, x.dtype)
+    if not first:
+        dtype = torch.float64
+    mean1, log_variance1, mean2, log_variance2 = (
+        torch.as_tensor(x, dtype=dtype, device=device) for x in (mean1, log_variance1, mean2, log_variance2)
+    )
+    difference = log_variance1 - log_variance2
+    return 0.5 * (variance_gap(difference) + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
+
+
+def normal_log_density(x: torch.Tensor, mean, log_variance) -> torch.Tensor:
+    r"""Log-density :math:`\log N(x; \mu, \sigma^2) = -\tfrac12 [\log 2\pi\sigma^2 + (x - \mu)^2/\sigma^2]`, elementwise.
+
+    Args:
+        x, mean, log_variance: tensors, or floats for the last two, of broadcastable shapes.
+
+    Returns:
+        Log-density in nats.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    for parameter in (mean, log_variance):
+        if isinstance(parameter, torch.Tensor):
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    x, mean, log_variance = (torch.as_tensor(value, dtype=dtype, device=x.device) for value in (x, mean, log_variance))
+    return -0.5 * (math.log(2 * math.pi) + log_variance + (x - mean) ** 2 * torch.exp(-log_variance))
+
+
+def variance_gap(log_ratio: torch.Tensor) -> torch.Tensor:
+    r""":math:`e^d - 1 - d \ge 0`, twice the KL of two Gaussians of equal mean whose log-variances differ by `d`."""
+    # The clamp only ever removes a last-place rounding error: the exact value is never negative.
+    return (torch.expm1(log_ratio) - log_ratio).clamp_min(0)
+
+
+def check_num_pixel_levels(num_pixel_levels: int) -> None:
+    r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
+    is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
+    if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
+        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}.")
+
+
+def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    r"""Grid values :math:`x = 2k/(n-1) - 1` in [-1, 1] of integer `levels` k; any shape."""
+    return levels.to(dtype) * (2.0 / (num_pixel_levels - 1)) - 1.0
+
+
+def _nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
+    scale = 0.5 * (num_pixel_levels - 1)
+    return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
+
+
+def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = "samples") -> torch.Tensor:
+    r"""Integer levels k of float `samples` that lie on the grid (within 4 ulp of float32).
+
+    Args:
+        samples: float tensor of any shape with values in [-1, 1].
+        num_pixel_levels: the grid's number of levels n.
+        name: what the error message calls the tensor.
+
+    Returns:
+        int64 tensor of levels, same shape.
+
+    Raises:
+        ValueError: values that are not finite, or off the grid. Bringing such images onto the grid is a decision about
+            the data (`ddpm_vlb.data.quantize`), never a silent rounding.
+    """
+    levels = _nearest_levels(samples, num_pixel_levels)
+    # A float32 image of the grid is wrong by at most one rounding (2^-24) of its value and one of each step that made
+    # it (x / 127.5 - 1); 4 ulp cover that, and are far below half a bin for up to 65536 levels.
+    ulp = torch.finfo(torch.float32).eps
+    error = (levels_to_samples(levels, num_pixel_levels, levels.dtype) - samples).abs()
+    good = (error <= 4 * ulp) & (levels >= 0) & (levels < num_pixel_levels)
+    if not bool(good.all()):
+        worst = samples[~good].flatten()[0].item()
+        what = "be finite" if not math.isfinite(worst) else f"lie on the grid 2 k / {num_pixel_levels - 1} - 1"
+        raise ValueError(
+            f"`{name}` must {what} (num_pixel_levels={num_pixel_levels}), got {worst!r}"
+            f" ({int((~good).sum())} of {samples.numel()} values). Values in [0, 1] become 2 x - 1."
+        )
+    return levels.long()
+
+
+def discretized_gaussian_log_likelihood(
+    samples: torch.Tensor,
+    *,
+    mean: torch.Tensor | float,
+    log_variance: torch.Tensor | float,
+    num_pixel_levels: int = 256,
+    validate_args: bool = True,
+) -> torch.Tensor:
+    r"""Log-probability that a Gaussian, integrated over the bins of the pixel grid, gives to `samples`.
+
+    Exact out to the farthest tails (see the derivation at the head of this module); the arithmetic is float64 whatever
+    the dtype of the arguments.
+
+    Args:
+        samples: float tensor on the grid :math:`2k/(n-1) - 1`.
+        mean, log_variance: parameters of the Gaussian, tensors or floats, broadcastable with `samples`.
+        num_pixel_levels: number of levels n of the grid, from 2 to 65536.
+        validate_args: check that `samples` lie on the grid; this reads them back from an accelerator. Without the check
+            they are taken to their nearest level.
+
+    Returns:
+        Log-probabilities in nats, elementwise, in the widest dtype of the three tensors.
+
+    Raises:
+        ValueError: `samples` off the grid or not floating-point, `num_pixel_levels` out of range.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    if not samples.is_floating_point():
+        raise ValueError(f"`samples` must be floating-point values on the pixel grid, got dtype {samples.dtype}.")
+    output_dtype = samples.dtype
+    for parameter in (mean, log_variance):
+        if isinstance(parameter, torch.Tensor):
+            output_dtype = torch.promote_types(output_dtype, parameter.dtype)
+    dtype = working_dtype(samples.device)
+    levels = samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
+    levels = levels.to(dtype)
+    mean, log_variance = (torch.as_tensor(x, dtype=dtype, device=samples.device) for x in (mean, log_variance))
+    inverse_std = torch.exp(-0.5 * log_variance)
+
+    # Edges from the integer level, so that neighbouring bins have one number in common and nothing falls between them.
+    lower = ((2 * levels - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
+    upper = ((2 * levels + 2 - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
+    mirrored = lower + upper > 0
+    log_cdf_near = _log_ndtr(torch.where(mirrored, -lower, upper))
+    log_cdf_far = _log_ndtr(torch.where(mirrored, -upper, lower))
+    inner = log_cdf_near + _log1mexp(log_cdf_near - log_cdf_far)
+    # The open end bins: everything below the lowest bin's upper edge, everything above the highest bin's lower edge.
+    lowest, highest = _log_ndtr(upper), _log_ndtr(-lower)
+    log_probability = torch.where(levels <= 0, lowest, torch.where(levels >= num_pixel_levels - 1, highest, inner))
+    return log_probability.to(output_dtype)
+
+
+class _LogNdtr(torch.autograd.Function):
+    r""":math:`\log\Phi` with a derivative that stays right in the tail, where torch's own has no digits left by 1e6 sigma."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.special.log_ndtr(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        # phi(x) / Phi(x) = sqrt(2 / pi) / erfcx(-x / sqrt(2))
+        return grad_output * math.sqrt(2 / math.pi) / torch.special.erfcx(-x / math.sqrt(2))
+
+
+_log_ndtr = _LogNdtr.apply
+
+
+def _log1mexp(x: torch.Tensor) -> torch.Tensor:
+    r""":math:`\log(1 - e^{-x})` for x > 0, exact at both ends (Maechler 2012), with gradients that stay finite."""
+    small = x < LN_2
+    # Each branch sees only arguments of its own, so that no infinite derivative is multiplied by the mask's zero.
+    below = torch.log(-torch.expm1(-torch.where(small, x, LN_2)))
+    above = torch.log1p(-torch.exp(-torch.where(small, LN_2, x)))
+    return torch.where(small, below, above)
+
+
+def nats_to_bits_per_dim(nats: torch.Tensor, num_dimensions: int) -> torch.Tensor:
+    r"""Bits per dimension of `nats` per image: :math:`\mathrm{nats} / (D \ln 2)` with :math:`D = C H W`.
+
+    The one place where units are converted. Any shape.
+    """
+    return nats / (num_dimensions * LN_2)
+
+
+# ---- ddpm_vlb/hub.py ----
+
+r"""What a Hub repository of ours contains, and how it gets there.
+
+One layout serves three users:
+
+- `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
+  upgrades what it loads;
+- `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
+- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it.
+
+Nothing else is sent: no optimizer, no logs, no path of the machine that made it. A push is one commit, so that a repository is
+at every moment what it was before or what it is after; files of an earlier push that would contradict the new ones (other
+weights, a report of other weights) leave in that commit.
+"""
+
+
+
+
+WEIGHTS = "diffusion_pytorch_model"
+# Weights in one file or in shards, with or without a variant, and the index of shards.
+WEIGHT_NAME = re.compile(
+    rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
+)
+PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
+
+# Of a scheduler that is pushed by itself.
+SCHEDULER_CARD = """---
+library_name: diffusers
+license: apache-2.0
+tags:
+- diffusers
+- ddpm
+---
+
+# A DDPM scheduler
+
+```python
+from diffusers import DDPMScheduler
+
+scheduler = DDPMScheduler.from_pretrained("{repository}")
+```
+
+With ddpm_vlb, `VLBDDPMScheduler.from_pretrained("{repository}")`.
+"""
+
+
+class HubError(OSError):
+    r"""What the Hub, or the way to it, refused."""
+
+
+def strip_paths(config: dict[str, Any]) -> dict[str, Any]:
+    r"""A configuration without the place it was loaded from, which is a path of this machine."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
+def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
+    r"""The files of a saved pipeline that belong into a repository, by their names there: paths of weights, and the content of
+    configurations.
+
+    Raises:
+        ValueError: a folder that is not a whole pipeline, or links that lead out of it.
+    """
+    folder = Path(folder)
+    missing = [name for name in PIPELINE_FILES if not (folder / name).is_file()]
+    if missing:
+        hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / PIPELINE_FILES[0]).is_file() else ""
+        raise ValueError(f"`folder` must hold a saved pipeline, got {str(folder)!r} without {', '.join(missing)}.{hint}")
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
+            continue
+        check_no_link(path, folder)
+        files[name] = path
+        if path.suffix == ".json" and not name.endswith(".index.json"):
+            files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
+    return files
+
+
+def check_no_link(path: Path, folder: Path) -> None:
+    r"""Raise `ValueError` for a link that leads out of a folder: what it names was not meant to leave."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"`folder` must hold its files itself, got {path.name!r}, a link to {str(path.resolve())!r}.")
+
+
+def repository_files(
+    folder: str | Path, repository: str, report: dict[str, Any] | None = None, pictures: dict[str, bytes] | None = None
+) -> dict[str, Path | bytes]:
+    r"""Everything that a repository of ours contains: `pipeline_files`, the remote code, card, report and pictures.
+
+    Raises:
+        ValueError: as `pipeline_files`; a report that `check_report` refuses.
+    """
+    files = pipeline_files(folder)
+    scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
+    pictures = pictures or {}
+    card = model_card(
+        report,
+        repository=repository,
+        settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
+        pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
+    )
+    files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
+    if report is not None:
+        check_report(report)
+        files["report.json"] = _json_bytes(public_report(report, repository))
+    return files
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def is_stale(name: str, variant: str | None = None) -> bool:
+    r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
+    measured of the model that was there."""
+    if name in ("report.json", *PICTURES):
+        return True
+    match = WEIGHT_NAME.fullmatch(name)
+    return match is not None and (match["variant"] or match["of_index"]) == variant
+
+
+def push_folder(
+    folder: str | Path,
+    repository: str,
+    *,
+    report: dict[str, Any] | None = None,
+    pictures: dict[str, bytes] | None = None,
+    variant: str | None = None,
+    commit_message: str = "Upload VLBDDPMPipeline",
+    **options: Any,
+) -> CommitInfo:
+    r"""Push a saved pipeline with its card; see `push_files` for `options`, and for what is raised besides.
+
+    Args:
+        folder: of a saved pipeline.
+        repository: `name` or `owner/name`.
+        report: what the card is made from; `None` for one that says that nothing was scored.
+        pictures: PNG files by their names, of those in `PICTURES`.
+        variant: of the weights, where they are not the ones that are loaded by default.
+
+    Raises:
+        ValueError: a folder that is not a saved pipeline, or a report that `check_report` refuses: nothing is sent.
+    """
+    repository_files(folder, check_repository(repository), report, pictures)
+    return push_files(
+        lambda name, there: repository_files(folder, name, report, pictures),
+        repository,
+        commit_message=commit_message,
+        remove=lambda name: is_stale(name, variant),
+        **options,
+    )
+
+
+def push_files(
+    files: Callable[[str, set[str]], dict[str, Path | bytes]],
+    repository: str,
+    *,
+    commit_message: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    remove: Callable[[str], bool] = lambda name: False,
+    space_sdk: str | None = None,
+) -> CommitInfo:
+    r"""Send files to a repository of the Hub in one commit; the repository and the branch are made where there are none.
+
+    Args:
+        files: the files by their names there, as paths or content, for the repository's full name and the files it has.
+        repository: `name` or `owner/name`.
+        private: whether the repository is private; `None` leaves it to the owner's default, and to what it is.
+        revision: branch to commit to, or that the pull request is for; `main` by default.
+        create_pr: open a pull request instead.
+        token: in place of the one that is logged in.
+        remove: which files that are there, and not among `files`, leave.
+        space_sdk: "gradio", say, for a Space in place of a model.
+
+    Raises:
+        ValueError: a name that cannot be a repository, or `private` for one that exists and is public, or the other way round:
+            nothing is sent.
+        HubError: what the Hub or the network refused; among others a commit that somebody else made meanwhile.
+    """
+    repository = check_repository(repository)
+    api, kind = HfApi(token=token), {"repo_type": "model" if space_sdk is None else "space"}
+    with _hub_errors(repository):
+        repository = api.create_repo(repository, private=private, exist_ok=True, space_sdk=space_sdk, **kind).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repository, branch=revision, exist_ok=True, **kind)
+        info = api.repo_info(repository, revision=revision, **kind)
+    if private is not None and bool(info.private) != private:
+        raise ValueError(f"`private` must be {bool(info.private)} for {repository!r}, which exists, got {private}.")
+    with _hub_errors(repository):
+        there = set(api.list_repo_files(repository, revision=info.sha, **kind))
+    sent = files(repository, there)
+    with _hub_errors(repository):
+        operations: list[Any] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else os.fspath(content))
+            for name, content in sent.items()
+        ]
+        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(there - sent.keys()) if remove(name)]
+        return api.create_commit(
+            repository,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+            **kind,
+        )
+
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the client, of HTTP, of the network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(f"`repository` must be one that can be pushed to, got {repository!r}: {reason}") from error
+
+
+def push_scheduler(
+    config: str, repository: str, *, config_name: str, subfolder: str | None = None, **options: Any
+) -> CommitInfo:
+    r"""Push a scheduler's configuration; see `push_files` for `options`.
+
+    In a repository that holds more than that it is a change of the model: what was measured of it leaves, and a card that
+    showed it is replaced by one without a number.
+    """
+
+    def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
+        sent: dict[str, Path | bytes] = {f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name: config.encode()}
+        if there & {"report.json", *PICTURES}:
+            sent["README.md"] = str(model_card(None, repository=name, settings=json.loads(config))).encode()
+        elif "README.md" not in there and not subfolder:
+            sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
+        return sent
+
+    return push_files(files, repository, remove=lambda name: name in ("report.json", *PICTURES), **options)
+
+
+def check_repository(repository: Any) -> str:
+    r"""A name that a repository can have.
+
+    Raises:
+        ValueError: any other.
+    """
+    try:
+        validate_repo_id(repository)
+    except ValueError as error:
+        raise ValueError(f"`repository` must be a name on the Hub, `owner/name`, got {repository!r}: {error}") from error
+    return repository
+
+
+# ---- ddpm_vlb/images.py ----
+
+r"""Images of any kind in, pixel levels out; everything that is not exactly on the grid is refused, never rounded.
+
+A model's data live on `num_pixel_levels` grey levels; level k stands for the value 2 k / (num_pixel_levels - 1) - 1. What an
+image says is taken literally: an integer is the level k itself, a float is a value on the grid. Bringing other images onto a
+grid changes the data; `quantize` does it, as a step of its own.
+"""
+
+
+
+
+ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
+PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
+
+
+def images_to_levels(
+    images: Any,
+    num_pixel_levels: int = 256,
+    *,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    r"""The levels of images of any kind that `evaluate_nll` takes.
+
+    Args:
+        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
+            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
+            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
+        num_pixel_levels: number of levels of the grid.
+        channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
+
+    Returns:
+        Levels, shape `(N, C, H, W)`, uint8 up to 256 levels and int32 above.
+
+    Raises:
+        ValueError: anything that is not such images: off the grid, not finite, of another size, type or number of channels, or
+            none at all.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    tensor = _as_tensor(images, channels)
+    check_shape(tensor, channels, size)
+    return _check_levels(tensor, num_pixel_levels)
+
+
+def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int] | None) -> None:
+    r"""Raise `ValueError` unless a tensor is `(N, C, H, W)`, not empty, and of this many channels and (height, width)."""
+    if tensor.ndim != 4:
+        raise ValueError(f"`images` must have the shape (N, C, H, W), got {tuple(tensor.shape)}.")
+    if tensor.numel() == 0:
+        raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
+    if channels is not None and tensor.shape[1] != channels:
+        hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
+        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
+    if size is not None and tuple(tensor.shape[2:]) != tuple(size):
+        raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
+
+
+def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    integer_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.uint16
+    level_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.int32
+    if tensor.dtype in (torch.float32, torch.float64):
+        return samples_to_levels(tensor, num_pixel_levels, "images").to(level_dtype)
+    if tensor.dtype != integer_dtype:
+        raise ValueError(
+            f"`images` must be {str(integer_dtype)[6:]} levels, float32 or float64 for a model of {num_pixel_levels} levels,"
+            f" got dtype {str(tensor.dtype)[6:]}."
+        )
+    levels = tensor.to(torch.int32)
+    highest = int(levels.max())
+    if highest >= num_pixel_levels:
+        raise ValueError(
+            f"`images` must hold levels below num_pixel_levels = {num_pixel_levels}, got {highest}."
+            " (`ddpm_vlb.data.quantize` brings images onto a coarser grid.)"
+        )
+    return levels.to(level_dtype)
+
+
+def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
+    if isinstance(images, torch.Tensor):
+        if images.layout != torch.strided or images.is_meta:
+            raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
+        return images.detach()
+    if isinstance(images, np.ndarray):
+        return array_to_tensor(images, channels)
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif hasattr(images, "features") and hasattr(images, "column_names"):
+        column = image_column(images)
+        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
+        images = [row[column] for row in images]
+    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+        raise ValueError(
+            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
+            f" got {type(images).__name__}."
+        )
+    tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
+    if not tensors:
+        raise ValueError("`images` must not be empty, got no image.")
+    for index, tensor in enumerate(tensors):
+        if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
+            raise ValueError(
+                f"`images` must all have one size, number of channels and dtype: image 0 has {_describe(tensors[0])},"
+                f" image {index} has {_describe(tensor)}."
+            )
+    return torch.stack(tensors)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
+
+
+def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        return array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
+    if isinstance(image, np.ndarray):
+        return array_to_tensor(image[None], channels)[0]
+    if isinstance(image, torch.Tensor):
+        return image.detach()
+    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
+
+
+def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
+    r"""Arrays `(N, H, W, C)` or `(N, H, W)` as a tensor `(N, C, H, W)`."""
+    if array.dtype.name not in ARRAY_DTYPES or isinstance(array, np.ma.MaskedArray):
+        what = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
+        raise ValueError(f"`images` must be plain arrays of dtype {', '.join(ARRAY_DTYPES)}, got {what}.")
+    if array.ndim == 3 and channels not in (None, 1):
+        raise ValueError(f"`images` must be an array of shape (N, H, W, {channels}), got {array.shape}.")
+    if array.ndim == 3:
+        array = array[..., None]
+    # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.
+    channels_last = array.ndim == 4 and (channels is None or array.shape[3] == channels or array.shape[1] != channels)
+    if channels_last:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+
+
+def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
+    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
+
+    Raises:
+        ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
+    """
+    if "transparency" in image.info or _is_rescaled(image):
+        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
+        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
+    if image.mode not in PIL_MODES:
+        raise ValueError(
+            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
+            " since what becomes of transparency or of a palette is a choice."
+        )
+    return np.asarray(image).astype(PIL_MODES[image.mode])
+
+
+def _is_rescaled(image: Image.Image) -> bool:
+    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
+    # stands in `tile`; of an image that is loaded already, nothing tells any more.
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if tile[0].startswith("ppm") and arguments[-1] != 255:
+            return True
+        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
+            return True
+    return False
+
+
+def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source_levels: int | None = None) -> torch.Tensor:
+    r"""Bring images onto the grid of `num_pixel_levels` levels, each value to its nearest level.
+
+    This changes the data: the likelihood is that of the images returned, which should be shown wherever it is.
+
+    Args:
+        images: integer levels (of `source_levels`, by default all that the dtype holds), or floats in [-1, 1]; any shape.
+        num_pixel_levels: number of levels of the grid.
+        source_levels: number of levels of integer `images`.
+
+    Returns:
+        Levels of the same shape, uint8 up to 256 levels and uint16 above.
+
+    Raises:
+        ValueError: values that are not finite or outside their range.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    images = torch.as_tensor(images)
+    if images.is_complex() or images.dtype == torch.bool:
+        raise ValueError(f"`images` must be integers or floats, got dtype {images.dtype}.")
+    values = images.to(torch.float64)
+    if not images.is_floating_point():
+        source_levels = source_levels or torch.iinfo(images.dtype).max + 1
+        values = 2.0 * values / (source_levels - 1) - 1.0
+    if not bool(((values >= -1) & (values <= 1)).all()):
+        raise ValueError(
+            f"`images` must lie in [-1, 1], or be levels below {source_levels}, to be quantised; got values that stand for"
+            f" {values.min().item()} to {values.max().item()}."
+        )
+    levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
+    return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
+
+
+def image_column(dataset: Any) -> str:
+    r"""The one image column of a `datasets.Dataset`.
+
+    Raises:
+        ValueError: none, or more than one.
+    """
+    features = dataset.features or {}
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if len(columns) != 1:
+        raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
+    return columns[0]
+
+
+# ---- ddpm_vlb/noise.py ----
+
+r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
+
+Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
+of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
+timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
+of chance to save.
+"""
+
+
+
+_MASK = (1 << 64) - 1
+
+
+def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
+    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
+
+    Raises:
+        ValueError: a list of generators of another length than `count`.
+    """
+    check_generator(generator)
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != count:
+            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
+        return [seed for one in generator for seed in draw_seeds(1, one)]
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+
+
+def check_generator(generator: Any) -> None:
+    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them, or `None`."""
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    for one in generators:
+        if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
+            raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
+
+
+def fresh_seed(generator: Any) -> int | None:
+    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
+    if not isinstance(generator, torch.Generator):
+        return None
+    seed = generator.initial_seed()
+    untouched = torch.Generator(device=generator.device).manual_seed(seed)
+    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
+
+
+def mix(seed: int, number: int) -> int:
+    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
+    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
+    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(numbers, dtype=np.uint64)
+        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform_array(keys: np.ndarray) -> np.ndarray:
+    r"""`keyed_uniform` of each key."""
+    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
+
+
+def keyed_uniform(key: int) -> float:
+    r"""A number in [0, 1) that is a function of the key alone."""
+    return (mix(key, 0) >> 11) * 2.0**-53
+
+
+def keyed_normal(keys: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    r"""Standard normal noise of shape `(len(keys), *shape)`, float32 on the CPU, each row a function of its key alone."""
+    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
+    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
+    generator = torch.Generator()
+    noise = torch.empty(len(keys), *shape)
+    for row, key in zip(noise.unbind(), keys):
+        row.normal_(generator=generator.manual_seed(key))
+    return noise
+
+
+def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
+    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
+
+    Args:
+        seeds: one per image, length B.
+        timesteps: zero-based timesteps, in any order; cheapest where neighbours follow each other.
+        shape: shape of one image, `(C, H, W)`.
+
+    Yields:
+        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, whatever the device it is for.
+    """
+    # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
+    # The block is a function of t and of the shape, and the noise still one of (seed, t).
+    block = max(1, 1024 // math.prod(shape))
+    drawn = None
+    for timestep in timesteps:
+        if timestep // block != drawn:
+            drawn = timestep // block
+            noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
+        yield noise[:, timestep % block]
+
+
+# ---- ddpm_vlb/sampled_bound.py ----
+
+r"""The bound of a data set from few evaluations, unbiased, with an error that is measured and not assumed.
+
+The bound of image i is :math:`A_i = P_i + \sum_t E_\epsilon\, \ell_t(x_i, \epsilon)`, with the prior term :math:`P_i` in closed
+form, and that of a data set of N images is :math:`\bar A`. An evaluation of the network gives one
+:math:`\ell_t(x_i, \epsilon)`.
+
+**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first). From these come a
+control variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and, for each bin, the standard deviation :math:`\sigma_b` of
+what it leaves over; then they are put aside. From here on m and the probabilities :math:`p_t \propto \sigma_{b(t)}`, Neyman's
+allocation, mixed with a floor, are fixed: whatever the pilot got wrong costs evaluations, not truth.
+
+**Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
+strata, with two independent draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
+:math:`D_i = A_i - P_i - \sum_t \phi_i^\top b_t`. With :math:`d_{i1}, d_{i2}` the means over the strata of the first draws and
+of the second, :math:`d_i = (d_{i1} + d_{i2}) / 2`, :math:`s^2` the variance of :math:`d_i` over the images,
+:math:`f = m / N`, and :math:`y_{iv1}, y_{iv2}` the draws of stratum v,
+
+.. math::
+    \hat A &= \bar P + \sum_t \bar\phi^\top b_t + \frac1m \sum_i d_i, \qquad
+    v_i = \frac{1}{V^2} \sum_v \frac{(y_{iv1} - y_{iv2})^2}{4}, \\
+    \widehat{\mathrm{Var}}[\hat A \mid \text{images}] &= (1 - f) \frac{s^2}{m} + f\, \frac{\bar v}{m}
+        & \text{(Monte Carlo)} \\
+    \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
+        \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
+
+all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
+measured twice. The pairs are what tells noise from
+differences between images. :math:`P_i` and :math:`\phi_i` are known for all N. Where the control variate is good an image is
+left with little of its own, and one round with V = 1 takes a new image for every second evaluation.
+
+**Stopping.** The first round is as large as the pilot says that the wanted error needs. Should it not do, another round
+follows, drawn anew, its size from the variance seen by then. Rounds count by their evaluations, never by their variances.
+Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
+so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
+then tends to be small as well: with a target the estimate has a bias of higher order, toward less, a fraction of the error.
+
+Everything drawn is a function of (seed, round, image, place): of no batch, order or process.
+"""
+
+
+
+
+PILOT_EVALUATIONS = 1000
+FLOOR = 0.1  # of the probability goes to all bins alike
+RIDGE = 3.0
+KERNEL = 1.5  # bins
+MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
+MAX_DRAWS = 2**20  # of a round, which lies in memory
+MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
+
+
+class Draws(NamedTuple):
+    r"""Evaluations to make, arrays of one shape: positions of images, rows of the grid, keys of the noise."""
+
+    images: np.ndarray
+    rows: np.ndarray
+    keys: np.ndarray
+
+
+# From the values and features of the first so many draws, the estimate so far: for a progress bar.
+Preview = Callable[[torch.Tensor, torch.Tensor], "BoundEstimate | None"]
+# What evaluates draws, flattened: values in bits/dim `(n,)` and features of the noise `(n, Q)`, both float64.
+Evaluate = Callable[[Draws, Preview], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Bin(NamedTuple):
+    r"""The estimate for the rows from `first` to `last` of the grid, summed over them, in bits/dim."""
+
+    first: int
+    last: int
+    bits_per_dim: float
+    monte_carlo_error: float
+    num_evaluations: int
+
+
+@dataclass(frozen=True)
+class BoundEstimate:
+    r"""An unbiased estimate of the bound of N images, in bits/dim.
+
+    Args:
+        bits_per_dim: of the data set; `prior` plus the sum over `bins`, the first of which is the decoder.
+        prior: the mean of :math:`L_T`, exact.
+        bins: the estimates for groups of timesteps.
+        monte_carlo_error: standard error given these images.
+        data_error: standard error of the images themselves as a sample of more such images; `None` for a single image.
+        degrees_of_freedom: of `monte_carlo_error`.
+        terms, term_evaluations: of each row of the grid, `(K,)`, the estimate and the evaluations that it rests on beside the
+            control variate, NaN where there is none.
+        per_image, per_image_decoder, per_image_error: each image's estimate, the decoder's part of it, and its own standard
+            error, `(N,)`, where every image was evaluated alike; else `None`.
+        num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
+        num_rounds: rounds of sampling.
+    """
+
+    bits_per_dim: float
+    prior: float
+    bins: list[Bin]
+    monte_carlo_error: float
+    data_error: float | None
+    degrees_of_freedom: float
+    terms: torch.Tensor
+    term_evaluations: torch.Tensor
+    per_image: torch.Tensor | None
+    per_image_decoder: torch.Tensor | None
+    per_image_error: torch.Tensor | None
+    num_evaluations: int
+    num_pilot_evaluations: int
+    num_rounds: int
+
+
+def estimate_bound(
+    evaluate: Evaluate,
+    num_steps: int,
+    prior: torch.Tensor,
+    image_features: torch.Tensor,
+    *,
+    seed: int,
+    target_se: float | None = None,
+    max_evaluations: int | None = None,
+    evaluations_per_image: int | None = None,
+    evaluations_per_draw: int = 1,
+    ids: np.ndarray | None = None,
+    frame: np.ndarray | None = None,
+) -> BoundEstimate:
+    r"""Estimate the bound of N images.
+
+    Args:
+        evaluate: gives the terms of draws, in bits/dim.
+        num_steps: rows of the grid, K; row 0 is the decoder's.
+        prior: :math:`L_T` of each image in bits/dim, `(N,)`.
+        image_features: :math:`\phi` of each image, `(N, P)`, the first a constant 1.
+        seed: of everything that is drawn.
+        target_se: the Monte Carlo error at which to stop.
+        max_evaluations: network evaluations at which to stop, the pilot's included.
+        evaluations_per_image: evaluate every image this many times, an even number, instead.
+        evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
+        ids: what the draws of each image are keyed by, `(N,)`; by default its position.
+        frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
+
+    Raises:
+        ValueError: no rule to stop by, or one that cannot be kept.
+    """
+    check_rules(target_se, max_evaluations, evaluations_per_image)
+    count = len(prior)
+    ids = np.arange(count) if ids is None else np.asarray(ids)
+    frame = np.arange(count) if frame is None else np.asarray(frame)
+    if len(frame) < min(count, MIN_FRAME):
+        raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
+    edges = bin_edges(num_steps)
+    budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
+    planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
+    draws = _pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
+    num_pilot = draws.rows.size
+    if num_pilot + 4 > budget:
+        raise ValueError(
+            f"`max_evaluations` must leave room for a pilot of {num_pilot * evaluations_per_draw} and a round of"
+            f" {4 * evaluations_per_draw}, got {max_evaluations}."
+        )
+    image_features = _standardize(image_features)
+    design = _Design(edges, draws, *_evaluate(evaluate, draws, lambda values, features: None), image_features)
+    sums = _Sums(design, prior, image_features, frame)
+    extra = frame.size * evaluations_per_image if evaluations_per_image else design.evaluations_needed(target_se, count)
+    while True:
+        extra = min(extra, budget - num_pilot - sums.num_evaluations, MAX_DRAWS if not evaluations_per_image else math.inf)
+        # V evaluations in V pairs of strata once there is a pair for every image.
+        strata = max(1, int(extra // (2 * len(frame))))
+        images = min(len(frame), int(extra // (2 * strata)))
+        draws = design.draw(ids, frame, mix(seed, 1 + len(sums.rounds)), images, strata)
+        sums.add(draws, *_evaluate(evaluate, draws, partial(sums.preview, draws, num_pilot)))
+        estimate = sums.estimate(num_pilot)
+        left = budget - estimate.num_evaluations
+        error = estimate.monte_carlo_error
+        if evaluations_per_image or left < 4 or target_se is None and left < 0.02 * budget:
+            extra = 0
+        elif target_se is None:
+            extra = left
+        elif error > target_se:
+            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
+            fixed = sums.frame_variance
+            if fixed >= target_se**2:
+                raise ValueError(
+                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(frame)} of {count} images at hand,"
+                    f" got {target_se}. Give a larger buffer."
+                )
+            missing = sums.num_evaluations * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
+            extra = math.ceil(max(4.0, 1.05 * missing, 0.05 * sums.num_evaluations))
+        else:
+            extra = 0
+        if not extra:
+            return estimate
+
+
+def check_rules(target_se: float | None, max_evaluations: int | None, evaluations_per_image: int | None) -> None:
+    r"""Raise `ValueError` unless the rules to stop by can be followed."""
+    if target_se is None and max_evaluations is None and evaluations_per_image is None:
+        raise ValueError("One of `target_se`, `max_evaluations` and `evaluations_per_image` must be given, got none.")
+    if target_se is not None and not (0 < target_se < math.inf):
+        raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
+    if max_evaluations is not None and max_evaluations < 1:
+        raise ValueError(f"`max_evaluations` must be at least 1, got {max_evaluations!r}.")
+    if evaluations_per_image is not None:
+        if target_se is not None or max_evaluations is not None:
+            raise ValueError("`evaluations_per_image` says when to stop: leave out `target_se` and `max_evaluations`.")
+        if evaluations_per_image < 2 or evaluations_per_image % 2:
+            raise ValueError(f"`evaluations_per_image` must be an even number from 2 on, got {evaluations_per_image!r}.")
+
+
+def bin_edges(num_steps: int) -> np.ndarray:
+    r"""Rows of the grid in bins: the decoder alone, then ever wider up to a twelfth of all. Edges, from 0 to `num_steps`."""
+    edges = [0]
+    while edges[-1] < num_steps:
+        width = min(max(1, round(0.3 * edges[-1])), max(1, math.ceil(num_steps / 12)))
+        edges.append(min(num_steps, edges[-1] + width))
+    return np.array(edges)
+
+
+def _evaluate(evaluate: Evaluate, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
+    values, features = evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
+    shape = draws.rows.shape
+    return values.double().reshape(shape), features.double().reshape(*shape, -1)
+
+
+def _standardize(features: torch.Tensor) -> torch.Tensor:
+    r"""Columns of mean 0 and standard deviation 1 over the data set, the first of ones; those that do not vary are zero."""
+    rest = features[:, 1:].double()
+    spread = rest.std(dim=0, unbiased=False)
+    rest = torch.where(spread > 1e-12, (rest - rest.mean(dim=0)) / spread.clamp(min=1e-12), 0.0)
+    return torch.cat([torch.ones(len(features), 1, dtype=torch.float64), rest], dim=1)
+
+
+def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
+    r"""The images of `frame` in an order that the key gives."""
+    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
+
+
+def _keys(ids: np.ndarray, key: int, places: int) -> np.ndarray:
+    r"""A key for each image and place, `(len(ids), places)`."""
+    return mix_array(mix_array(mix(key, 1), ids)[:, None], np.arange(places)[None])
+
+
+def _pilot_draws(edges: np.ndarray, ids: np.ndarray, frame: np.ndarray, seed: int, evaluations: float) -> Draws:
+    r"""One draw in each bin for some images, `(images, bins)`; images repeat where there are too few."""
+    bins = len(edges) - 1
+    count = max(2, math.ceil(evaluations / bins))
+    images = np.resize(order_of(ids, frame, mix(seed, 0)), count)
+    # A repeated image has its own draws each time.
+    repeats = np.arange(count) // len(frame)
+    keys = mix_array(_keys(ids[images], mix(seed, 0), bins), repeats[:, None])
+    rows = edges[:-1] + (uniform_array(mix_array(keys, 1)) * np.diff(edges)).astype(np.int64)
+    return Draws(np.repeat(images[:, None], rows.shape[1], axis=1), rows, mix_array(keys, 2))
+
+
+class _Design:
+    r"""What the pilot settles: the control variate and the probability of each bin."""
+
+    def __init__(self, edges, draws: Draws, values, noise_features, image_features):
+        self.edges, self.widths = edges, torch.as_tensor(np.diff(edges)).double()
+        self.bins = len(self.widths)
+        features = torch.cat([image_features[draws.images], noise_features], dim=2)
+        self.num_image_features = image_features.shape[1]
+        # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from
+        # its neighbours, in units of its own size.
+        scale = values.square().mean(dim=0).sqrt().clamp(min=1e-300)
+        values = values / scale
+        value_means, feature_means = values.mean(dim=0), features.mean(dim=0)
+        values, features = values - value_means, features - feature_means
+        index = torch.arange(self.bins, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * ((index[:, None] - index) / KERNEL) ** 2)
+        gram = torch.einsum("ab,ibp,ibq->apq", kernel, features, features)
+        moment = torch.einsum("ab,ibp,ib->ap", kernel, features, values)
+        gram = gram + RIDGE * torch.eye(features.shape[2], dtype=torch.float64)
+        coefficients = torch.linalg.solve(gram, moment)
+        residuals = values - torch.einsum("ibp,bp->ib", features, coefficients)
+        # The intercepts, for the constant feature, which its own mean has taken out of the fit.
+        coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
+        self.coefficients = coefficients * scale[:, None]
+        fitted = (features.shape[2] - 1) / kernel.sum(dim=1)
+        freedom = (len(values) - 1 - fitted).clamp(min=1.0)
+        variance = residuals.square().sum(dim=0) / freedom
+        smooth = torch.exp(-0.5 * (index[:, None] - index) ** 2)
+        spread = ((smooth @ variance) / smooth.sum(dim=1)).sqrt() * scale
+        ideal = self.widths * spread
+        share = ideal / ideal.sum() if ideal.sum() > 0 else torch.full_like(ideal, 1 / self.bins)
+        self.probabilities = FLOOR / self.bins + (1 - FLOOR) * share
+        # For the size of the first round: the variance of a draw, and the part of it that lies between images.
+        self.variance = ((self.widths * spread) ** 2 / self.probabilities).sum().item()
+        totals = (residuals * scale * self.widths).sum(dim=1)
+        inside = ((self.widths * scale) ** 2 * residuals.square().sum(dim=0) / freedom).sum()
+        repeated = len(np.unique(draws.images)) < len(draws.images)
+        between = 0.0 if repeated else (totals.var() - inside).item()
+        self.between = min(max(between, 0.0), self.variance)
+
+    def evaluations_needed(self, target_se: float | None, count: int) -> float:
+        r"""How many draws bring the Monte Carlo error of N images down to `target_se`, as far as the pilot can tell."""
+        if target_se is None:
+            return math.inf
+        within = self.variance - self.between
+        images = (self.between + within / 2) / (target_se**2 + self.between / count)
+        return math.ceil(max(MIN_DRAWS, 1.1 * (2 * images if images <= count else within / target_se**2)))
+
+    def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, images: int, strata: int) -> Draws:
+        r"""Two draws in each stratum for some images, `(images, strata, 2)`."""
+        chosen = order_of(ids, frame, key)[:images]
+        keys = _keys(ids[chosen], key, 2 * strata).reshape(images, strata, 2)
+        quantiles = (np.arange(strata)[:, None] + uniform_array(mix_array(keys, 1))) / strata
+        upper = self.probabilities.cumsum(dim=0).numpy()
+        upper = upper / upper[-1]
+        bins = np.searchsorted(upper, quantiles, side="right").clip(max=self.bins - 1)
+        lower = np.concatenate([[0.0], upper[:-1]])
+        inside = ((quantiles - lower[bins]) / (upper[bins] - lower[bins])).clip(0, 1)
+        widths = np.diff(self.edges)[bins]
+        rows = self.edges[bins] + (inside * widths).astype(np.int64).clip(max=widths - 1)
+        return Draws(np.repeat(chosen, 2 * strata).reshape(rows.shape), rows, mix_array(keys, 2))
+
+    def bin_of(self, rows: np.ndarray) -> torch.Tensor:
+        r"""The bin of each row."""
+        return torch.as_tensor(np.searchsorted(self.edges, rows, side="right") - 1)
+
+    def residuals(self, draws: Draws, values, noise_features, image_features) -> torch.Tensor:
+        r""":math:`y = (\ell_t - m_t) / p_t` of draws."""
+        bins = self.bin_of(draws.rows)
+        features = torch.cat([image_features[draws.images], noise_features], dim=-1)
+        predicted = (features * self.coefficients[bins]).sum(dim=-1)
+        return (values - predicted) * self.widths[bins] / self.probabilities[bins]
+
+
+class _Round(NamedTuple):
+    images: np.ndarray
+    evaluations: int
+    first: torch.Tensor  # d_i1
+    second: torch.Tensor  # d_i2
+    variances: torch.Tensor  # v_i by stratum, (m, V)
+    by_bin: torch.Tensor  # summands of d_i by bin, (m, B)
+    variances_by_bin: torch.Tensor  # v_i of these summands, (m, B)
+    counts: torch.Tensor  # evaluations by bin
+    rows: torch.Tensor  # what was left over at each draw's row: rows and values
+    left_over: torch.Tensor
+
+
+class _Sums:
+    r"""The rounds so far, and the estimates that they give."""
+
+    def __init__(self, design: _Design, prior, image_features, frame):
+        self.design, self.prior, self.image_features, self.frame = design, prior.double(), image_features, frame
+        # phi_i^T b, summed over the rows of each bin.
+        weights = design.coefficients[:, : design.num_image_features] * design.widths[:, None]
+        self.known_by_bin = (image_features.mean(dim=0) * weights).sum(dim=1)
+        self.known = self.prior + image_features @ weights.sum(dim=0)
+        self.known_decoder = image_features @ weights[0]
+        self.rounds: list[_Round] = []
+
+    @property
+    def num_evaluations(self) -> int:
+        r"""Of all rounds, without the pilot."""
+        return sum(one.evaluations for one in self.rounds)
+
+    def add(self, draws: Draws, values, noise_features) -> None:
+        r"""Take in what a round's draws gave."""
+        design = self.design
+        y = design.residuals(draws, values, noise_features, self.image_features)
+        images, strata, _ = y.shape
+        bins = design.bin_of(draws.rows).reshape(images, -1)
+        by_bin, squares = torch.zeros(2, images, design.bins, dtype=torch.float64)
+        by_bin.scatter_add_(1, bins, y.reshape(images, -1) / (2 * strata))
+        # Of a pair the squared difference of what falls into a bin: both draws, one of them, or none.
+        squares.scatter_add_(1, bins, y.reshape(images, -1).square())
+        pairs = bins.reshape(images, strata, 2)
+        alike = torch.where(pairs[..., 0] == pairs[..., 1], -2 * y[..., 0] * y[..., 1], 0.0)
+        squares.scatter_add_(1, pairs[..., 0], alike)
+        self.rounds.append(
+            _Round(
+                images=draws.images[:, 0, 0],
+                evaluations=y.numel(),
+                first=y[..., 0].mean(dim=1),
+                second=y[..., 1].mean(dim=1),
+                variances=(y[..., 0] - y[..., 1]).square() / (4 * strata**2),
+                by_bin=by_bin,
+                variances_by_bin=squares / (4 * strata**2),
+                counts=torch.bincount(bins.flatten(), minlength=design.bins),
+                rows=torch.as_tensor(draws.rows).flatten(),
+                left_over=(y.reshape(images, -1) * (design.probabilities / design.widths)[bins]).flatten(),
+            )
+        )
+
+    def preview(self, draws: Draws, num_pilot: int, values, noise_features) -> BoundEstimate | None:
+        r"""The estimate with the part of a round whose values are there, `None` for less than two images."""
+        per_image = draws.rows[0].size
+        images = len(values) // per_image
+        if images < 2 or not self.rounds and images < 8:
+            return None
+        part = Draws(*(array[:images] for array in draws))
+        shape = part.rows.shape
+        others = _Sums.__new__(_Sums)
+        others.__dict__ = self.__dict__ | {"rounds": list(self.rounds)}
+        others.add(part, values[: part.rows.size].reshape(shape), noise_features[: part.rows.size].reshape(*shape, -1))
+        return others.estimate(num_pilot)
+
+    def _variance(self, one: _Round) -> tuple[float, float]:
+        r"""The Monte Carlo variance of a round's mean, given the frame, and the variance of that number itself."""
+        m, share = len(one.images), len(one.images) / len(self.frame)
+        if share == 1:
+            summands = one.variances.flatten() / m**2
+            freedom = len(summands)
+        else:
+            d = (one.first + one.second) / 2
+            between = (d - d.mean()).square() * m / (m - 1)
+            summands = ((1 - share) * between + share * one.variances.sum(dim=1)) / m**2
+            freedom = m - 1
+        variance, n = summands.sum().item(), len(summands)
+        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
+        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / freedom)
+
+    def _variance_by_bin(self, one: _Round) -> torch.Tensor:
+        r"""The same variance of what each bin contributes, `(B,)`."""
+        m, share = len(one.images), len(one.images) / len(self.frame)
+        between = one.by_bin.var(dim=0) if share < 1 else 0.0
+        return ((1 - share) * between + share * one.variances_by_bin.mean(dim=0)) / m
+
+    @property
+    def between(self) -> float:
+        r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
+        weights = [len(one.images) for one in self.rounds]
+        covariances = [torch.cov(torch.stack([one.first, one.second]))[0, 1].item() for one in self.rounds]
+        return sum(w * c for w, c in zip(weights, covariances)) / sum(weights)
+
+    @property
+    def frame_variance(self) -> float:
+        r"""The variance from having only the frame's images at hand, not all N."""
+        share = len(self.frame) / len(self.prior)
+        return 0.0 if share == 1 else (1 - share) * max(self.between, 0.0) / len(self.frame)
+
+    def _data_error(self) -> float | None:
+        if len(self.prior) == 1:
+            return None
+        pairs = [torch.stack([self.known[one.images], (one.first + one.second) / 2]) for one in self.rounds]
+        weights = [len(one.images) for one in self.rounds]
+        covariance = sum(w * torch.cov(pair)[0, 1].item() for w, pair in zip(weights, pairs)) / sum(weights)
+        variance = self.known.var().item() + 2 * covariance + self.between
+        return math.sqrt(max(variance, 0.0) / len(self.prior))
+
+    def estimate(self, num_pilot: int) -> BoundEstimate:
+        r"""The estimate from all rounds."""
+        total = self.num_evaluations
+        weights = [one.evaluations / total for one in self.rounds]
+        by_bin, bin_variance = self.known_by_bin.clone(), torch.zeros_like(self.known_by_bin)
+        variance, noise, counts = self.frame_variance, 0.0, torch.zeros(self.design.bins, dtype=torch.int64)
+        for weight, one in zip(weights, self.rounds):
+            by_bin += weight * one.by_bin.mean(dim=0)
+            bin_variance += weight**2 * self._variance_by_bin(one)
+            one_variance, one_noise = self._variance(one)
+            variance += weight**2 * one_variance
+            noise += weight**4 * one_noise
+            counts += one.counts
+        prior = self.prior.mean().item()
+        bits_per_dim = prior + by_bin.sum().item()
+        per_image = per_image_decoder = per_image_error = None
+        if all(len(one.images) == len(self.prior) for one in self.rounds):
+            per_image, per_image_decoder = self.known.clone(), self.known_decoder.clone()
+            squares = torch.zeros_like(self.known)
+            for weight, one in zip(weights, self.rounds):
+                per_image[one.images] += weight * (one.first + one.second) / 2
+                per_image_decoder[one.images] += weight * one.by_bin[:, 0]
+                squares[one.images] += weight**2 * one.variances.sum(dim=1)
+            per_image_error = squares.sqrt()
+        edges = self.design.edges
+        known_terms = (self.known_by_bin / self.design.widths).repeat_interleave(self.design.widths.long())
+        rows = torch.cat([one.rows for one in self.rounds])
+        left_over = torch.zeros_like(known_terms).index_add_(0, rows, torch.cat([one.left_over for one in self.rounds]))
+        term_counts = torch.bincount(rows, minlength=len(known_terms))
+        return BoundEstimate(
+            bits_per_dim=bits_per_dim,
+            prior=prior,
+            bins=[
+                Bin(int(edges[b]), int(edges[b + 1]) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts[b]))
+                for b in range(self.design.bins)
+            ],
+            monte_carlo_error=math.sqrt(variance),
+            data_error=self._data_error(),
+            terms=known_terms + left_over / term_counts,
+            term_evaluations=term_counts,
+            degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
+            per_image=per_image,
+            per_image_decoder=per_image_decoder,
+            per_image_error=per_image_error,
+            num_evaluations=total + num_pilot,
+            num_pilot_evaluations=num_pilot,
+            num_rounds=len(self.rounds),
+        )
+
+
+# ---- ddpm_vlb/forward_process.py ----
+
+r"""The forward process q, which turns an image into noise in T fixed Gaussian steps (Section 2, Ho et al. 2020).
+
+Timesteps are zero-based: the latent after step `t` is :math:`x_t`, and :math:`\bar\alpha_t` is the diffusers table
+``alphas_cumprod[t]``. "Before step 0" is the data :math:`x`, with :math:`\bar\alpha = 1`. A sub-sequence
+:math:`\tau_0 < \dots < \tau_{K-1}` of the T steps is itself a diffusion with K steps; let s be the step of the grid below
+t (or the data). All that follows holds for the full grid, where s = t - 1, and for any other:
+
+.. math::
+    q(x_t | x)   &= N(\sqrt{\bar\alpha_t}\, x,\; (1 - \bar\alpha_t) I)                                  & \text{(eq. 4)} \\
+    q(x_t | x_s) &= N(\sqrt{1 - \beta_t}\, x_s,\; \beta_t I), \quad \beta_t = 1 - \bar\alpha_t/\bar\alpha_s & \text{(eq. 2)} \\
+    q(x_s | x_t, x) &= N(\tilde\mu_t(x_t, x),\; \tilde\beta_t I)                                        & \text{(eq. 6)} \\
+    \tilde\mu_t &= \frac{\sqrt{\bar\alpha_s}\,\beta_t}{1 - \bar\alpha_t} x
+                 + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_s)}{1 - \bar\alpha_t} x_t, \quad
+    \tilde\beta_t = \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t} \beta_t                                   & \text{(eq. 7)}
+
+At the lowest step of the grid the posterior is the data itself: mean :math:`x`, variance 0.
+
+**Precision.** Everything is a function of :math:`a_t = \sum_{s < i \le t} \log(1 - \beta_i)` and of the running sum
+:math:`\log\bar\alpha_t`, both made with ``log1p`` in float64; :math:`\beta_t = -\mathrm{expm1}(a_t)` and
+:math:`1 - \bar\alpha_t = -\mathrm{expm1}(\log\bar\alpha_t)` then lose no digits, where float32 tables are wrong by up to 5e-3
+(relative) at the low-noise end.
+"""
+
+
+
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+
+
+def make_betas(
+    beta_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.0001,
+    beta_end: float = 0.02,
+    trained_betas: Sequence[float] | None = None,
+    rescale_betas_zero_snr: bool = False,
+) -> torch.Tensor:
+    r"""The forward variances of a diffusers configuration, in float64.
+
+    The same formulas as `diffusers.DDPMScheduler`, evaluated in float64 from the start.
+
+    Args:
+        beta_schedule: one of `BETA_SCHEDULES`; ignored when `trained_betas` is given.
+        num_train_timesteps: number of steps T.
+        beta_start, beta_end: first and last variance of the schedules that take them.
+        trained_betas: the variances themselves, shape `(T,)`.
+        rescale_betas_zero_snr: rescale to zero terminal SNR (Algorithm 1, Lin et al. 2023).
+
+    Returns:
+        Betas, shape `(T,)`, float64, on the CPU.
+
+    Raises:
+        ValueError: unknown `beta_schedule`.
+    """
+    steps = num_train_timesteps
+    if trained_betas is not None:
+        betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
+    elif beta_schedule == "linear":
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    elif beta_schedule == "scaled_linear":
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+    elif beta_schedule == "squaredcos_cap_v2":
+        betas = _betas_from_alpha_bar(_cosine_alpha_bar, steps)
+    elif beta_schedule == "laplace":
+        betas = _betas_from_alpha_bar(_laplace_alpha_bar, steps)
+    elif beta_schedule == "sigmoid":
+        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+        betas = ramp * (beta_end - beta_start) + beta_start
+    else:
+        raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES}, got {beta_schedule!r}.")
+    return _rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+
+
+def _cosine_alpha_bar(time: float) -> float:
+    # Eq. 17, Nichol & Dhariwal 2021, with their offset s = 0.008.
+    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace_alpha_bar(time: float) -> float:
+    # Laplace-distributed log-SNR (Hang et al. 2024), square root and all as diffusers has it.
+    log_snr = -0.5 * math.copysign(1, 0.5 - time) * math.log(1 - 2 * abs(0.5 - time) + 1e-6)
+    snr = math.exp(log_snr)
+    return math.sqrt(snr / (1 + snr))
+
+
+def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> torch.Tensor:
+    betas = [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)]
+    return torch.tensor(betas, dtype=torch.float64)
+
+
+def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+    sqrt_alpha_bar = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    first, last = sqrt_alpha_bar[0].item(), sqrt_alpha_bar[-1].item()
+    alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last) if first != last else math.nan)) ** 2
+    return 1.0 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardProcess:
+    r"""Frozen float64 tables of a diffusion on a grid of timesteps, and the Gaussians they define.
+
+    Every table has the shape `(K,)`, ascends in t, and lives on the CPU. Build one with `ForwardProcess.from_betas`.
+
+    All methods take `timesteps` as one integer for the whole batch, or as an integer tensor of shape `(B,)`. A tensor on an
+    accelerator is read back to be checked, so keep timesteps on the CPU where waiting for the device matters.
+
+    Args:
+        timesteps: the grid, ascending, int64, shape `(K,)`.
+        log_alphas: :math:`\log(1 - \beta_t)` of the effective beta of each step of the grid; -inf at a step to zero SNR.
+        num_train_timesteps: number of steps T of the full process.
+    """
+
+    timesteps: torch.Tensor
+    log_alphas: torch.Tensor
+    num_train_timesteps: int
+
+    @classmethod
+    def from_betas(cls, betas: torch.Tensor, inference_timesteps: Sequence[int] | None = None) -> "ForwardProcess":
+        r"""Tables for all T steps, or for the sub-sequence `inference_timesteps`.
+
+        Args:
+            betas: forward variances, shape `(T,)`; in (0, 1), the last one may be 1 (zero terminal SNR).
+            inference_timesteps: strictly descending integers in [0, T); `None` for all T steps.
+
+        Raises:
+            ValueError: betas out of range or not finite, a sub-sequence that is empty, not strictly descending, or out of
+                range.
+        """
+        betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        if betas.ndim != 1 or len(betas) == 0:
+            raise ValueError(f"`betas` must have the shape (T,) with T >= 1, got {tuple(betas.shape)}.")
+        good = (betas > 0) & (betas < 1)
+        good[-1] |= betas[-1] == 1
+        if not bool(good.all()):
+            where = int((~good).nonzero()[0])
+            raise ValueError(
+                "`betas` must lie in (0, 1), the last one in (0, 1], for the process to be scored,"
+                f" got {betas[where].item()!r} at step {where}."
+            )
+        log_alphas = torch.log1p(-betas)
+        if inference_timesteps is None:
+            return cls(torch.arange(len(betas)), log_alphas, len(betas))
+        grid = torch.tensor(check_inference_timesteps(inference_timesteps, len(betas))[::-1])
+        # A sum over each gap; the difference of two running sums would lose the digits that they share.
+        used = torch.arange(int(grid[-1]) + 1)
+        log_alphas = torch.zeros(len(grid), dtype=torch.float64).index_add(0, torch.searchsorted(grid, used), log_alphas[used])
+        return cls(grid, log_alphas, len(betas))
+
+    @classmethod
+    def from_log_snr(cls, log_snr: torch.Tensor) -> "ForwardProcess":
+        r"""Tables for all T steps from :math:`\log(\bar\alpha_t / (1 - \bar\alpha_t))`, differentiable in it.
+
+        Args:
+            log_snr: strictly descending, shape `(T,)`; gradients flow through every table and every Gaussian. Not checked: a
+                learnable schedule is monotone by construction.
+        """
+        log_alphas_cumprod = torch.nn.functional.logsigmoid(log_snr.to("cpu", torch.float64))
+        log_alphas = torch.diff(log_alphas_cumprod, prepend=log_alphas_cumprod.new_zeros(1))
+        return cls(torch.arange(len(log_alphas)), log_alphas, len(log_alphas))
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def is_learnable(self) -> bool:
+        r"""Whether the tables carry gradients; :math:`L_T` then is part of what is minimised."""
+        return self.log_alphas.requires_grad
+
+    # Tables. The suffix `_prev` is diffusers' word for the next lower step of the grid.
+
+    @cached_property
+    def log_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\log\bar\alpha_t`."""
+        return torch.cumsum(self.log_alphas, dim=0)
+
+    @cached_property
+    def _log_alphas_cumprod_prev(self) -> torch.Tensor:
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self.log_alphas_cumprod[:-1]])
+
+    @cached_property
+    def alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\bar\alpha_t`."""
+        return torch.exp(self.log_alphas_cumprod)
+
+    @cached_property
+    def one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`1 - \bar\alpha_t`, the variance of :math:`q(x_t | x)`."""
+        return -torch.expm1(self.log_alphas_cumprod)
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\sqrt{\bar\alpha_t}`, the signal's part of :math:`x_t`."""
+        return torch.exp(0.5 * self.log_alphas_cumprod)
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\sqrt{1 - \bar\alpha_t}`, the noise's part of :math:`x_t`."""
+        return self.one_minus_alphas_cumprod.sqrt()
+
+    @cached_property
+    def log_one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`\log(1 - \bar\alpha_t)`."""
+        # log1p keeps the digits where alphas_cumprod is small, expm1 where it is close to 1.
+        direct, via_one_minus = torch.log1p(-self.alphas_cumprod), self.one_minus_alphas_cumprod.log()
+        return torch.where(self.alphas_cumprod < 0.5, direct, via_one_minus)
+
+    @cached_property
+    def recip_sqrt_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`1 / \sqrt{\bar\alpha_t}`; infinite at zero SNR."""
+        return 1.0 / self.sqrt_alphas_cumprod
+
+    @cached_property
+    def recip_sqrt_one_minus_alphas_cumprod(self) -> torch.Tensor:
+        r""":math:`1 / \sqrt{1 - \bar\alpha_t}`."""
+        return 1.0 / self.sqrt_one_minus_alphas_cumprod
+
+    @cached_property
+    def sqrt_alphas(self) -> torch.Tensor:
+        r""":math:`\sqrt{1 - \beta_t}` of the effective beta, the decay from :math:`x_s` to :math:`x_t`."""
+        return torch.exp(0.5 * self.log_alphas)
+
+    @cached_property
+    def betas(self) -> torch.Tensor:
+        r"""Effective :math:`\beta_t = 1 - \bar\alpha_t / \bar\alpha_s`, the variance of :math:`q(x_t | x_s)`."""
+        return -torch.expm1(self.log_alphas)
+
+    @cached_property
+    def log_betas(self) -> torch.Tensor:
+        r""":math:`\log\beta_t`."""
+        return self.betas.log()
+
+    @cached_property
+    def snr(self) -> torch.Tensor:
+        r"""Signal-to-noise ratio :math:`\bar\alpha_t / (1 - \bar\alpha_t)`."""
+        return 1.0 / torch.expm1(-self.log_alphas_cumprod)
+
+    @cached_property
+    def posterior_variance(self) -> torch.Tensor:
+        r""":math:`\tilde\beta_t` of eq. 7; 0 at the lowest step."""
+        one_minus_prev = -torch.expm1(self._log_alphas_cumprod_prev)
+        return one_minus_prev / self.one_minus_alphas_cumprod * self.betas
+
+    @cached_property
+    def posterior_log_variance(self) -> torch.Tensor:
+        r""":math:`\log\tilde\beta_t`; -inf at the lowest step."""
+        # The lowest entry is written down: the derivative of log at 0 would turn the gradient of every table into NaN.
+        return torch.cat([self.betas.new_full((1,), -math.inf), torch.log(self.posterior_variance[1:])])
+
+    @cached_property
+    def posterior_mean_coef1(self) -> torch.Tensor:
+        r"""Coefficient of the data in :math:`\tilde\mu_t`; 1 at the lowest step."""
+        return torch.exp(0.5 * self._log_alphas_cumprod_prev) * self.betas / self.one_minus_alphas_cumprod
+
+    @cached_property
+    def posterior_mean_coef2(self) -> torch.Tensor:
+        r"""Coefficient of :math:`x_t` in :math:`\tilde\mu_t`; 0 at the lowest step."""
+        return self.sqrt_alphas * -torch.expm1(self._log_alphas_cumprod_prev) / self.one_minus_alphas_cumprod
+
+    # From timesteps to table rows.
+
+    @cached_property
+    def _row_of(self) -> dict[int, int]:
+        return {step: row for row, step in enumerate(self.timesteps.tolist())}
+
+    def rows(self, timesteps: int | torch.Tensor, batch_size: int) -> int | torch.Tensor:
+        r"""Rows of the tables for `timesteps`: an int for a scalar, an int64 CPU tensor of shape `(B,)` or `(1,)` otherwise.
+
+        Raises:
+            ValueError: timesteps that are not integers, not in [0, T), not on the grid, or neither one nor `batch_size`.
+        """
+        if isinstance(timesteps, (list, tuple, np.ndarray)):
+            timesteps = torch.as_tensor(timesteps)
+        if not isinstance(timesteps, torch.Tensor) or timesteps.ndim == 0:
+            return self._row(timesteps)
+        if timesteps.ndim > 1 or timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+            raise ValueError(
+                "`timesteps` must be an integer or an integer tensor of shape (B,),"
+                f" got dtype {timesteps.dtype} and shape {tuple(timesteps.shape)}."
+            )
+        if len(timesteps) not in (1, batch_size):
+            raise ValueError(f"`timesteps` must have the shape ({batch_size},) of the batch, got ({len(timesteps)},).")
+        return torch.tensor([self._row(step) for step in timesteps.tolist()], dtype=torch.int64)
+
+    def _row(self, timestep) -> int:
+        try:
+            step = operator.index(timestep if not isinstance(timestep, bool) else None)
+        except TypeError:
+            raise ValueError(f"`timesteps` must be integers, got {timestep!r}.") from None
+        row = self._row_of.get(step)
+        if row is None:
+            inside = 0 <= step < self.num_train_timesteps
+            rule = (
+                f"belong to the sub-sequence of {len(self)} steps that is scored"
+                if inside
+                else f"lie in [0, {self.num_train_timesteps})"
+            )
+            raise ValueError(f"`timesteps` must {rule}, got {step}.")
+        return row
+
+    def gather(self, table: torch.Tensor, timesteps: int | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
+        r"""Entries of a `(K,)` table at `timesteps`: a float for one timestep (so that nothing travels to the device;
+        of a learnable process a float64 tensor of shape `()`), otherwise a float64 tensor of shape `(B, 1, 1, ...)` on the
+        device of `like`.
+
+        Raises:
+            ValueError: as `rows`, the batch being that of `like`.
+        """
+        rows = self.rows(timesteps, len(like))
+        if isinstance(rows, int):
+            # Of a learnable process a tensor all the same: a float would cut the gradient without a word.
+            return table[rows].to(like.device) if table.requires_grad else table[rows].item()
+        values = table[rows].reshape(-1, *[1] * (like.ndim - 1))
+        # From the host without a wait for the device.
+        return values.to(like.device, working_dtype(like.device), non_blocking=like.device.type == "cuda")
+
+    # The Gaussians. All return the working dtype (float64) and the shape of the samples, `(B, C, H, W)`.
+
+    def q_mean_variance(self, original_samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+        r""":math:`q(x_t | x)` (eq. 4) for `original_samples` :math:`x`."""
+        (x,) = to_working(original_samples=original_samples)
+        mean = self.gather(self.sqrt_alphas_cumprod, timesteps, x) * x
+        return self._gaussian(mean, self.one_minus_alphas_cumprod, self.log_one_minus_alphas_cumprod, timesteps)
+
+    def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+        r""":math:`q(x_t | x_s)` (eq. 2) for `samples` :math:`x_s`, the latents one step of the grid below t (the data at
+        the lowest step)."""
+        (x,) = to_working(samples=samples)
+        mean = self.gather(self.sqrt_alphas, timesteps, x) * x
+        return self._gaussian(mean, self.betas, self.log_betas, timesteps)
+
+    def q_posterior_mean_variance(
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> Gaussian:
+        r""":math:`q(x_s | x_t, x)` (eqs. 6 and 7). At the lowest step this is the data: variance 0, log-variance -inf."""
+        mean = self.posterior_mean(original_samples, noisy_samples, timesteps)
+        return self._gaussian(mean, self.posterior_variance, self.posterior_log_variance, timesteps)
+
+    def posterior_mean(
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> torch.Tensor:
+        r""":math:`\tilde\mu_t(x_t, x)` of eq. 7."""
+        x, x_t = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+        coef1 = self.gather(self.posterior_mean_coef1, timesteps, x)
+        coef2 = self.gather(self.posterior_mean_coef2, timesteps, x_t)
+        return coef1 * x + coef2 * x_t
+
+    def _gaussian(self, mean, variance_table, log_variance_table, timesteps) -> Gaussian:
+        variance, log_variance = (
+            mean.new_full((), entries) if isinstance(entries, float) else entries
+            for entries in (self.gather(table, timesteps, mean) for table in (variance_table, log_variance_table))
+        )
+        return Gaussian(mean, variance.expand(mean.shape), log_variance.expand(mean.shape))
+
+    # x_t from x and epsilon, and the conversions among x, epsilon and v given x_t.
+
+    def q_sample(self, original_samples, noise, timesteps) -> torch.Tensor:
+        r""":math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon`."""
+        x, epsilon = to_working(original_samples=original_samples, noise=noise)
+        return self._signal(timesteps, x) * x + self._noise(timesteps, x) * epsilon
+
+    def predict_original_from_epsilon(self, noisy_samples, epsilon, timesteps) -> torch.Tensor:
+        r""":math:`x = (x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon) / \sqrt{\bar\alpha_t}`; not finite where
+        :math:`\bar\alpha_t = 0`."""
+        x_t, epsilon = to_working(noisy_samples=noisy_samples, epsilon=epsilon)
+        return (x_t - self._noise(timesteps, x_t) * epsilon) * self.gather(self.recip_sqrt_alphas_cumprod, timesteps, x_t)
+
+    def predict_original_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
+        r""":math:`x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, v`."""
+        x_t, v = to_working(noisy_samples=noisy_samples, velocity=velocity)
+        return self._signal(timesteps, x_t) * x_t - self._noise(timesteps, x_t) * v
+
+    def predict_epsilon_from_original(self, noisy_samples, original_samples, timesteps) -> torch.Tensor:
+        r""":math:`\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x) / \sqrt{1 - \bar\alpha_t}`."""
+        x_t, x = to_working(noisy_samples=noisy_samples, original_samples=original_samples)
+        scaled_noise = x_t - self._signal(timesteps, x_t) * x
+        return scaled_noise * self.gather(self.recip_sqrt_one_minus_alphas_cumprod, timesteps, x_t)
+
+    def predict_epsilon_from_velocity(self, noisy_samples, velocity, timesteps) -> torch.Tensor:
+        r""":math:`\epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v`."""
+        x_t, v = to_working(noisy_samples=noisy_samples, velocity=velocity)
+        return self._noise(timesteps, x_t) * x_t + self._signal(timesteps, x_t) * v
+
+    def velocity(self, original_samples, noise, timesteps) -> torch.Tensor:
+        r""":math:`v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, x` (Salimans & Ho 2022)."""
+        x, epsilon = to_working(original_samples=original_samples, noise=noise)
+        return self._signal(timesteps, x) * epsilon - self._noise(timesteps, x) * x
+
+    def _signal(self, timesteps, like):
+        return self.gather(self.sqrt_alphas_cumprod, timesteps, like)
+
+    def _noise(self, timesteps, like):
+        return self.gather(self.sqrt_one_minus_alphas_cumprod, timesteps, like)
+
+
+def to_working(**tensors: torch.Tensor) -> list[torch.Tensor]:
+    r"""Tensors of one shape in the working dtype.
+
+    Raises:
+        ValueError: a tensor that is not floating-point (integers would be pixel levels, not values), or of another shape.
+    """
+    (first, expected), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be floating-point values in [-1, 1] or latents, got dtype {tensor.dtype}.")
+        if tensor.ndim < 2:
+            raise ValueError(f"`{name}` must have the shape (B, C, H, W), got {tuple(tensor.shape)}.")
+        if tensor.shape != expected.shape:
+            raise ValueError(f"`{name}` must have the shape {tuple(expected.shape)} of `{first}`, got {tuple(tensor.shape)}.")
+    return [tensor.to(working_dtype(tensor.device)) for tensor in tensors.values()]
+
+
+def on_cpu(timesteps: int | torch.Tensor) -> int | torch.Tensor:
+    r"""Timesteps where they can be checked without waiting for an accelerator more than once."""
+    return timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps
+
+
+def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:
+    r"""A sub-sequence as a list of ints, after checking it.
+
+    Raises:
+        ValueError: not a non-empty, strictly descending sequence of integers in [0, `num_train_timesteps`).
+    """
+    try:
+        steps = [operator.index(step if not isinstance(step, bool) else None) for step in inference_timesteps]
+    except TypeError:
+        raise ValueError(f"`inference_timesteps` must be integers, got {inference_timesteps!r}.") from None
+    if not steps:
+        raise ValueError("`inference_timesteps` must name at least one timestep, got none.")
+    for step in steps:
+        if not 0 <= step < num_train_timesteps:
+            raise ValueError(f"`inference_timesteps` must lie in [0, {num_train_timesteps}), got {step}.")
+    for higher, lower in zip(steps, steps[1:]):
+        if lower >= higher:
+            raise ValueError(f"`inference_timesteps` must be strictly descending, got {higher} before {lower}.")
+    return steps
+
+
+# ---- ddpm_vlb/error_model.py ----
+
+r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
+
+A step from t to s that takes :math:`\hat x` for x is off by :math:`c (x - \hat x)`, c the coefficient of the image in the
+posterior mean. With :math:`r^2 = (x - \hat x)^2` and :math:`\Delta = c^2 / \tilde\beta = \mathrm{SNR}(s) - \mathrm{SNR}(t)`,
+its expected KL is least for
+
+.. math:: \sigma^2 = \tilde\beta + c^2 e, \qquad e = E[r^2 | x_t],                                                   (1)
+
+in every pixel, where it is
+
+.. math:: L(\Delta) = \tfrac12 \left[ \log(1 + \Delta e) + \Delta \frac{r^2 - e}{1 + \Delta e} \right].              (2)
+
+(With one number for all pixels this is the optimal variance of Analytic-DPM, Bao et al. 2022.) The step's length comes in by
+:math:`\Delta` alone: a network that was looked at once at t is known for the steps from t to any s.
+
+**The model of e**, with three numbers for each timestep, none of them negative:
+
+.. math:: e = a_t + b_t\, (1 - \hat x^2)_+ + g_t\, \hat e .                                                          (3)
+
+- :math:`1 - \hat x^2` is the most that the variance of a number in [-1, 1] with mean :math:`\hat x` can be (Bhatia & Davis
+  2000). A pixel that is predicted black or white is nearly sure; a grey one may still become either.
+- :math:`\hat e` is what a network with learned variances says: (1) solved for e at the step that it was trained for, from t to
+  t - 1. It is carried to steps of any length that way, where interpolating between the bounds of that step says little.
+
+What went before is in it: `fixed_small` is a = b = g = 0; `fixed_large` is :math:`a = 1 - \bar\alpha_t`, for all steps alike
+(:math:`\beta - \tilde\beta = c^2 (1 - \bar\alpha_t)`); learned variances on the chain of all steps are g = 1.
+
+**The decoder** spreads its mass over the grid of levels with the variance (3) too, with numbers of its own, so that decoding
+may start at any noise level.
+"""
+
+
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorModel:
+    r"""The numbers of (3), float64 of shape `(T,)`, for the reverse steps and for the decoder.
+
+    Args:
+        offsets, gains, learned_gains: a, b and g.
+        decoder_offsets, decoder_gains, decoder_learned_gains: those of the decoder's variance, where it starts at t.
+    """
+
+    offsets: torch.Tensor
+    gains: torch.Tensor
+    learned_gains: torch.Tensor
+    decoder_offsets: torch.Tensor
+    decoder_gains: torch.Tensor
+    decoder_learned_gains: torch.Tensor
+
+    def __post_init__(self):
+        for name, values in vars(self).items():
+            if not (bool(torch.isfinite(values).all()) and bool((values >= 0).all())):
+                raise ValueError(f"`{name}` must be finite and not negative, got {values.tolist()}.")
+            if values.shape != self.offsets.shape:
+                raise ValueError(f"`{name}` must have the shape {tuple(self.offsets.shape)}, got {tuple(values.shape)}.")
+        if not bool((self.decoder_offsets > 0).all()):
+            raise ValueError("`decoder_offsets` must be positive: a decoder without spread calls some images impossible.")
+
+
+def features_of(pred_original_sample: torch.Tensor, learned_errors: torch.Tensor | None) -> torch.Tensor:
+    r"""What (3) is linear in: 1, :math:`(1 - \hat x^2)_+` and, where there is one, :math:`\hat e`; `(F, *)` for shape `*`."""
+    x = pred_original_sample
+    parts = [torch.ones_like(x), (1 - x.square()).clamp(min=0.0)]
+    return torch.stack(parts if learned_errors is None else [*parts, learned_errors])
+
+
+def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
+    r"""(2), the mean over pixels.
+
+    Args:
+        errors, squared_errors: e and :math:`r^2`, `(N, D)`.
+        deltas: :math:`\Delta`, `(R,)`.
+
+    Returns:
+        Nats per dimension, `(N, R)`.
+    """
+    costs = []
+    for delta in deltas:
+        scaled = delta * errors
+        costs.append(0.5 * (torch.log1p(scaled) + delta * (squared_errors - errors) / (1 + scaled)).mean(dim=1))
+    return torch.stack(costs, dim=1)
+
+
+# ---- ddpm_vlb/reverse_process.py ----
+
+r"""The reverse process p, the learned Gaussians that turn noise back into an image (Section 3.2, Ho et al. 2020).
+
+A network looks at :math:`x_t` and predicts the noise, the image or the velocity; whichever it is, it amounts to a
+prediction :math:`\hat x` of the image. The reverse step puts it where the posterior of the forward process has the image:
+
+.. math:: p(x_s | x_t) = N(\tilde\mu_t(x_t, \hat x),\; \sigma_t^2), \qquad s \text{ the step of the grid below } t.
+
+The variance is fixed or predicted, always through its logarithm:
+
+=============================  =================================================================================
+`fixed_small(_log)`            the posterior variance :math:`\tilde\beta_t`
+`fixed_large(_log)`            the forward variance :math:`\beta_t`
+`learned`                      the network's second half *is* :math:`\log\sigma_t^2`
+`learned_range`                :math:`\tfrac{v+1}{2} \log\beta_t + \tfrac{1-v}{2} \log\tilde\beta_t`, v the second half
+                               (eq. 15, Nichol & Dhariwal 2021)
+=============================  =================================================================================
+
+**The lowest step** has no posterior variance (it is 0): it is the decoder, which must spread its mass over the pixel grid.
+There :math:`\tilde\beta` means the posterior variance of the *next* step of the grid, for `fixed_large` too, as in Ho et al.
+and Improved DDPM; the upper end of `learned_range` remains the step's own :math:`\beta = 1 - \bar\alpha`. With a single step
+there is no next one, and both ends are that :math:`\beta`.
+
+**A calibrated model** has an `ErrorModel` besides: its variances come from what the predictions were measured to be off
+(`error_model.py`), at the lowest step the decoder's own, whatever the variance type. Learned ones go into it.
+"""
+
+
+
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED_VARIANCE_TYPES)
+
+
+class ReverseGaussian(NamedTuple):
+    r""":math:`p(x_s | x_t)` and the image it was built from; all of the shape `(B, C, H, W)`, float64."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    log_variance: torch.Tensor
+    pred_original_sample: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseProcess:
+    r"""How a network's output becomes :math:`p(x_s | x_t)`: frozen settings beside the forward process they belong to.
+
+    Args:
+        forward: the forward process on the grid that is scored.
+        prediction_type: `"epsilon"`, `"sample"` or `"v_prediction"`.
+        variance_type: one of `VARIANCE_TYPES`.
+        clip_sample, clip_sample_range: clamp the predicted image to [-range, range].
+        thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of the predicted image
+            (Section 2.3, Saharia et al. 2022); it takes precedence over clipping, as in diffusers.
+        error_model: of a calibrated model.
+        trained: the forward process on all T steps, which its learned variances are about.
+
+    Raises:
+        ValueError: unknown `prediction_type` or `variance_type`; clipping or thresholding out of range; epsilon prediction at a
+            step of zero SNR, from which no image can be predicted.
+    """
+
+    forward: ForwardProcess
+    prediction_type: str = "epsilon"
+    variance_type: str = "fixed_small"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+    error_model: ErrorModel | None = None
+    trained: ForwardProcess | None = None
+
+    def __post_init__(self):
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}.")
+        if self.variance_type not in VARIANCE_TYPES:
+            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {self.variance_type!r}.")
+        for name in ("clip_sample", "thresholding"):
+            if getattr(self, name) not in (True, False):
+                raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if not self.sample_max_value > 0:
+            raise ValueError(f"`sample_max_value` must be positive, got {self.sample_max_value!r}.")
+        if not self.clip_sample_range > 0:
+            raise ValueError(f"`clip_sample_range` must be positive, got {self.clip_sample_range!r}.")
+        if not 0 <= self.dynamic_thresholding_ratio <= 1:
+            raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {self.dynamic_thresholding_ratio!r}.")
+        if self.prediction_type == "epsilon" and self.forward.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "`prediction_type` must not be 'epsilon' where the terminal SNR is zero: at"
+                f" timestep {int(self.forward.timesteps[-1])} alphas_cumprod = 0 and the latent holds nothing of the image,"
+                " so that the noise determines no image. Use prediction_type='v_prediction' (and a network trained for it)."
+            )
+        if self.error_model is not None:
+            steps = self.forward.num_train_timesteps
+            if self.trained is None or len(self.trained) != steps or len(self.error_model.offsets) != steps:
+                raise ValueError(f"`error_model` and `trained` must be of all {steps} steps, got others.")
+
+    @property
+    def learns_variance(self) -> bool:
+        r"""Whether the network has a second half of channels for the variance."""
+        return self.variance_type in LEARNED_VARIANCE_TYPES
+
+    @cached_property
+    def min_log_variance(self) -> torch.Tensor:
+        r"""The posterior's log-variance `(K,)`, with the next step's value (or, with one step, beta's) at the lowest step."""
+        table = self.forward.posterior_log_variance.clone()
+        table[0] = table[1] if len(table) > 1 else self.forward.log_betas[0]
+        return table
+
+    @cached_property
+    def _fixed_large_log_variance(self) -> torch.Tensor:
+        return torch.cat([self.min_log_variance[:1], self.forward.log_betas[1:]])
+
+    def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
+
+        Raises:
+            ValueError: a number of channels that does not fit the variance type.
+        """
+        expected = num_channels * (2 if self.learns_variance else 1)
+        if model_output.shape[1] != expected:
+            raise ValueError(
+                f"`model_output` must have {expected} channels for {num_channels}-channel images with"
+                f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
+            )
+        return tuple(model_output.split(num_channels, dim=1)) if self.learns_variance else (model_output, None)
+
+    def check_model_output(
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""`split`, and a `ValueError` unless the batch and the image size are those of `noisy_samples`."""
+        prediction, predicted_variance = self.split(model_output, noisy_samples.shape[1])
+        if prediction.shape != noisy_samples.shape:
+            raise ValueError(
+                "`model_output` must have the batch and image size of `noisy_samples`,"
+                f" got {tuple(model_output.shape)} and {tuple(noisy_samples.shape)}."
+            )
+        return prediction, predicted_variance
+
+    def predict(
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""The two things the bound needs of :math:`p(x_s | x_t)`: the predicted image and the log-variance.
+
+        Args:
+            model_output: the network's output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            noisy_samples: latents :math:`x_t`, `(B, C, H, W)`.
+            timesteps: an integer, or an integer tensor `(B,)`.
+
+        Returns:
+            Predicted image `(B, C, H, W)`, clipped as configured, and a log-variance that broadcasts with it; float64.
+
+        Raises:
+            ValueError: shapes that do not fit, timesteps off the grid.
+        """
+        (x_t,) = to_working(noisy_samples=noisy_samples)
+        prediction, predicted_variance = self.check_model_output(model_output, noisy_samples)
+        pred_original_sample = self.clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
+        if self.error_model is None:
+            return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
+        return pred_original_sample, self._calibrated_log_variance(pred_original_sample, predicted_variance, timesteps)
+
+    def p_mean_variance(
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> ReverseGaussian:
+        r""":math:`p(x_s | x_t)`; at the lowest step, the Gaussian that the decoder integrates over the pixel grid.
+
+        Arguments and errors as `predict`.
+        """
+        pred_original_sample, log_variance = self.predict(model_output, noisy_samples, timesteps)
+        mean = self.forward.posterior_mean(pred_original_sample, noisy_samples, timesteps)
+        log_variance = log_variance.expand(mean.shape)
+        return ReverseGaussian(mean, log_variance.exp(), log_variance, pred_original_sample)
+
+    def _predict_original(self, prediction, x_t, timesteps) -> torch.Tensor:
+        if self.prediction_type == "epsilon":
+            return self.forward.predict_original_from_epsilon(x_t, prediction, timesteps)
+        if self.prediction_type == "v_prediction":
+            return self.forward.predict_original_from_velocity(x_t, prediction, timesteps)
+        self.forward.rows(timesteps, len(x_t))
+        return prediction
+
+    def clip(self, x: torch.Tensor) -> torch.Tensor:
+        r"""A predicted image `(B, C, H, W)`, clipped as configured."""
+        if self.thresholding:
+            scale = torch.quantile(x.abs().flatten(1), self.dynamic_thresholding_ratio, dim=1)
+            scale = scale.clamp(min=1.0, max=self.sample_max_value).reshape(-1, *[1] * (x.ndim - 1))
+            return torch.clamp(x, -scale, scale) / scale
+        return x.clamp(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else x
+
+    @cached_property
+    def on_all_steps(self) -> "ReverseProcess":
+        r"""The chain of all T steps, not calibrated."""
+        return replace(self, forward=self.trained, error_model=None, trained=None)
+
+    def learned_errors(self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor) -> torch.Tensor | None:
+        r"""The squared errors :math:`\hat e` that learned variances stand for on the chain of all steps (`error_model.py`).
+
+        Args:
+            predicted_variance: the network's second half, `(B, C, H, W)`, or `None`.
+            timesteps: an integer, or an integer tensor `(B,)`.
+
+        Returns:
+            `(B, C, H, W)`, not negative; `None` without learned variances.
+        """
+        if predicted_variance is None:
+            return None
+        like = predicted_variance.to(working_dtype(predicted_variance.device))
+        variance = self.on_all_steps._log_variance(like, like, timesteps)
+        # At t = 0 the posterior variance is 0 and the coefficient 1: the decoder's variance itself.
+        posterior, weight = (
+            self.trained.gather(table, timesteps, variance)
+            for table in (self.trained.posterior_variance, self.trained.posterior_mean_coef1.square())
+        )
+        return ((variance.exp() - posterior) / weight).clamp(min=0.0)
+
+    @cached_property
+    def error_tables(self) -> list[torch.Tensor]:
+        r"""The numbers of the error model on the grid, the decoder's at its lowest step: three tables `(K,)`."""
+        model, steps = self.error_model, self.forward.timesteps
+        pairs = (
+            (model.offsets, model.decoder_offsets),
+            (model.gains, model.decoder_gains),
+            (model.learned_gains, model.decoder_learned_gains),
+        )
+        return [torch.cat([decoder[steps[:1]], table[steps[1:]]]) for table, decoder in pairs]
+
+    def _calibrated_log_variance(self, pred_original_sample, predicted_variance, timesteps) -> torch.Tensor:
+        forward = self.forward
+        features = features_of(pred_original_sample, self.learned_errors(predicted_variance, timesteps))
+        gathered = (forward.gather(table, timesteps, pred_original_sample) for table in self.error_tables)
+        errors = sum(value * feature for value, feature in zip(gathered, features))
+        # At the lowest step the posterior variance is 0 and the coefficient 1.
+        weight = forward.gather(forward.posterior_mean_coef1.square(), timesteps, pred_original_sample)
+        posterior = forward.gather(forward.posterior_variance, timesteps, pred_original_sample)
+        return torch.log(posterior + weight * errors)
+
+    def _log_variance(self, predicted, x_t, timesteps) -> torch.Tensor:
+        def table(values):
+            entries = self.forward.gather(values, timesteps, x_t)
+            # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
+            return x_t.new_full((), entries) if isinstance(entries, float) else entries
+
+        if self.variance_type == "learned":
+            return predicted.to(x_t.dtype)
+        if self.variance_type == "learned_range":
+            low, high = table(self.min_log_variance), table(self.forward.log_betas)
+            return low + 0.5 * (predicted.to(x_t.dtype) + 1.0) * (high - low)
+        return table(self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self.min_log_variance)
+
+
+# ---- ddpm_vlb/bound.py ----
+
+r"""The variational bound on the negative log-likelihood, term by term (eq. 5, Ho et al. 2020).
+
+.. math::
+    -\log p(x) \le L &= E_q\left[ -\log p(x_T) - \sum_{t} \log \frac{p(x_s | x_t)}{q(x_t | x_s)} \right] & \text{(eq. 3)} \\
+    &= \underbrace{D_{KL}(q(x_T | x) \| p(x_T))}_{L_T}
+     + \sum_{t > 0} E_q \underbrace{D_{KL}(q(x_s | x_t, x) \| p(x_s | x_t))}_{L_t}
+       \underbrace{- \; E_q \log p(x | x_0)}_{L_0}                                              & \text{(eq. 5)}
+
+with zero-based t: :math:`L_0` is the decoder's term, at the lowest step of the grid. The first line compares densities along
+one sampled trajectory (`trajectory_bound`). The second puts a closed-form KL in place of each sampled log-ratio
+:math:`\log q(x_s | x_t, x) - \log p(x_s | x_t)`: its expectation given :math:`(x_t, x)`. That is Rao-Blackwellisation: the same
+mean and, term by term, never more variance. (Of the sums no such thing holds for every model. The errors of a trajectory's
+log-ratios can cancel; under a perfect model they do to the last digit, and the first form is :math:`-\log p(x)` each time.)
+
+Both Gaussians of :math:`L_t` have means :math:`\tilde\mu_t` at the true and the predicted image, so that with
+:math:`c_t` the coefficient of the image in :math:`\tilde\mu_t`,
+
+.. math::
+    L_t = \sum_{\text{dims}} \tfrac12 \left[ e^{d} - 1 - d + c_t^2 e^{-\log\sigma_t^2} (x - \hat x)^2 \right],
+    \qquad d = \log\tilde\beta_t - \log\sigma_t^2 .
+
+The difference of the two means is never formed. With :math:`\sigma_t^2 = \tilde\beta_t` it is
+:math:`\tfrac12 (\mathrm{SNR}(s) - \mathrm{SNR}(t)) \|x - \hat x\|^2` (Section 4, Kingma et al. 2021).
+
+Every function returns nats per image, shape `(B,)`, in the working dtype (float64).
+"""
+
+
+
+
+
+def prior_kl(forward: ForwardProcess, original_samples: torch.Tensor) -> torch.Tensor:
+    r""":math:`L_T = D_{KL}(q(x_T | x) \| N(0, I))`, with T the highest timestep of the grid.
+
+    Args:
+        forward: the forward process that is scored.
+        original_samples: images, `(B, C, H, W)`.
+
+    Returns:
+        Nats, shape `(B,)`.
+    """
+    (x,) = to_working(original_samples=original_samples)
+    # Scalars on the CPU take part in arithmetic on any device, and carry the gradients of a learnable process.
+    alpha_bar, log_variance = forward.alphas_cumprod[-1], forward.log_one_minus_alphas_cumprod[-1]
+    # normal_kl(mean, log(1 - a), 0, 0) = (-log(1 - a) - a + mean^2) / 2, with the a's of 1 - a and of mean^2 = a x^2.
+    return _sum_dims(0.5 * ((-log_variance - alpha_bar).clamp(min=0.0) + alpha_bar * x**2))
+
+
+def transition_kl(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+) -> torch.Tensor:
+    r""":math:`L_t = D_{KL}(q(x_s | x_t, x) \| p(x_s | x_t))` for timesteps above the lowest one.
+
+    Args:
+        reverse: the reverse process that is scored.
+        model_output: the network's output at `noisy_samples`, `(B, C, H, W)` or `(B, 2C, H, W)`.
+        original_samples, noisy_samples: images and latents, `(B, C, H, W)`.
+        timesteps: an integer, or an integer tensor `(B,)`.
+
+    Returns:
+        Nats, shape `(B,)`; never negative.
+    """
+    forward = reverse.forward
+    x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
+    gap = variance_gap(posterior_log_variance - log_variance)
+    weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(-log_variance)
+    return _sum_dims(0.5 * (gap + weight * (x - pred_original_sample) ** 2))
+
+
+def decoder_nll(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+    validate_args: bool = True,
+) -> torch.Tensor:
+    r""":math:`L_0 = -\log p(x | x_0)`, the discretised Gaussian decoder at the lowest timestep of the grid.
+
+    Arguments as `transition_kl`, and:
+        num_pixel_levels: number of levels of the grid on which `original_samples` lie.
+        validate_args: check that they do; this reads them back from an accelerator.
+
+    Returns:
+        Nats, shape `(B,)`; not negative.
+
+    Raises:
+        ValueError: `original_samples` off the grid.
+    """
+    x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    # The posterior mean at the lowest step is the predicted image itself.
+    mean, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    log_likelihood = discretized_gaussian_log_likelihood(
+        x,
+        mean=mean,
+        log_variance=log_variance,
+        num_pixel_levels=num_pixel_levels,
+        validate_args=validate_args,
+    )
+    return -_sum_dims(log_likelihood)
+
+
+def vlb_terms(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+    validate_args: bool = True,
+) -> torch.Tensor:
+    r"""`decoder_nll` for the images at the lowest timestep, `transition_kl` for the others.
+
+    Arguments and errors as `decoder_nll`. Returns nats, shape `(B,)`.
+    """
+    decoder_args = (num_pixel_levels, validate_args)
+    arguments = (model_output, original_samples, noisy_samples)
+    lowest = torch.as_tensor(reverse.forward.rows(timesteps, len(noisy_samples))) == 0
+    if not lowest.any():
+        return transition_kl(reverse, *arguments, timesteps)
+    if lowest.all():
+        return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
+    to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    reverse.check_model_output(model_output, noisy_samples)
+    timesteps = torch.as_tensor(timesteps).cpu()
+    terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
+    for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):
+        index = mask.nonzero().squeeze(1)
+        on_device = index.to(noisy_samples.device, non_blocking=noisy_samples.device.type == "cuda")
+        values = term(reverse, *(a[on_device] for a in arguments), timesteps[index], *extra)
+        terms = terms.index_copy(0, on_device, values)
+    return terms
+
+
+def trajectory_bound(
+    reverse: ReverseProcess,
+    predict: Callable[[torch.Tensor, int], torch.Tensor],
+    original_samples: torch.Tensor,
+    num_pixel_levels: int = 256,
+    generator: torch.Generator | None = None,
+    noises: Iterable[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    r"""The bound in its first form (eq. 3): log-densities along one sampled trajectory :math:`x_0, \dots, x_T \sim q`.
+
+    The same expectation as the sum of the three terms; see the head of this module for the variance.
+
+    Args:
+        reverse: the reverse process that is scored.
+        predict: the network, called as `predict(noisy_samples, timestep)`.
+        original_samples: images on the pixel grid, `(B, C, H, W)`.
+        num_pixel_levels: number of levels of that grid.
+        generator: source of the trajectory's noise.
+        noises: the noise itself in place of it, standard normal, one `(B, C, H, W)` for each timestep of the grid, ascending.
+
+    Returns:
+        One unbiased sample of the bound per image, nats, shape `(B,)`; it may be negative.
+    """
+    forward = reverse.forward
+    (x_s,) = to_working(original_samples=original_samples)
+    total = torch.zeros(len(x_s), dtype=x_s.dtype, device=x_s.device)
+    if noises is None:
+        noises = (torch.randn(x_s.shape, generator=generator, dtype=x_s.dtype, device=x_s.device) for _ in range(len(forward)))
+    for row, (timestep, noise) in enumerate(zip(forward.timesteps.tolist(), noises)):
+        q = forward.q_step_mean_variance(x_s, timestep)
+        x_t = q.mean + q.variance.sqrt() * noise.to(x_s)
+        model_output = predict(x_t, timestep)
+        if row == 0:
+            total += decoder_nll(reverse, model_output, original_samples, x_t, timestep, num_pixel_levels)
+        else:
+            p = reverse.p_mean_variance(model_output, x_t, timestep)
+            total -= _sum_dims(normal_log_density(x_s, p.mean, p.log_variance))
+        total += _sum_dims(normal_log_density(x_t, q.mean, q.log_variance))
+        x_s = x_t
+    return total - _sum_dims(normal_log_density(x_s, 0.0, 0.0))
+
+
+def _sum_dims(values: torch.Tensor) -> torch.Tensor:
+    return values.flatten(1).sum(dim=1)
+
+
+# ---- ddpm_vlb/sub_schedules.py ----
+
+r"""The best K-step model of a network, for every K, by dynamic programming (after Watson et al. 2021).
+
+The bound of a chain on the timesteps :math:`t_1 < \dots < t_K` is
+
+.. math:: \mathrm{decoder}(t_1) + \sum_{k > 1} \mathrm{step}(t_{k - 1}, t_k) + \mathrm{prior}(t_K),
+
+and the best chain of K steps that ends at t is the best of K - 1 steps that ends at some s below it, and a step from t to s:
+
+.. math:: V_1(t) = \mathrm{decoder}(t), \qquad V_K(t) = \min_{s < t} V_{K - 1}(s) + \mathrm{step}(s, t).
+
+Watson et al. measure a table of T x T costs of steps. Here the cost of a step is known from its upper end t and its length
+:math:`\Delta = \mathrm{SNR}(s) - \mathrm{SNR}(t)` (`error_model.py`), and one look at each t will do. Where decoding starts,
+and at which noise the chain ends, come out with the rest.
+"""
+
+
+
+
+class SubSchedules(NamedTuple):
+    r"""The best chains of K = 1, 2, ... steps: `costs[K - 1]` in nats per dimension, `ends[K - 1]` the
+    highest timestep, and `before[K - 2, t]` the one below t where t is the K-th."""
+
+    costs: np.ndarray
+    ends: np.ndarray
+    before: np.ndarray
+
+    def timesteps(self, num_steps: int) -> list[int]:
+        r"""The best chain of `num_steps` steps, strictly descending."""
+        steps = [int(self.ends[num_steps - 1])]
+        for row in range(num_steps - 2, -1, -1):
+            steps.append(int(self.before[row, steps[-1]]))
+        return steps
+
+
+def best_sub_schedules(decoder: np.ndarray, steps: np.ndarray, prior: np.ndarray, max_steps: int) -> SubSchedules:
+    r"""The best chain of every number of steps up to `max_steps`.
+
+    Args:
+        decoder: the cost of decoding from t, `(T,)`.
+        steps: `steps[t, s]`, the cost of a step from t to s, `(T, T)`; infinite unless s < t.
+        prior: the cost of ending at t, `(T,)`.
+        max_steps: at most T.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    count = len(decoder)
+    if steps.shape != (count, count) or prior.shape != (count,):
+        raise ValueError(f"`steps` and `prior` must be of {count} timesteps, got {steps.shape} and {prior.shape}.")
+    if not 1 <= max_steps <= count:
+        raise ValueError(f"`max_steps` must lie in [1, {count}], got {max_steps}.")
+    rows = np.arange(count)
+    values, buffer = decoder.astype(np.float64), np.empty_like(steps)
+    before = np.zeros((max_steps - 1, count), dtype=np.int32)
+    costs, ends = [], []
+    for step in range(max_steps):
+        if step:
+            np.add(steps, values, out=buffer)
+            before[step - 1] = buffer.argmin(axis=1)
+            values = buffer[rows, before[step - 1]]
+        ends.append(int(np.argmin(values + prior)))
+        costs.append(values[ends[-1]] + prior[ends[-1]])
+    return SubSchedules(np.array(costs), np.array(ends), before)
+
+
+def table_of_steps(snr: np.ndarray, deltas: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    r"""The costs of all steps, `(T, T)`, from those at some lengths.
+
+    Args:
+        snr: signal-to-noise ratios, descending, `(T,)`.
+        deltas: lengths :math:`\Delta`, ascending, `(R,)`.
+        costs: of steps of these lengths from each t, `(T, R)`, positive; taken as straight lines between them in logarithms.
+    """
+    count = len(snr)
+    table, logs = np.full((count, count), np.inf), np.log(costs)
+    for t in range(1, count):
+        table[t, :t] = np.exp(np.interp(np.log(snr[:t] - snr[t]), np.log(deltas), logs[t]))
+    return table
+
+
+# ---- ddpm_vlb/calibrated_model.py ----
+
+r"""What a calibration leaves in a scheduler's configuration: plain numbers at some timesteps, and the model that they make.
+
+Between these timesteps numbers are taken as straight lines over :math:`\log \mathrm{SNR}`. Whatever they are, the bound stays a
+bound: a bad calibration makes a worse model, never a wrong number.
+"""
+
+
+
+
+FORMAT = 1
+# Zero terminal SNR has a place too.
+LOG_SNR_LIMIT = 30.0
+NUMBERS = ("offsets", "gains", "learned_gains", "decoder_offsets", "decoder_gains", "decoder_learned_gains")
+# What must be as it was when the calibration was made.
+MADE_FOR = ("num_train_timesteps", "prediction_type", "variance_type", "num_pixel_levels")
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    r"""A calibration of the model with a forward process.
+
+    Args:
+        config: as `calibration.calibrate` makes it.
+        trained: the forward process on all T steps.
+
+    Raises:
+        ValueError: a configuration that is not one, or not of this forward process.
+    """
+
+    config: dict[str, Any]
+    trained: ForwardProcess
+
+    def __post_init__(self):
+        config = self.config
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise ValueError(f"`calibration` must be a dictionary of `ddpm-vlb calibrate` (format {FORMAT}), got another.")
+        steps = config.get("timesteps")
+        total = len(self.trained)
+        if not isinstance(steps, (list, tuple)) or len(steps) < min(2, total):
+            raise ValueError(f"`calibration.timesteps` must be a list of at least two timesteps, got {steps!r}.")
+        steps = check_inference_timesteps(list(steps)[::-1], total)[::-1]
+        if (steps[0], steps[-1]) != (0, total - 1):
+            raise ValueError(f"`calibration.timesteps` must reach from 0 to {total - 1}, got {steps[0]} to {steps[-1]}.")
+        lengths = config.get("deltas")
+        if not isinstance(lengths, (list, tuple)) or not lengths:
+            raise ValueError(f"`calibration.deltas` must be a list of at least one length, got {lengths!r}.")
+        shapes = {name: (len(steps),) for name in (*NUMBERS, "log_snr", "decoder_costs")}
+        shapes |= {"deltas": (len(lengths),), "step_costs": (len(steps), len(lengths))}
+        for name, shape in shapes.items():
+            try:
+                values = np.asarray(config[name], dtype=np.float64)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"`calibration.{name}` must be numbers of shape {shape}, got {error!r}.") from error
+            if values.shape != shape or not np.isfinite(values).all():
+                raise ValueError(f"`calibration.{name}` must be finite and of shape {shape}, got shape {values.shape}.")
+        for name in ("deltas", "step_costs", "decoder_offsets"):
+            if not (np.asarray(config[name]) > 0).all():
+                raise ValueError(f"`calibration.{name}` must be positive.")
+        if (np.diff(lengths) <= 0).any():
+            raise ValueError("`calibration.deltas` must be ascending.")
+        mean_square, best = config.get("mean_square"), config.get("num_inference_steps")
+        if type(mean_square) not in (int, float) or not 0 <= mean_square < math.inf:
+            raise ValueError(f"`calibration.mean_square` must be a number that is not negative, got {mean_square!r}.")
+        if type(best) is not int or not 1 <= best <= total:
+            raise ValueError(f"`calibration.num_inference_steps` must lie in [1, {total}], got {best!r}.")
+        expected, got = self._positions[steps], np.asarray(config["log_snr"], dtype=np.float64)
+        if np.abs(expected - got).max() > 1e-3:
+            raise ValueError(
+                "`calibration` must be of this forward process, got one of another schedule:"
+                f" log SNR {got[0]:.4f} to {got[-1]:.4f} for {expected[0]:.4f} to {expected[-1]:.4f}. Calibrate anew."
+            )
+
+    @property
+    def num_inference_steps(self) -> int:
+        r"""The best number of steps."""
+        return self.config["num_inference_steps"]
+
+    @property
+    def sha256(self) -> str:
+        r"""Of the calibration."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _positions(self) -> np.ndarray:
+        return log_snr(self.trained)
+
+    def _spread(self, values) -> np.ndarray:
+        r"""Values at the calibration's timesteps, `(J,)` or `(J, R)`, at all timesteps."""
+        values, knots = np.asarray(values, dtype=np.float64), self._positions[list(self.config["timesteps"])]
+        order = np.argsort(knots)
+        if values.ndim == 1:
+            return np.interp(self._positions, knots[order], values[order])
+        return np.stack([np.interp(self._positions, knots[order], column[order]) for column in values.T], axis=1)
+
+    @cached_property
+    def error_model(self) -> ErrorModel:
+        r"""The numbers of the variances at all T timesteps."""
+        return ErrorModel(*(torch.from_numpy(self._spread(self.config[name])) for name in NUMBERS))
+
+    @cached_property
+    def costs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        r"""What `best_sub_schedules` takes, in nats per dimension: of decoding `(T,)`, of steps `(T, T)`, of ending `(T,)`."""
+        forward, config = self.trained, self.config
+        alphas = forward.alphas_cumprod.numpy()
+        prior = 0.5 * (alphas * (config["mean_square"] - 1) - forward.log_one_minus_alphas_cumprod.numpy())
+        per_step = np.exp(self._spread(np.log(config["step_costs"])))
+        steps = table_of_steps(forward.snr.numpy(), np.asarray(config["deltas"], dtype=np.float64), per_step)
+        return self._spread(config["decoder_costs"]), steps, prior
+
+    def sub_schedules(self, max_steps: int) -> SubSchedules:
+        r"""The best chains of up to so many steps."""
+        known = self.__dict__.get("_sub_schedules")
+        if known is None or len(known.costs) < max_steps:
+            known = best_sub_schedules(*self.costs, max_steps)
+            self.__dict__["_sub_schedules"] = known
+        return known
+
+    def timesteps(self, num_inference_steps: int) -> list[int]:
+        r"""The best chain of so many steps, strictly descending."""
+        return self.sub_schedules(num_inference_steps).timesteps(num_inference_steps)
+
+    @property
+    def description(self) -> str:
+        r"""On what it was made, and which one it is."""
+        split = f" ({self.config['split']})" if self.config.get("split") else ""
+        return f"{self.config.get('dataset')}{split}, {self.config.get('num_images')} images, {self.sha256[:16]}"
+
+
+def log_snr(forward: ForwardProcess) -> np.ndarray:
+    r""":math:`\log \mathrm{SNR}_t` within limits, descending, `(K,)`."""
+    values = forward.log_alphas_cumprod - forward.log_one_minus_alphas_cumprod
+    return values.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).numpy()
+
+
+# ---- ddpm_vlb/losses.py ----
+
+r"""Training objectives (Section 3.4, Ho et al. 2020; Section 3.1, Nichol & Dhariwal 2021), one number per image.
+
+`simple` is the mean squared error of the network's own target. `vlb` is the bound itself: with t uniform over the K steps
+of the grid, :math:`K L_t` is an unbiased estimate of :math:`\sum_t L_t`, here in bits per dimension. `hybrid` adds a
+little of it to `simple`, so that the network learns its variances from the bound and its mean from the squared error; the
+prediction is detached in the second term.
+"""
+
+
+
+LOSS_TYPES = ("simple", "vlb", "hybrid")
+HYBRID_WEIGHT = 1e-3
+
+
+def simple_loss(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: int | torch.Tensor,
+) -> torch.Tensor:
+    r"""Mean squared error per element between the network's prediction and its target (eq. 14, Ho et al. 2020).
+
+    Args:
+        reverse: tells what the network predicts.
+        model_output: `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned (the second half is left out).
+        original_samples, noise: what :math:`x_t` was made of, `(B, C, H, W)`.
+        timesteps: an integer, or an integer tensor `(B,)`.
+
+    Returns:
+        Shape `(B,)`.
+    """
+    original_samples, noise = to_working(original_samples=original_samples, noise=noise)
+    reverse.forward.rows(timesteps, len(original_samples))
+    prediction, _ = reverse.split(model_output, original_samples.shape[1])
+    if reverse.prediction_type == "epsilon":
+        target = noise
+    elif reverse.prediction_type == "sample":
+        target = original_samples
+    else:
+        target = reverse.forward.velocity(original_samples, noise, timesteps)
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"`model_output` must be of the batch and image size of `noise`, {tuple(target.shape)},"
+            f" got {tuple(model_output.shape)}."
+        )
+    # At least float32, whatever the network's dtype.
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    return ((prediction.to(dtype) - target.to(dtype)) ** 2).flatten(1).mean(dim=1)
+
+
+def vlb_loss(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+) -> torch.Tensor:
+    r""":math:`K L_t` in bits/dim, K the number of steps of the grid (T for the full one).
+
+    Arguments as `ddpm_vlb.bound.vlb_terms`. The average over uniform t is the bound less :math:`L_T`, which no network can
+    change; where the forward process is learnable, :math:`L_T` is added, and the average is the bound.
+
+    Returns:
+        Bits/dim, shape `(B,)`.
+    """
+    terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels)
+    nats = len(reverse.forward) * terms
+    if reverse.forward.is_learnable:
+        nats = nats + prior_kl(reverse.forward, original_samples)
+    return nats_to_bits_per_dim(nats, original_samples.shape[1:].numel())
+
+
+def hybrid_loss(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noise: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int = 256,
+) -> torch.Tensor:
+    r"""`simple_loss + 1e-3 * vlb_loss`, the prediction detached in the second term (eq. 16, Nichol & Dhariwal 2021).
+
+    Arguments as the two losses. Returns shape `(B,)`.
+    """
+    prediction, variance = reverse.split(model_output, original_samples.shape[1])
+    detached = prediction.detach() if variance is None else torch.cat([prediction.detach(), variance], dim=1)
+    simple = simple_loss(reverse, model_output, original_samples, noise, timesteps)
+    vlb = vlb_loss(reverse, detached, original_samples, noisy_samples, timesteps, num_pixel_levels)
+    return simple + HYBRID_WEIGHT * vlb
+
+
+# ---- ddpm_vlb/scheduling_vlb_ddpm.py ----
+
+r"""`VLBDDPMScheduler`: the maths of this package behind diffusers' scheduler API.
+
+Two uses of one configuration. *Sampling* keeps the methods, signatures and random streams of `diffusers.DDPMScheduler`, and
+reads its coefficients from Python floats. *Scoring* asks for frozen `ForwardProcess` and `ReverseProcess` objects, which
+depend on the configuration and on an explicit grid of timesteps alone: `set_timesteps` never changes a bound.
+"""
+
+
+
+# diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
+
+
+logger = logging.get_logger(__name__)
+
+# What the tables are made of.
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+
+# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
+NOT_ANOTHER = (None, False, "discrete")
+
+InferenceTimesteps = list[int] | tuple[int, ...] | None
+
+
+class StepCoefficients(NamedTuple):
+    r"""What `step` needs at one timestep, as Python floats (s is the next lower step of the grid)."""
+
+    sqrt_alpha_prod: float
+    inverse_sqrt_alpha_prod: float
+    sqrt_beta_prod: float
+    pred_original_sample_coeff: float
+    current_sample_coeff: float
+    min_log_variance: float
+    max_log_variance: float
+    fixed_std: float
+    is_last: bool
+    calibrated: "CalibratedStep | None" = None
+
+
+class CalibratedStep(NamedTuple):
+    r"""The numbers of a calibrated variance at one timestep (`error_model.py`), as Python floats."""
+
+    posterior_variance: float
+    weight: float
+    offset: float
+    gain: float
+    learned_gain: float
+    # What learned variances mean on the chain of all steps.
+    trained_log_variance: float
+    trained_log_beta: float
+    trained_ratio: float
+
+
+class VLBDDPMScheduler(DDPMScheduler):
+    r"""
+    A `DDPMScheduler` that knows the likelihood of its model: exact posteriors, and every term of the variational bound.
+
+    Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, noise in
+    low precision, grids with a step -1) this class is right. Timesteps are zero-based.
+
+    Parameters:
+        num_train_timesteps (`int`, defaults to 1000):
+            Number of diffusion steps T.
+        beta_start (`float`, defaults to 0.0001), beta_end (`float`, defaults to 0.02):
+            First and last forward variance.
+        beta_schedule (`str`, defaults to `"linear"`):
+            `"linear"`, `"scaled_linear"`, `"squaredcos_cap_v2"`, `"sigmoid"` or `"laplace"`.
+        trained_betas (`np.ndarray` or `list[float]`, *optional*):
+            The forward variances themselves.
+        variance_type (`str`, defaults to `"fixed_small"`):
+            `"fixed_small"`, `"fixed_small_log"`, `"fixed_large"`, `"fixed_large_log"`, `"learned"` (the network's second half
+            is the log-variance) or `"learned_range"`.
+        clip_sample (`bool`, defaults to `True`), clip_sample_range (`float`, defaults to 1.0):
+            Clamp the predicted image.
+        prediction_type (`str`, defaults to `"epsilon"`):
+            `"epsilon"`, `"sample"` or `"v_prediction"`.
+        thresholding (`bool`, defaults to `False`), dynamic_thresholding_ratio (`float`, defaults to 0.995), sample_max_value
+            (`float`, defaults to 1.0): Dynamic thresholding of the predicted image.
+        timestep_spacing (`str`, defaults to `"leading"`), steps_offset (`int`, defaults to 0):
+            How `set_timesteps` places a sub-sequence.
+        rescale_betas_zero_snr (`bool`, defaults to `False`):
+            Rescale the betas to zero terminal SNR.
+        num_pixel_levels (`int`, defaults to 256):
+            Number of grey levels of the images that are scored; level k stands for 2 k / (num_pixel_levels - 1) - 1.
+        calibration (`dict`, *optional*):
+            What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
+            is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"] = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        variance_type: Literal[
+            "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
+        ] = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        num_pixel_levels: int = 256,
+        calibration: dict[str, Any] | None = None,
+    ):
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
+            variance_type=variance_type,
+            clip_sample=clip_sample,
+            prediction_type=prediction_type,
+            thresholding=thresholding,
+            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            clip_sample_range=clip_sample_range,
+            sample_max_value=sample_max_value,
+            timestep_spacing=timestep_spacing,
+            steps_offset=steps_offset,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
+        )
+        # diffusers takes what is passed by position for a default, and `from_config` would drop it.
+        parameters = inspect.signature(type(self).__init__).parameters
+        if "_use_default_values" in self.config:
+            defaults = [n for n in self.config["_use_default_values"] if _is_default(self.config[n], parameters[n].default)]
+            self.register_to_config(_use_default_values=defaults)
+        self._built_from = self._schedule_config()
+        self._forward_betas = make_betas(
+            beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, rescale_betas_zero_snr
+        )
+        self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
+        self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
+        self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
+        self._step_coefficients: dict[int, StepCoefficients] = {}
+        self._calibration: Calibration | None = None
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none; numbers that were measured with
+        another one leave.
+
+        Arguments, returns and errors as [`~VLBDDPMPipeline.push_to_hub`]; `safe_serialization` and `variant` are about weights,
+        of which a scheduler has none.
+        """
+        return push_scheduler(
+            self.to_json_string(),
+            repo_id,
+            config_name=self.config_name,
+            subfolder=subfolder,
+            commit_message=commit_message or "Upload scheduler",
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+        )
+
+    # Scoring: frozen processes on an explicit grid, and the terms of the bound.
+
+    def forward_process(self, inference_timesteps: InferenceTimesteps = None) -> ForwardProcess:
+        r"""The forward process on all T steps, or on the strictly descending sub-sequence `inference_timesteps`.
+
+        Raises:
+            ValueError: betas that cannot be scored (outside (0, 1), or not T of them), a bad sub-sequence.
+        """
+        for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
+            if built is not now and not _is_default(now, built):
+                raise ValueError(
+                    f"`{name}` must be what the scheduler was built from, {built!r}, for the model to be scored, got {now!r}."
+                    " Make a new scheduler with `from_config`."
+                )
+        num_steps = self.config.num_train_timesteps
+        if len(self._forward_betas) != num_steps:
+            raise ValueError(
+                f"`trained_betas` must have num_train_timesteps = {num_steps} entries for the model to be scored,"
+                f" got {len(self._forward_betas)}."
+            )
+        key = None
+        if inference_timesteps is not None:
+            key = tuple(check_inference_timesteps(inference_timesteps, num_steps))
+        if key not in self._forward_processes:
+            if len(self._forward_processes) >= 16:  # forget the oldest sub-sequence
+                del self._forward_processes[next(old for old in self._forward_processes if old is not None)]
+            self._forward_processes[key] = ForwardProcess.from_betas(self._forward_betas, key)
+        return self._forward_processes[key]
+
+    def _schedule_config(self) -> list[Any]:
+        return [self.config[name] for name in SCHEDULE_KEYS]
+
+    @property
+    def calibration(self) -> Calibration | None:
+        r"""The calibration of this model, if it has one.
+
+        Raises:
+            ValueError: a configuration that holds another model's.
+        """
+        config = self.config.get("calibration")
+        if config is None:
+            return None
+        if self._calibration is None or self._calibration.config is not config:
+            calibration = Calibration(config, self.forward_process())
+            for name in MADE_FOR:
+                if config.get(name) != self.config[name]:
+                    raise ValueError(
+                        f"`calibration` must be of this model, got one for {name} = {config.get(name)!r}, not"
+                        f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+                    )
+            self._calibration = calibration
+        return self._calibration
+
+    def reverse_process(
+        self,
+        inference_timesteps: InferenceTimesteps = None,
+        *,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+        forward_process: ForwardProcess | None = None,
+        calibrated: bool = True,
+    ) -> ReverseProcess:
+        r"""The reverse process on the same grid, as configured; `clip_sample` and `thresholding` override the configuration,
+        `forward_process` (a learnable one, say) takes the place of the configured one, and is not calibrated.
+
+        Raises:
+            ValueError: as `forward_process`; unknown prediction or variance type; epsilon prediction at zero SNR; another
+                model's calibration.
+        """
+        calibration = self.calibration if calibrated and forward_process is None else None
+        if forward_process is not None and inference_timesteps is not None:
+            raise ValueError("Only one of `forward_process` and `inference_timesteps` may be given, got both.")
+        config = self.config
+        return ReverseProcess(
+            self.forward_process(inference_timesteps) if forward_process is None else forward_process,
+            prediction_type=config.prediction_type,
+            variance_type=config.variance_type,
+            clip_sample=config.clip_sample if clip_sample is None else clip_sample,
+            clip_sample_range=config.clip_sample_range,
+            thresholding=config.thresholding if thresholding is None else thresholding,
+            dynamic_thresholding_ratio=config.dynamic_thresholding_ratio,
+            sample_max_value=config.sample_max_value,
+            error_model=None if calibration is None else calibration.error_model,
+            trained=None if calibration is None else calibration.trained,
+        )
+
+    def q_mean_variance(
+        self, original_samples: torch.Tensor, timesteps, *, inference_timesteps: InferenceTimesteps = None
+    ) -> Gaussian:
+        r""":math:`q(x_t | x_0)`; see [`~ddpm_vlb.forward_process.ForwardProcess.q_mean_variance`].
+
+        Args:
+            original_samples (`torch.Tensor`): Images of shape `(B, C, H, W)`.
+            timesteps (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps.
+            inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is scored.
+
+        Returns:
+            `Gaussian`: `mean`, `variance`, `log_variance`, each float64 of shape `(B, C, H, W)`.
+        """
+        return self.forward_process(inference_timesteps).q_mean_variance(original_samples, on_cpu(timesteps))
+
+    def q_step_mean_variance(
+        self, samples: torch.Tensor, timesteps, *, inference_timesteps: InferenceTimesteps = None
+    ) -> Gaussian:
+        r""":math:`q(x_t | x_{t-1})` for `samples` :math:`x_{t-1}`, the latents one step of the grid below `timesteps`.
+
+        Arguments and returns as [`~VLBDDPMScheduler.q_mean_variance`].
+        """
+        return self.forward_process(inference_timesteps).q_step_mean_variance(samples, on_cpu(timesteps))
+
+    def q_posterior_mean_variance(
+        self,
+        original_samples: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+    ) -> Gaussian:
+        r"""The exact posterior :math:`q(x_{t-1} | x_t, x_0)` (eqs. 6 and 7, Ho et al. 2020).
+
+        Arguments and returns as [`~VLBDDPMScheduler.q_mean_variance`], with `noisy_samples` the latents :math:`x_t`. At the
+        lowest step it is the image itself: variance 0, log-variance -inf.
+        """
+        forward = self.forward_process(inference_timesteps)
+        return forward.q_posterior_mean_variance(original_samples, noisy_samples, on_cpu(timesteps))
+
+    def p_mean_variance(
+        self,
+        model_output: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+    ) -> ReverseGaussian:
+        r"""The model's step :math:`p(x_{t-1} | x_t)`.
+
+        Args:
+            model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            noisy_samples (`torch.Tensor`): Latents :math:`x_t` of shape `(B, C, H, W)`.
+            timesteps (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps.
+            inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is scored.
+            clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*): Override the configuration.
+
+        Returns:
+            `ReverseGaussian`: `mean`, `variance`, `log_variance`, `pred_original_sample`, each float64 `(B, C, H, W)`.
+        """
+        reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
+        return reverse.p_mean_variance(model_output, noisy_samples, on_cpu(timesteps))
+
+    def prior_kl(self, original_samples: torch.Tensor, *, inference_timesteps: InferenceTimesteps = None) -> torch.Tensor:
+        r""":math:`L_T` in nats, float64 of shape `(B,)`, for `original_samples` of shape `(B, C, H, W)`."""
+        return prior_kl(self.forward_process(inference_timesteps), original_samples)
+
+    def vlb_terms(
+        self,
+        model_output: torch.Tensor,
+        original_samples: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+    ) -> torch.Tensor:
+        r"""The terms of the bound: :math:`L_t` (closed-form KL) above the lowest timestep, :math:`L_0` (decoder) at it.
+
+        Arguments as [`~VLBDDPMScheduler.p_mean_variance`], with `original_samples` the images, `(B, C, H, W)`; those at the
+        lowest timestep must lie on the pixel grid.
+
+        Returns:
+            `torch.Tensor`: Nats, float64 of shape `(B,)`.
+        """
+        check_num_pixel_levels(self.config.num_pixel_levels)
+        reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
+        return vlb_terms(
+            reverse, model_output, original_samples, noisy_samples, on_cpu(timesteps), self.config.num_pixel_levels
+        )
+
+    def training_loss(
+        self,
+        model_output: torch.Tensor,
+        original_samples: torch.Tensor,
+        noise: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        loss_type: Literal["simple", "vlb", "hybrid"] = "simple",
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+        forward_process: ForwardProcess | None = None,
+    ) -> torch.Tensor:
+        r"""A training objective per image; see [`ddpm_vlb.losses`] for the three.
+
+        Args:
+            model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            original_samples, noise, noisy_samples (`torch.Tensor`): :math:`x_0`, :math:`\epsilon`, and the :math:`x_t` made of
+                them, each `(B, C, H, W)`.
+            timesteps (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps, on the CPU where a wait for the
+                accelerator matters.
+            loss_type (`str`, defaults to `"simple"`): `"simple"` (mean squared error per element), `"vlb"`
+                (:math:`T L_t` in bits/dim) or `"hybrid"` (`simple + 1e-3 * vlb`).
+            inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is trained.
+            clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*): Override the configuration in the bound; a
+                clipped prediction has no gradient where it is clipped.
+            forward_process (`ForwardProcess`, *optional*): In place of the configured one, and what `noisy_samples` were made
+                with; a learnable one (see [`ddpm_vlb.noise_schedules`]) adds its :math:`L_T` to the bound.
+
+        Returns:
+            `torch.Tensor`: Shape `(B,)`.
+        """
+        if loss_type not in LOSS_TYPES:
+            raise ValueError(f"`loss_type` must be one of {LOSS_TYPES}, got {loss_type!r}.")
+        timesteps = on_cpu(timesteps)
+        reverse = self.reverse_process(
+            inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, forward_process=forward_process
+        )
+        if loss_type == "simple":
+            return simple_loss(reverse, model_output, original_samples, noise, timesteps)
+        check_num_pixel_levels(self.config.num_pixel_levels)
+        latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
+        loss = vlb_loss if loss_type == "vlb" else hybrid_loss
+        return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
+
+    # Sampling: diffusers' methods.
+
+    def inference_grid(self, num_inference_steps: int) -> list[int]:
+        r"""The strictly descending timesteps that `set_timesteps(num_inference_steps)` samples on; changes nothing. They are
+        spaced as configured, or the calibration's best.
+
+        Raises:
+            ValueError: `num_inference_steps` not in [1, T], an unknown spacing, or a `steps_offset` that leaves [0, T).
+        """
+        num_steps, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
+        if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, (int, np.integer)):
+            raise ValueError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
+        if not 1 <= num_inference_steps <= num_steps:
+            raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
+        if self.calibration is not None:
+            return self.calibration.timesteps(int(num_inference_steps))
+        if spacing == "linspace":
+            grid = np.linspace(0, num_steps - 1, num_inference_steps).round()[::-1]
+        elif spacing == "leading":
+            ratio = num_steps // num_inference_steps
+            grid = (np.arange(num_inference_steps) * ratio)[::-1] + self.config.steps_offset
+        elif spacing == "trailing":
+            # `arange` with a fractional step may run one entry too far; the stock scheduler then samples at t = -1.
+            grid = np.arange(num_steps, 0, -num_steps / num_inference_steps)[:num_inference_steps].round() - 1
+        else:
+            raise ValueError(f"`timestep_spacing` must be 'linspace', 'leading' or 'trailing', got {spacing!r}.")
+        return check_inference_timesteps(grid.astype(np.int64).tolist(), num_steps)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ):
+        r"""Set the timesteps that `step` moves along: `num_inference_steps` of them, or `timesteps` themselves.
+
+        Raises:
+            ValueError: both or neither given, or a grid that is not strictly descending in [0, T).
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError(
+                "Exactly one of `num_inference_steps` and `timesteps` must be given,"
+                f" got {num_inference_steps!r} and {timesteps!r}."
+            )
+        if timesteps is None:
+            grid = self.inference_grid(num_inference_steps)
+            self.num_inference_steps = num_inference_steps
+        else:
+            grid = check_inference_timesteps(timesteps, self.config.num_train_timesteps)
+        self.custom_timesteps = timesteps is not None
+        self.timesteps = torch.tensor(grid, device=device)
+        self._use_grid(grid)
+
+    def _use_grid(self, grid: list[int]) -> None:
+        self._step_grid, self._step_config = self.timesteps, self.config
+        valid = [step for step in grid if 0 <= step < len(self.alphas_cumprod)]
+        made_from = (self.config, self.alphas_cumprod)
+        if self._step_key is None or self._step_key != valid or any(a is not b for a, b in zip(made_from, self._made_from)):
+            self._step_key, self._made_from, self._step_coefficients = valid, made_from, self._compute_coefficients(valid)
+
+    def _coefficients(self, timestep) -> StepCoefficients:
+        # Never set, assigned from outside, or another configuration.
+        if self._step_grid is not self.timesteps or self._step_config is not self.config:
+            self._use_grid(check_inference_timesteps(self.timesteps.tolist(), self.config.num_train_timesteps))
+        try:
+            step = timestep if type(timestep) is int else operator.index(timestep)
+        except TypeError:
+            raise ValueError(f"`timestep` must be one integer, got {timestep!r}.") from None
+        coefficients = self._step_coefficients.get(step)
+        if coefficients is None:
+            raise ValueError(
+                f"`timestep` must be one of the scheduler's `timesteps` in [0, {len(self.alphas_cumprod)}), got {step}."
+            )
+        return coefficients
+
+    def _compute_coefficients(self, grid: list[int]) -> dict[int, StepCoefficients]:
+        # In float32 and in the stock scheduler's order of operations: diffusers' own tests compare sums of trajectories to
+        # places at which the rounding of these tables tells. Near t = 0 that rounding is relative to 1 - alphas_cumprod; the
+        # terms of the bound come from float64 tables.
+        table = torch.cat([self.alphas_cumprod.cpu(), torch.ones(1)])  # the entry at -1 is the data's
+        alpha_prod, alpha_prod_prev = table[torch.tensor(grid, dtype=torch.int64)], table[[*grid[1:], -1]]
+        beta_prod, beta_prod_prev = 1 - alpha_prod, 1 - alpha_prod_prev
+        alpha = alpha_prod / alpha_prod_prev
+        beta = 1 - alpha
+        variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
+        # Unknown variance types act as `fixed_small`, as in the stock scheduler; scoring refuses them.
+        fixed_variance = beta if self.config.variance_type in ("fixed_large", "fixed_large_log") else variance
+        columns = StepCoefficients(
+            sqrt_alpha_prod=alpha_prod**0.5,
+            inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
+            sqrt_beta_prod=beta_prod**0.5,
+            pred_original_sample_coeff=alpha_prod_prev**0.5 * beta / beta_prod,
+            current_sample_coeff=alpha**0.5 * beta_prod_prev / beta_prod,
+            min_log_variance=torch.log(variance),
+            max_log_variance=torch.log(beta),
+            fixed_std=fixed_variance**0.5,
+            is_last=torch.arange(1, len(grid) + 1) == len(grid),
+        )
+        steps = [StepCoefficients(*row) for row in zip(*(column.tolist() for column in columns if column is not None))]
+        if self.config.get("calibration") is not None and grid:
+            steps = [step._replace(calibrated=calibrated) for step, calibrated in zip(steps, self._calibrated_steps(grid))]
+        return dict(zip(grid, steps))
+
+    def _calibrated_steps(self, grid: list[int]) -> list[CalibratedStep]:
+        reverse = self.reverse_process(grid)
+        forward, trained, used = reverse.forward, reverse.trained, reverse.forward.timesteps
+        weight = trained.posterior_mean_coef1.square()
+        columns = (
+            forward.posterior_variance,
+            forward.posterior_mean_coef1.square(),
+            *reverse.error_tables,
+            trained.posterior_log_variance[used],
+            trained.log_betas[used],
+            (trained.posterior_variance / weight)[used],
+        )
+        return [CalibratedStep(*row) for row in zip(*(column.flip(0).tolist() for column in columns))]
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple:
+        r"""Draw :math:`x_s \sim p(x_s | x_t)`, s the next lower step of the grid; at the lowest step, return the decoder's
+        mean.
+
+        Args:
+            model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            timestep (`int`): Current timestep t; an `int` or a CPU tensor costs no wait for the device.
+            sample (`torch.Tensor`): Latents :math:`x_t` of shape `(B, C, H, W)`.
+            generator (`torch.Generator`, *optional*): Source of the noise, drawn as `DDPMScheduler` draws it.
+            return_dict (`bool`, defaults to `True`): Return a `DDPMSchedulerOutput` or a tuple.
+
+        Returns:
+            `DDPMSchedulerOutput` or `tuple`: `prev_sample` and `pred_original_sample`, in the dtype of `sample` and
+            `model_output` combined; half-precision arithmetic is done in float32.
+
+        Raises:
+            ValueError: a `timestep` off the grid, channels that do not fit, an unknown `prediction_type`.
+        """
+        c = self._coefficients(timestep)
+        predicted_variance = None
+        if model_output.shape[1] != sample.shape[1] or self.config.variance_type in LEARNED_VARIANCE_TYPES:
+            model_output, predicted_variance = self._split(model_output, sample.shape[1])
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"`model_output` must have the batch and image size of `sample`, got {tuple(model_output.shape)}"
+                f" and {tuple(sample.shape)}."
+            )
+        dtype = noise_dtype = model_output.dtype
+        mixed = dtype is not sample.dtype or dtype not in (torch.float32, torch.float64)
+        if mixed:
+            dtype = torch.promote_types(dtype, sample.dtype)
+            working = torch.promote_types(dtype, torch.float32)
+            model_output, sample = model_output.to(working), sample.to(working)
+
+        pred_original_sample = self._predict_original(model_output, sample, c)
+        if c.is_last:
+            # The image; a tensor of its own, so that writing to one output does not change the other.
+            prev_sample = pred_original_sample.clone()
+        else:
+            prev_sample = torch.mul(sample, c.current_sample_coeff)
+            prev_sample.add_(pred_original_sample, alpha=c.pred_original_sample_coeff)
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=noise_dtype)
+            if mixed:
+                noise = noise.to(working)
+            if c.calibrated is not None:
+                prev_sample.addcmul_(self._calibrated_std(c.calibrated, pred_original_sample, predicted_variance), noise)
+            elif predicted_variance is None:
+                prev_sample.add_(noise, alpha=c.fixed_std)
+            else:
+                offset, slope = self._log_std_line(c)
+                if mixed:
+                    predicted_variance = predicted_variance.to(working)
+                prev_sample.addcmul_(torch.mul(predicted_variance, slope).exp_(), noise, value=math.exp(offset))
+        if mixed:
+            prev_sample, pred_original_sample = prev_sample.to(dtype), pred_original_sample.to(dtype)
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def _predict_original(self, model_output, sample, c: StepCoefficients) -> torch.Tensor:
+        config = self.config
+        if config.prediction_type == "epsilon":
+            x = torch.sub(sample, model_output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod)
+        elif config.prediction_type == "sample":
+            x = model_output
+        elif config.prediction_type == "v_prediction":
+            x = torch.mul(sample, c.sqrt_alpha_prod).sub_(model_output, alpha=c.sqrt_beta_prod)
+        else:
+            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {config.prediction_type!r}.")
+        if config.thresholding:
+            return self._threshold_sample(x)
+        return x.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x
+
+    def _calibrated_std(self, c: CalibratedStep, pred_original_sample, predicted_variance) -> torch.Tensor:
+        errors = torch.clamp(1 - pred_original_sample.square(), min=0.0).mul_(c.gain).add_(c.offset)
+        if predicted_variance is not None and c.learned_gain:
+            above = predicted_variance.to(pred_original_sample.dtype)
+            if self.config.variance_type == "learned_range":
+                above = (above + 1).mul_(0.5 * (c.trained_log_beta - c.trained_log_variance))
+            else:
+                above = above - c.trained_log_variance
+            errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
+        return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
+
+    def _log_std_line(self, c: StepCoefficients) -> tuple[float, float]:
+        # log sigma = offset + slope v for the network's second half v.
+        if self.config.variance_type == "learned":
+            return 0.0, 0.5
+        low, high = c.min_log_variance, c.max_log_variance
+        return 0.25 * (high + low), 0.25 * (high - low)
+
+    def _split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+        learned = self.config.variance_type in LEARNED_VARIANCE_TYPES
+        if not learned or model_output.shape[1] != 2 * num_channels:
+            raise ValueError(
+                f"`model_output` must have {2 * num_channels if learned else num_channels} channels for"
+                f" {num_channels}-channel samples with variance_type={self.config.variance_type!r},"
+                f" got {model_output.shape[1]}."
+            )
+        return model_output.split(num_channels, dim=1)
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        r""":math:`x_t = \sqrt{\bar\alpha_t} x_0 + \sqrt{1 - \bar\alpha_t} \epsilon`, formed in float32 or better.
+
+        Args:
+            original_samples, noise (`torch.Tensor`): Images and noise of shape `(B, C, H, W)`.
+            timesteps (`torch.Tensor`): Integer timesteps of shape `(B,)` or `(1,)`, on the CPU where a wait for the
+                accelerator matters.
+
+        Returns:
+            `torch.Tensor`: Latents in the dtype of `original_samples`.
+
+        Raises:
+            ValueError: timesteps out of range.
+        """
+        signal, spread = self._signal_and_noise(timesteps, original_samples, noise)
+        return (signal * original_samples + spread * noise).to(original_samples.dtype)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        r""":math:`v = \sqrt{\bar\alpha_t} \epsilon - \sqrt{1 - \bar\alpha_t} x_0`, formed in float32 or better.
+
+        Arguments, returns and errors as [`~VLBDDPMScheduler.add_noise`].
+        """
+        signal, spread = self._signal_and_noise(timesteps, sample, noise)
+        return (signal * noise - spread * sample).to(sample.dtype)
+
+    def _signal_and_noise(self, timesteps, samples, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        if not samples.is_floating_point() or noise.shape != samples.shape:
+            raise ValueError(
+                "Samples must be floating-point and `noise` of their shape,"
+                f" got {samples.dtype} of shape {tuple(samples.shape)} and {tuple(noise.shape)}."
+            )
+        steps = torch.as_tensor(timesteps).cpu()
+        steps = steps[None] if steps.ndim == 0 else steps
+        if (
+            steps.ndim > 1
+            or steps.is_complex()
+            or steps.is_floating_point()
+            or steps.dtype == torch.bool
+            or len(steps) not in (1, len(samples))
+        ):
+            raise ValueError(
+                f"`timesteps` must be one integer or {len(samples)}, got dtype {steps.dtype} and shape {tuple(steps.shape)}."
+            )
+        steps = steps.long()
+        outside = steps[(steps < 0) | (steps >= len(self._log_alphas_cumprod))]
+        if outside.numel():
+            raise ValueError(f"`timesteps` must lie in [0, {len(self._log_alphas_cumprod)}), got {outside[0].item()}.")
+        log_alpha_prod = self._log_alphas_cumprod[steps].reshape(-1, *[1] * (samples.ndim - 1))
+        # One rounding to float32 at the end, and float64 for float64 samples.
+        dtype = torch.promote_types(samples.dtype, torch.float32)
+        coefficients = torch.exp(0.5 * log_alpha_prod), torch.sqrt(-torch.expm1(log_alpha_prod))
+        return tuple(c.to(dtype).to(samples.device) for c in coefficients)
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
+        return value is default
+    return value == default
+
+
+def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
+    r"""The `VLBDDPMScheduler` of a DDPM scheduler, or of another whose network is a DDPM's: the same forward process and
+    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
+
+    Raises:
+        ValueError: a scheduler of another family (flow matching, EDM): what it samples is not a DDPM that can be scored.
+    """
+    if isinstance(scheduler, VLBDDPMScheduler):
+        return scheduler
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
+    config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
+    if not isinstance(scheduler, DDPMScheduler):
+        compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
+        others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+        if not compatible or "beta_schedule" not in config or others:
+            raise ValueError(
+                "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
+                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
+            )
+        if config.get("variance_type", 0) is None:
+            del config["variance_type"]
+        upgraded = VLBDDPMScheduler.from_config(config)
+        logger.warning(
+            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
+            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
+        )
+        return upgraded
+    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
+    if config.pop("predict_epsilon", True) is False:
+        config["prediction_type"] = "sample"
+    return VLBDDPMScheduler.from_config(config)
+
+
+# ---- ddpm_vlb/control_variates.py ----
+
+r"""Cheap functions of an image and of its noise that go with the terms of the bound, and whose mean is known.
+
+A term :math:`\ell_t(x, \epsilon)` costs a network evaluation. What it has in common with a function
+:math:`m_t(x, \epsilon) = \phi(x)^\top b_t + h_t(x, \epsilon)^\top c_t` of known mean need not be estimated:
+
+.. math:: E[\ell_t] = E[m_t] + E[\ell_t - m_t], \qquad E[m_t] = \bar\phi^\top b_t ,
+
+and only the second part, of less variance, is left to chance. (Survey sampling calls it the difference estimator.) With b and
+c fixed beforehand the estimate is unbiased whatever they are.
+
+- :math:`\phi(x)`, of each image: how much of it lies between black and white, how rough it is, how bright. Their mean over
+  the data set is a sum over its images. An image's bits go with its edges.
+- :math:`h_t(x, \epsilon)`, of mean zero given x. While the noise is faint, the network's error is the noise that it could not
+  tell from the image: the energy :math:`\sum_d w_d (\epsilon_d^2 - 1)`, over all pixels, over those between the extremes
+  (at the extremes it knows the answer) and over the rough ones. When the noise is strong, it is the error of the best linear
+  denoiser, the Wiener filter: diagonal in the basis of the discrete cosine transform, with gain
+  :math:`G_k = \sqrt{\bar\alpha_t} S_k / (\bar\alpha_t S_k + 1 - \bar\alpha_t)` for a coefficient
+  :math:`z_k` of mean :math:`\mu_k` and variance :math:`S_k` over the data,
+
+  .. math:: \hat z_k - z_k = G_k \sqrt{1 - \bar\alpha_t}\, e_k - r_k, \qquad r_k = (1 - \sqrt{\bar\alpha_t} G_k)(z_k - \mu_k),
+
+  whose square has the mean :math:`r_k^2 + G_k^2 (1 - \bar\alpha_t)` over the noise :math:`e`.
+
+Each is divided by a constant of t that brings its standard deviation near 1.
+"""
+
+
+
+
+class ControlVariates:
+    r"""The functions :math:`h_t` for images that resemble some given ones.
+
+    Args:
+        alphas_cumprod: signal levels :math:`\bar\alpha_t` of the steps that are scored, `(K,)`.
+        samples: images from which the spectrum and the scales are taken, `(M, C, H, W)`, in [-1, 1].
+    """
+
+    def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor):
+        samples = samples.double().cpu()
+        self._alphas_cumprod = alphas_cumprod.detach().double().cpu()
+        self._transforms = [_cosine_transform(size) for size in samples.shape[1:]]
+        spectrum = self._transform(samples)
+        self._mean = spectrum.mean(dim=0)
+        self._variance = spectrum.var(dim=0, unbiased=False)
+        # For the energies; the variance of the sum of w (e^2 - 1) is 2 times the sum of w^2.
+        self._scales = torch.stack([(2 * w.square().flatten(1).sum(dim=1).mean()).sqrt() for w in _weights(samples)])
+
+    def noise_features(self, samples: torch.Tensor, noise: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        r""":math:`h_t(x, \epsilon)`, of mean zero over the noise.
+
+        Args:
+            samples, noise: images and standard normal noise, `(B, C, H, W)`.
+            rows: steps of each, indices into `alphas_cumprod`, `(B,)`.
+
+        Returns:
+            float64, `(B, 4)`.
+        """
+        samples, noise = samples.double().cpu(), noise.double().cpu()
+        energy = noise.square() - 1
+        columns = [
+            (w * energy).flatten(1).sum(dim=1) / scale if scale > 0 else torch.zeros(len(samples), dtype=torch.float64)
+            for w, scale in zip(_weights(samples), self._scales)
+        ]
+        alpha_bar = self._alphas_cumprod[rows].reshape(-1, 1, 1, 1)
+        gain = alpha_bar.sqrt() * self._variance / (alpha_bar * self._variance + 1 - alpha_bar)
+        spread = gain * (1 - alpha_bar).sqrt()
+        rest = 1 - alpha_bar.sqrt() * gain
+        e = self._transform(noise)
+        bias = rest * (self._transform(samples) - self._mean)
+        error = (spread.square() * (e.square() - 1) - 2 * bias * spread * e).flatten(1).sum(dim=1)
+        variance = (2 * spread**4 + 4 * (rest * spread).square() * self._variance).flatten(1).sum(dim=1)
+        columns.append(torch.where(variance > 0, error / variance.sqrt().clamp(min=1e-150), 0.0))
+        return torch.stack(columns, dim=1)
+
+    def _transform(self, values: torch.Tensor) -> torch.Tensor:
+        # Along channels, rows and columns; of colours, the first coefficient is the brightness.
+        return torch.einsum("bchw,ic,jh,kw->bijk", values, *self._transforms)
+
+
+def image_features(samples: torch.Tensor) -> torch.Tensor:
+    r""":math:`\phi(x)` of images `(B, C, H, W)` in [-1, 1]: float64, `(B, 4)`, the first a constant 1."""
+    samples = samples.double().cpu()
+    _, between, rough = _weights(samples)
+    columns = [torch.ones(len(samples), dtype=torch.float64)]
+    columns += [values.flatten(1).mean(dim=1) for values in (between, rough, samples)]
+    return torch.stack(columns, dim=1)
+
+
+def _weights(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Weights of the pixels, `(B, C, H, W)` each: all, those between the extremes, and the rough ones by how rough."""
+    rough = torch.zeros_like(samples)
+    for dim in (2, 3):
+        steps = samples.diff(dim=dim).abs()
+        size = samples.shape[dim]
+        rough.narrow(dim, 1, size - 1).add_(steps)
+        rough.narrow(dim, 0, size - 1).add_(steps)
+    return torch.ones_like(samples), (samples.abs() < 1).to(samples.dtype), rough
+
+
+def _cosine_transform(size: int) -> torch.Tensor:
+    r"""The orthonormal discrete cosine transform (type II) of `size` numbers, `(size, size)`."""
+    k = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi / size * k[:, None] * (k + 0.5)) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+# ---- ddpm_vlb/scoring.py ----
+
+r"""A network and the process that is scored: terms of the bound for any images at any timesteps.
+
+Both ways to score images are made of it: the full sweep, every image at every step, and the sampled evaluation
+(`sampled_bound.py`). A batch mixes images and timesteps freely.
+"""
+
+
+
+
+SPECTRUM_IMAGES = 1024
+ROUNDING = 1e-12  # relative
+
+
+@dataclass(frozen=True)
+class Scorer:
+    r"""What is scored.
+
+    Args:
+        unet: the network, called as `unet(noisy_samples, timesteps, class_labels=...)`.
+        reverse: the reverse process.
+        num_pixel_levels: levels of the images' grid.
+        device: of the network.
+        dtype: of the network's inputs.
+    """
+
+    unet: Callable[..., Any]
+    reverse: ReverseProcess
+    num_pixel_levels: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def samples(self, levels: torch.Tensor) -> torch.Tensor:
+        r"""Levels as images in [-1, 1] on the device, in the working dtype."""
+        return levels_to_samples(levels.to(self.device, non_blocking=True), self.num_pixel_levels, working_dtype(self.device))
+
+    def prior(self, samples: torch.Tensor) -> torch.Tensor:
+        r""":math:`L_T` in nats, `(B,)`, on the device."""
+        return prior_kl(self.reverse.forward, samples)
+
+    def network(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output.
+
+        Args:
+            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
+                network's.
+            timesteps: one for all, or one each, `(B,)`.
+            class_labels: of a class-conditional network, `(B,)`.
+        """
+        arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
+        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        return self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
+
+    def terms(
+        self,
+        samples: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: int | torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        on_device: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""Terms of the bound: the decoder's at the lowest timestep of the grid, KLs above.
+
+        Args:
+            samples: images on the grid, `(B, C, H, W)`, on the device.
+            noise: standard normal, of the same shape, on the CPU or the device.
+            timesteps: one for all, or one each, `(B,)`, on the CPU.
+            class_labels: of a class-conditional network, `(B,)`.
+            on_device: the same timesteps on the device, where they are there already.
+
+        Returns:
+            Nats, `(B,)`, on the device; NaN where the network's output is not finite.
+        """
+        if self.device.type == "cuda" and noise.device.type == "cpu":
+            noise = noise.pin_memory().to(self.device, non_blocking=True)
+        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
+        model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
+        # The levels were checked once, on the CPU.
+        nats = vlb_terms(
+            self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False
+        )
+        # Clipping would make a number of an overflow.
+        finite = torch.isfinite(model_output).flatten(1).all(dim=1)
+        return torch.where(finite, nats, torch.nan)
+
+
+class Cells(NamedTuple):
+    r"""What a draw's row stands for: for each scorer a row of its grid, -1 for none, and a factor, `(K,)` each."""
+
+    rows: torch.Tensor  # (scorers, K)
+    factors: torch.Tensor  # (scorers, K)
+
+
+def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
+    r"""Two grids cut at each other's noise levels: sums over cells of (factor times term) are the sums over their rows.
+
+    A transition takes the noise from one level to the next. Where the levels are the same, so are cells and rows; elsewhere a
+    transition is cut where the other grid has a level, and its term goes to the pieces by their lengths, as angles
+    :math:`\arctan(\sigma_t / \sqrt{\bar\alpha_t})`. Each piece has the steps of both grids that it lies in, whose terms are
+    alike under the same noise. The decoders are one cell.
+    """
+    levels = [
+        torch.atan2((1 - f.alphas_cumprod).clamp(min=0).sqrt(), f.alphas_cumprod.sqrt()).double() for f in (first, second)
+    ]
+    edges = torch.cat(levels).unique()
+    # Levels that differ by rounding alone are one. What could be lost between them is nothing: a denoiser's error is at most
+    # its input's, D / SNR, and a transition's KL at most D / 2 times the relative change of the SNR.
+    edges = edges[torch.cat([torch.ones(1, dtype=torch.bool), edges.diff() > ROUNDING * edges[:-1]])]
+    rows, factors = [], []
+    for level in levels:
+        ends = torch.bucketize(level * (1 + ROUNDING), edges, right=True) - 1  # the edge that each level is
+        pieces = torch.arange(len(edges) - 1)
+        row = torch.bucketize(pieces, ends, right=True)  # the transition from level row - 1 to level row
+        inside = (row > 0) & (row < len(level))
+        row = torch.where(inside, row, -1)
+        upper = row.clamp(min=1, max=len(level) - 1)  # a grid of one step has no transition, and no row inside
+        lengths = edges.diff() / (edges[ends[upper]] - edges[ends[(upper - 1).clamp(min=0)]]).clamp(min=1e-300)
+        rows.append(torch.cat([torch.zeros(1, dtype=torch.int64), row]))
+        factors.append(torch.cat([torch.ones(1, dtype=torch.float64), torch.where(inside, lengths, 0.0)]))
+    rows, factors = torch.stack(rows), torch.stack(factors)
+    used = (rows >= 0).any(dim=0)
+    return Cells(rows[:, used], factors[:, used])
+
+
+class DrawScorer:
+    r"""Evaluates the draws of `sampled_bound.estimate_bound` for images that lie in memory.
+
+    Args:
+        scorers: one; or two whose difference, first minus second, is wanted. Both then meet an image with the same noise, at
+            the same noise level or close by (`match_rows`).
+        levels: the images, `(M, C, H, W)`.
+        positions: where they lie in the data set, ascending, `(M,)`.
+        ids: what their draws are keyed by, `(M,)`.
+        seed: of the evaluation.
+        class_labels: for each scorer, `(M,)` or `None`.
+
+    `num_steps` is the number of rows that may be drawn, `num_evaluations` that of network evaluations so far.
+    """
+
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        levels: torch.Tensor,
+        positions: np.ndarray,
+        ids: np.ndarray,
+        seed: int,
+        class_labels: Sequence[torch.Tensor | None] = (None, None),
+    ):
+        self.scorers, self.levels, self.positions, self.class_labels = tuple(scorers), levels, positions, tuple(class_labels)
+        forwards = [scorer.reverse.forward for scorer in scorers]
+        if len(forwards) == 1:
+            rows = torch.arange(len(forwards[0]))[None]
+            self._cells = Cells(rows, torch.ones(rows.shape, dtype=torch.float64))
+        else:
+            self._cells = match_rows(*forwards)
+        self.num_steps = self._cells.rows.shape[1]
+        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
+        # Of two grids the mean of both levels, so that it does not matter which is the first.
+        there = self._cells.rows >= 0
+        signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])
+        self._controls = ControlVariates((signal * there).sum(dim=0) / there.sum(dim=0), self._samples(torch.as_tensor(chosen)))
+
+    def cost(self, draws: Draws) -> int:
+        r"""Network evaluations that draws take."""
+        return int((self._cells.rows[:, torch.as_tensor(draws.rows)] >= 0).sum())
+
+    def batches(self, draws: Draws, batch_size: int) -> Iterator[Draws]:
+        r"""The draws in batches."""
+        for start in range(0, len(draws.rows), batch_size):
+            yield Draws(*(array[start : start + batch_size] for array in draws))
+
+    def check_finite(self, draws: Draws, values: torch.Tensor) -> None:
+        r"""Raise `ValueError` for values that are not finite, naming the image and the timestep."""
+        bad = (~torch.isfinite(values)).nonzero().flatten()
+        if len(bad):
+            index = next(index for index, row in enumerate(self._cells.rows[:, int(draws.rows[bad[0]])]) if row >= 0)
+            timestep = self.scorers[index].reverse.forward.timesteps[self._cells.rows[index, int(draws.rows[bad[0]])]]
+            raise ValueError(
+                f"`unet` must give finite outputs, got a term of {values[bad[0]].item()} bits/dim for image"
+                f" {int(draws.images[bad[0]])} at timestep {int(timestep)} ({len(bad)} of {len(values)} terms are not finite)."
+                f"{' (One of the two networks.)' if len(self.scorers) == 2 else ''}"
+                " A float16 network may have overflowed: try bfloat16 or float32."
+            )
+
+    @torch.inference_mode()
+    def __call__(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
+        places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
+        noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
+        values = self._terms(0, places, noise, cells)
+        if len(self.scorers) == 2:
+            values = values - self._terms(1, places, noise, cells).to(values.device)
+        return values, self._controls.noise_features(self._samples(places), noise, cells)
+
+    def _samples(self, places: torch.Tensor) -> torch.Tensor:
+        return levels_to_samples(self.levels[places], self.scorers[0].num_pixel_levels)
+
+    def _terms(self, index: int, places, noise, cells) -> torch.Tensor:
+        r"""Terms of one scorer, zero where its grid has none."""
+        scorer, labels = self.scorers[index], self.class_labels[index]
+        rows, factors = self._cells.rows[index, cells], self._cells.factors[index, cells]
+        there = rows >= 0
+        if not there.any():
+            return torch.zeros(len(rows), dtype=torch.float64)
+        if not there.all():
+            values = self._terms(index, places[there], noise[there], cells[there])
+            return torch.zeros(len(rows), dtype=values.dtype, device=values.device).index_copy(
+                0, there.nonzero().flatten().to(values.device), values
+            )
+        levels = self.levels[places]
+        timesteps = scorer.reverse.forward.timesteps[rows]
+        nats = scorer.terms(scorer.samples(levels), noise, timesteps, None if labels is None else labels[places])
+        return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
+
+
+def known_parts(scorer: Scorer, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""What is known of images without the network, on the CPU: :math:`L_T` in bits/dim, `(B,)`, and features `(B, P)`."""
+    samples = scorer.samples(levels)
+    prior = nats_to_bits_per_dim(scorer.prior(samples).cpu().double(), levels[0].numel())
+    return prior, image_features(levels_to_samples(levels, scorer.num_pixel_levels))
+
+
+# ---- ddpm_vlb/pipeline_vlb_ddpm.py ----
+
+r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
+
+
+
+
+logger = logging.get_logger(__name__)
+
+# What a report says of the model itself.
+REPORTED_SETTINGS = (
+    "network_sha256",
+    "num_train_timesteps",
+    "num_steps",
+    "inference_timesteps",
+    "beta_schedule",
+    "trained_betas",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+    "variance_type",
+    "decoder_variance",
+    "calibration",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "num_pixel_levels",
+)
+# Of these, what a user may choose anew when scoring; a report says which were.
+OVERRIDABLE = ("clip_sample", "thresholding", "num_pixel_levels")
+PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
+DECODER_RULES = {
+    "fixed": "the posterior variance of the next step",
+    "learned": "the network's log-variance",
+    "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
+    "calibrated": "as measured, with decoding from the lowest timestep that is scored",
+    "single": "the step's own beta (a single step has no next one)",
+}
+
+
+@dataclass
+class VLBOutput(BaseOutput):
+    r"""The variational bound of N images.
+
+    Args:
+        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
+            `prior + transitions_total + decoder`.
+        prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
+        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim; `None` where
+            they were sampled.
+        transitions_total (`torch.Tensor` of shape `(N,)`): The sum of the KL terms, in bits/dim.
+        decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
+        timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
+        num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
+        config (`dict`): What was scored, and with what.
+        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image,
+            from half as many pairs as the image has evaluations: as many degrees of freedom for Student's distribution.
+            `None` for a full sweep, which says nothing of it.
+    """
+
+    bits_per_dim: torch.Tensor
+    prior: torch.Tensor
+    transitions: torch.Tensor | None
+    transitions_total: torch.Tensor
+    decoder: torch.Tensor
+    timesteps: torch.Tensor
+    num_network_evaluations: int
+    config: dict[str, Any]
+    monte_carlo_error: torch.Tensor | None = None
+
+
+class VLBDDPMPipeline(DDPMPipeline):
+    r"""
+    A `DDPMPipeline` that also tells the likelihood of images.
+
+    Parameters:
+        unet ([`UNet2DModel`]):
+            The network, with as many output as input channels, or twice as many where variances are learned.
+        scheduler ([`DDPMScheduler`]):
+            Any DDPM scheduler, or another of diffusers' for a DDPM's network (DDIM, PNDM, DPM-Solver, Euler ...); it becomes
+            a [`VLBDDPMScheduler`] of the same configuration.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler):
+        super().__init__(unet=unet, scheduler=upgrade_scheduler(scheduler))
+
+    # Loading and saving.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "VLBDDPMPipeline":
+        r"""Load any DDPM checkpoint: stock or ours, in sub-folders or flat, from a folder or from the Hub.
+
+        Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
+        `config.json` and a `scheduler_config.json`, beside each other or in `unet/` and `scheduler/`, do. `low_cpu_mem_usage`
+        is always on: only then does a weight that is missing from the files show. Nothing but classes of diffusers is loaded,
+        and no code from a repository unless `custom_pipeline` and `trust_remote_code` ask for it.
+
+        Raises:
+            CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
+                tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
+        """
+        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            raise ValueError(
+                f"`pretrained_model_name_or_path` must be a folder or a repository, got {pretrained_model_name_or_path!r}."
+            )
+        if kwargs.get("subfolder"):
+            raise ValueError(f"`subfolder` must be left out: a pipeline is a whole repository, got {kwargs['subfolder']!r}.")
+        pretrained_model_name_or_path = os.fspath(pretrained_model_name_or_path)
+        # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
+        kwargs["low_cpu_mem_usage"] = True
+        folder = Path(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path.startswith(("/", "./", "../", "~")) and not folder.is_dir():
+            raise CheckpointError(
+                f"`pretrained_model_name_or_path` must be a folder that exists, got {pretrained_model_name_or_path!r}."
+            )
+        # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
+        configuration_logger = logging.get_logger("diffusers.configuration_utils")
+        configuration_logger.addFilter(is_not_about_num_pixel_levels)
+        try:
+            if not folder.is_dir() and not has_index(pretrained_model_name_or_path, kwargs):
+                folder = download_parts(pretrained_model_name_or_path, kwargs)
+            if folder.is_dir() and not (folder / cls.config_name).exists():
+                pipe = cls(**load_parts(folder, **kwargs))
+            else:
+                index = cls.load_config(pretrained_model_name_or_path, **download_options(kwargs))
+                check_index(index, pretrained_model_name_or_path, kwargs)
+                pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the libraries underneath stumble over
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint,"
+                f" got {pretrained_model_name_or_path!r}: {error}"
+            ) from error
+        finally:
+            configuration_logger.removeFilter(is_not_about_num_pixel_levels)
+        missing = [name for name, weight in pipe.unet.state_dict().items() if weight.is_meta]
+        if missing:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must hold all weights of its network,"
+                f" got {pretrained_model_name_or_path!r} without {', '.join(missing[:3])}"
+                f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
+            )
+        if type(pipe.unet).__module__.startswith("diffusers.") and not isinstance(pipe.unet, UNet2DModel):
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must hold a UNet2DModel,"
+                f" got {pretrained_model_name_or_path!r} with a {type(pipe.unet).__name__}."
+            )
+        pipe.unet = restore_single_head(pipe.unet)
+        if "_name_or_path" in getattr(pipe.unet, "config", {}):
+            # A folder of this machine, which the network would take along wherever it is pushed by itself.
+            pipe.unet.register_to_config(_name_or_path="")
+        return pipe
+
+    def to_json_string(self) -> str:
+        r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
+        upgrades what it loads."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = DDPMPipeline.__name__
+        index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
+        return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        r"""Save for all users of diffusers: under the names of the stock classes, without the path that the network was loaded
+        from, and with the file `pipeline.py`, which holds this package for those who do not have it and trust it.
+
+        Arguments as [`~diffusers.DiffusionPipeline.save_pretrained`]; with `push_to_hub`, further ones as
+        [`~VLBDDPMPipeline.push_to_hub`], `repo_id` being the folder's name by default.
+        """
+        folder = Path(save_directory)
+        options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        if options.get("report") is not None:
+            self.check_report(options["report"])
+        before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
+        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
+        for path, written in before.items():
+            # Weights of an earlier save under another name would be loaded in place of these.
+            if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
+                path.unlink()
+        for name, content in pipeline_files(folder).items():
+            if isinstance(content, bytes):
+                write_atomically(folder / name, content)
+        write_atomically(folder / "pipeline.py", standalone_source().encode())
+        if push_to_hub:
+            repository = options.pop("repo_id", folder.resolve().name)
+            options = {name: value for name, value in options.items() if value is not None}
+            push_folder(folder, repository, variant=variant, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        report: dict[str, Any] | None = None,
+        pictures: dict[str, bytes] | None = None,
+    ) -> str:
+        r"""Push to the Hub, in one commit, what `save_pretrained` writes and a model card.
+
+        Args:
+            repo_id (`str`), commit_message (`str`, *optional*), private (`bool`, *optional*), token (`str`, *optional*),
+                create_pr (`bool`), safe_serialization (`bool`), variant (`str`, *optional*), subfolder (`str`, *optional*):
+                As [`~diffusers.utils.PushToHubMixin.push_to_hub`]; but `private` is refused for a repository that exists and
+                is not, and so is `subfolder`, from which nobody can load a pipeline.
+            revision (`str`, *optional*):
+                Branch to commit to, made where it does not exist.
+            report (`dict`, *optional*):
+                Of this pipeline, as `ddpm_vlb.evaluation.make_report` makes it: what the card is made from. Without one, the
+                card says that nothing was scored.
+            pictures (`dict`, *optional*):
+                PNG files for the card, `"terms.png"` and `"samples.png"`.
+
+        Returns:
+            `str`: address of the commit, or of the pull request.
+
+        Raises:
+            ValueError: a report that does not agree with itself or with this pipeline, or a name that cannot be a repository;
+                nothing is sent.
+            HubError: what the Hub or the network refused. It is an `OSError`.
+        """
+        check_repository(repo_id)
+        if subfolder is not None:
+            raise ValueError(f"`subfolder` must be left out: no pipeline can be loaded from one, got {subfolder!r}.")
+        if report is not None:
+            self.check_report(report)
+        options = {} if commit_message is None else {"commit_message": commit_message}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(
+                folder,
+                repo_id,
+                report=report,
+                pictures=pictures,
+                variant=variant,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                revision=revision,
+                **options,
+            )
+
+    def check_report(self, report: dict[str, Any]) -> None:
+        r"""Raise `ValueError` unless a report is complete, agrees with itself, and is of this very model: its network, its
+        scheduler, and the sub-sequence that its number of steps stands for."""
+        check_report(report)
+        config = report["config"]
+        steps = config["num_inference_steps"]
+        timesteps = config["inference_timesteps"] if steps is None else None
+        now = self.describe_scoring(self.scorer(steps, timesteps), steps, timesteps)
+        now["network_sha256"] = network_digest(self.unet, getattr(torch, str(config["dtype"]), None))
+        overridden = [key for key in OVERRIDABLE if key in (config.get("overridden") or ())]
+        for key in REPORTED_SETTINGS:
+            # Reports from before there were calibrations have none.
+            if key not in overridden and config.get(key, None if key == "calibration" else "nothing") != now[key]:
+                was, is_ = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (config.get(key), now[key]))
+                raise ValueError(f"`report` must be of this pipeline, got {key} = {was} for {is_}.")
+
+    # Sampling.
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        inference_timesteps: Sequence[int] | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        draw_from_decoder: bool = False,
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Generate images.
+
+        Args:
+            batch_size (`int`, *optional*, defaults to 1):
+                Number of images.
+            generator (`torch.Generator`, *optional*):
+                Source of all noise, or a list with one per image.
+            num_inference_steps (`int`, *optional*):
+                Number of steps K, on the scheduler's grid; by default 1000 as in `DDPMPipeline`, or all T if there are fewer;
+                of a calibrated model its best number of steps.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`, `"np"` (`(B, H, W, C)` in [0, 1]) or `"pt"` (`(B, C, H, W)` in [0, 1]).
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Return an [`~pipelines.ImagePipelineOutput`] or a tuple.
+            inference_timesteps (`list[int]`, *optional*):
+                The grid itself, strictly descending, in place of `num_inference_steps`.
+            class_labels (`int`, or integers of shape `(batch_size,)`, *optional*):
+                Classes, for a class-conditional network.
+            draw_from_decoder (`bool`, *optional*, defaults to `False`):
+                Draw the image from the decoder, on the grid of levels: a sample of the very model that is scored. By default
+                it is the decoder's mean (Ho et al. 2020), which looks cleaner where the decoder has much to decide.
+
+        Returns:
+            [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
+
+        Raises:
+            ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
+        """
+        batch_size = check_count("batch_size", batch_size)
+        check_generator(generator)
+        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
+            raise ValueError(f"`generator` must be one generator or one per image ({batch_size}), got {len(generator)}.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+        if num_inference_steps is not None and inference_timesteps is not None:
+            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+        config, device = self.unet.config, self._execution_device
+        labels = self.check_class_labels(class_labels, batch_size)
+        self._check_calibration()
+        num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
+        if inference_timesteps is not None:
+            self.scheduler.set_timesteps(timesteps=inference_timesteps)
+        else:
+            default = min(1000, self.scheduler.config.num_train_timesteps)
+            self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
+        if self.image_size is None:
+            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
+        dtype = self._network_dtype
+        image = randn_tensor(
+            (batch_size, config.in_channels, *self.image_size), generator=generator, device=device, dtype=dtype
+        )
+        # Latents stay in float32 or better between the steps, whatever the network's dtype.
+        image = image.to(torch.promote_types(dtype, torch.float32))
+
+        arguments = {} if labels is None else {"class_labels": labels.to(device)}
+        timesteps = self.scheduler.timesteps.to(device)
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        with self.evaluating():
+            for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
+                model_output = self.unet(image.to(dtype), on_device, **arguments).sample
+                finite &= torch.isfinite(model_output).all()
+                latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
+        if draw_from_decoder and finite:
+            image = self._draw_from_decoder(model_output, latents, timestep, generator)
+
+        if not finite:
+            raise ValueError(f"`unet` must give finite outputs, got NaN or infinity with dtype {str(dtype)[6:]}.")
+        image = (image / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            image = image.cpu().permute(0, 2, 3, 1).numpy()
+            if output_type == "pil":
+                image = self.numpy_to_pil(image)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=image) if return_dict else (image,)
+
+    def _draw_from_decoder(self, model_output, latents, timestep: int, generator) -> torch.Tensor:
+        r"""An image of the discretised Gaussian decoder: its Gaussian's number in the bin of a level is that level."""
+        grid = self.scheduler.timesteps.tolist()
+        decoder = self.scheduler.p_mean_variance(model_output, latents, timestep, inference_timesteps=grid)
+        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        steps = self.scheduler.config.num_pixel_levels - 1
+        levels = (0.5 * (decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise + 1) * steps).round().clamp(0, steps)
+        return (2 * levels / steps - 1).to(latents.dtype)
+
+    # Scoring.
+
+    @torch.no_grad()
+    def evaluate_nll(
+        self,
+        images: Any,
+        batch_size: int = 64,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int | None = None,
+        inference_timesteps: Sequence[int] | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+        method: str = "full",
+        evaluations_per_image: int | None = None,
+    ) -> VLBOutput:
+        r"""
+        The variational bound on the negative log-likelihood of `images`, term by term.
+
+        By default every step of the chain is evaluated for every image, each with noise of its own: an unbiased estimate of
+        the bound, whose prior term and KL terms are in closed form (eq. 5, Ho et al. 2020). The noise of an image depends on
+        `generator`, the image's position and the timestep, not on `batch_size`. With `method="sampled"` each image is
+        evaluated at a few timesteps instead, placed where they tell most: unbiased too, and with an error of its own.
+
+        Args:
+            images:
+                A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), PIL images, numpy arrays
+                `(N, H, W, C)`, or a `datasets.Dataset` with an image column.
+            batch_size (`int`, defaults to 64):
+                Images per network call; pairs of image and timestep where they are sampled.
+            generator (`torch.Generator`, *optional*):
+                Makes the result reproducible; or a list with one generator per image, for a full sweep.
+            num_inference_steps (`int`, *optional*):
+                Score the K-step model that `__call__(num_inference_steps=K)` samples from, instead of all T steps (of a
+                calibrated model, its best number of steps).
+            inference_timesteps (`list[int]`, *optional*):
+                Score the model on this strictly descending sub-sequence of [0, T).
+            class_labels (`int`, or integers of shape `(N,)`, *optional*):
+                Classes, for a class-conditional network.
+            clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*):
+                Override the scheduler's configuration. They change the model that is scored; the bound stays a bound.
+            method (`str`, defaults to `"full"`):
+                `"full"` or `"sampled"` (see `sampled_bound.py`). The bound of a whole data set takes far fewer evaluations
+                still, and is `ddpm_vlb.evaluation.evaluate`'s.
+            evaluations_per_image (`int`, *optional*):
+                Of each image where they are sampled, an even number; 64 by default. A pilot of up to a quarter as many, at
+                most 1000, and of two at each of about 30 timesteps at least, comes on top, and is counted.
+
+        Returns:
+            [`VLBOutput`]: float64 tensors on the CPU, in bits per dimension.
+
+        Raises:
+            ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be
+                scored; a network whose output is not finite.
+        """
+        batch_size = check_count("batch_size", batch_size)
+        if method not in ("full", "sampled"):
+            raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
+        sampled = method == "sampled"
+        if sampled:
+            evaluations_per_image = 64 if evaluations_per_image is None else evaluations_per_image
+            check_rules(None, None, evaluations_per_image)
+            if isinstance(generator, (list, tuple)):
+                raise ValueError(f"`generator` must be a single one with method='sampled', got {len(generator)}.")
+        elif evaluations_per_image is not None:
+            raise ValueError(f"`evaluations_per_image` must be left out with method='full', got {evaluations_per_image!r}.")
+        scorer = self.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
+        levels = images_to_levels(
+            images, self.scheduler.config.num_pixel_levels, channels=self.unet.config.in_channels, size=self.image_size
+        )
+        labels = self.check_class_labels(class_labels, len(levels))
+        config = self.describe_scoring(scorer, num_inference_steps, inference_timesteps) | {
+            "overridden": [n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None],
+            "network_sha256": network_digest(self.unet),
+            "image_shape": list(levels.shape[1:]),
+            "batch_size": batch_size,
+            "seed": fresh_seed(generator),
+        }
+        score = self._score_some if sampled else self._score_all
+        with self.evaluating():
+            output = score(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+        self.maybe_free_model_hooks()
+        return VLBOutput(timesteps=scorer.reverse.forward.timesteps[1:].clone(), config=config, **output)
+
+    def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size, _) -> dict[str, Any]:
+        r"""The full sweep: the fields of a `VLBOutput`."""
+        seeds = draw_seeds(len(levels), generator)
+        steps = len(scorer.reverse.forward)
+        prior, terms = [], []
+        with self.progress_bar(total=-(-len(levels) // batch_size) * steps) as progress_bar:
+            for start in range(0, len(levels), batch_size):
+                rows = slice(start, start + batch_size)
+                batch = self.sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], progress_bar)
+                prior.append(batch[0])
+                terms.append(batch[1])
+        # The one copy from the device, after the last batch.
+        num_dimensions = levels[0].numel()
+        prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
+        check_finite(terms, scorer.reverse.forward.timesteps.tolist())
+        total = terms[:, 1:].sum(dim=1)
+        return {
+            "bits_per_dim": prior + terms[:, 0] + total,
+            "prior": prior,
+            "transitions": terms[:, 1:],
+            "transitions_total": total,
+            "decoder": terms[:, 0],
+            "num_network_evaluations": terms.numel(),
+        }
+
+    def sweep(self, scorer: Scorer, levels, seeds, labels=None, progress_bar=None) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Every step for a batch of images, in nats and on the device.
+
+        Args:
+            scorer: as `scorer` makes it.
+            levels: images, `(B, C, H, W)`.
+            seeds: of their noise, `B` integers.
+            labels: classes, `(B,)`.
+            progress_bar: updated once a step.
+
+        Returns:
+            The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
+            not finite.
+        """
+        samples = scorer.samples(levels)
+        labels = None if labels is None else labels.to(scorer.device)
+        timesteps = scorer.reverse.forward.timesteps
+        terms = []
+        noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
+        for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
+            terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
+            if progress_bar is not None:
+                progress_bar.update()
+        return scorer.prior(samples), torch.stack(terms, dim=1)
+
+    def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size, evaluations_per_image) -> dict[str, Any]:
+        r"""A few evaluations of each image: the fields of a `VLBOutput`."""
+        (seed,) = draw_seeds(1, generator)
+        prior, features = known_parts(scorer, levels)
+        ids = np.arange(len(levels))
+        draw_scorer = DrawScorer([scorer], levels, ids, ids, seed, [labels])
+        with self.progress_bar(total=len(levels) * evaluations_per_image) as progress_bar:
+
+            def evaluate(draws: Draws, _) -> tuple[torch.Tensor, torch.Tensor]:
+                parts = []
+                for batch in draw_scorer.batches(draws, batch_size):
+                    parts.append(draw_scorer(batch))
+                    progress_bar.update(len(batch.rows))
+                values = torch.cat([values for values, _ in parts]).cpu()
+                draw_scorer.check_finite(draws, values)
+                return values, torch.cat([noise_features for _, noise_features in parts])
+
+            estimate = estimate_bound(
+                evaluate, draw_scorer.num_steps, prior, features, seed=seed, evaluations_per_image=evaluations_per_image
+            )
+        return {
+            "bits_per_dim": estimate.per_image,
+            "prior": prior,
+            "transitions": None,
+            "transitions_total": estimate.per_image - prior - estimate.per_image_decoder,
+            "decoder": estimate.per_image_decoder,
+            "num_network_evaluations": estimate.num_evaluations,
+            "monte_carlo_error": estimate.per_image_error,
+        }
+
+    def scorer(
+        self,
+        num_inference_steps: int | None = None,
+        inference_timesteps: Sequence[int] | None = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+        calibrated: bool = True,
+    ) -> Scorer:
+        r"""What `evaluate_nll` scores with the same arguments, for any pairs of images and timesteps; `calibrated=False` leaves
+        a calibration aside.
+
+        Raises:
+            ValueError: a model that cannot be scored.
+        """
+        scheduler, config = self.scheduler, self.unet.config
+        if not isinstance(scheduler, VLBDDPMScheduler):
+            raise ValueError(
+                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(scheduler).__name__}."
+            )
+        if num_inference_steps is not None and inference_timesteps is not None:
+            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+        if calibrated:
+            self._check_calibration()
+            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
+        if num_inference_steps is not None:
+            inference_timesteps = scheduler.inference_grid(num_inference_steps)
+        num_pixel_levels = scheduler.config.num_pixel_levels
+        check_num_pixel_levels(num_pixel_levels)
+        reverse = scheduler.reverse_process(
+            inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
+        )
+        expected = config.in_channels * (2 if reverse.learns_variance else 1)
+        if getattr(config, "out_channels", expected) != expected:
+            raise ValueError(
+                f"`unet` must have {expected} output channels for {config.in_channels} input channels and"
+                f" variance_type={reverse.variance_type!r}, got {config.out_channels}."
+            )
+        return Scorer(self.unet, reverse, num_pixel_levels, self._execution_device, self._network_dtype)
+
+    def _default_steps(self, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
+        r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
+        calibration = getattr(self.scheduler, "calibration", None)
+        if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
+            return num_inference_steps
+        return calibration.num_inference_steps
+
+    def _check_calibration(self) -> None:
+        r"""Raise `ValueError` for a calibration of another network."""
+        calibration = getattr(self.scheduler, "calibration", None)
+        if calibration is not None and calibration.config.get("architecture_sha256") != architecture_digest(self.unet):
+            raise ValueError(
+                f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
+                " architecture. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+            )
+
+    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
+        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
+        num_classes = getattr(self.unet.config, "num_class_embeds", None)
+        if (class_labels is None) != (num_classes is None):
+            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
+            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
+        if class_labels is None:
+            return None
+        try:
+            labels = torch.as_tensor(class_labels).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
+        labels = labels.expand(count) if labels.ndim == 0 else labels
+        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
+            )
+        return labels.long()
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        r"""(height, width) of the network's images, `None` where its configuration leaves it open."""
+        size = getattr(self.unet.config, "sample_size", None)
+        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+
+    @property
+    def _network_dtype(self) -> torch.dtype:
+        return getattr(self.unet, "dtype", torch.float32)
+
+    @contextmanager
+    def evaluating(self):
+        r"""Dropout off for the network, and every part of it back as it was afterwards."""
+        training = {module: module.training for module in self.unet.modules()}
+        self.unet.eval()
+        try:
+            yield
+        finally:
+            for module, was_training in training.items():
+                module.training = was_training
+
+    def describe_scoring(
+        self, scorer: Scorer, num_inference_steps: int | None = None, inference_timesteps: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        r"""What a report says of the model that `scorer`, made with the same arguments, scores."""
+        scheduler, reverse, forward = self.scheduler.config, scorer.reverse, scorer.reverse.forward
+        calibration = None if reverse.error_model is None else self.scheduler.calibration
+        if calibration is not None:
+            rule = DECODER_RULES["calibrated"]
+            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
+        elif len(forward) == 1 and reverse.variance_type != "learned":
+            rule = DECODER_RULES["single"]
+        else:
+            rule = DECODER_RULES["fixed" if not reverse.learns_variance else reverse.variance_type]
+        subsequence = num_inference_steps is not None or inference_timesteps is not None
+        return {
+            "num_train_timesteps": forward.num_train_timesteps,
+            "num_steps": len(forward),
+            "num_inference_steps": None if num_inference_steps is None else int(num_inference_steps),
+            "inference_timesteps": forward.timesteps.flip(0).tolist() if subsequence else None,
+            "beta_schedule": "trained_betas" if scheduler.trained_betas is not None else scheduler.beta_schedule,
+            "trained_betas": None if scheduler.trained_betas is None else [float(b) for b in scheduler.trained_betas],
+            "beta_start": scheduler.beta_start,
+            "beta_end": scheduler.beta_end,
+            "rescale_betas_zero_snr": scheduler.rescale_betas_zero_snr,
+            "prediction_type": reverse.prediction_type,
+            "variance_type": reverse.variance_type,
+            "decoder_variance": rule,
+            "calibration": None if calibration is None else calibration.description,
+            "clip_sample": reverse.clip_sample,
+            "clip_sample_range": reverse.clip_sample_range,
+            "thresholding": reverse.thresholding,
+            "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
+            "sample_max_value": reverse.sample_max_value,
+            "num_pixel_levels": scheduler.num_pixel_levels,
+            "dtype": str(self._network_dtype).removeprefix("torch."),
+            "device": self._execution_device.type,
+            "timestep_spacing": scheduler.timestep_spacing,
+            "num_class_embeds": getattr(self.unet.config, "num_class_embeds", None),
+            "versions": {
+                "ddpm_vlb": __version__,
+                "diffusers": diffusers.__version__,
+                "torch": str(torch.__version__),  # a class of its own
+                "python": platform.python_version(),
+            },
+        }
+
+
+def check_count(name: str, value: Any) -> int:
+    r"""A positive integer, or `ValueError`."""
+    try:
+        count = operator.index(value if not isinstance(value, bool) else None)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    return count
+
+
+def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
+    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
+    bad = (~torch.isfinite(terms)).nonzero()
+    if len(bad):
+        image, row = bad[0].tolist()
+        raise ValueError(
+            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
+            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
+            " try bfloat16 or float32."
+        )
+
+
+# ---- ddpm_vlb/rate_distortion.py ----
+
+r"""Rate and distortion, and progressive decoding (Section 4.3, Ho et al. 2020).
+
+Read from above, the terms of the bound are messages. The first, of :math:`L_T`, gives the receiver :math:`x_T`; that of
+:math:`L_t` takes it from :math:`x_t` to the latent below; the decoder's, :math:`L_0`, leaves the image itself. Whoever holds
+:math:`x_t` has received
+
+.. math:: \mathrm{rate}(t) = L_T + \sum_{i > t} L_i
+
+and can already show :math:`\hat x(x_t)`, which is off by
+
+.. math:: \mathrm{distortion}(t) = \sqrt{E \|x - \hat x(x_t)\|^2 / D},
+
+here on the scale of 8-bit pixels, 0 to 255, as in the paper. At the end the rate is the whole bound and the distortion 0.
+"""
+
+
+
+
+BITS_8 = 127.5  # grey levels of 8 bits to a unit of [-1, 1]
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    r"""The curve, from the noisiest latent to the image itself: K + 1 points, float64 on the CPU.
+
+    Args:
+        timesteps: of the latent that the receiver holds, strictly descending, `(K,)`; the last point is the image itself.
+        rate, rate_standard_error: bits per dimension received so far, the mean over images, `(K + 1,)`.
+        distortion, distortion_standard_error: root mean squared error on the scale 0 to 255, `(K + 1,)`.
+        num_network_evaluations: made.
+    """
+
+    timesteps: torch.Tensor
+    rate: torch.Tensor
+    rate_standard_error: torch.Tensor
+    distortion: torch.Tensor
+    distortion_standard_error: torch.Tensor
+    num_network_evaluations: int
+
+
+@torch.no_grad()
+def rate_distortion(
+    pipe,
+    images: Any,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+    inference_timesteps: Sequence[int] | None = None,
+    class_labels: int | Sequence[int] | torch.Tensor | None = None,
+) -> RateDistortion:
+    r"""The rate-distortion curve of images under a pipeline's model.
+
+    Args:
+        pipe: a `VLBDDPMPipeline`.
+        images, num_inference_steps, inference_timesteps, class_labels: as `evaluate_nll`; at least two images.
+        batch_size: images per network call.
+        seed: of the noise.
+
+    Raises:
+        ValueError: as `evaluate_nll`; a single image, which has no standard error.
+    """
+    batch_size = check_count("batch_size", batch_size)
+    scorer = pipe.scorer(num_inference_steps, inference_timesteps)
+    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
+    if len(levels) < 2:
+        raise ValueError(f"`images` must be at least two, got {len(levels)}.")
+    labels = pipe.check_class_labels(class_labels, len(levels))
+    seeds = [mix(seed, number) for number in range(len(levels))]
+    parts = []
+    with pipe.evaluating():
+        for rows in torch.arange(len(levels)).split(batch_size):
+            of = None if labels is None else labels[rows]
+            parts.append(_terms_and_errors(scorer, levels[rows], [seeds[row] for row in rows.tolist()], of))
+    pipe.maybe_free_model_hooks()
+    prior, terms, errors = (torch.cat(part) for part in zip(*parts))
+    if not bool(torch.isfinite(terms).all()):
+        raise ValueError("`unet` must give finite outputs, got others.")
+    num_dimensions, count = levels[0].numel(), len(levels)
+    # From above: the prior, then term after term down to the decoder's.
+    rates = nats_to_bits_per_dim(torch.cat([prior[:, None], terms.flip(1)], dim=1).cumsum(dim=1), num_dimensions)
+    squares = torch.cat([errors.flip(1), torch.zeros(count, 1, dtype=torch.float64)], dim=1) * BITS_8**2
+    distortion = squares.mean(dim=0).sqrt()
+    # Of a root, to first order.
+    spread = squares.std(dim=0) / count**0.5 / (2 * distortion)
+    return RateDistortion(
+        timesteps=scorer.reverse.forward.timesteps.flip(0),
+        rate=rates.mean(dim=0),
+        rate_standard_error=rates.std(dim=0) / count**0.5,
+        distortion=distortion,
+        distortion_standard_error=torch.where(distortion > 0, spread, 0.0),
+        num_network_evaluations=terms.numel(),
+    )
+
+
+def _terms_and_errors(scorer: Scorer, levels, seeds, labels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Of a batch: the prior `(B,)` and the terms `(B, K)` in nats, and the predictions' squared errors `(B, K)`; ascending."""
+    samples, reverse = scorer.samples(levels), scorer.reverse
+    terms, errors = [], []
+    timesteps = reverse.forward.timesteps.tolist()
+    for timestep, noise in zip(timesteps, keyed_noise(seeds, timesteps, samples.shape[1:])):
+        noisy = reverse.forward.q_sample(samples, noise.to(samples), timestep)
+        output = scorer.network(noisy, timestep, labels)
+        terms.append(vlb_terms(reverse, output, samples, noisy, timestep, scorer.num_pixel_levels, validate_args=False))
+        errors.append((samples - reverse.predict(output, noisy, timestep)[0]).square().flatten(1).mean(dim=1))
+    return scorer.prior(samples).cpu(), torch.stack(terms, dim=1).cpu(), torch.stack(errors, dim=1).cpu()
+
+
+@torch.no_grad()
+def progressive_decoding(
+    pipe,
+    images: Any,
+    timesteps: Sequence[int],
+    *,
+    seed: int = 0,
+    class_labels: int | Sequence[int] | torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""What the receiver can show when it holds :math:`x_t`, for some t along one trajectory of each image.
+
+    The latents are those of one walk of the forward process, each made from the one below, so that what is seen at a lower
+    timestep is the same message read on.
+
+    Args:
+        pipe: a `VLBDDPMPipeline`.
+        images, class_labels: as `evaluate_nll`.
+        timesteps: strictly descending.
+        seed: of the walk.
+
+    Returns:
+        Predicted images as pixel levels, `(len(timesteps), N, C, H, W)`, uint8 up to 256 levels and int32 above.
+
+    Raises:
+        ValueError: as `evaluate_nll`.
+    """
+    # The network's own prediction at t does not depend on the grid; this one has the walk's latents.
+    scorer = pipe.scorer(inference_timesteps=timesteps)
+    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
+    labels = pipe.check_class_labels(class_labels, len(levels))
+    forward, steps = scorer.reverse.forward, scorer.num_pixel_levels - 1
+    latents = scorer.samples(levels)
+    noises = keyed_noise([mix(seed, number) for number in range(len(levels))], forward.timesteps.tolist(), latents.shape[1:])
+    shown = []
+    with pipe.evaluating():
+        for timestep, noise in zip(forward.timesteps.tolist(), noises):
+            q = forward.q_step_mean_variance(latents, timestep)
+            latents = q.mean + q.variance.sqrt() * noise.to(latents)
+            prediction, _ = scorer.reverse.predict(scorer.network(latents, timestep, labels), latents, timestep)
+            shown.append(((prediction + 1) / 2 * steps).round().clamp(0, steps).to(levels.dtype).cpu())
+    pipe.maybe_free_model_hooks()
+    return torch.stack(shown[::-1])
