@@ -16,12 +16,12 @@ from . import pictures
 from .forward import image_code
 from .layout import Tab
 from .models import Models
-from .running import gpu
+from .running import Pace, gpu
 from .texts import Refusal, T, both
 
 MAX_STEPS, MAX_DRAWS, MAX_EVALUATIONS = 1000, 64, 20_000
 ESTIMATORS = ("closed-form KL", "naive Monte Carlo")
-LOOKS = 10  # pictures on the way, at most
+LOOKS = 10  # pictures on the way, and more where they take long
 
 CODE = """\
 import torch
@@ -100,7 +100,7 @@ def compute(
     if estimator != ESTIMATORS[0]:
         code += NAIVE.format(draws=draws, seed=int(seed), steps=steps)
     prior = nats_to_bits_per_dim(scorer.prior(samples).cpu().double(), dimensions)
-    closed, naive = [], []
+    closed, naive, pace = [], [], Pace(len(grid), LOOKS)
     for done, (t, noise, other) in enumerate(zip(grid, keyed_noise(seeds, grid, samples.shape[1:]), others), start=1):
         with torch.no_grad():
             x_t = forward.q_sample(samples, noise.to(samples), t)
@@ -114,7 +114,7 @@ def compute(
                 ratio = ratio.flatten(1).sum(dim=1)
         closed.append(nats_to_bits_per_dim(term.cpu().double(), dimensions))
         naive.append(nats_to_bits_per_dim(ratio.cpu().double(), dimensions))
-        if done % -(-len(grid) // LOOKS) == 0 and done < len(grid):
+        if pace.due(done):
             shown = np.stack([part.numpy() for part in (closed if estimator == ESTIMATORS[0] else naive)])
             picture = _curve(grid[:done], shown, prior.mean().item(), grid, None)
             yield {"steps_done": done, "steps": len(grid)}, pictures.progress(done, len(grid)) + picture, code

@@ -10,13 +10,13 @@ import torch
 from . import pictures
 from .layout import Tab
 from .models import Models
-from .running import gpu
+from .running import Pace, gpu
 from .texts import Refusal, T
 
 MAX_STEPS, MAX_IMAGES = 250, 16
 SPACINGS = ("leading", "linspace", "trailing")
 VARIANCES = ("as trained", "fixed_small", "fixed_large")
-FRAMES = 25  # pictures on the way, at most
+FRAMES = 25  # pictures on the way, and more where they take long
 SNAPSHOTS = 8
 MAX_NUMBERS = 20_000  # of pixel levels, in the answer
 
@@ -81,7 +81,7 @@ def compute(
         first_half=f"[:, :{channels}]" if drop else "",
     )
     x = torch.randn(num_images, *chosen.shape, generator=generator).to(device)
-    every, snapshots = -(-steps // FRAMES), []
+    pace, snapshots = Pace(steps, FRAMES), []
     kept = {round(index * (steps - 1) / max(1, SNAPSHOTS - 1)) for index in range(min(SNAPSHOTS, steps))}
     for index, t in enumerate(grid):
         with torch.no_grad():
@@ -90,7 +90,7 @@ def compute(
         x, predicted = scheduler.step(output[:, :channels] if drop else output, t, x, generator=generator, return_dict=False)
         if index in kept:
             snapshots.append((t, before[:1], predicted[:1]))
-        if index % every == 0 and index + 1 < steps:
+        if pace.due(index + 1):
             numbers = {"timestep": t, "step": index + 1, "steps": steps}
             yield (
                 numbers,

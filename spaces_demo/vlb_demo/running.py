@@ -6,6 +6,7 @@ is, and once the generator is left the network refuses the next call: whatever r
 
 import copy
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,27 @@ INTERVAL = 0.25  # seconds between two looks
 
 class Stopped(Exception):
     r"""Nobody waits for the result."""
+
+
+class Pace:
+    r"""When to show how far a loop is: after each of some parts of the work, or when it has been silent for long.
+
+    Leaving a loop takes until the next time: what takes long must not be silent.
+
+    Args:
+        total: steps of the loop.
+        parts: into which they are divided.
+    """
+
+    def __init__(self, total: int, parts: int):
+        self._every, self._total, self._last = -(-total // parts), total, time.monotonic()
+
+    def due(self, done: int) -> bool:
+        r"""Whether to show anything after `done` steps; never after the last."""
+        due = done < self._total and (done % self._every == 0 or time.monotonic() - self._last > 2 * INTERVAL)
+        if due:
+            self._last = time.monotonic()
+        return due
 
 
 class Watch:

@@ -1,0 +1,228 @@
+r"""The demo over HTTP, as a Space runs it: its folder alone, without the package, in a process of its own."""
+
+import concurrent.futures
+import http.server
+import json
+import os
+import threading
+import time
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import space_server
+import torch
+from conftest import generator, quiet
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.data import load_images, quantize
+
+ENDPOINTS = ["/bound", "/forward", "/gaussian", "/model", "/rate_distortion", "/sample", "/score"]
+PICTURES = space_server.SPACE / "examples" / "pictures"
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    with space_server.running_space(tmp_path_factory.mktemp("space")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(space):
+    return Client(space[0], verbose=False)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return quiet(VLBDDPMPipeline.from_pretrained(space_server.SPACE / "checkpoints" / "ddpm-vlb-digits"))
+
+
+def call(address, endpoint, data, **headers):
+    r"""A plain HTTP call of an endpoint: (event, data) of the last thing that it says."""
+    answer = httpx.post(f"{address}/gradio_api/call{endpoint}", json={"data": data}, headers=headers)
+    if answer.status_code != 200:
+        return str(answer.status_code), answer.text
+    text = httpx.get(f"{address}/gradio_api/call{endpoint}/{answer.json()['event_id']}", timeout=120, headers=headers).text
+    event, data = text.strip().split("event: ")[-1].split("\ndata: ")
+    return event, json.loads(data)
+
+
+def test_every_event_is_a_named_endpoint_with_defaults(client):
+    api = client.view_api(return_format="dict", print_info=False)
+    assert sorted(api["named_endpoints"]) == ENDPOINTS and not api["unnamed_endpoints"]
+    for endpoint, info in api["named_endpoints"].items():
+        assert all(parameter["parameter_has_default"] for parameter in info["parameters"]), endpoint
+        assert info["description"] and [value["label"] for value in info["returns"]] == ["numbers", "picture", "code"]
+        numbers, picture, code = client.predict(api_name=endpoint)
+        assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+        assert picture.startswith("<") and "import" in code
+
+
+def test_a_score_is_that_of_evaluate_nll(client, digits):
+    images = load_images("digits", "test").images
+    numbers, _, _ = client.predict(number=17, evaluations=128, seed=3, api_name="/score")
+    options = {"method": "sampled", "evaluations_per_image": 128}
+    out = digits.evaluate_nll(images[17:18], generator=generator(3), **options)
+    assert numbers["bits_per_dim"] == pytest.approx(out.bits_per_dim.item(), rel=1e-9)
+    assert numbers["monte_carlo_error"] == pytest.approx(out.monte_carlo_error.item(), rel=1e-6)
+
+
+def test_an_upload_is_scored_as_it_is_shown(client, digits, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 30), dtype=np.uint8))
+    picture.save(tmp_path / "picture.png")
+    numbers, page, _ = client.predict(source="upload", upload=handle_file(tmp_path / "picture.png"), api_name="/score")
+    boxed = np.asarray(picture.resize((8, 8), Image.Resampling.BOX))
+    assert torch.equal(torch.tensor(numbers["levels"])[0], quantize(boxed.copy(), 17).long()) and "30 × 30" in page
+    out = digits.evaluate_nll(
+        torch.tensor(numbers["levels"])[None].to(torch.uint8),
+        generator=generator(0),
+        method="sampled",
+        evaluations_per_image=256,
+    )
+    assert numbers["bits_per_dim"] == pytest.approx(out.bits_per_dim.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("language", "sentence"), [("en-GB,en;q=0.8", "must stand still"), ("ja,en;q=0.8", "静止画")])
+def test_bad_uploads_get_a_sentence(space, tmp_path, language, sentence):
+    Image.new("L", (8, 8)).save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (8, 8), 255)])
+    client = Client(space[0], verbose=False, headers={"Accept-Language": language})
+    with pytest.raises(AppError, match=sentence):
+        client.predict(source="upload", upload=handle_file(tmp_path / "a.gif"), api_name="/score")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "values", "message"),
+    [
+        ("/forward", {"model": "../../etc"}, "not in the list"),
+        ("/model", {"model": "google/ddpm-cifar10-32"}, "not in the list"),
+        ("/forward", {"t": 10**9}, "greater than maximum"),
+        ("/bound", {"steps": 1000, "draws": 64}, "2 to 20 draws"),
+        ("/gaussian", {"points": "0.1; drop"}, "positive numbers"),
+        ("/score", {"evaluations": 65}, "even number"),
+        ("/score", {"seed": -1}, "less than minimum"),
+        ("/score", {"number": 300, "model": "ddpm-vlb-mnist"}, "0 to 199"),
+    ],
+)
+def test_bad_values_get_a_sentence(client, endpoint, values, message):
+    with pytest.raises(AppError, match=message):
+        client.predict(api_name=endpoint, **values)
+
+
+@pytest.mark.parametrize("as_url", [False, True])
+def test_no_file_is_read_and_no_address_fetched(space, as_url):
+    r"""Neither through an endpoint nor through the server's own routes; the app's own files are no exception."""
+    address, _ = space
+    fetched = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            fetched.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    listener = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    elsewhere = f"http://127.0.0.1:{listener.server_port}/picture.png"
+    places = ["/etc/passwd", "../app.py", "app.py", "examples/pictures/digit-0.png", str(PICTURES / "digit-0.png")]
+    for place in [elsewhere, "file:///etc/passwd", *places]:
+        file = {"path": None if as_url else place, "url": place if as_url else None, "meta": {"_type": "gradio.FileData"}}
+        for data in (
+            ["ddpm-vlb-digits", "upload", 0, "as it is", 64, 0, file, None],
+            ["ddpm-vlb-digits", "draw", 0, "as it is", 64, 0, None, {"background": None, "layers": [], "composite": file}],
+        ):
+            event, _ = call(address, "/score", data)
+            assert event != "complete", place
+        for route in ("/gradio_api/file=", "/gradio_api/proxy=", "/file="):
+            answer = httpx.get(f"{address}{route}{place}", follow_redirects=False)
+            assert answer.status_code >= 400 and "root:" not in answer.text and "argparse" not in answer.text, (route, place)
+    listener.shutdown()
+    assert not fetched
+
+
+def test_uploads_have_a_limit(space):
+    address, _ = space
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"0" * (6 * 2**20))}, timeout=60)
+    assert answer.status_code == 413
+
+
+def test_visitors_do_not_mix(space):
+    r"""Eight at once, with seeds, models and schedules of their own, get what each gets alone."""
+    asked = [
+        ("/sample", {"seed": 1, "steps": 30, "spacing": "leading", "num_images": 2}),
+        ("/sample", {"seed": 2, "steps": 20, "spacing": "trailing", "num_images": 2, "variance": "fixed_small"}),
+        ("/bound", {"seed": 3, "steps": 20, "draws": 4}),
+        ("/bound", {"seed": 4, "steps": 30, "draws": 4, "number": 5}),
+        ("/score", {"seed": 5, "evaluations": 64, "number": 3}),
+        ("/score", {"seed": 5, "evaluations": 64, "number": 3, "model": "ddpm-vlb-mnist"}),
+        ("/rate_distortion", {"seed": 6, "steps": 10, "num_images": 3}),
+        ("/forward", {"seed": 7, "t": 77, "model": "ddpm-vlb-mnist"}),
+    ]
+
+    def ask(question):
+        endpoint, values = question
+        return Client(space[0], verbose=False).predict(api_name=endpoint, **values)[0]
+
+    alone = [ask(question) for question in asked]
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        assert list(pool.map(ask, asked)) == alone
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "values"),
+    [
+        ("/bound", {"steps": 1000, "draws": 20, "model": "ddpm-vlb-mnist"}),
+        ("/score", {"evaluations": 2048, "model": "ddpm-vlb-mnist"}),
+        ("/rate_distortion", {"steps": 250, "num_images": 32, "model": "ddpm-vlb-mnist"}),
+    ],
+)
+def test_what_is_cancelled_stops(space, endpoint, values):
+    r"""Not only for the visitor: the process has nothing left to do. (Each takes from several seconds to a minute.)"""
+    address, process = space
+    job = Client(address, verbose=False).submit(api_name=endpoint, **values)
+    server = psutil.Process(process.pid)
+
+    def busy(seconds):
+        before = sum(server.cpu_times()[:2])
+        time.sleep(seconds)
+        return (sum(server.cpu_times()[:2]) - before) / seconds
+
+    wait_until(lambda: len(job.outputs()) >= 2)
+    assert not job.done()
+    job.cancel()
+    wait_until(lambda: busy(0.5) < 0.1)
+    assert len(job.outputs()) >= 2
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_results_come_in_parts(client):
+    job = client.submit(steps=100, draws=8, api_name="/bound")
+    job.result(timeout=120)
+    stages = [numbers for numbers, _, _ in job.outputs()]
+    done = [stage["steps_done"] for stage in stages[:-1]]
+    assert len(done) > 5 and done == sorted(set(done)) and "bits_per_dim" in stages[-1]
+
+
+def test_a_long_queue_is_closed_and_opens_again(space, client):
+    address, _ = space
+    data = ["ddpm-vlb-digits", 0, 30, 2, "closed-form KL", 0]
+    statuses = [httpx.post(f"{address}/gradio_api/call/bound", json={"data": data}).status_code for _ in range(45)]
+    assert statuses.count(200) >= 32 and statuses[-1] == 503
+    wait_until(lambda: call(address, "/gaussian", [0, 0, 1, 1, 0, 10, 0, "1", 1])[0] == "complete", 120)
+    wait_until(lambda: call(address, "/bound", data)[0] == "complete", 120)
