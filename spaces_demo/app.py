@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 import torch
-from vlb_demo import bound, choose, forward, gaussian, pictures, rates, reverse, score
+from vlb_demo import bound, choose, drawing, forward, gaussian, pictures, rates, reverse, score
 from vlb_demo.layout import Tab, guarded
 from vlb_demo.models import Models
 from vlb_demo.texts import I18N, T, both
@@ -49,8 +49,8 @@ def build(models: Models) -> gr.Blocks:
 
 def _follow(models: Models, model: gr.Dropdown, tabs: dict[str, Tab], changing: dict) -> None:
     r"""When another model is chosen: sliders that reach over its images and timesteps, and no results of the former one."""
-    image, timestep = changing["forward"]
-    images = [image, *(changing[name] for name in ("bound", "score", "rates"))]
+    (image, timestep), (scored, canvas) = changing["forward"], changing["score"]
+    images = [image, scored, changing["bound"], changing["rates"]]
     stale = [tabs[name].picture for name in ("reverse", "bound", "score", "rates")]
 
     def follow(name: str) -> list:
@@ -59,10 +59,13 @@ def _follow(models: Models, model: gr.Dropdown, tabs: dict[str, Tab], changing: 
         return [
             *(gr.update(maximum=len(chosen.examples) - 1, value=0) for _ in images),
             gr.update(maximum=last, value=round(0.3 * last)),
+            drawing.blank(chosen.shape),
             *(pictures.note(both("model_changed")) for _ in stale),
         ]
 
-    model.change(guarded(follow), [model], [*images, timestep, *stale], api_visibility="private", show_progress="hidden")
+    model.change(
+        guarded(follow), [model], [*images, timestep, canvas, *stale], api_visibility="private", show_progress="hidden"
+    )
 
 
 def launch(demo: gr.Blocks, **options):
@@ -70,7 +73,7 @@ def launch(demo: gr.Blocks, **options):
     demo.queue(max_size=32, default_concurrency_limit=4)
     return demo.launch(
         i18n=I18N,
-        css=pictures.CSS,
+        css=pictures.CSS + drawing.CSS,
         head=pictures.HEAD,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         max_file_size=MAX_BYTES,

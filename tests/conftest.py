@@ -16,6 +16,10 @@ settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", metavar="FOLDER", help="where the browser's tests leave pictures of the demo")
+
+
 def tiny_unet(channels=1, out_channels=None, seed=0, **overrides) -> UNet2DModel:
     torch.manual_seed(seed)
     config = dict(

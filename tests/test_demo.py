@@ -15,7 +15,7 @@ import space_server
 import torch
 from conftest import generator, quiet, tiny_unet
 from PIL import Image
-from vlb_demo import bound, choose, forward, gaussian, pictures, rates, reverse, score, texts, uploads
+from vlb_demo import bound, choose, drawing, forward, gaussian, pictures, rates, reverse, score, texts, uploads
 from vlb_demo.models import Models
 from vlb_demo.running import Stopped, Watch, watched
 from vlb_demo.texts import Refusal
@@ -193,12 +193,32 @@ def test_uploads_and_drawings(models, model, tmp_path, monkeypatch):
     exec(code.replace(repr(models[model].source), repr(str(space_server.SPACE / models[model].source))), ran)
     assert ran["bits_per_dim"] == pytest.approx(numbers["bits_per_dim"], rel=1e-9)
 
-    drawn = np.full((224, 224, 4), 255, dtype=np.uint8)
-    drawn[40:180, 100:124, :3] = 0
-    numbers, _, code = last(score.compute(models, model, "draw", 0, "as it is", 64, 0, None, {"composite": drawn}))
-    levels, middle = torch.tensor(numbers["levels"])[0], models[model].shape[2] // 2
-    assert levels[:, middle].max() > 0.3 * (models[model].num_pixel_levels - 1) and levels[:, 0].max() == 0
+    drawn = drawing.blank(models[model].shape)
+    width, height = drawn["width"], drawn["height"]
+    drawn["cells"] = [255 if index % width == width // 2 else 0 for index in range(width * height)]
+    numbers, _, code = last(score.compute(models, model, "draw", 0, "as it is", 64, 0, None, drawn))
+    levels = torch.tensor(numbers["levels"])[0]
+    assert (levels[:, width // 2] == models[model].num_pixel_levels - 1).all() and levels.count_nonzero() == height
     assert run(code, monkeypatch)["bits_per_dim"] == pytest.approx(numbers["bits_per_dim"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        {"width": 2, "height": 2, "cells": [0, 0, 0, 256]},
+        {"width": 2, "height": 2, "cells": [0, 0, 0, -1]},
+        {"width": 2, "height": 2, "cells": [0, 0, 0]},
+        {"width": 2, "height": 2, "cells": [0, 0, 0, 1.5]},
+        {"width": 2, "height": 2, "cells": "abcd"},
+        {"width": 1000, "height": 1000, "cells": [1] * 10**6},
+        {"width": 2},
+        [1, 2],
+        "<b>",
+    ],
+)
+def test_bad_drawings_are_refused(drawn):
+    with pytest.raises(Refusal, match="as many grey values"):
+        drawing.to_picture(drawn)
 
 
 def test_a_shown_digit_comes_back_exactly(models):
@@ -329,8 +349,7 @@ def test_good_pictures_are_taken(image, options, tmp_path):
         (bound.compute, (DIGITS, 0, 10, 4, "exact", 0), "Not one of the choices"),
         (score.compute, (DIGITS, "pick", 0, "as it is", 65, 0), "even number in 64 to 2048"),
         (score.compute, (DIGITS, "upload", 0, "as it is", 64, 0), "Upload a picture first"),
-        (score.compute, (DIGITS, "draw", 0, "as it is", 64, 0, None, {"composite": None}), "Draw something"),
-        (score.compute, (DIGITS, "draw", 0, "as it is", 64, 0, None, {"composite": np.full((9, 9, 4), 255, np.uint8)}), "Draw"),
+        (score.compute, (DIGITS, "draw", 0, "as it is", 64, 0, None, drawing.blank((1, 8, 8))), "Draw something"),
         (rates.compute, (DIGITS, 359, 8, 10, 0), "0 to 358"),
         (rates.compute, (DIGITS, 0, 33, 10, 0), "no more than 32"),
         (rates.compute, (DIGITS, 0, 8, 6, 0), "got 6"),

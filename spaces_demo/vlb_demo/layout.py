@@ -66,11 +66,11 @@ class Tab:
         with self._row:
             self._controls = gr.Column(scale=1, min_width=270)
             with gr.Column(scale=2, min_width=300):
-                self.picture = gr.HTML(label="picture", elem_id=f"{name}-picture", padding=False)
+                self.picture = gr.HTML(label="Picture", elem_id=f"{name}-picture", padding=False)
         with gr.Accordion(T("code"), open=False):
-            self.code = gr.Code(language="python", interactive=False, label="code", show_label=False, elem_id=f"{name}-code")
+            self.code = gr.Code(language="python", interactive=False, label="Code", show_label=False, elem_id=f"{name}-code")
         with gr.Accordion(T("numbers"), open=False):
-            self.numbers = gr.JSON(label="numbers", show_label=False, elem_id=f"{name}-numbers", max_height=320)
+            self.numbers = gr.JSON(label="Numbers", show_label=False, elem_id=f"{name}-numbers", max_height=320)
 
     @property
     def outputs(self) -> list:

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from . import pictures
+from .drawing import pad, to_picture
 from .forward import image_code
 from .layout import Tab
 from .models import Model, Models
 from .running import Watch, gpu, watched
 from .texts import Refusal, T, both, say
-from .uploads import complexity, fit, from_drawing, open_picture
+from .uploads import complexity, fit, open_picture
 
 SOURCES = ("pick", "upload", "draw")
 CHANGES = ("as it is", "inverted", "noise", "constant")
@@ -63,7 +64,7 @@ def prepare(
     else:
         if source == "upload" and upload is None:
             raise Refusal("no_upload")
-        before = open_picture(upload) if source == "upload" else from_drawing(drawing)
+        before = open_picture(upload) if source == "upload" else to_picture(drawing)
         levels = fit(before, model.shape, levels_count)
         if source == "upload":
             imports = "import numpy as np\nfrom PIL import Image, ImageOps\nfrom ddpm_vlb.data import quantize"
@@ -111,7 +112,7 @@ def compute(
         evaluations: of the network, an even number; the pilot's come on top.
         seed: of the noise.
         upload: a file: PNG, JPEG, WebP, BMP or GIF; still, opaque, 8 bits.
-        drawing: as the drawing pad gives it, black on white.
+        drawing: `{"width", "height", "cells"}`, the grey values row by row, 0 (black) to 255.
     """
     chosen, number, evaluations, seed = models[model], int(number), int(evaluations), int(seed)
     if not MIN_EVALUATIONS <= evaluations <= MAX_EVALUATIONS or evaluations % 2:
@@ -215,8 +216,8 @@ def _histograms(model: Model, score: float, error: float, size: float | None) ->
 DEFAULTS = ("pick", 0, "as it is", 256, 0)
 
 
-def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
-    r"""Lay the tab out; returns the slider of images, which depends on the model."""
+def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.HTML]:
+    r"""Lay the tab out; returns what depends on the model: the slider of images and the drawing pad."""
     source, number_, change, evaluations, seed = DEFAULTS
     with tab.controls():
         with gr.Tabs():
@@ -234,17 +235,7 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
                     placeholder=T("upload_hint"),
                 )
             with gr.Tab(T("draw"), id="draw") as drawing_tab:
-                drawing = gr.Sketchpad(
-                    type="numpy",
-                    canvas_size=(224, 224),
-                    fixed_canvas=True,
-                    layers=False,
-                    transforms=(),
-                    brush=gr.Brush(default_size=26, colors=["#000000"], color_mode="fixed"),
-                    show_label=False,
-                    height=330,
-                    elem_id="score-drawing",
-                )
+                canvas = pad(models[model.value].shape)
         chosen = gr.Radio(SOURCES, value=source, label=T("source"), elem_id="score-source")
         inputs = [
             model,
@@ -254,27 +245,26 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
             gr.Slider(MIN_EVALUATIONS, MAX_EVALUATIONS, evaluations, step=2, label=T("evaluations")),
             tab.seed(seed),
             upload,
-            drawing,
+            canvas,
         ]
         # Whoever opens a way to choose a picture means to use it.
         for one, name in ((pick, "pick"), (uploading, "upload"), (drawing_tab, "draw")):
             one.select(None, js=f"() => {name!r}", outputs=chosen, api_visibility="private")
-    local_files_only(upload, drawing)
+    local_files_only(upload)
     *_, last = compute(models, model.value, *DEFAULTS)
     tab.show(last)
     tab.long(partial(compute, models), inputs)
-    return number
+    return number, canvas
 
 
-def local_files_only(upload: gr.Image, drawing: gr.Sketchpad) -> None:
+def local_files_only(upload: gr.Image) -> None:
     r"""Refuse addresses in place of files, which Gradio would fetch; and leave judging an uploaded file to `open_picture`."""
-    for component in (upload, drawing):
-        to_cache = component.async_move_resource_to_block_cache
+    to_cache = upload.async_move_resource_to_block_cache
 
-        async def local_only(path, to_cache=to_cache):
-            if "://" in str(path):
-                raise gr.Error(say("no_addresses"), print_exception=False)
-            return await to_cache(path)
+    async def local_only(path):
+        if "://" in str(path):
+            raise gr.Error(say("no_addresses"), print_exception=False)
+        return await to_cache(path)
 
-        component.async_move_resource_to_block_cache = local_only
+    upload.async_move_resource_to_block_cache = local_only
     upload.preprocess = lambda payload: None if payload is None else payload.path

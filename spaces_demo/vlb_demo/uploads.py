@@ -69,24 +69,6 @@ def fit(picture: Image.Image, shape: tuple[int, int, int], num_pixel_levels: int
     return quantize(array.copy(), num_pixel_levels)[None]
 
 
-def from_drawing(drawing: dict | None) -> Image.Image:
-    r"""What was drawn in black on white, as white on black: the way digits are stored.
-
-    Raises:
-        Refusal: an empty pad.
-    """
-    composite = (drawing or {}).get("composite")
-    if composite is None:
-        raise Refusal("nothing_drawn")
-    array = np.asarray(composite)
-    if array.size > 4 * MAX_PIXELS or array.ndim not in (2, 3):
-        raise Refusal("too_many_pixels", limit=MAX_PIXELS, got=array.shape)
-    picture = ImageOps.invert(Image.fromarray(array).convert("RGBA").convert("RGB").convert("L"))
-    if picture.getextrema()[1] < 8:
-        raise Refusal("nothing_drawn")
-    return picture
-
-
 def complexity(levels: torch.Tensor, num_pixel_levels: int) -> float | None:
     r"""Bits per dimension that a lossless compressor needs for an image `(C, H, W)`, the best of four: PNG, WebP, an adaptive
     arithmetic code, and the levels as they are; `None` where PNG cannot hold it.

@@ -1,0 +1,280 @@
+r"""The demo in a browser: every tab in both languages, on a desktop and on a phone, by day and by night."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import numpy as np
+import pytest
+import space_server
+from conftest import generator, quiet
+from PIL import Image
+from vlb_demo.texts import WORDS
+
+from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.data import load_images
+
+if space_server.CHROMIUM is None:
+    pytest.skip(
+        "no chromium here (Debian's package is `chromium`): the demo is not tried in a browser", allow_module_level=True
+    )
+
+TABS = ("gaussian", "forward", "reverse", "bound", "score", "rates", "models")
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DIGIT = space_server.SPACE / "examples" / "pictures" / "digit-3.png"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with space_server.running_space(tmp_path_factory.mktemp("space")) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=space_server.CHROMIUM, args=space_server.CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(
+    params=[("en-GB", DESKTOP, "light"), ("ja-JP", DESKTOP, "dark"), ("en-GB", PHONE, "dark"), ("ja-JP", PHONE, "light")],
+    ids=lambda p: f"{p[0][:2]}-{'phone' if p[1] is PHONE else 'desktop'}-{p[2]}",
+)
+def any_page(request, browser, address):
+    yield from open_page(browser, address, *request.param)
+
+
+@pytest.fixture
+def page(browser, address):
+    yield from open_page(browser, address, "en-GB", DESKTOP, "light")
+
+
+def open_page(browser, address, language, size, scheme):
+    r"""A visitor's page; at the end, that nothing went wrong in it and that it asked for nothing from elsewhere."""
+    context = browser.new_context(locale=language, viewport=size, color_scheme=scheme, has_touch=size is PHONE)
+    page = context.new_page()
+    page.problems, page.hosts, page.language = [], set(), language[:2]
+    page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("response", lambda answer: page.problems.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    page.on("request", lambda asked: page.hosts.add(urlsplit(asked.url).netloc))
+    page.goto(address)
+    page.wait_for_selector("#gaussian-picture svg")
+    yield page
+    context.close()
+    assert page.problems == []
+    assert page.hosts - {""} == {urlsplit(address).netloc}  # "" is data: and blob:
+
+
+def open_tab(page, name):
+    r"""By its button, or, where there is no room for it, from the menu of further tabs."""
+    words = WORDS[page.language]["page"][name]
+    button = page.locator(f"#tab-{name}-button")
+    if not (button.count() and button.is_visible()):
+        page.locator(".overflow-menu > button").first.click()
+        button = page.locator(".overflow-dropdown button", has_text=words).first
+    assert button.text_content().strip() == words
+    button.click()
+    page.wait_for_selector(f"#{name}-picture", state="visible")
+
+
+def numbers(page, name):
+    r"""What the tab's table says, by row."""
+    rows = page.locator(f"#{name}-picture tr")
+    texts = [(row.locator("th").inner_text(), row.locator("td").inner_text()) for row in rows.all()]
+    return {" ".join(key.split()): value for key, value in texts}
+
+
+def run(page, name):
+    r"""Press the button, and wait until the work begun is done."""
+    content = f"#{name}-picture .prose > *"
+    page.evaluate("content => document.querySelectorAll(content).forEach(part => part.dataset.old = 1)", content)
+    page.locator(f"#{name}-run").click()
+    page.wait_for_selector(f"#{name}-picture [data-old]", state="detached", timeout=60_000)
+    page.wait_for_selector(f"#{name}-picture progress", state="detached", timeout=60_000)
+
+
+def move(page, element, value):
+    r"""Set a slider by its number."""
+    box = page.locator(f"{element} input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_every_tab_is_there_and_fits(any_page, request):
+    page = any_page
+    folder = request.config.getoption("--screenshots")
+    said, other = (WORDS[language]["page"] for language in ((page.language, "ja") if page.language == "en" else ("ja", "en")))
+    assert page.evaluate("document.documentElement.lang") == page.language
+    for name in TABS:
+        open_tab(page, name)
+        page.wait_for_timeout(300)
+        panel = page.locator(f"#tab-{name}")
+        text = panel.inner_text()
+        assert said["code"] in text and said["numbers"] in text and "__i18n__" not in text and "[object" not in text
+        assert other["numbers"] not in text and "vlb_" not in text
+        # In every picture something is to be seen, and small images are not smoothed.
+        pictures = panel.locator(".vlb-picture img")
+        for picture in pictures.all():
+            width = picture.evaluate("image => image.complete && image.naturalWidth")
+            assert width and picture.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+        assert pictures.count() or panel.locator(".vlb-plot svg").count()
+        # The other language's sentences are there, and are not seen.
+        hidden = panel.locator(f"#{name}-picture [lang={'en' if page.language == 'ja' else 'ja'}]")
+        assert not any(sentence.is_visible() for sentence in hidden.all())
+        # Nothing reaches over the edge.
+        assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth"), name
+        if name != "models":
+            assert panel.locator(".katex").count()
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            node = request.node.callspec.id
+            page.screenshot(path=Path(folder) / f"demo-{name}-{node}.png", full_page=True)
+        if name == "bound":
+            panel.get_by_text(said["code"], exact=True).click()
+            page.wait_for_function("document.querySelector('#bound-code')?.innerText.includes('evaluate_nll')")
+
+
+def test_sliders_move_the_pictures(page):
+    assert numbers(page, "gaussian")["negative log-likelihood (NLL)"] == "138.037"
+    box = page.get_by_label(WORDS["en"]["page"]["points"])
+    box.fill("0.5")
+    page.wait_for_function("document.getElementById('gaussian-picture').innerText.includes('17.3287')")  # 25 ln 2
+    box.fill("x")
+    page.get_by_text("must be 1 to 100 positive numbers").wait_for()
+    page.problems.clear()  # the refusal, which Gradio writes to the console too
+
+    open_tab(page, "forward")
+    process = VLBDDPMPipeline.from_pretrained(space_server.SPACE / "checkpoints" / "ddpm-vlb-digits").scheduler
+    for t in (0, 500, 999):
+        move(page, "#forward-t", t)
+        expected = f"{process.forward_process().alphas_cumprod[t].item():.6g}"
+        page.wait_for_function(f"document.getElementById('forward-picture').innerText.includes('{expected}')")
+
+
+def test_an_upload_is_scored_as_evaluate_nll_does(page):
+    pipe = quiet(VLBDDPMPipeline.from_pretrained(space_server.SPACE / "checkpoints" / "ddpm-vlb-digits"))
+    image = load_images("digits", "test").images[3:4]
+    options = {"method": "sampled", "evaluations_per_image": 256}
+
+    open_tab(page, "score")
+    page.locator("#tab-score").get_by_role("tab", name="upload").click()
+    page.locator("#score-upload input[type=file]").set_input_files(DIGIT)
+    page.wait_for_selector("#score-upload img")
+    assert page.get_by_label("upload", exact=True).is_checked()
+    run(page, "score")
+    out = pipe.evaluate_nll(image, generator=generator(0), **options)
+    assert numbers(page, "score")["bits/dim"] == f"{out.bits_per_dim.item():.3f} ± {out.monte_carlo_error.item():.3f}"
+    assert page.locator("#score-picture .vlb-warning").count() == 1
+
+    page.get_by_label("inverted", exact=True).check()
+    run(page, "score")
+    out = pipe.evaluate_nll(16 - image, generator=generator(0), **options)
+    assert numbers(page, "score")["bits/dim"] == f"{out.bits_per_dim.item():.3f} ± {out.monte_carlo_error.item():.3f}"
+
+
+def test_a_bad_upload_gets_a_sentence(page, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    open_tab(page, "score")
+    page.locator("#tab-score").get_by_role("tab", name="upload").click()
+    page.locator("#score-upload input[type=file]").set_input_files(tmp_path / "deep.png")
+    page.wait_for_selector("#score-upload img")
+    page.locator("#score-run").click()
+    page.get_by_text("must have 8 bits a channel").wait_for()
+    page.problems.clear()
+
+
+def test_a_drawing_is_scored(page):
+    open_tab(page, "score")
+    page.locator("#tab-score").get_by_role("tab", name="draw").click()
+    pad = page.locator(".vlb-pad")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.8 * box["height"], steps=12)
+    page.mouse.up()
+    run(page, "score")
+    assert re.fullmatch(r"\d\.\d{3} ± \d\.\d{3}", numbers(page, "score")["bits/dim"])
+    assert page.locator("#score-picture .vlb-picture").count() == 2
+    page.get_by_label("clear").click()
+    page.locator("#score-run").click()
+    page.get_by_text("Draw something first").wait_for()
+    page.problems.clear()
+
+
+def test_the_bound_adds_up_and_can_be_sampled(page):
+    open_tab(page, "bound")
+    values = {}
+    for estimator in ("closed-form KL", "naive Monte Carlo"):
+        page.get_by_label(estimator).check()
+        move(page, "#bound-number", 4 if estimator == "closed-form KL" else 5)
+        run(page, "bound")
+        shown = numbers(page, "bound")
+        parts = [float(shown[key]) for key in ("L_T prior", "Σ L_t 99 KL", "L_0 decoder")]
+        total, error = (float(part) for part in shown["bits/dim"].split(" ± "))
+        assert sum(parts) == pytest.approx(total, abs=2.1e-4)  # four numbers with four digits each
+        values[estimator] = error
+    assert values["naive Monte Carlo"] > values["closed-form KL"]
+
+
+def test_cancelling_leaves_what_was_there(page):
+    open_tab(page, "models")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="ddpm-vlb-mnist").click()
+    page.wait_for_function("document.getElementById('models-picture').innerText.includes('28 × 28')")
+    open_tab(page, "bound")
+    page.get_by_text(WORDS["en"]["said"]["model_changed"]).first.wait_for()
+    move(page, "#bound-steps", 1000)
+    page.locator("#bound-run").click()
+    page.wait_for_selector("#bound-picture progress")
+    page.locator("#bound-cancel").click()
+    page.wait_for_timeout(2500)  # longer than anything is silent
+    before = page.locator("#bound-picture").inner_html()
+    page.wait_for_timeout(2000)
+    assert page.locator("#bound-picture").inner_html() == before
+    # And the images are another model's.
+    open_tab(page, "forward")
+    page.wait_for_function("document.getElementById('forward-picture').innerText.includes('x_300')")
+    assert page.locator("#forward-number input[type=number]").get_attribute("max") == "199"
+
+
+def test_samples_appear_step_by_step(page):
+    open_tab(page, "reverse")
+    move(page, "#reverse-steps", 250)
+    page.evaluate("""() => {
+        window.seen = new Set();
+        new MutationObserver(() => {
+            const caption = document.querySelector("#reverse-picture figcaption");
+            if (caption) window.seen.add(caption.innerText);
+        }).observe(document.body, { childList: true, subtree: true });
+    }""")
+    run(page, "reverse")
+    assert page.evaluate("window.seen.size") > 5
+    assert page.locator("#reverse-picture figcaption").first.inner_text() == "x_0"
+
+
+def test_two_visitors_choose_for_themselves(browser, address):
+    pages = [open_page(browser, address, language, DESKTOP, "light") for language in ("en-GB", "ja-JP")]
+    one, other = (next(page) for page in pages)
+    for page, model in ((one, "ddpm-vlb-mnist"), (other, None)):
+        open_tab(page, "models")
+        if model:
+            page.locator("#model input").click()
+            page.get_by_role("option", name=model).click()
+            page.wait_for_function("document.getElementById('models-picture').innerText.includes('28 × 28')")
+    open_tab(other, "score")
+    run(other, "score") if move(other, "#score-seed", 0) else None
+    assert "8 × 8" in other.locator("#score-picture figcaption").first.inner_text()
+    open_tab(one, "score")
+    run(one, "score")
+    assert "28 × 28" in one.locator("#score-picture figcaption").first.inner_text()
+    for page in pages:
+        assert next(page, None) is None
