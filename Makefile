@@ -15,7 +15,7 @@ quickstart: $(READY)
 	$(RUN) training/quickstart.py
 
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --dist loadfile
 
 demo: $(READY) $(CARRIED)
 	$(RUN) spaces_demo/app.py $(if $(PORT),--port $(PORT)) $(foreach model,$(MODEL),--model $(model))

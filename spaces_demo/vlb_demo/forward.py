@@ -94,7 +94,7 @@ def compute(models: Models, model: str, number: int, t: int, seed: int) -> tuple
     }
     images = [pictures.to_bytes(image) for image in (x, leap, walked[:1])]
     captions = ("x_0", f"x_{t}, one leap", f"x_{t}, {hops} steps")
-    shown = pictures.row([pictures.picture(image[0], caption, 150) for image, caption in zip(images, captions)])
+    shown = pictures.film([pictures.picture(image[0], caption, 150) for image, caption in zip(images, captions)])
 
     def draw(curve, ratio) -> None:
         times = np.unique(np.linspace(0, steps - 1, 200).round().astype(int))
