@@ -15,7 +15,7 @@ quickstart: $(READY)
 	$(RUN) training/quickstart.py
 
 test: $(READY)
-	$(RUN) -m pytest --numprocesses auto --dist loadfile
+	$(RUN) -m pytest --numprocesses auto --dist loadfile -r s
 
 demo: $(READY) $(CARRIED)
 	$(RUN) spaces_demo/app.py $(if $(PORT),--port $(PORT)) $(foreach model,$(MODEL),--model $(model))
@@ -26,7 +26,8 @@ $(CARRIED): $(READY) $(wildcard ddpm_vlb/*.py) model_cards/template.md
 
 # The README's pictures of the demo, from a run of its tests in a browser.
 screenshots: $(READY)
-	$(RUN) -m pytest tests/test_demo_browser.py --screenshots tests/pictures
+	$(RUN) -m pytest tests/test_demo_browser.py --screenshots runs/screenshots
+	cp runs/screenshots/demo-{bound,score}-{en-desktop-light,ja-desktop-dark}.png tests/pictures/
 
 # Measurements, kept in runs/benchmarks; `make readme` puts them into the READMEs. MNIST=t10k-images-idx3-ubyte.gz adds MNIST,
 # and MNIST_TRAIN=train-images-idx3-ubyte.gz beside it its calibration.

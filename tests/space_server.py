@@ -25,6 +25,19 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# Notes whom a process asks for names and connects to, from its start.
+AUDIT = """
+import os, sys
+
+def note(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.connect", "socket.sendto"):
+        where = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
+        place = where[0] if isinstance(where, tuple) else where
+        with open(os.environ["SOCKETS"], "a") as file:
+            file.write(f"{place}\\n")
+
+sys.addaudithook(note)
+"""
 
 
 def environment_without_the_package(folder):
@@ -35,17 +48,19 @@ def environment_without_the_package(folder):
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
     ).stdout.strip()
     # A folder that is only named on the path: what it installs in editable mode is not taken along.
-    (Path(libraries) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(libraries) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\nimport audit_sockets\n")
+    (Path(libraries) / "audit_sockets.py").write_text(AUDIT)
     return python
 
 
 @contextmanager
 def running_space(folder, *arguments, **variables):
-    r"""The demo's server: yields (address, process)."""
+    r"""The demo's server: yields (address, process). Whom it talked to is in `folder / "sockets.txt"`, a line each."""
     python = environment_without_the_package(folder / "venv")
     code = "import importlib.util as u, sys; sys.exit(u.find_spec('ddpm_vlb') is not None)"
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    clean |= {"HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder / "uploads"), **variables}
+    clean |= {"HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(folder / "uploads")}
+    clean |= {"SOCKETS": str(folder / "sockets.txt"), **variables}
     subprocess.run([python, "-c", code], check=True, cwd=folder, env=clean)
     shutil.copytree(SPACE, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
     with socket.socket() as free:

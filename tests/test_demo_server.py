@@ -4,6 +4,7 @@ import concurrent.futures
 import http.server
 import json
 import os
+import re
 import threading
 import time
 
@@ -28,8 +29,13 @@ PICTURES = space_server.SPACE / "examples" / "pictures"
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory):
-    with space_server.running_space(tmp_path_factory.mktemp("space")) as running:
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("space")
+
+
+@pytest.fixture(scope="module")
+def space(folder):
+    with space_server.running_space(folder) as running:
         yield running
 
 
@@ -225,3 +231,19 @@ def test_a_long_queue_is_closed_and_opens_again(space, client):
     assert statuses.count(200) >= 32 and statuses[-1] == 503
     wait_until(lambda: call(address, "/gaussian", [0, 0, 1, 1, 0, 10, 0, "1", 1])[0] == "complete", 120)
     wait_until(lambda: call(address, "/score", data)[0] == "complete", 120)
+
+
+def test_the_lines_of_the_readme(space, monkeypatch):
+    text = (space_server.SPACE / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(space_server.SPACE)
+    exec(code.replace("http://127.0.0.1:7860", space[0]), namespace := {})
+    parts = (namespace["numbers"][key] for key in ("prior", "transitions_total", "decoder"))
+    assert sum(parts) == pytest.approx(namespace["numbers"]["bits_per_dim"])
+
+
+def test_the_server_talks_to_this_machine_alone(space, folder, client):
+    r"""In everything above; its start included."""
+    client.predict(api_name="/score")
+    asked = set((folder / "sockets.txt").read_text().split())
+    assert asked and asked <= {"127.0.0.1", "localhost", "0.0.0.0", "::1", "None"}

@@ -54,6 +54,7 @@ def test_measured_blocks_are_filled():
         measured = re.findall(r"<!-- measured: (\w+) -->\n```text\n(.*?)\n?```", (ROOT / name).read_text(), flags=re.DOTALL)
         assert sorted(block for block, _ in measured) == [
             "calibration",
+            "demo",
             "likelihoods",
             "quickstart",
             "rao_blackwell",
