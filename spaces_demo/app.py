@@ -5,7 +5,9 @@ python app.py --model my/pipeline    # another one besides, from a folder (or, i
 """
 
 import argparse
+import gc
 import os
+import re
 import sys
 
 # Before gradio is imported: nothing is told to anybody.
@@ -14,8 +16,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 import torch
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from vlb_demo import bound, choose, drawing, forward, gaussian, pictures, rates, reverse, score
-from vlb_demo.layout import Tab, guarded
+from vlb_demo.layout import Tab, guarded, refuse_addresses
 from vlb_demo.models import Models
 from vlb_demo.texts import I18N, T, both
 from vlb_demo.uploads import MAX_BYTES
@@ -44,6 +48,7 @@ def build(models: Models) -> gr.Blocks:
                     tabs[name] = Tab(name, endpoint)
                     changing[name] = module.build(tabs[name], *([] if module is gaussian else [models, model]))
         _follow(models, model, tabs, changing)
+    refuse_addresses(demo)
     return demo
 
 
@@ -68,6 +73,19 @@ def _follow(models: Models, model: gr.Dropdown, tabs: dict[str, Tab], changing: 
     )
 
 
+class NoAddresses:
+    r"""Gradio's route for files takes addresses too, and looks their hosts up before it refuses them. Here none gets there."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        answer = self.app
+        if scope["type"] == "http" and re.search(r"(?:file|proxy|stream)=\s*\w+:", scope["path"]):
+            answer = PlainTextResponse("Not allowed.", status_code=403)
+        await answer(scope, receive, send)
+
+
 def launch(demo: gr.Blocks, **options):
     r"""Start the server; `options` as `gr.Blocks.launch`."""
     demo.queue(max_size=32, default_concurrency_limit=4)
@@ -81,6 +99,9 @@ def launch(demo: gr.Blocks, **options):
         ssr_mode=False,
         share=False,
         footer_links=["api", "settings"],
+        # What visitors did is kept nowhere, in their browsers neither: it would slow the page down with every move.
+        run_history=False,
+        app_kwargs={"middleware": [Middleware(NoAddresses)]},
         **options,
     )
 
@@ -101,7 +122,11 @@ def main() -> None:
         models = Models((*named, *arguments.model))
     except (ValueError, OSError) as error:
         sys.exit(f"app.py: {' '.join(str(error).split())}")
-    launch(build(models), server_name=arguments.host, server_port=arguments.port)
+    demo = build(models)
+    # What is there by now stays: looking for garbage in it would stop a visitor for half a second now and then.
+    gc.collect()
+    gc.freeze()
+    launch(demo, server_name=arguments.host, server_port=arguments.port)
 
 
 if __name__ == "__main__":

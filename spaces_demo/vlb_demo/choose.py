@@ -65,4 +65,4 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
     with tab.controls():
         model.render()
     tab.show(compute(models, model.value))
-    tab.live(partial(compute, models), [model], concurrency_id="model", concurrency_limit=2)
+    tab.live(partial(compute, models), [model])

@@ -12,7 +12,7 @@ from ddpm_vlb.forward_process import ForwardProcess, make_betas
 from ddpm_vlb.gaussians import levels_to_samples
 
 from . import pictures
-from .layout import LIGHT, Tab
+from .layout import Tab
 from .models import Models
 from .texts import Refusal, T
 
@@ -96,22 +96,10 @@ def compute(models: Models, model: str, number: int, t: int, seed: int) -> tuple
     captions = ("x_0", f"x_{t}, one leap", f"x_{t}, {hops} steps")
     shown = pictures.film([pictures.picture(image[0], caption, 150) for image, caption in zip(images, captions)])
 
-    def draw(curve, ratio) -> None:
-        times = np.unique(np.linspace(0, steps - 1, 200).round().astype(int))
-        for name, color in SCHEDULES.items():
-            curve.plot(times, others[name][times], color=color, linewidth=1.1, label=name)
-        curve.plot(times, process.alphas_cumprod[times], color=pictures.BLUE, linewidth=2.2, label="this model")
-        curve.plot([t], [alpha_bar], "o", color=pictures.BLUE)
-        curve.set(xlabel="timestep t", title="signal left: alphas_cumprod")
-        curve.legend()
-        for name, color in SCHEDULES.items():
-            ratio.plot(times, (others[name] / (1 - others[name]))[times], color=color, linewidth=1.1)
-        ratio.plot(times, process.snr[times], color=pictures.BLUE, linewidth=2.2)
-        ratio.plot([t], [snr], "o", color=pictures.BLUE)
-        pictures.log_axis(ratio)
-        ratio.set(xlabel="timestep t", title="SNR = alphas_cumprod / (1 − alphas_cumprod)")
-
-    curves = pictures.plot(draw, 2, "alphas_cumprod and signal-to-noise ratio over t, of several schedules")
+    if snr > 0:
+        curves = _curves(models, model).html((t, alpha_bar), (t, snr))
+    else:  # no place on a logarithmic axis
+        curves = _curves(models, model).html()
     rows = [
         ("alphas_cumprod", f"{alpha_bar:.6g}"),
         ("SNR", f"{snr:.6g}"),
@@ -148,6 +136,27 @@ def _walk(process: ForwardProcess, x: torch.Tensor, t: int, generator: torch.Gen
 
 
 @cache
+def _curves(models: Models, model: str) -> pictures.Plot:
+    r"""Schedules side by side: what is the same for every t."""
+    steps, process = models[model].num_train_timesteps, models[model].pipe().scheduler.forward_process()
+    times = np.unique(np.linspace(0, steps - 1, 200).round().astype(int))
+    lines = [(name, color, 1.1, _alphas_cumprod(name, steps)) for name, color in SCHEDULES.items()]
+    lines.append(("this model", pictures.BLUE, 2.2, process.alphas_cumprod))
+
+    def draw(curve, ratio) -> None:
+        for name, color, width, alphas_cumprod in lines:
+            left = alphas_cumprod[times]
+            curve.plot(times, left, color=color, linewidth=width, label=name)
+            ratio.plot(times, left / (1 - left), color=color, linewidth=width)
+        curve.set(xlabel="timestep t", title="signal left: alphas_cumprod")
+        curve.legend()
+        pictures.log_axis(ratio)
+        ratio.set(xlabel="timestep t", title="SNR = alphas_cumprod / (1 − alphas_cumprod)")
+
+    return pictures.Plot(draw, 2, "alphas_cumprod and signal-to-noise ratio over t, of several schedules")
+
+
+@cache
 def _alphas_cumprod(schedule: str, steps: int) -> torch.Tensor:
     return (1 - make_betas(schedule, steps)).cumprod(0)
 
@@ -160,5 +169,5 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.S
         t = gr.Slider(0, chosen.num_train_timesteps - 1, 300, step=1, label=T("timestep"), elem_id="forward-t")
         seed = tab.seed()
     tab.show(compute(models, model.value, 0, 300, 0))
-    tab.live(partial(compute, models), [model, number, t, seed], **LIGHT)
+    tab.live(partial(compute, models), [model, number, t, seed])
     return number, t

@@ -17,7 +17,6 @@ from .texts import Refusal, T, say
 
 # Of all events that evaluate a network, together: one core each.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 2}
-LIGHT = {"concurrency_id": "light", "concurrency_limit": 4}
 MAX_SEED = 2**31 - 1
 
 
@@ -49,6 +48,23 @@ def guarded(function: Callable) -> Callable:
 
 def _is_generator(function: Callable) -> bool:
     return inspect.isgeneratorfunction(getattr(function, "func", function))
+
+
+def refuse_addresses(demo: gr.Blocks) -> None:
+    r"""Take no address in place of a file, in any input: Gradio would fetch it, and ask a public name server for its host."""
+    for block in demo.blocks.values():
+        _refuse_addresses(block)
+
+
+def _refuse_addresses(block) -> None:
+    to_cache = block.async_move_resource_to_block_cache
+
+    async def local_only(path):
+        if "://" in str(path):
+            raise gr.Error(say("no_addresses"), print_exception=False)
+        return await to_cache(path)
+
+    block.async_move_resource_to_block_cache = local_only
 
 
 class Tab:
@@ -92,13 +108,12 @@ class Tab:
         for component, value in zip(self.outputs, values):
             component.value = component.postprocess(value) if component is not self.code else value
 
-    def live(self, compute: Callable, inputs: Sequence, **limits: Any) -> None:
+    def live(self, compute: Callable, inputs: Sequence) -> None:
         r"""Computed anew whenever a control moves; of quick moves the last one counts.
 
         Args:
             compute: the event's function.
             inputs: its components.
-            limits: `LIGHT` or `MODEL`.
         """
         gr.on(
             [component.change for component in inputs],
@@ -109,10 +124,11 @@ class Tab:
             api_description=_description(compute),
             show_progress="hidden",
             trigger_mode="always_last",
-            **(limits or LIGHT),
+            concurrency_id="light",
+            concurrency_limit=4,
         )
 
-    def long(self, compute: Callable, inputs: Sequence, **limits: Any) -> None:
+    def long(self, compute: Callable, inputs: Sequence) -> None:
         r"""Computed when asked for, with results on the way, until it is done or cancelled."""
         with self._controls, gr.Row():
             run = gr.Button(T("run"), variant="primary", elem_id=f"{self.name}-run", min_width=100)
@@ -124,7 +140,7 @@ class Tab:
             api_name=self.endpoint,
             api_description=_description(compute),
             show_progress="hidden",
-            **(limits or MODEL),
+            **MODEL,
         )
         cancel.click(None, cancels=[event], api_visibility="private")
 

@@ -46,8 +46,8 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _DRAWING = threading.Lock()
 
 
-def plot(draw: Callable[..., None], columns: int = 1, label: str = "", width: float = 4.6, height: float = 3.0) -> str:
-    r"""Plots side by side, as one HTML figure.
+class Plot:
+    r"""Plots side by side, drawn once.
 
     Args:
         draw: called with `columns` axes.
@@ -55,18 +55,38 @@ def plot(draw: Callable[..., None], columns: int = 1, label: str = "", width: fl
         label: what they show, for those who cannot see them.
         width, height: of one, in inches.
     """
-    svgs = []
-    with _DRAWING, rc_context(STYLE):
-        figures = [Figure(figsize=(width, height)) for _ in range(columns)]
-        for figure in figures:
-            # Margins that fit every label here; to let them be found takes longer than all the rest.
-            figure.subplots_adjust(0.62 / width, 0.5 / height, 1 - 0.5 / width, 1 - 0.32 / height)
-        draw(*(figure.add_subplot() for figure in figures))
-        for figure in figures:
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            svgs.append(buffer.getvalue())
-    return f'<div class="vlb-row">{"".join(_inline(svg, label, width) for svg in svgs)}</div>'
+
+    def __init__(self, draw: Callable[..., None], columns: int = 1, label: str = "", width: float = 4.6, height: float = 3.0):
+        self._height = height
+        with _DRAWING, rc_context(STYLE):
+            figures = [Figure(figsize=(width, height)) for _ in range(columns)]
+            for figure in figures:
+                # Margins that fit every label here; to let them be found takes longer than all the rest.
+                figure.subplots_adjust(0.62 / width, 0.5 / height, 1 - 0.5 / width, 1 - 0.32 / height)
+            self._axes = [figure.add_subplot() for figure in figures]
+            draw(*self._axes)
+            self._svgs = []
+            for figure in figures:
+                buffer = io.StringIO()
+                figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+                self._svgs.append(_inline(buffer.getvalue(), label, width))
+
+    def html(self, *marks: tuple[float, float]) -> str:
+        r"""The plots as one HTML figure, with a dot at a point of each, where points are given."""
+        svgs = self._svgs
+        if marks:
+            svgs = [svg.replace("</svg>", f"{self._dot(*of)}</svg>") for svg, of in zip(svgs, zip(self._axes, marks))]
+        return f'<div class="vlb-row">{"".join(svgs)}</div>'
+
+    def _dot(self, axes: Axes, point: tuple[float, float]) -> str:
+        # From pixels, counted upwards, to the points of the SVG, counted downwards.
+        x, y = axes.transData.transform(point) * 72 / axes.figure.dpi
+        return f'<circle cx="{x:.2f}" cy="{72 * self._height - y:.2f}" r="4.5" fill="{BLUE}"/>'
+
+
+def plot(draw: Callable[..., None], columns: int = 1, label: str = "", **size: float) -> str:
+    r"""The HTML of a `Plot`."""
+    return Plot(draw, columns, label, **size).html()
 
 
 def _inline(svg: str, label: str, width: float) -> str:

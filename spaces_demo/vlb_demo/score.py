@@ -16,7 +16,7 @@ from .forward import image_code
 from .layout import Tab
 from .models import Model, Models
 from .running import Watch, gpu, watched
-from .texts import Refusal, T, both, say
+from .texts import Refusal, T, both
 from .uploads import complexity, fit, open_picture
 
 SOURCES = ("pick", "upload", "draw")
@@ -250,21 +250,9 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.H
         # Whoever opens a way to choose a picture means to use it.
         for one, name in ((pick, "pick"), (uploading, "upload"), (drawing_tab, "draw")):
             one.select(None, js=f"() => {name!r}", outputs=chosen, api_visibility="private")
-    local_files_only(upload)
+    # Whether it is a picture is for `open_picture` to say.
+    upload.preprocess = lambda payload: None if payload is None else payload.path
     *_, last = compute(models, model.value, *DEFAULTS)
     tab.show(last)
     tab.long(partial(compute, models), inputs)
     return number, canvas
-
-
-def local_files_only(upload: gr.Image) -> None:
-    r"""Refuse addresses in place of files, which Gradio would fetch; and leave judging an uploaded file to `open_picture`."""
-    to_cache = upload.async_move_resource_to_block_cache
-
-    async def local_only(path):
-        if "://" in str(path):
-            raise gr.Error(say("no_addresses"), print_exception=False)
-        return await to_cache(path)
-
-    upload.async_move_resource_to_block_cache = local_only
-    upload.preprocess = lambda payload: None if payload is None else payload.path

@@ -17,26 +17,30 @@ from playwright.sync_api import sync_playwright
 from space_server import CHROMIUM, CHROMIUM_FLAGS, running_space
 
 ROUNDS = 15
-# Resolves when the picture of a tab has been another one, and no progress bar is in it: when that was, on the page's clock.
-WHEN_DONE = """([name, started]) => new Promise(resolve => {
-    const look = () => {
-        const picture = document.getElementById(name + "-picture");
-        if (picture.querySelector("[data-old], progress")) requestAnimationFrame(look);
-        else resolve(performance.now() - started);
-    };
-    look();
-})"""
+# From the visitor's act, as the page hears of it, until the picture of a tab has become another one, has no progress bar, and
+# was painted.
 MARK = """name => {
-    document.querySelectorAll("#" + name + "-picture .prose > *").forEach(part => part.dataset.old = 1);
-    return performance.now();
+    document.querySelectorAll(`#${name}-picture .prose > *`).forEach(part => part.dataset.old = 1);
+    const started = new Promise(resolve => {
+        for (const act of ["input", "click"])
+            window.addEventListener(act, () => resolve(performance.now()), {capture: true, once: true});
+    });
+    const done = () => !document.querySelector(`#${name}-picture :is([data-old], progress)`);
+    window.waited = new Promise(resolve => {
+        new MutationObserver(async (_, observer) => {
+            if (!done()) return;
+            observer.disconnect();
+            requestAnimationFrame(() => setTimeout(async () => resolve(performance.now() - await started)));
+        }).observe(document.getElementById(`tab-${name}`), {childList: true, subtree: true, attributes: true});
+    });
 }"""
 
 
 def after(page, name, act):
     r"""Milliseconds from an action to the whole of its result."""
-    started = page.evaluate(MARK, name)
+    page.evaluate(MARK, name)
     act()
-    return page.evaluate(WHEN_DONE, [name, started])
+    return page.evaluate("window.waited")
 
 
 def slide(page, name, element, values):
