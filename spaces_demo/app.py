@@ -68,9 +68,9 @@ def _follow(models: Models, model: gr.Dropdown, tabs: dict[str, Tab], changing: 
             *(pictures.note(both("model_changed")) for _ in stale),
         ]
 
-    model.change(
-        guarded(follow), [model], [*images, timestep, canvas, *stale], api_visibility="private", show_progress="hidden"
-    )
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    followed = model.change(guarded(follow), [model], [*images, timestep, canvas, *stale], **private)
+    followed.then(*tabs["forward"].event, **private)
 
 
 class NoAddresses:

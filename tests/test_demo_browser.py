@@ -226,6 +226,8 @@ def test_the_bound_adds_up_and_can_be_sampled(page):
 
 
 def test_cancelling_leaves_what_was_there(page):
+    open_tab(page, "forward")
+    move(page, "#forward-number", 300)  # more than the next model has
     open_tab(page, "models")
     page.locator("#model input").click()
     page.get_by_role("option", name="ddpm-vlb-mnist").click()

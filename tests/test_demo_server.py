@@ -113,6 +113,8 @@ def test_bad_uploads_get_a_sentence(space, tmp_path, language, sentence):
         ("/score", {"evaluations": 65}, "even number"),
         ("/score", {"seed": -1}, "less than minimum"),
         ("/score", {"number": 300, "model": "ddpm-vlb-mnist"}, "0 to 199"),
+        ("/forward", {"seed": None}, "`seed` must have a value"),
+        ("/bound", {"seed": None}, "`seed` must have a value"),
     ],
 )
 def test_bad_values_get_a_sentence(client, endpoint, values, message):

@@ -243,7 +243,12 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
             number,
             gr.Slider(2, MAX_STEPS, steps, step=1, label=T("steps"), elem_id="bound-steps"),
             gr.Slider(2, MAX_DRAWS, draws, step=1, label=T("draws")),
-            gr.Radio(ESTIMATORS, value=estimator, label=T("estimator"), elem_id="bound-estimator"),
+            gr.Radio(
+                list(zip((T("closed_form"), T("naive")), ESTIMATORS)),
+                value=estimator,
+                label=T("estimator"),
+                elem_id="bound-estimator",
+            ),
             tab.seed(seed),
         ]
     *_, last = compute(models, model.value, *DEFAULTS)

@@ -169,5 +169,6 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.S
         t = gr.Slider(0, chosen.num_train_timesteps - 1, 300, step=1, label=T("timestep"), elem_id="forward-t")
         seed = tab.seed()
     tab.show(compute(models, model.value, 0, 300, 0))
-    tab.live(partial(compute, models), [model, number, t, seed])
+    # A model comes with sliders of its own; `number` and `t` are right only after it.
+    tab.live(partial(compute, models), [model, number, t, seed], triggers=[number, t, seed])
     return number, t

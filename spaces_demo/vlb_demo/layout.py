@@ -27,9 +27,17 @@ def guarded(function: Callable) -> Callable:
         text = error.text() if isinstance(error, Refusal) else str(error)
         return gr.Error(html.escape(text, quote=False), title=say("refused"), print_exception=False)
 
+    parameters = list(inspect.signature(function).parameters.values())
+
+    def check(values: tuple) -> None:
+        for parameter, value in zip(parameters, values):
+            if value is None and parameter.default is parameter.empty:
+                raise Refusal("empty", name=parameter.name)
+
     @wraps(function)
     def call(*values):
         try:
+            check(values)
             return function(*values)
         except ValueError as error:
             raise message(error) from error
@@ -37,6 +45,7 @@ def guarded(function: Callable) -> Callable:
     @wraps(function)
     def iterate(*values) -> Iterator:
         try:
+            check(values)
             yield from function(*values)
         except Stopped:
             return
@@ -108,18 +117,19 @@ class Tab:
         for component, value in zip(self.outputs, values):
             component.value = component.postprocess(value) if component is not self.code else value
 
-    def live(self, compute: Callable, inputs: Sequence) -> None:
+    def live(self, compute: Callable, inputs: Sequence, triggers: Sequence | None = None) -> None:
         r"""Computed anew whenever a control moves; of quick moves the last one counts.
 
         Args:
             compute: the event's function.
             inputs: its components.
+            triggers: those whose moves count; by default all.
         """
+        # For those who know of another reason to compute it anew.
+        self.event = guarded(compute), inputs, self.outputs
         gr.on(
-            [component.change for component in inputs],
-            guarded(compute),
-            inputs,
-            self.outputs,
+            [component.change for component in triggers or inputs],
+            *self.event,
             api_name=self.endpoint,
             api_description=_description(compute),
             show_progress="hidden",

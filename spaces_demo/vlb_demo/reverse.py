@@ -136,7 +136,7 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
             gr.Slider(1, MAX_IMAGES, num_images, step=1, label=T("num_images")),
             gr.Slider(1, MAX_STEPS, steps, step=1, label=T("steps"), elem_id="reverse-steps"),
             gr.Radio(SPACINGS, value=spacing, label=T("spacing")),
-            gr.Radio(VARIANCES, value=variance, label=T("variance")),
+            gr.Radio([(T("as_trained"), VARIANCES[0]), *VARIANCES[1:]], value=variance, label=T("variance")),
             tab.seed(seed),
         ]
     *_, last = compute(models, model.value, *DEFAULTS)

@@ -236,12 +236,14 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.H
                 )
             with gr.Tab(T("draw"), id="draw") as drawing_tab:
                 canvas = pad(models[model.value].shape)
-        chosen = gr.Radio(SOURCES, value=source, label=T("source"), elem_id="score-source")
+        chosen = gr.Radio([(T(name), name) for name in SOURCES], value=source, label=T("source"), elem_id="score-source")
         inputs = [
             model,
             chosen,
             number,
-            gr.Radio(CHANGES, value=change, label=T("change"), elem_id="score-change"),
+            gr.Radio(
+                [(T(name.replace(" ", "_")), name) for name in CHANGES], value=change, label=T("change"), elem_id="score-change"
+            ),
             gr.Slider(MIN_EVALUATIONS, MAX_EVALUATIONS, evaluations, step=2, label=T("evaluations")),
             tab.seed(seed),
             upload,
