@@ -406,7 +406,7 @@ def test_what_nobody_waits_for_ends(models):
     r"""A generator that is left stops the thread at its next call of the network."""
     watch = Watch()
     pipe = models[DIGITS].pipe(unet=watch.network(models[DIGITS].unet))
-    running = watched(lambda: pipe.evaluate_nll(models[DIGITS].examples[:64]), watch)
+    running = watched(lambda: pipe.evaluate_nll(models[DIGITS].examples[:64]), watch, lambda done: done)
     done = [next(running), next(running)]
     assert 0 < done[1] < 64_000
     running.close()
@@ -416,7 +416,7 @@ def test_what_nobody_waits_for_ends(models):
         pipe.evaluate_nll(models[DIGITS].examples[:1])
     assert watch.evaluations - after <= 64  # the call that was going on
     with pytest.raises(ZeroDivisionError):
-        list(watched(lambda: 1 / 0, Watch()))
+        list(watched(lambda: 1 / 0, Watch(), lambda done: done))
 
 
 def test_complexity():

@@ -76,15 +76,12 @@ def compute(
     # Counted are those of the curve.
     watch.evaluations = 0
     total = len(images) * steps
-    yield {"model": chosen.name, "evaluations_done": 0}, film + pictures.progress(0, total), code
-    running = watched(lambda: rate_distortion(pipe, images, num_inference_steps=steps, seed=seed), watch)
-    while True:
-        try:
-            done = next(running)
-        except StopIteration as end:
-            curve = end.value
-            break
-        yield {"model": chosen.name, "evaluations_done": done}, film + pictures.progress(done, total), code
+
+    def show(done: int) -> tuple[dict[str, Any], str, str]:
+        return {"model": chosen.name, "evaluations_done": done}, film + pictures.progress(done, total), code
+
+    yield show(0)
+    curve = yield from watched(lambda: rate_distortion(pipe, images, num_inference_steps=steps, seed=seed), watch, show)
     numbers = {
         "model": chosen.name,
         "num_images": len(images),

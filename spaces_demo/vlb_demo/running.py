@@ -74,8 +74,8 @@ class Watch:
         self.evaluations += len(arguments[0])
 
 
-def watched(compute: Callable[[], Any], watch: Watch) -> Iterator[int | Any]:
-    r"""Yields the number of evaluations so far, again and again; returns what `compute` returns, or raises what it raises."""
+def watched(compute: Callable[[], Any], watch: Watch, show: Callable[[int], Any]) -> Iterator[Any]:
+    r"""Yields `show(evaluations so far)` again and again; returns what `compute` returns, or raises what it raises."""
     outcome: dict[str, Any] = {}
 
     def run() -> None:
@@ -91,7 +91,7 @@ def watched(compute: Callable[[], Any], watch: Watch) -> Iterator[int | Any]:
             thread.join(INTERVAL)
             if not thread.is_alive():
                 break
-            yield watch.evaluations
+            yield show(watch.evaluations)
     finally:
         watch.stop.set()
     if "error" in outcome:

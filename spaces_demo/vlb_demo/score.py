@@ -120,24 +120,15 @@ def compute(
     levels, before, imports, image = prepare(chosen, source, number, upload, drawing, change, seed)
     code = CODE.format(imports=imports, source=chosen.source, image=image, seed=seed, evaluations=evaluations)
     shown = _prepared(chosen, levels, before)
-    yield {"model": chosen.name, "evaluations_done": 0}, shown + pictures.progress(0, evaluations), code
 
+    def show(done: int) -> tuple[dict[str, Any], str, str]:
+        return {"model": chosen.name, "evaluations_done": done}, shown + pictures.progress(done, evaluations), code
+
+    yield show(0)
     watch = Watch()
     pipe = chosen.pipe(unet=watch.network(chosen.unet))
-    generator = torch.Generator().manual_seed(seed)
-    scoring = watched(
-        lambda: pipe.evaluate_nll(
-            levels, batch_size=BATCH, generator=generator, method="sampled", evaluations_per_image=evaluations
-        ),
-        watch,
-    )
-    while True:
-        try:
-            done = next(scoring)
-        except StopIteration as end:
-            out = end.value
-            break
-        yield {"model": chosen.name, "evaluations_done": done}, shown + pictures.progress(done, evaluations), code
+    options = {"method": "sampled", "evaluations_per_image": evaluations, "generator": torch.Generator().manual_seed(seed)}
+    out = yield from watched(lambda: pipe.evaluate_nll(levels, batch_size=BATCH, **options), watch, show)
     own = source == "pick" and change == "as it is"
     numbers, result = _result(chosen, levels, out, own)
     yield numbers, shown + result, code
