@@ -1,5 +1,6 @@
 r"""What the demo computes, without a page: against the package, and against the lines of Python that it shows."""
 
+import dataclasses
 import math
 import os
 import re
@@ -387,6 +388,21 @@ def test_another_model(tmp_path):
     VLBDDPMPipeline(tiny_unet(num_class_embeds=3), scheduler).save_pretrained(tmp_path / "classes")
     with pytest.raises(ValueError, match="must be an unconditional model"):
         Models((str(tmp_path / "classes"),))
+
+
+def test_nobody_waits_long_for_one_visitor(models):
+    r"""A network so slow that the default settings would take too long; how slow it is was measured when it was loaded."""
+    assert 0 < models[DIGITS].seconds < models[MNIST].seconds < 1
+
+    class Slow:
+        names, device = models.names, "cpu"
+
+        def __getitem__(self, name):
+            return dataclasses.replace(models[name], seconds=10.0)
+
+    for tab in (bound, reverse, rates, score):
+        with pytest.raises(Refusal, match="At most 600 seconds .* which are 60 evaluations"):
+            last(tab.compute(Slow(), DIGITS, *tab.DEFAULTS))
 
 
 def test_a_watched_network_is_the_network(models):

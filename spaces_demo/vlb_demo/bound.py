@@ -87,6 +87,7 @@ def compute(
         raise Refusal("draws_range", last=min(MAX_DRAWS, MAX_EVALUATIONS // steps), got=draws)
     if estimator not in ESTIMATORS:
         raise Refusal("choice", got=str(estimator)[:60])
+    chosen.check_time(steps * draws)
     levels = chosen.image(number)
     scorer = chosen.pipe().scorer(num_inference_steps=steps)
     reverse, forward = scorer.reverse, scorer.reverse.forward

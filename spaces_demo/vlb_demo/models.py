@@ -2,6 +2,7 @@ r"""The models that a visitor may choose: those beside the app, and those that w
 
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from .uploads import complexity, fit, open_picture
 CHECKPOINTS = SPACE / "checkpoints"
 EXAMPLES = SPACE / "examples"
 DEFAULT = "ddpm-vlb-digits"
+MAX_SECONDS = 600  # of one computation
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Model:
         examples_file: where they come from, for the snippets; `None` where they were made to fit.
         report: what `ddpm-vlb evaluate` wrote of it, if it did.
         scores: bits/dim of the examples, float64, where they are known.
+        seconds: that a network evaluation takes, about.
     """
 
     name: str
@@ -44,6 +47,13 @@ class Model:
     examples_file: str | None
     report: dict[str, Any] | None = field(repr=False)
     scores: np.ndarray | None = field(repr=False)
+    seconds: float = 0.0
+
+    def check_time(self, evaluations: int) -> None:
+        r"""Refuse what would keep others waiting for long."""
+        if self.seconds * evaluations > MAX_SECONDS:
+            asked = round(self.seconds * evaluations)
+            raise Refusal("too_long", limit=MAX_SECONDS, most=int(MAX_SECONDS / self.seconds), got=evaluations, seconds=asked)
 
     def pipe(self, unet: torch.nn.Module | None = None, **settings: Any) -> VLBDDPMPipeline:
         r"""A pipeline of one's own: visitors share weights, never a scheduler."""
@@ -147,7 +157,18 @@ class Models:
             examples_file=file,
             report=report,
             scores=scores,
+            seconds=_seconds(unet, shape, self.device),
         )
+
+
+@torch.no_grad()
+def _seconds(unet: UNet2DModel, shape: tuple[int, int, int], device: str, batch: int = 8) -> float:
+    r"""That an evaluation takes in a small batch."""
+    samples = torch.zeros(batch, *shape, device=device)
+    for _ in range(2):  # the first one warms up
+        started = time.perf_counter()
+        unet(samples, 0).sample.cpu()
+    return (time.perf_counter() - started) / batch
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

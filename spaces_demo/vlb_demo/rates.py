@@ -54,6 +54,7 @@ def compute(
         raise Refusal("steps_range", last=most, got=steps)
     if not 2 <= num_images <= MAX_IMAGES:
         raise Refusal("images_range", last=MAX_IMAGES, got=num_images)
+    chosen.check_time(steps * num_images)
     chosen.image(number)
     last = min(number + num_images, len(chosen.examples))
     if last - number < 2:

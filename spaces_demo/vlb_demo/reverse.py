@@ -62,6 +62,7 @@ def compute(
         raise Refusal("images_range", last=MAX_IMAGES, got=num_images)
     if spacing not in SPACINGS or variance not in VARIANCES:
         raise Refusal("choice", got=f"{spacing}, {variance}"[:60])
+    chosen.check_time(steps * num_images)
     settings = {"timestep_spacing": spacing} | (
         {} if variance == "as trained" else {"variance_type": variance, "calibration": None}
     )

@@ -117,6 +117,7 @@ def compute(
     chosen, number, evaluations, seed = models[model], int(number), int(evaluations), int(seed)
     if not MIN_EVALUATIONS <= evaluations <= MAX_EVALUATIONS or evaluations % 2:
         raise Refusal("evaluations_range", first=MIN_EVALUATIONS, last=MAX_EVALUATIONS, got=evaluations)
+    chosen.check_time(evaluations)
     levels, before, imports, image = prepare(chosen, source, number, upload, drawing, change, seed)
     code = CODE.format(imports=imports, source=chosen.source, image=image, seed=seed, evaluations=evaluations)
     shown = _prepared(chosen, levels, before)
