@@ -3,6 +3,7 @@ r"""The training script, run as users run it: real processes, killed for real.""
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -527,6 +528,53 @@ def test_augmentation(script):
     # Some may be left alone whatever is drawn for them.
     moved = script.augment(levels, flip=([0.1, 0.1, 0.9, 0.9], 0.5), where=torch.tensor([True, False, True, False]))
     assert moved[:, 0, 0, 0].tolist() == [3, 1, 1, 1]
+
+
+def test_training_starts_from_the_network_of_a_pipeline(full_run, tmp_path):
+    # Updates too small for float32 leave what was loaded, in the network and in its moving average.
+    pretrained = full_run / "run" / "pipeline"
+    flags = {"config": full_run / "full.yaml", "eval_nll_every": 0, "max_train_steps": 1, "learning_rate": 1e-30}
+    train(pretrained_model_name_or_path=pretrained, output_dir=tmp_path / "again", **flags)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    known = load_file(pretrained / weights)
+    assert equal(load_file(tmp_path / "again" / "pipeline" / weights), known)
+    # A network that learned no variances gets channels for them that say nothing yet, and keeps its predictions.
+    fixed = {"variance_type": "fixed_small", "loss_type": "simple", "timestep_sampler": "uniform"}
+    train("--no-learn_betas", output_dir=tmp_path / "fixed", **{**flags, "learning_rate": 1e-3}, **fixed)
+    known = load_file(tmp_path / "fixed" / "pipeline" / weights)
+    train(pretrained_model_name_or_path=tmp_path / "fixed" / "pipeline", output_dir=tmp_path / "learned", **flags)
+    learned = load_file(tmp_path / "learned" / "pipeline" / weights)
+    for name, value in known.items():
+        if name.startswith("conv_out"):
+            mean, variance = learned[name].chunk(2)
+            assert torch.equal(mean, value) and variance.abs().max() < 1e-20
+        else:
+            assert torch.equal(learned[name], value), name
+
+
+def test_a_network_that_cannot_be_started_from_is_refused(full_run, tmp_path, script, capsys):
+    pretrained = full_run / "run" / "pipeline"
+    broken = tmp_path / "broken"
+    shutil.copytree(pretrained, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+    flags = command(config=full_run / "full.yaml", output_dir=tmp_path / "run")
+    for path, change, message in (
+        (pretrained, ["--prediction_type=epsilon"], "`prediction_type` must be what"),
+        (pretrained, ["--unet={block_out_channels: [16, 16]}"], "`unet` must keep the shapes of the pretrained network"),
+        (
+            pretrained,
+            ["--variance_type=fixed_small"],
+            "`unet` must have out_channels = 1 for these images",
+        ),
+        (pretrained, [f"--model_config_name_or_path={pretrained / 'unet'}"], "`model_config_name_or_path` must not be given"),
+        (pretrained / "unet", [], "`pretrained_model_name_or_path` must be a DDPM pipeline"),
+        (tmp_path / "nowhere", [], "`pretrained_model_name_or_path` must be a DDPM pipeline"),
+        (broken, [], "`pretrained_model_name_or_path` must be a DDPM pipeline"),
+    ):
+        assert script.main([*flags, f"--pretrained_model_name_or_path={path}", *change]) == 2
+        said = capsys.readouterr().err
+        assert message in said and "Traceback" not in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_resuming_another_run_is_refused(full_run, script, capsys, tmp_path):

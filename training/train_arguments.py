@@ -46,6 +46,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dataloader_num_workers", type=int, default=0)
 
     add = parser.add_argument_group("network").add_argument
+    add("--pretrained_model_name_or_path", help="a pipeline in a folder or on the Hub whose network to start from")
     add("--model_config_name_or_path", help="a UNet2DModel's config.json, or a folder or repository with one")
     add("--unet", type=_mapping, action=_Merge, default={}, metavar="YAML", help="arguments of UNet2DModel, {name: value}")
     add("--gradient_checkpointing", action=switch, default=False)
@@ -176,6 +177,11 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(a, name)}.")
     if a.evaluations_per_image < min(2, a.ddpm_num_steps):
         raise ValueError(f"`evaluations_per_image` must be at least 2, got {a.evaluations_per_image}.")
+    if a.pretrained_model_name_or_path and a.model_config_name_or_path:
+        raise ValueError(
+            "`model_config_name_or_path` must not be given beside `pretrained_model_name_or_path`, which has a configuration of"
+            f" its own, got {a.model_config_name_or_path!r}."
+        )
     if a.streaming and a.dataloader_num_workers:
         raise ValueError(f"`dataloader_num_workers` must be 0 for a stream, got {a.dataloader_num_workers}.")
     for name in ("ema_max_decay", "random_shift", "random_symmetry"):

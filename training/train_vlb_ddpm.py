@@ -34,7 +34,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
@@ -42,111 +41,16 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from train_arguments import parse_arguments
 from train_data import DROPOUT, FLIP, NOISE, SAMPLING, SCORING, SHIFT, SYMMETRY, TIMESTEPS, Data, Plan, augment
+from train_model import Objective, build_scheduler, build_unet
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import images_to_levels
 from ddpm_vlb.evaluation import estimate_nll, image_grid
 from ddpm_vlb.files import clean_up, new_folder, remove_folder, replace_folder, sync, write_atomically
 from ddpm_vlb.gaussians import levels_to_samples
 from ddpm_vlb.hub import push_folder
 from ddpm_vlb.noise import keyed_normal, keyed_uniform, mix
-from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
-
-# The model.
-
-
-def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLBDDPMScheduler:
-    r"""The scheduler that the flags describe, checked to be one that can be scored."""
-    config = {
-        "num_train_timesteps": arguments.ddpm_num_steps,
-        "rescale_betas_zero_snr": arguments.rescale_betas_zero_snr,
-        "prediction_type": arguments.prediction_type,
-        "variance_type": arguments.variance_type,
-        "num_pixel_levels": num_pixel_levels,
-    }
-    if arguments.beta_schedule == "linear_log_snr":
-        process = linear_log_snr(arguments.ddpm_num_steps, arguments.log_snr_max, arguments.log_snr_min)
-        config["trained_betas"] = process.betas.tolist()
-    else:
-        betas = {"beta_start": arguments.beta_start, "beta_end": arguments.beta_end, "beta_schedule": arguments.beta_schedule}
-        config.update(betas)
-    scheduler = VLBDDPMScheduler(**config)
-    scheduler.reverse_process()
-    return scheduler
-
-
-def build_unet(arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool) -> UNet2DModel:
-    r"""The network for images `(C, H, W)`: a configuration file's, `--unet`'s arguments over it, or a small default one."""
-    channels, height, width = shape
-    config = {"block_out_channels": (64, 128, 128), "layers_per_block": 2, "attention_head_dim": 32, "norm_num_groups": 16}
-    config |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")}
-    config |= {"up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")}
-    if arguments.model_config_name_or_path:
-        loaded = UNet2DModel.load_config(arguments.model_config_name_or_path)
-        config = {name: value for name, value in loaded.items() if not name.startswith("_")}
-    config |= arguments.unet
-    fixed = {"sample_size": height if height == width else (height, width), "in_channels": channels}
-    fixed["out_channels"] = 2 * channels if learns_variance else channels
-    for name, value in fixed.items():
-        if config.setdefault(name, value) not in (value, list(value) if isinstance(value, tuple) else value):
-            raise ValueError(f"`unet` must have {name} = {value} for these images and variances, got {config[name]}.")
-    if config.get("num_class_embeds") is not None:
-        raise ValueError(f"`unet` must be unconditional (no num_class_embeds), got {config['num_class_embeds']}.")
-    try:
-        unet = UNet2DModel(**config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {config}: {error}") from error
-    halvings = 2 ** (len(unet.config.block_out_channels) - 1)
-    if height % halvings or width % halvings:
-        raise ValueError(
-            f"`unet` must halve the images evenly, got {halvings.bit_length()} blocks for {height} x {width} pixels."
-        )
-    if arguments.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet
-
-
-class Objective(torch.nn.Module):
-    r"""Network, forward variances and loss as one module, so that every gradient passes through DistributedDataParallel.
-
-    Called with images and noise `(B, C, H, W)` and timesteps `(B,)`; returns the loss of each image, `(B,)`.
-    """
-
-    def __init__(self, unet: UNet2DModel, scheduler: VLBDDPMScheduler, loss_type: str, learn_betas: bool):
-        super().__init__()
-        self.unet, self.scheduler, self.loss_type = unet, scheduler, loss_type
-        self.noise_schedule = LearnedNoiseSchedule(scheduler.forward_process()) if learn_betas else None
-
-    def forward(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        forward_process = self.scheduler.forward_process() if self.noise_schedule is None else self.noise_schedule()
-        # Formed in float64; autocast, if any, is the network's own affair.
-        noisy_images = forward_process.q_sample(images, noise, timesteps)
-        model_output = self.unet(noisy_images.to(self.unet.dtype), timesteps.to(images.device)).sample
-        # A clipped prediction has no gradient.
-        return self.scheduler.training_loss(
-            model_output,
-            images,
-            noise,
-            noisy_images,
-            timesteps,
-            self.loss_type,
-            clip_sample=False,
-            thresholding=False,
-            forward_process=forward_process,
-        )
-
-    def pipeline(self) -> VLBDDPMPipeline:
-        r"""What is scored, sampled and saved: the network with the betas as plain numbers."""
-        scheduler = self.scheduler
-        if self.noise_schedule is not None:
-            scheduler = VLBDDPMScheduler.from_config(scheduler.config, trained_betas=self.noise_schedule.betas())
-        pipe = VLBDDPMPipeline(self.unet, scheduler)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-
-# The run.
 
 
 class Stop:
