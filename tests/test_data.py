@@ -1,6 +1,9 @@
 import gzip
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from PIL import Image
 
 from ddpm_vlb.data import StoredImages, images_to_levels, load_images, open_images, quantize, stream_images
 from ddpm_vlb.gaussians import levels_to_samples
+
+ROOT = Path(__file__).parents[1]
 
 
 def write_idx(path, array, opener=open):
@@ -218,3 +223,37 @@ def test_streams(tmp_path):
         stream_images("digits")
     with pytest.raises(ValueError, match="split 'nope'"):
         stream_images(tmp_path, "nope")
+
+
+def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
+    train, held_out = (load_images("digits", split).images[:, 0].numpy() for split in ("train", "test"))
+    further = np.random.default_rng(0).integers(0, 17, (5, 8, 8), dtype=np.uint8)
+
+    def make(output, *parts):
+        files = []
+        for part, images in enumerate(parts):
+            files.append(tmp_path / f"optdigits-{part}.tra")
+            rows = [",".join(map(str, [*image.flatten(), 7])) for image in images]
+            files[-1].write_text("\n".join(["# levels and class", *rows, ""]))
+        script = ROOT / "training" / "make_optdigits.py"
+        return subprocess.run([sys.executable, script, *files, output], capture_output=True, text=True)
+
+    first, second = tmp_path / "new" / "first.npz", tmp_path / "second.npz"
+    done = make(first, np.concatenate([further, held_out[:3], train[:2], further[:1]]))
+    assert done.returncode == 0 and f"{len(train) + len(further)} images" in done.stdout, done.stderr
+    made = {image.tobytes() for image in load_images(first).images[:, 0].numpy()}
+    assert made == {image.tobytes() for image in np.concatenate([train, further])}
+    assert not made & {image.tobytes() for image in held_out}
+    # The same images in other files and another order are the same data.
+    assert make(second, further[3:], further[2::-1]).returncode == 0
+    assert np.array_equal(load_images(first).images, load_images(second).images)
+
+    for images, message in [(further[:, :7], "64 levels and a class"), (further + 12, "levels from 0 to 16")]:
+        refused = make(tmp_path / "refused.npz", images)
+        assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
+    missing = subprocess.run(
+        [sys.executable, ROOT / "training" / "make_optdigits.py", tmp_path / "none.tra", tmp_path / "refused.npz"],
+        capture_output=True,
+        text=True,
+    )
+    assert missing.returncode == 2 and "numbers and commas" in missing.stderr and not (tmp_path / "refused.npz").exists()

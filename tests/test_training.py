@@ -500,13 +500,13 @@ def test_the_command_line_wins_over_the_file(tmp_path, script):
     assert script.parse_arguments(["--dataset=digits", "--output_dir=x"]).unet == {}
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "optdigits", "mnist", "cifar10"])
 def test_shipped_configurations_describe_a_model(name, script):
     path = ROOT / "training" / "configs" / f"{name}.yaml"
     data = [] if name == "digits" else ["--dataset=elsewhere"]
     arguments = script.parse_arguments([f"--config={path}", "--output_dir=x", *data])
     assert arguments.dataset == ("digits" if name == "digits" else "elsewhere")
-    scheduler = script.build_scheduler(arguments, 17 if name == "digits" else 256)
+    scheduler = script.build_scheduler(arguments, 17 if "digits" in name else 256)
     shape = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}.get(name, (1, 8, 8))
     unet = script.build_unet(arguments, shape, scheduler.reverse_process().learns_variance)
     assert unet(torch.zeros(1, *shape), 0).sample.shape[1] in (shape[0], 2 * shape[0])
