@@ -42,8 +42,8 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
 	$(RUN) tests/benchmarks/demo.py | tee runs/benchmarks/demo.txt
 
-# The recipes of training side by side, and the shipped digits beside those of digits.yaml: half an hour on two cores for each.
-# Runs that are there already are not trained again.
+# The recipes of training side by side, more than half an hour on two cores, and the shipped digits beside those of digits.yaml,
+# 15 minutes. Runs that are there already are not trained again.
 bench-training: $(READY) runs/digits/pipeline
 	@mkdir -p runs/benchmarks
 	$(RUN) tests/benchmarks/training.py --steps | tee runs/benchmarks/training_steps.txt
