@@ -124,7 +124,8 @@ def print_step_times(rounds: int = 15, steps: int = 4) -> None:
                 step()
             if round_:  # the first one warms up
                 times[name].append((time.process_time() - start) / steps)
-    print(f"CPU time of a step, one thread, batch {trainer.plan.global_batch_size} of 8 x 8; medians over rounds in turn")
+    print(f"CPU time of a step, one thread, batch {trainer.plan.global_batch_size} of 8 x 8; medians over rounds in turn,")
+    print("of the ratio too: of a step to the plain one of its round")
     for name, measured in times.items():
         ratio = statistics.median(a / b for a, b in zip(measured, times["plain MSE loop"]))
         print(f"{name:20} {statistics.median(measured) * 1e3:7.1f} ms   ratio {ratio:.3f}")
