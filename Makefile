@@ -21,8 +21,8 @@ demo: $(READY) $(CARRIED)
 	$(RUN) spaces_demo/app.py $(if $(PORT),--port $(PORT)) $(foreach model,$(MODEL),--model $(model))
 
 # The package in one file, for where it is not installed: it travels with the demo.
-$(CARRIED): $(READY) $(wildcard ddpm_vlb/*.py) model_cards/template.md
-	$(RUN) -m ddpm_vlb.standalone $@
+$(CARRIED): $(READY) $(wildcard ddpm_vlb/*.py ddpm_vlb/*/*.py) model_cards/template.md
+	$(RUN) -m ddpm_vlb.hub.standalone $@
 
 # The README's pictures of the demo, from a run of its tests in a browser.
 screenshots: $(READY)

@@ -4,15 +4,50 @@ Names are imported when they are first used, so that `import ddpm_vlb` costs nei
 """
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "VLBDDPMScheduler": "scheduling_vlb_ddpm",
     "VLBDDPMPipeline": "pipeline_vlb_ddpm",
+    "VLBDDPMScheduler": "scheduling_vlb_ddpm",
     "VLBOutput": "pipeline_vlb_ddpm",
+    "calibrate": "calibration",
+    "compare": "evaluation",
+    "evaluate": "evaluation",
+    "importance_weighted_nll": "likelihoods.importance_weighted",
+    "load_images": "data",
+    "merge_reports": "evaluation",
+    "ode_nll": "likelihoods.probability_flow",
+    "open_images": "data",
+    "quantize": "data",
 }
-__all__ = ["VLBDDPMPipeline", "VLBDDPMScheduler", "VLBOutput", "__version__"]
+__all__ = [
+    "VLBDDPMPipeline",
+    "VLBDDPMScheduler",
+    "VLBOutput",
+    "__version__",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "importance_weighted_nll",
+    "load_images",
+    "merge_reports",
+    "ode_nll",
+    "open_images",
+    "quantize",
+]
+
+# Where modules are that had another place in what was written about this package: old paths give the same modules.
+_MOVED = {
+    "comparison": "evaluation.compare",
+    "importance_weighted": "likelihoods.importance_weighted",
+    "probability_flow": "likelihoods.probability_flow",
+    "rate_distortion": "likelihoods.rate_distortion",
+    "sub_schedules": "calibration.sub_schedules",
+}
 
 
 def __getattr__(name: str):
@@ -23,3 +58,22 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted([*globals(), *_HOMES])
+
+
+class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    r"""Finds the modules of `_MOVED` where they are now."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        package, _, name = fullname.rpartition(".")
+        return importlib.util.spec_from_loader(fullname, self) if package == __name__ and name in _MOVED else None
+
+    def create_module(self, spec):
+        module = importlib.import_module(f".{_MOVED[spec.name.rpartition('.')[2]]}", __name__)
+        self._own = module.__spec__  # which the import of another name for it overwrites
+        return module
+
+    def exec_module(self, module):
+        module.__spec__ = self._own
+
+
+sys.meta_path.append(_OldPaths())

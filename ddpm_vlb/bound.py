@@ -29,8 +29,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from .forward_process import ForwardProcess, to_working
-from .gaussians import discretized_gaussian_log_likelihood, normal_log_density, variance_gap, working_dtype
+from .checks import to_working, working_dtype
+from .forward_process import ForwardProcess
+from .gaussians import discretized_gaussian_log_likelihood, normal_log_density, variance_gap
 from .reverse_process import ReverseProcess
 
 

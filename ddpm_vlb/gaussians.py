@@ -29,8 +29,10 @@ from typing import NamedTuple
 
 import torch
 
+from .checks import working_dtype
+from .pixel_grid import check_num_pixel_levels, nearest_levels, samples_to_levels
+
 LN_2 = math.log(2.0)
-MAX_PIXEL_LEVELS = 65536
 
 
 class Gaussian(NamedTuple):
@@ -39,11 +41,6 @@ class Gaussian(NamedTuple):
     mean: torch.Tensor
     variance: torch.Tensor
     log_variance: torch.Tensor
-
-
-def working_dtype(device: torch.device) -> torch.dtype:
-    r"""The dtype in which terms of the bound are formed: float64, or float32 on devices that have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2) -> torch.Tensor:
@@ -93,55 +90,6 @@ def variance_gap(log_ratio: torch.Tensor) -> torch.Tensor:
     return (torch.expm1(log_ratio) - log_ratio).clamp_min(0)
 
 
-def check_num_pixel_levels(num_pixel_levels: int) -> None:
-    r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
-    is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
-    if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
-        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}.")
-
-
-def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    r"""Grid values :math:`x = 2k/(n-1) - 1` in [-1, 1] of integer `levels` k; any shape."""
-    return levels.to(dtype) * (2.0 / (num_pixel_levels - 1)) - 1.0
-
-
-def _nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
-    # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
-    scale = 0.5 * (num_pixel_levels - 1)
-    return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
-
-
-def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = "samples") -> torch.Tensor:
-    r"""Integer levels k of float `samples` that lie on the grid (within 4 ulp of float32).
-
-    Args:
-        samples: float tensor of any shape with values in [-1, 1].
-        num_pixel_levels: the grid's number of levels n.
-        name: what the error message calls the tensor.
-
-    Returns:
-        int64 tensor of levels, same shape.
-
-    Raises:
-        ValueError: values that are not finite, or off the grid. Bringing such images onto the grid is a decision about
-            the data (`ddpm_vlb.data.quantize`), never a silent rounding.
-    """
-    levels = _nearest_levels(samples, num_pixel_levels)
-    # A float32 image of the grid is wrong by at most one rounding (2^-24) of its value and one of each step that made
-    # it (x / 127.5 - 1); 4 ulp cover that, and are far below half a bin for up to 65536 levels.
-    ulp = torch.finfo(torch.float32).eps
-    error = (levels_to_samples(levels, num_pixel_levels, levels.dtype) - samples).abs()
-    good = (error <= 4 * ulp) & (levels >= 0) & (levels < num_pixel_levels)
-    if not bool(good.all()):
-        worst = samples[~good].flatten()[0].item()
-        what = "be finite" if not math.isfinite(worst) else f"lie on the grid 2 k / {num_pixel_levels - 1} - 1"
-        raise ValueError(
-            f"`{name}` must {what} (num_pixel_levels={num_pixel_levels}), got {worst!r}"
-            f" ({int((~good).sum())} of {samples.numel()} values). Values in [0, 1] become 2 x - 1."
-        )
-    return levels.long()
-
-
 def discretized_gaussian_log_likelihood(
     samples: torch.Tensor,
     *,
@@ -176,7 +124,7 @@ def discretized_gaussian_log_likelihood(
         if isinstance(parameter, torch.Tensor):
             output_dtype = torch.promote_types(output_dtype, parameter.dtype)
     dtype = working_dtype(samples.device)
-    levels = samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
+    levels = samples_to_levels(samples, num_pixel_levels) if validate_args else nearest_levels(samples, num_pixel_levels)
     levels = levels.to(dtype)
     mean, log_variance = (torch.as_tensor(x, dtype=dtype, device=samples.device) for x in (mean, log_variance))
     inverse_std = torch.exp(-0.5 * log_variance)

@@ -9,7 +9,7 @@ prediction is detached in the second term.
 import torch
 
 from .bound import prior_kl, vlb_terms
-from .forward_process import to_working
+from .checks import to_working
 from .gaussians import nats_to_bits_per_dim
 from .reverse_process import ReverseProcess
 

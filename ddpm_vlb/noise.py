@@ -107,3 +107,8 @@ def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[
             drawn = timestep // block
             noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
         yield noise[:, timestep % block]
+
+
+def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
+    r"""The images of `frame` in an order that the key gives."""
+    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]

@@ -18,9 +18,82 @@ interior.
 The result is a list of betas like any other: `betas()` is what a scheduler takes as `trained_betas`.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from .forward_process import ForwardProcess
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+
+
+def make_betas(
+    beta_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.0001,
+    beta_end: float = 0.02,
+    trained_betas: Sequence[float] | None = None,
+    rescale_betas_zero_snr: bool = False,
+) -> torch.Tensor:
+    r"""The forward variances of a diffusers configuration, in float64.
+
+    The same formulas as `diffusers.DDPMScheduler`, evaluated in float64 from the start.
+
+    Args:
+        beta_schedule: one of `BETA_SCHEDULES`; ignored when `trained_betas` is given.
+        num_train_timesteps: number of steps T.
+        beta_start, beta_end: first and last variance of the schedules that take them.
+        trained_betas: the variances themselves, shape `(T,)`.
+        rescale_betas_zero_snr: rescale to zero terminal SNR (Algorithm 1, Lin et al. 2023).
+
+    Returns:
+        Betas, shape `(T,)`, float64, on the CPU.
+
+    Raises:
+        ValueError: unknown `beta_schedule`.
+    """
+    steps = num_train_timesteps
+    if trained_betas is not None:
+        betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
+    elif beta_schedule == "linear":
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    elif beta_schedule == "scaled_linear":
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+    elif beta_schedule == "squaredcos_cap_v2":
+        betas = _betas_from_alpha_bar(_cosine_alpha_bar, steps)
+    elif beta_schedule == "laplace":
+        betas = _betas_from_alpha_bar(_laplace_alpha_bar, steps)
+    elif beta_schedule == "sigmoid":
+        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+        betas = ramp * (beta_end - beta_start) + beta_start
+    else:
+        raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES}, got {beta_schedule!r}.")
+    return _rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+
+
+def _cosine_alpha_bar(time: float) -> float:
+    # Eq. 17, Nichol & Dhariwal 2021, with their offset s = 0.008.
+    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace_alpha_bar(time: float) -> float:
+    # Laplace-distributed log-SNR (Hang et al. 2024), square root and all as diffusers has it.
+    log_snr = -0.5 * math.copysign(1, 0.5 - time) * math.log(1 - 2 * abs(0.5 - time) + 1e-6)
+    snr = math.exp(log_snr)
+    return math.sqrt(snr / (1 + snr))
+
+
+def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> torch.Tensor:
+    betas = [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)]
+    return torch.tensor(betas, dtype=torch.float64)
+
+
+def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+    sqrt_alpha_bar = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    first, last = sqrt_alpha_bar[0].item(), sqrt_alpha_bar[-1].item()
+    alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last) if first != last else math.nan)) ** 2
+    return 1.0 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
 class LearnedNoiseSchedule(torch.nn.Module):

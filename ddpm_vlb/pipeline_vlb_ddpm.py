@@ -1,7 +1,6 @@
 r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
 
 import json
-import operator
 import os
 import platform
 import tempfile
@@ -19,63 +18,37 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from . import __version__
-from .cards import check_report
-from .checkpoints import (
+from .checkpoints.loading import (
     CheckpointError,
-    architecture_digest,
     check_index,
     download_options,
     download_parts,
     has_index,
     is_not_about_num_pixel_levels,
     load_parts,
-    network_digest,
     restore_single_head,
+    upgrade_scheduler,
 )
+from .checks import check_count, check_finite
+from .data.levels import images_to_levels
 from .files import write_atomically
-from .gaussians import check_num_pixel_levels, nats_to_bits_per_dim
-from .hub import check_repository, is_stale, pipeline_files, push_folder, strip_paths
-from .images import images_to_levels
+from .gaussians import nats_to_bits_per_dim
+from .hub.push import check_repository, push_folder
+from .hub.repository import is_stale, pipeline_files, strip_paths
+from .hub.standalone import standalone_source
+from .model.network import architecture_digest, network_digest
+from .model.scorer import Scorer
 from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
-from .sampled_bound import Draws, check_rules, estimate_bound
-from .scheduling_vlb_ddpm import VLBDDPMScheduler, upgrade_scheduler
-from .scoring import DrawScorer, Scorer, known_parts
-from .standalone import standalone_source
+from .parametrizations import DECODER_RULES
+from .pixel_grid import check_num_pixel_levels
+from .reports.schema import OVERRIDABLE, REPORTED_SETTINGS, check_report
+from .sampled_bound.draw_scorer import DrawScorer, known_parts
+from .sampled_bound.draws import Draws
+from .sampled_bound.estimate import check_rules, estimate_bound
+from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
 logger = logging.get_logger(__name__)
-
-# What a report says of the model itself.
-REPORTED_SETTINGS = (
-    "network_sha256",
-    "num_train_timesteps",
-    "num_steps",
-    "inference_timesteps",
-    "beta_schedule",
-    "trained_betas",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-    "variance_type",
-    "decoder_variance",
-    "calibration",
-    "clip_sample",
-    "clip_sample_range",
-    "thresholding",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "num_pixel_levels",
-)
-# Of these, what a user may choose anew when scoring; a report says which were.
-OVERRIDABLE = ("clip_sample", "thresholding", "num_pixel_levels")
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
-DECODER_RULES = {
-    "fixed": "the posterior variance of the next step",
-    "learned": "the network's log-variance",
-    "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
-    "calibrated": "as measured, with decoding from the lowest timestep that is scored",
-    "single": "the step's own beta (a single step has no next one)",
-}
 
 
 @dataclass
@@ -544,7 +517,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size, evaluations_per_image) -> dict[str, Any]:
         r"""A few evaluations of each image: the fields of a `VLBOutput`."""
         (seed,) = draw_seeds(1, generator)
-        prior, features = known_parts(scorer, levels)
+        prior, features = known_parts([scorer], levels)
         ids = np.arange(len(levels))
         draw_scorer = DrawScorer([scorer], levels, ids, ids, seed, [labels])
         with self.progress_bar(total=len(levels) * evaluations_per_image) as progress_bar:
@@ -713,26 +686,3 @@ class VLBDDPMPipeline(DDPMPipeline):
                 "python": platform.python_version(),
             },
         }
-
-
-def check_count(name: str, value: Any) -> int:
-    r"""A positive integer, or `ValueError`."""
-    try:
-        count = operator.index(value if not isinstance(value, bool) else None)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-    return count
-
-
-def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
-    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
-    bad = (~torch.isfinite(terms)).nonzero()
-    if len(bad):
-        image, row = bad[0].tolist()
-        raise ValueError(
-            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
-            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
-            " try bfloat16 or float32."
-        )

@@ -30,13 +30,10 @@ from typing import NamedTuple
 
 import torch
 
+from .checks import to_working, working_dtype
 from .error_model import ErrorModel, features_of
-from .forward_process import ForwardProcess, to_working
-from .gaussians import working_dtype
-
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
-VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED_VARIANCE_TYPES)
+from .forward_process import ForwardProcess
+from .parametrizations import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES
 
 
 class ReverseGaussian(NamedTuple):

@@ -17,17 +17,20 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 # diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin  # noqa: F401
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from .bound import prior_kl, vlb_terms
-from .calibrated_model import MADE_FOR, Calibration
-from .forward_process import ForwardProcess, check_inference_timesteps, make_betas, on_cpu
-from .gaussians import Gaussian, check_num_pixel_levels
-from .hub import push_scheduler
+from .calibration.stored import MADE_FOR, Calibration
+from .checks import on_cpu
+from .forward_process import ForwardProcess, check_inference_timesteps
+from .gaussians import Gaussian
 from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
-from .reverse_process import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, ReverseGaussian, ReverseProcess
+from .noise_schedules import make_betas
+from .parametrizations import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES
+from .pixel_grid import check_num_pixel_levels
+from .reverse_process import ReverseGaussian, ReverseProcess
 
 logger = logging.get_logger(__name__)
 
@@ -40,10 +43,6 @@ SCHEDULE_KEYS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-
-# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
-NOT_ANOTHER = (None, False, "discrete")
-
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
 
@@ -185,6 +184,9 @@ class VLBDDPMScheduler(DDPMScheduler):
         Arguments, returns and errors as [`~VLBDDPMPipeline.push_to_hub`]; `safe_serialization` and `variant` are about weights,
         of which a scheduler has none.
         """
+        # The way to the Hub is looked up when it is wanted: no term of the bound leans on it.
+        from .hub.push import push_scheduler
+
         return push_scheduler(
             self.to_json_string(),
             repo_id,
@@ -706,36 +708,3 @@ def _is_default(value: Any, default: Any) -> bool:
     if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
         return value is default
     return value == default
-
-
-def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
-    r"""The `VLBDDPMScheduler` of a DDPM scheduler, or of another whose network is a DDPM's: the same forward process and
-    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
-
-    Raises:
-        ValueError: a scheduler of another family (flow matching, EDM): what it samples is not a DDPM that can be scored.
-    """
-    if isinstance(scheduler, VLBDDPMScheduler):
-        return scheduler
-    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
-    config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
-    if not isinstance(scheduler, DDPMScheduler):
-        compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
-        others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
-        if not compatible or "beta_schedule" not in config or others:
-            raise ValueError(
-                "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
-                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
-            )
-        if config.get("variance_type", 0) is None:
-            del config["variance_type"]
-        upgraded = VLBDDPMScheduler.from_config(config)
-        logger.warning(
-            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
-            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
-        )
-        return upgraded
-    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
-    if config.pop("predict_epsilon", True) is False:
-        config["prediction_type"] = "sample"
-    return VLBDDPMScheduler.from_config(config)

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ddpm_vlb.bound import decoder_nll, prior_kl, trajectory_bound, transition_kl, vlb_terms
-from ddpm_vlb.forward_process import ForwardProcess, make_betas
-from ddpm_vlb.gaussians import levels_to_samples, normal_log_density
-from ddpm_vlb.reverse_process import PREDICTION_TYPES, VARIANCE_TYPES, ReverseProcess
+from ddpm_vlb.forward_process import ForwardProcess
+from ddpm_vlb.gaussians import normal_log_density
+from ddpm_vlb.noise_schedules import make_betas
+from ddpm_vlb.parametrizations import PREDICTION_TYPES, VARIANCE_TYPES
+from ddpm_vlb.pixel_grid import levels_to_samples
+from ddpm_vlb.reverse_process import ReverseProcess
 
 BETAS = make_betas("linear", 1000)
 FULL = ForwardProcess.from_betas(BETAS)

@@ -13,11 +13,12 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.calibration import calibrate, describe, format_calibration
-from ddpm_vlb.cards import check_card, check_report, model_card, reproducing_command
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import evaluate, make_report
 from ddpm_vlb.gaussians import discretized_gaussian_log_likelihood
+from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
+from ddpm_vlb.reports.schema import check_report
 
 VARIANCES = ["fixed_small", "fixed_large", "learned_range", "learned"]
 

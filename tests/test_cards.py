@@ -12,10 +12,11 @@ import pytest
 import yaml
 from conftest import generator
 
-from ddpm_vlb.cards import check_card, check_report, model_card, public_report, read_report, reproducing_command
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import make_report, write_report
+from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
+from ddpm_vlb.reports.schema import check_report, public_report, read_report
 
 CHECKPOINTS = Path(__file__).parents[1] / "spaces_demo" / "checkpoints"
 

@@ -6,7 +6,7 @@ from conftest import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.cli import main
-from ddpm_vlb.comparison import compare, format_comparison
+from ddpm_vlb.evaluation import compare, format_comparison
 
 
 def make_pipe(seed=0, steps=20, **overrides):

@@ -6,9 +6,10 @@ import torch
 from conftest import generator
 from scipy import fft
 
-from ddpm_vlb.control_variates import ControlVariates, image_features
-from ddpm_vlb.forward_process import ForwardProcess, make_betas
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.forward_process import ForwardProcess
+from ddpm_vlb.noise_schedules import make_betas
+from ddpm_vlb.pixel_grid import levels_to_samples
+from ddpm_vlb.sampled_bound.control_variates import ControlVariates, image_features
 
 ZERO_SNR = make_betas("linear", 1000, rescale_betas_zero_snr=True)
 # From almost no noise to nothing but noise: alphas_cumprod of 0.9999, 0.9, 0.08, 0.00001 and 0.

@@ -10,8 +10,12 @@ from conftest import generator, quiet
 from diffusers import DDPMPipeline
 
 from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.checkpoints.openai import convert_openai, timestep_embedding
 from ddpm_vlb.cli import main
-from ddpm_vlb.convert_openai import convert_openai, timestep_embedding
+
+
+def converted(weights, **arguments) -> VLBDDPMPipeline:
+    return VLBDDPMPipeline(*convert_openai(weights, **arguments))
 
 
 class Reference:
@@ -180,7 +184,7 @@ def test_the_embedding_is_the_papers():
     ],
 )
 def test_the_same_function(reference, arguments):
-    pipe = convert_openai(reference.weights, **arguments)
+    pipe = converted(reference.weights, **arguments)
     num_steps, size = pipe.scheduler.config.num_train_timesteps, pipe.unet.config.sample_size
     factor = 1000 / num_steps if arguments.get("rescale_timesteps", True) else 1
     x = torch.randn(2, 3, size, size, generator=generator())
@@ -193,7 +197,7 @@ def test_the_same_function(reference, arguments):
 
 
 def test_the_diffusion(tmp_path):
-    pipe = convert_openai(like_cifar().weights, diffusion_steps=4000)
+    pipe = converted(like_cifar().weights, diffusion_steps=4000)
     config = pipe.scheduler.config
     assert (config.beta_schedule, config.variance_type, config.prediction_type) == (
         "squaredcos_cap_v2",
@@ -204,7 +208,7 @@ def test_the_diffusion(tmp_path):
     forward = pipe.scheduler.forward_process()
     f = [math.cos((t / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0, 1, 2000)]
     assert forward.alphas_cumprod[[0, 1999]].tolist() == pytest.approx([f[1] / f[0], f[2] / f[0]], rel=1e-9)
-    linear = convert_openai(like_cifar().weights, diffusion_steps=4000, noise_schedule="linear").scheduler
+    linear = converted(like_cifar().weights, diffusion_steps=4000, noise_schedule="linear").scheduler
     assert linear.betas[[0, -1]].tolist() == pytest.approx([2.5e-5, 0.005], rel=1e-5)
     # Their respacing: evenly spaced from the first to the last.
     assert pipe.scheduler.inference_grid(100)[::-1] == [round(i * 3999 / 99) for i in range(100)]
@@ -212,12 +216,12 @@ def test_the_diffusion(tmp_path):
 
 def test_the_published_models_have_their_flags():
     lsun = like_cifar(multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,), blocks=1, scale_shift=False)
-    pipe = convert_openai(lsun.weights)
+    pipe = converted(lsun.weights)
     assert pipe.unet.config.sample_size == 256 and pipe.unet.config.attention_head_dim is None
     config = pipe.scheduler.config
     assert (config.num_train_timesteps, config.beta_schedule, config.beta_end) == (1000, "linear", 0.02)
     assert pipe.unet.config.time_embedding_type == "positional"
-    cifar = convert_openai(like_cifar().weights)
+    cifar = converted(like_cifar().weights)
     assert cifar.unet.config.sample_size == 32 and cifar.unet.config.attention_head_dim == 16
     assert (cifar.scheduler.config.num_train_timesteps, cifar.unet.config.time_embedding_type) == (4000, "learned")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddpm_vlb.data import StoredImages, images_to_levels, load_images, open_images, quantize, stream_images
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 ROOT = Path(__file__).parents[1]
 

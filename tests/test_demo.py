@@ -23,8 +23,8 @@ from vlb_demo.texts import Refusal
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
-from ddpm_vlb.rate_distortion import rate_distortion
-from ddpm_vlb.standalone import standalone_source
+from ddpm_vlb.hub.standalone import standalone_source
+from ddpm_vlb.likelihoods.rate_distortion import rate_distortion
 
 DIGITS = "ddpm-vlb-digits"
 MNIST = "ddpm-vlb-mnist"

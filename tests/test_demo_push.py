@@ -14,8 +14,8 @@ from hub_client import Client, Failure
 from hub_server import local_hub
 
 import ddpm_vlb
-from ddpm_vlb.demo_space import CARRIED, space_files
-from ddpm_vlb.standalone import standalone_source
+from ddpm_vlb.hub.space import CARRIED, space_files
+from ddpm_vlb.hub.standalone import standalone_source
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "spaces_demo"

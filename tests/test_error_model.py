@@ -8,10 +8,12 @@ import torch
 from conftest import generator
 
 from ddpm_vlb.bound import transition_kl
-from ddpm_vlb.error_fits import fit_decoder, fit_errors
+from ddpm_vlb.calibration.fits import fit_decoder, fit_errors
 from ddpm_vlb.error_model import ErrorModel, features_of, step_costs
-from ddpm_vlb.forward_process import ForwardProcess, make_betas
-from ddpm_vlb.gaussians import discretized_gaussian_log_likelihood, levels_to_samples
+from ddpm_vlb.forward_process import ForwardProcess
+from ddpm_vlb.gaussians import discretized_gaussian_log_likelihood
+from ddpm_vlb.noise_schedules import make_betas
+from ddpm_vlb.pixel_grid import levels_to_samples
 from ddpm_vlb.reverse_process import ReverseProcess
 
 STEPS = 50

@@ -7,12 +7,12 @@ from conftest import generator, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.cards import reproducing_command
 from ddpm_vlb.data import ImageSet
 from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, merge_reports, plot_terms, write_report
-from ddpm_vlb.importance_weighted import importance_weighted_nll
-from ddpm_vlb.per_image import format_images
-from ddpm_vlb.probability_flow import ode_nll
+from ddpm_vlb.hub.cards import reproducing_command
+from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
+from ddpm_vlb.likelihoods.probability_flow import ode_nll
+from ddpm_vlb.reports.show import format_images
 
 
 @pytest.fixture

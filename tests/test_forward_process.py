@@ -9,7 +9,8 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_vlb.forward_process import BETA_SCHEDULES, ForwardProcess, make_betas
+from ddpm_vlb.forward_process import ForwardProcess
+from ddpm_vlb.noise_schedules import BETA_SCHEDULES, make_betas
 
 LINEAR = make_betas("linear", 1000)
 

@@ -129,7 +129,7 @@ def test_the_repository_contains_what_it_should_and_nothing_else(shipped):
     for name, content in shipped.items():
         assert str(ROOT).encode() not in content, name
         assert not name.endswith(".json") or b"_name_or_path" not in content, name
-    from ddpm_vlb.cards import check_card
+    from ddpm_vlb.hub.cards import check_card
 
     check_card(card, report)
 

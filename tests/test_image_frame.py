@@ -5,7 +5,7 @@ from conftest import generator
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import ImageSet, open_images, quantize_images, stream_images
-from ddpm_vlb.image_frame import blocks, number_images, read_images, source_of
+from ddpm_vlb.data.frame import blocks, number_images, read_images, source_of
 
 PIXELS = 64
 

@@ -8,7 +8,7 @@ from analytic import GaussianDenoiser, gaussian_bound_and_nll
 from conftest import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.importance_weighted import importance_weighted_nll, summarize_weights
+from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll, summarize_weights
 
 STEPS, LEVEL, PIXELS = 8, 150, 16
 

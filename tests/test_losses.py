@@ -5,7 +5,7 @@ import torch
 from conftest import generator
 
 from ddpm_vlb import VLBDDPMScheduler
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 
 def batch(scheduler, steps, seed=0):

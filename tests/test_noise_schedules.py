@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from ddpm_vlb import VLBDDPMScheduler
 from ddpm_vlb.bound import prior_kl, vlb_terms
-from ddpm_vlb.gaussians import levels_to_samples
 from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
+from ddpm_vlb.pixel_grid import levels_to_samples
 from ddpm_vlb.reverse_process import ReverseProcess
 
 SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
 from ddpm_vlb.evaluation import make_report
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 TERMS = ("bits_per_dim", "prior", "transitions", "decoder")
 

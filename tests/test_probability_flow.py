@@ -10,9 +10,9 @@ from analytic import GaussianDenoiser
 from conftest import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.likelihoods.probability_flow import Flow, ode_nll
 from ddpm_vlb.noise import keyed_normal, mix
-from ddpm_vlb.probability_flow import Flow, ode_nll
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 STEPS, M, S = 30, 0.2, 0.3
 

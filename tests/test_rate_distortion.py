@@ -8,9 +8,10 @@ from analytic import GaussianDenoiser
 from conftest import generator, quiet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.gaussians import levels_to_samples, nats_to_bits_per_dim
+from ddpm_vlb.gaussians import nats_to_bits_per_dim
+from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
 from ddpm_vlb.noise import keyed_noise, mix
-from ddpm_vlb.rate_distortion import progressive_decoding, rate_distortion
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 
 def test_rates_are_sums_of_the_bounds_terms(pipe, images):

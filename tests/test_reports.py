@@ -8,9 +8,12 @@ from conftest import generator, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.cards import check_card, check_report, model_card, reproducing_command
 from ddpm_vlb.evaluation import evaluate, make_report
-from ddpm_vlb.reports import format_report, merge_reports, plot_terms, student_quantile, write_report, write_scores
+from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
+from ddpm_vlb.reports.make import student_quantile
+from ddpm_vlb.reports.merge import merge_reports
+from ddpm_vlb.reports.schema import check_report
+from ddpm_vlb.reports.show import format_report, plot_terms, write_report, write_scores
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import torch
 from conftest import generator
 from diffusers import DDPMScheduler
 
-from ddpm_vlb.forward_process import ForwardProcess, make_betas
-from ddpm_vlb.reverse_process import PREDICTION_TYPES, VARIANCE_TYPES, ReverseProcess
+from ddpm_vlb.forward_process import ForwardProcess
+from ddpm_vlb.noise_schedules import make_betas
+from ddpm_vlb.parametrizations import PREDICTION_TYPES, VARIANCE_TYPES
+from ddpm_vlb.reverse_process import ReverseProcess
 
 BETAS = make_betas("linear", 1000)
 FULL = ForwardProcess.from_betas(BETAS)

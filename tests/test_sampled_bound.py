@@ -9,19 +9,13 @@ from scipy import stats
 from scipy.special import ndtri
 
 from ddpm_vlb import VLBDDPMPipeline
-from ddpm_vlb.checkpoints import network_digest
 from ddpm_vlb.data import load_images
-from ddpm_vlb.noise import keyed_uniform, mix, mix_array, uniform_array
-from ddpm_vlb.sampled_bound import (
-    Draws,
-    _Design,
-    _pilot_draws,
-    bin_edges,
-    check_rules,
-    estimate_bound,
-    order_of,
-)
-from ddpm_vlb.scoring import DrawScorer, known_parts
+from ddpm_vlb.model.network import network_digest
+from ddpm_vlb.noise import keyed_uniform, mix, mix_array, order_of, uniform_array
+from ddpm_vlb.sampled_bound.design import _Design, _pilot_draws, bin_edges
+from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer, known_parts
+from ddpm_vlb.sampled_bound.draws import Draws
+from ddpm_vlb.sampled_bound.estimate import check_rules, estimate_bound
 
 ROOT = Path(__file__).parents[1]
 REPETITIONS = 2000

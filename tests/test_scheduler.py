@@ -14,8 +14,8 @@ from diffusers import (
 )
 
 from ddpm_vlb import VLBDDPMScheduler
-from ddpm_vlb.gaussians import levels_to_samples
-from ddpm_vlb.scheduling_vlb_ddpm import upgrade_scheduler
+from ddpm_vlb.checkpoints.loading import upgrade_scheduler
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 
 def fake_network(sample, t, learned):

@@ -10,12 +10,14 @@ from conftest import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.bound import prior_kl, vlb_terms
-from ddpm_vlb.control_variates import ControlVariates, image_features
-from ddpm_vlb.forward_process import ForwardProcess, make_betas
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.forward_process import ForwardProcess
 from ddpm_vlb.noise import keyed_normal, mix_array
-from ddpm_vlb.sampled_bound import Draws, estimate_bound
-from ddpm_vlb.scoring import DrawScorer, known_parts, match_rows
+from ddpm_vlb.noise_schedules import make_betas
+from ddpm_vlb.pixel_grid import levels_to_samples
+from ddpm_vlb.sampled_bound.control_variates import ControlVariates, image_features
+from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer, known_parts, match_rows
+from ddpm_vlb.sampled_bound.draws import Draws
+from ddpm_vlb.sampled_bound.estimate import estimate_bound
 
 BITS = 64 * math.log(2)  # of an image of 8 x 8 pixels
 

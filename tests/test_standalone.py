@@ -12,8 +12,8 @@ from conftest import generator
 from diffusers.utils import dynamic_modules_utils
 
 import ddpm_vlb
-from ddpm_vlb import standalone
-from ddpm_vlb.standalone import card_template, standalone_source
+from ddpm_vlb.hub import standalone
+from ddpm_vlb.hub.standalone import card_template, standalone_source
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,13 +54,13 @@ def test_diffusers_finds_nothing_in_it_that_is_not_installed(tmp_path, caplog):
 
 def test_other_modules_can_be_joined(tmp_path):
     r"""What a demo needs besides, in one file that is imported like any module."""
-    source = standalone_source("evaluation", "data", "pipeline_vlb_ddpm")
+    source = standalone_source("evaluation.evaluate", "data.sources", "pipeline_vlb_ddpm")
     (tmp_path / "joined.py").write_text(source)
     spec = importlib.util.spec_from_file_location("joined", tmp_path / "joined.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.__version__ == ddpm_vlb.__version__ and module.load_images("digits", "test", 2).images.shape == (2, 1, 8, 8)
-    assert {"make_report", "plot_terms", "VLBDDPMPipeline", "vlb_loss"} <= set(dir(module))
+    assert {"evaluate", "report_of_estimate", "VLBDDPMPipeline", "vlb_loss"} <= set(dir(module))
     tree = ast.parse(source)
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
 
@@ -71,7 +71,11 @@ def test_other_modules_can_be_joined(tmp_path):
         ({"low": "x = 1\n", "high": "from .low import x\nx = 2\n"}, "one meaning to be joined, got two of 'x' in high"),
         ({"low": "import math\n", "high": "from . import low\nmath = 3\n"}, "must import single names"),
         ({"low": "x = 1\n", "high": "from .low import x as y\n"}, "must import single names"),
-        ({"low": "x = 1\n", "high": "def f():\n    from .low import x\n    return x\n"}, "at the top to be joined, got line 2"),
+        ({"low": "x = 1\n", "high": "def f():\n    from . import low\n    return low.x\n"}, "must import single names"),
+        (
+            {"family/__init__": "from .low import x\n", "family/low": "x = 1\n", "high": "from .family import x\n"},
+            "single names",
+        ),
         ({"low": "import math as m\n", "high": "from .low import m\nimport cmath as m\n"}, "got two of 'm'"),
     ],
 )
@@ -79,9 +83,33 @@ def test_what_cannot_be_joined_is_refused(modules, message, tmp_path, monkeypatc
     monkeypatch.setattr(standalone, "PACKAGE", tmp_path)
     (tmp_path / "__init__.py").write_text('__version__ = "0"\n')
     for name, text in modules.items():
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(text)
     with pytest.raises(ValueError, match=message):
         standalone_source.__wrapped__("high")
+
+
+def test_families_are_joined_and_late_imports_come_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(standalone, "PACKAGE", tmp_path)
+    modules = {
+        "__init__": '__version__ = "0"\n',
+        "low": "x = 1\n",
+        "family/__init__": "from .member import y\n",
+        "family/member": "from .other import z\nfrom ..low import x\n\ny = x + z\n",
+        "family/other": "from .. import __version__\n\nz = len(__version__)\n",
+        "edge": "from .high import f\n\n\ndef g():\n    return f, y\n",
+        "high": "from .family.member import y\n\n\ndef f():\n    # Late.\n    from .edge import g\n\n    return g()\n",
+    }
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    source = standalone_source.__wrapped__("high")
+    joined = {}
+    exec(source.replace(standalone.RESOURCES, ""), joined)
+    assert joined["y"] == 2 and joined["f"]() == (joined["f"], 2)
+    assert [line.split()[2] for line in source.splitlines() if line.startswith("# ---- ddpm_vlb/")] == [
+        f"ddpm_vlb/{name}.py" for name in ("family/other", "low", "family/member", "high", "edge")
+    ]
 
 
 def test_nothing_of_ours_trusts_remote_code_by_itself():

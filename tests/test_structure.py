@@ -3,81 +3,127 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "ddpm_vlb"
 
-# Lowest first: a module may import those above it in this list.
+# Lowest first, a file or a family: each may import those above it in this list, whole folders too.
 ROOMS = [
     "__init__",
     "files",
-    "standalone",
-    "cards",
-    "hub",
-    "demo_space",
-    "gaussians",
+    "checks",
     "noise",
     "timestep_samplers",
+    "pixel_grid",
+    "gaussians",
     "forward_process",
     "noise_schedules",
     "error_model",
-    "error_fits",
+    "parametrizations",
     "reverse_process",
     "bound",
     "losses",
-    "control_variates",
-    "sampled_bound",
-    "scoring",
-    "images",
     "data",
-    "sub_schedules",
-    "calibrated_model",
+    "model",
+    "calibration",
+    "sampled_bound",
+    "reports",
+    "likelihoods",
     "scheduling_vlb_ddpm",
+    "hub",
     "checkpoints",
     "pipeline_vlb_ddpm",
-    "convert_openai",
-    "importance_weighted",
-    "probability_flow",
-    "rate_distortion",
-    "per_image",
-    "reports",
-    "sweeps",
-    "workers",
-    "image_frame",
-    "half_precision",
     "evaluation",
-    "comparison",
-    "calibration",
-    "arguments",
     "cli",
     "__main__",
 ]
-KNOW_NOTHING_OF_DIFFUSERS = ROOMS[: ROOMS.index("scheduling_vlb_ddpm")]
+KNOW_NOTHING_OF_DIFFUSERS = ROOMS[: ROOMS.index("data")]
+# The maths, which leans on no edge.
+CORE = ["scheduling_vlb_ddpm", "forward_process", "reverse_process", "bound", "gaussians", "losses"]
+EDGES = ("hub", "reports", "checkpoints", "evaluation", "cli")
+# Imported by a method when it is called, and by nothing before: (from, to).
+LATE = {("scheduling_vlb_ddpm", "hub.push")}
 
 
-def imports(module):
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((0, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            yield from ((node.level, name) for name in names)
+def modules():
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module):
+    return module.partition(".")[0]
+
+
+def imports(module, late=False):
+    r"""(level, name) of what a module imports at its top, or, with `late`, inside of functions; for types alone left out."""
+    tree = ast.parse(modules()[module].read_text())
+    for statement in tree.body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            continue
+        for node in ast.walk(statement):
+            if (node is not statement) != late or not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            if isinstance(node, ast.Import):
+                yield from ((0, alias.name) for alias in node.names)
+            else:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                yield from ((node.level, name) for name in names)
+
+
+def own_imports(module, late=False):
+    r"""The modules of the package that a module imports."""
+    for level, name in imports(module, late):
+        if level:
+            folder = module.split(".")[:-level]
+            target = ".".join([*folder, name])
+            yield target if target in modules() else ".".join([*folder, name, "__init__"]).removeprefix("__version__.")
 
 
 def test_every_module_has_its_place():
-    assert sorted(path.stem for path in PACKAGE.glob("*.py")) == sorted(ROOMS)
+    assert sorted({room_of(module) for module in modules()}) == sorted(ROOMS)
 
 
 def test_imports_go_downward():
-    for module in ROOMS[1:]:
-        for level, name in imports(module):
-            if level:
-                name = name if name in ROOMS else "__init__"
-                assert ROOMS.index(name) < ROOMS.index(module), (module, name)
+    for module in modules():
+        for target in own_imports(module):
+            room, other = room_of(module), room_of(target)
+            assert room == other or ROOMS.index(other) < ROOMS.index(room), (module, target)
+
+
+def test_files_of_a_family_import_each_other_in_one_direction():
+    for room in ROOMS:
+        family = {module for module in modules() if room_of(module) == room and module != f"{room}.__init__"}
+        left = {module: {target for target in own_imports(module) if target in family} for module in family}
+        while left:
+            lowest = {module for module, targets in left.items() if not targets & left.keys()}
+            assert lowest, f"a circle among {sorted(left)}"
+            left = {module: targets for module, targets in left.items() if module not in lowest}
+
+
+def test_what_is_imported_late_is_known():
+    late = {(module, target) for module in modules() if room_of(module) != "cli" for target in own_imports(module, late=True)}
+    assert late == LATE
 
 
 def test_the_maths_knows_nothing_of_diffusers():
-    for module in KNOW_NOTHING_OF_DIFFUSERS:
-        assert not any(name.split(".")[0] == "diffusers" for level, name in imports(module) if not level), module
+    for module in modules():
+        if room_of(module) in KNOW_NOTHING_OF_DIFFUSERS:
+            assert not any(name.split(".")[0] == "diffusers" for level, name in imports(module) if not level), module
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_leans_on_no_edge(module):
+    code = f"""
+import sys, ddpm_vlb.{module}
+reached = sorted(name for name in sys.modules if name.startswith({tuple(f"ddpm_vlb.{edge}" for edge in EDGES)}))
+assert not reached, reached
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_folder_has_the_name_of_one_of_diffusers_pipelines():
+    taken = {path.name for path in (Path(diffusers.__file__).parent / "pipelines").iterdir()}
+    assert not taken & {path.name for path in PACKAGE.iterdir() if path.is_dir()}
 
 
 def test_importing_the_package_imports_neither_torch_nor_diffusers():
@@ -87,8 +133,27 @@ def test_importing_the_package_imports_neither_torch_nor_diffusers():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_every_public_name_is_there_and_old_paths_give_the_same():
+    import ddpm_vlb
+    import ddpm_vlb.likelihoods.rate_distortion as new
+
+    assert all(getattr(ddpm_vlb, name) is not None for name in ddpm_vlb.__all__)
+    import ddpm_vlb.rate_distortion as old
+    from ddpm_vlb.comparison import compare
+    from ddpm_vlb.importance_weighted import importance_weighted_nll
+    from ddpm_vlb.probability_flow import ode_nll
+    from ddpm_vlb.sub_schedules import best_sub_schedules  # noqa: F401
+
+    assert old is new and new.__spec__.name == "ddpm_vlb.likelihoods.rate_distortion"
+    assert (compare, importance_weighted_nll, ode_nll) == (
+        ddpm_vlb.compare,
+        ddpm_vlb.importance_weighted_nll,
+        ddpm_vlb.ode_nll,
+    )
+
+
 def test_every_command_has_its_function():
-    from ddpm_vlb.cli import COMMANDS, build_parser
+    from ddpm_vlb.cli.main import COMMANDS, build_parser
 
     (commands,) = (action for action in build_parser()._actions if action.dest == "command")
     assert sorted(commands.choices) == sorted(COMMANDS)
@@ -97,3 +162,11 @@ def test_every_command_has_its_function():
 def test_help_is_quick():
     code = "import sys; from ddpm_vlb.cli import build_parser; build_parser(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_folder_is_installed():
+    import tomllib
+
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert folders | {"ddpm_vlb.model_cards"} == set(declared)

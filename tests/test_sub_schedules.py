@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ddpm_vlb.sub_schedules import best_sub_schedules, table_of_steps
+from ddpm_vlb.calibration.sub_schedules import best_sub_schedules, table_of_steps
 
 
 def costs(count, seed=0):

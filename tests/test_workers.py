@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_vlb.workers import Journal, Workers, run_batches
+from ddpm_vlb.evaluation.run import Journal, Workers, run_batches
 
 SETTINGS = {"seed": 0, "model": "a"}
 # The command line, with an exchange after every batch.

@@ -23,7 +23,7 @@ from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import format_report, image_grid, make_report, plot_terms, write_report
 from ddpm_vlb.files import new_folder
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 NUM_PIXEL_LEVELS = 17
 BATCH_SIZE = 64

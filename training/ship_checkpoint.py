@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from ddpm_vlb import VLBDDPMPipeline
-from ddpm_vlb.cards import model_card
 from ddpm_vlb.data import open_images
 from ddpm_vlb.evaluation import evaluate, format_report, image_grid, make_report, plot_terms, write_report
 from ddpm_vlb.files import new_folder, write_atomically
-from ddpm_vlb.hub import PICTURES
+from ddpm_vlb.hub.cards import model_card
+from ddpm_vlb.hub.repository import PICTURES
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 

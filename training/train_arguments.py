@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 from diffusers.optimization import SchedulerType
 
-from ddpm_vlb.forward_process import BETA_SCHEDULES
 from ddpm_vlb.losses import LOSS_TYPES
-from ddpm_vlb.reverse_process import PREDICTION_TYPES, VARIANCE_TYPES
+from ddpm_vlb.noise_schedules import BETA_SCHEDULES
+from ddpm_vlb.parametrizations import PREDICTION_TYPES, VARIANCE_TYPES
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
 
 # Of diffusers' schedules, those that need no rules of their own.

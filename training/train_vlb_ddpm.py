@@ -47,9 +47,9 @@ from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import images_to_levels
 from ddpm_vlb.evaluation import estimate_nll, image_grid
 from ddpm_vlb.files import clean_up, new_folder, remove_folder, replace_folder, sync, write_atomically
-from ddpm_vlb.gaussians import levels_to_samples
-from ddpm_vlb.hub import push_folder
+from ddpm_vlb.hub.push import push_folder
 from ddpm_vlb.noise import keyed_normal, keyed_uniform, mix
+from ddpm_vlb.pixel_grid import levels_to_samples
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 SPACE = Path(__file__).parents[1]
 CARRIED = SPACE / "checkpoints" / "ddpm-vlb-digits" / "pipeline.py"
 # What the demo imports from.
-MODULES = ("bound", "forward_process", "gaussians", "images", "noise", "rate_distortion")
+MODULES = (
+    "bound",
+    "forward_process",
+    "gaussians",
+    "likelihoods",
+    "likelihoods.rate_distortion",
+    "noise",
+    "noise_schedules",
+    "pixel_grid",
+)
 
 if importlib.util.find_spec("ddpm_vlb") is None:
     _spec = importlib.util.spec_from_file_location("ddpm_vlb", CARRIED)

@@ -41,7 +41,8 @@ print(out.prior.mean(), out.transitions_total.mean(), out.decoder.mean())  # L_T
 
 NAIVE = """
 # In place of each KL: log q(x_s | x_t, x_0) - log p(x_s | x_t), at an x_s drawn from q.
-from ddpm_vlb.gaussians import levels_to_samples, nats_to_bits_per_dim, normal_log_density
+from ddpm_vlb.gaussians import nats_to_bits_per_dim, normal_log_density
+from ddpm_vlb.pixel_grid import levels_to_samples
 from ddpm_vlb.noise import draw_seeds, keyed_noise, mix
 
 scheduler, grid = pipe.scheduler, [out.timesteps.tolist()[-1 - i] for i in range(len(out.timesteps))]

@@ -8,8 +8,9 @@ import gradio as gr
 import numpy as np
 import torch
 
-from ddpm_vlb.forward_process import ForwardProcess, make_betas
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.forward_process import ForwardProcess
+from ddpm_vlb.noise_schedules import make_betas
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 from . import pictures
 from .layout import Tab
@@ -24,7 +25,7 @@ CODE = """\
 import torch
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
-from ddpm_vlb.gaussians import levels_to_samples
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 pipe = VLBDDPMPipeline.from_pretrained({source!r})
 scheduler, t = pipe.scheduler, {t}

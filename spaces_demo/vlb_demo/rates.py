@@ -8,7 +8,7 @@ import gradio as gr
 import numpy as np
 import torch
 
-from ddpm_vlb.rate_distortion import RateDistortion, progressive_decoding, rate_distortion
+from ddpm_vlb.likelihoods.rate_distortion import RateDistortion, progressive_decoding, rate_distortion
 
 from . import pictures
 from .layout import Tab
@@ -23,7 +23,7 @@ CODE = """\
 import torch
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
-from ddpm_vlb.rate_distortion import progressive_decoding, rate_distortion
+from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
 
 pipe = VLBDDPMPipeline.from_pretrained({source!r})
 {image}

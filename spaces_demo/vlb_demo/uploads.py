@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ddpm_vlb.images import quantize
+from ddpm_vlb.pixel_grid import quantize
 
 from .texts import Refusal
 

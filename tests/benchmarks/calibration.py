@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.calibrated_model import NUMBERS, log_snr
 from ddpm_vlb.calibration import calibrate
+from ddpm_vlb.calibration.stored import NUMBERS, log_snr
 from ddpm_vlb.data import load_images, open_images
 from ddpm_vlb.evaluation import evaluate
 

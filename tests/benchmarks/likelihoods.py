@@ -9,9 +9,9 @@ import torch
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
-from ddpm_vlb.importance_weighted import importance_weighted_nll
-from ddpm_vlb.probability_flow import ode_nll
-from ddpm_vlb.rate_distortion import rate_distortion
+from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
+from ddpm_vlb.likelihoods.probability_flow import ode_nll
+from ddpm_vlb.likelihoods.rate_distortion import rate_distortion
 
 CHECKPOINT = Path(__file__).parents[2] / "spaces_demo" / "checkpoints" / "ddpm-vlb-digits"
 IMAGES, STEPS, SWEEPS = 16, 100, 8

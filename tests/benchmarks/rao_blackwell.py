@@ -12,7 +12,8 @@ import torch
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.bound import prior_kl, trajectory_bound, vlb_terms
 from ddpm_vlb.data import load_images
-from ddpm_vlb.gaussians import levels_to_samples, normal_log_density
+from ddpm_vlb.gaussians import normal_log_density
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 
 @torch.no_grad()

@@ -31,8 +31,9 @@ from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import evaluate
 from ddpm_vlb.noise import mix
-from ddpm_vlb.sampled_bound import Draws, bin_edges
-from ddpm_vlb.scoring import DrawScorer
+from ddpm_vlb.sampled_bound.design import bin_edges
+from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer
+from ddpm_vlb.sampled_bound.draws import Draws
 
 CHECKPOINTS = Path(__file__).parents[2] / "spaces_demo" / "checkpoints"
 TARGET = 0.0051  # +- 0.01 at 95 %

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules cards, checkpoints, files, gaussians, hub, images, noise, sampled_bound, forward_process, error_model, reverse_process, bound, sub_schedules, calibrated_model, losses, scheduling_vlb_ddpm, control_variates, scoring, pipeline_vlb_ddpm, rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, gaussians, forward_process, error_model, parametrizations, reverse_process, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_vlb_ddpm, checkpoints.loading, data.levels, files, reports.schema, hub.cards, hub.repository, hub.push, model.network, model.scorer, noise, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.draw_scorer, sampled_bound.design, sampled_bound.rounds, sampled_bound.estimate, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -138,713 +138,153 @@ def standalone_source() -> str:
         return file.read()
 
 
-# ---- ddpm_vlb/cards.py ----
+# ---- ddpm_vlb/checks.py ----
 
-r"""Model cards: made from a report and from nothing else, and checked against it.
-
-A card is refused where its report is not what `ddpm_vlb.evaluation` writes: numbers that are not finite or not numbers, keys
-that are missing, terms that do not sum to the total, a total that is not the mean of its images. A card that is there already
-is checked by making it again: nothing but the pictures that it shows is its own.
-"""
+r"""What is asked at every door: counts, seeds, shapes, and whether numbers are finite."""
 
 
 
 
-REPORT_KEYS = {
-    "bits_per_dim": float,
-    "prior": float,
-    "transitions_total": float,
-    "decoder": float,
-    "standard_error": float,
-    "transitions": list,
-    "timesteps": list,
-    "per_image": list,
-    "method": str,
-    "num_images": int,
-    "num_network_evaluations": int,
-    "config": dict,
-}
-# What a sampled report has besides.
-SAMPLED_KEYS = {
-    "monte_carlo_error": float,
-    "degrees_of_freedom": float,
-    "confidence_level": float,
-    "monte_carlo_interval": list,
-    "strata": list,
-    "evaluations_per_timestep": list,
-}
-# What else of a report may be shown.
-FURTHER_KEYS = (
-    "monte_carlo_error",
-    "data_error",
-    "confidence_interval",
-    "per_image_monte_carlo_error",
-    "half_precision_bias",
-)
-# Settings of a report's `config` that a reader of its number needs: a number is one of these settings, or it is none.
-SETTINGS = {
-    "num_train_timesteps": "number of steps T",
-    "num_steps": "steps scored",
-    "inference_timesteps": "the sub-sequence scored",
-    "beta_schedule": "forward variances",
-    "prediction_type": "prediction type",
-    "variance_type": "reverse variances",
-    "decoder_variance": "decoder variance (t = 0)",
-    "calibration": "calibrated on",
-    "num_pixel_levels": "pixel levels",
-    "quantized": "images brought onto these levels first",
-    "clip_sample": "clip_sample",
-    "thresholding": "thresholding",
-    "dtype": "dtype",
-    "seed": "seed",
-    "split": "split",
-}
-REQUIRED_SETTINGS = (
-    "num_train_timesteps",
-    "num_steps",
-    "prediction_type",
-    "variance_type",
-    "decoder_variance",
-    "num_pixel_levels",
-    "clip_sample",
-    "inference_timesteps",
-    "num_inference_steps",
-    "dtype",
-    "seed",
-    "dataset",
-    "network_sha256",
-)
-# What else of a report's `config` may be shown; anything else that lies in it stays at home.
-FURTHER_SETTINGS = (
-    "checkpoint",
-    "revision",
-    "trained_betas",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-    "clip_sample_range",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "overridden",
-    "timestep_spacing",
-    "num_class_embeds",
-    "image_shape",
-    "batch_size",
-    "device",
-    "versions",
-    "max_images",
-    "shard",
-    "data_sha256",
-    "buffer_bytes",
-    "num_images_in_memory",
-    "target_se",
-    "max_evaluations",
-    "evaluations_per_image",
-    "num_pilot_evaluations",
-    "num_rounds",
-    "num_processes",
-    "rows",
-    "description",
-    "limits",
-    "command",
-)
-# diffusers' own scheduler samples NaN, or something else, with these.
-NOT_FOR_STOCK = {"variance_type": ("learned", "fixed_large_log"), "timestep_spacing": ("trailing",)}
-LONGEST_LIST = 32
-METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
-TASK = "unconditional-image-generation"
-METRIC = "bits_per_dim"
-TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
+def working_dtype(device: torch.device) -> torch.dtype:
+    r"""The dtype in which terms of the bound are formed: float64, or float32 on devices that have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
-def read_report(path: str | Path) -> dict[str, Any]:
-    r"""A report from its file, checked as `check_report` does.
+def to_working(**tensors: torch.Tensor) -> list[torch.Tensor]:
+    r"""Tensors of one shape in the working dtype.
 
     Raises:
-        ValueError: a file that is not there, or not such a report.
+        ValueError: a tensor that is not floating-point (integers would be pixel levels, not values), or of another shape.
     """
+    (first, expected), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be floating-point values in [-1, 1] or latents, got dtype {tensor.dtype}.")
+        if tensor.ndim < 2:
+            raise ValueError(f"`{name}` must have the shape (B, C, H, W), got {tuple(tensor.shape)}.")
+        if tensor.shape != expected.shape:
+            raise ValueError(f"`{name}` must have the shape {tuple(expected.shape)} of `{first}`, got {tuple(tensor.shape)}.")
+    return [tensor.to(working_dtype(tensor.device)) for tensor in tensors.values()]
+
+
+def on_cpu(timesteps: int | torch.Tensor) -> int | torch.Tensor:
+    r"""Timesteps where they can be checked without waiting for an accelerator more than once."""
+    return timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps
+
+
+def check_count(name: str, value: Any) -> int:
+    r"""A positive integer, or `ValueError`."""
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`report` must be a JSON file of `ddpm-vlb evaluate`, got {str(path)!r}: {error}") from error
-    check_report(report)
-    return report
+        count = operator.index(value if not isinstance(value, bool) else None)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    return count
 
 
-def check_report(report: Any) -> None:
-    r"""Raise `ValueError` unless a report is complete, of finite Python numbers, and agrees with itself."""
-    if not isinstance(report, dict):
-        raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
-    sampled = str(report.get("method")).startswith("sampled")
-    for key, kind in (REPORT_KEYS | (SAMPLED_KEYS if sampled else {})).items():
-        if key not in report:
-            raise ValueError(f"`report` must have the key {key!r}, got {', '.join(sorted(map(str, report)))}.")
-        value = report[key]
-        if value is None and (key == "standard_error" and report["num_images"] == 1 or key == "per_image" and sampled):
-            continue
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"`report` must have a {kind.__name__} for {key!r}, got {type(value).__name__}.")
-    _check_plain(report, "report")
-    config = report["config"]
-    missing = [key for key in REQUIRED_SETTINGS if key not in config]
-    if missing:
-        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
-    count, transitions, per_image = report["num_images"], report["transitions"], report["per_image"]
-    for key, kinds in (("transitions", (float, int, type(None))), ("per_image", (float, int)), ("timesteps", (int,))):
-        for index, value in enumerate(report[key] or ()):
-            if type(value) not in kinds:
-                raise ValueError(f"`report.{key}[{index}]` must be a number, got {value!r}.")
-    for key in ("num_train_timesteps", "num_steps", "num_pixel_levels"):
-        if type(config[key]) is not int or config[key] < 1:
-            raise ValueError(f"`report.config.{key}` must be a positive integer, got {config[key]!r}.")
-    if not isinstance(config.get("versions", {}), dict):
-        raise ValueError(f"`report.config.versions` must be a dictionary, got {config['versions']!r}.")
-    full = report["method"].startswith("full")
-    if not (sampled or full):
-        raise ValueError(f"`report` must have a method that begins with 'full' or 'sampled', got {report['method']!r}.")
-    evaluations = report["num_network_evaluations"]
-    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
+def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
+    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
+    bad = (~torch.isfinite(terms)).nonzero()
+    if len(bad):
+        image, row = bad[0].tolist()
         raise ValueError(
-            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
-            f" evaluations of {count} images."
+            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
+            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
+            " try bfloat16 or float32."
         )
-    if full and None in transitions:
-        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
-    if (config["num_steps"] < config["num_train_timesteps"]) != (config["inference_timesteps"] is not None):
-        raise ValueError(
-            f"`report` must name the sub-sequence it is of, and only then, got {config['num_steps']} steps of"
-            f" {config['num_train_timesteps']} on {config['inference_timesteps']}."
-        )
-    if report["standard_error"] is not None and report["standard_error"] < 0:
-        raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
-    lengths = (len(transitions), len(report["timesteps"]), count if per_image is None else len(per_image))
-    if lengths != (config["num_steps"] - 1, config["num_steps"] - 1, count):
-        raise ValueError(
-            "`report` must have one transition and one timestep per step but the first, and one number per image, got"
-            f" {lengths} for {config['num_steps']} steps and {count} images."
-        )
-    terms = [report["prior"], report["transitions_total"], report["decoder"]]
-    if min(terms) < 0 and not sampled:
-        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
-    total = report["bits_per_dim"]
-    _check_same("terms that sum to its total", sum(terms), total)
-    if per_image is not None:
-        _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
-    if full:
-        _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
-    else:
-        _check_sampled(report)
-    if full and count > 1:
-        error = math.sqrt(math.fsum((value - total) ** 2 for value in per_image) / (count - 1) / count)
-        _check_same("a standard error that its images have", error, report["standard_error"])
 
 
-def _check_sampled(report: dict[str, Any]) -> None:
-    r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
-    data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
-    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
-        if type(value) not in (int, float) or value < 0:
-            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
-    if report["standard_error"] is not None:
-        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
-    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
-        interval = report.get(key)
-        if interval is None and error is None or interval is None and key == "confidence_interval":
-            continue
-        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
-            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
-        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
-        # Student's quantile is nowhere below the normal one.
-        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
-        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
-            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
-    first, *others = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in report["strata"]] or [
-        None
-    ]
-    if any(type(value) not in (int, float) for value in (first, *others)):
-        raise ValueError("`report` must have the bits per dimension of each of its strata.")
-    _check_same("a decoder that is its first stratum", first, report["decoder"])
-    _check_same("strata that sum to its transitions", math.fsum(others), report["transitions_total"])
-    counts = report["evaluations_per_timestep"]
-    if len(counts) != report["config"]["num_steps"] or any(type(n) is not int or n < 0 for n in counts):
-        raise ValueError(f"`report` must count the evaluations at each of its {report['config']['num_steps']} timesteps.")
-    if sum(counts) > report["num_network_evaluations"] or any(
-        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
-    ):
-        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
+# ---- ddpm_vlb/pixel_grid.py ----
+
+r"""The grid of levels that images live on: level k of n stands for the value 2 k / (n - 1) - 1."""
 
 
-def _check_same(what: str, got: float, expected: float) -> None:
-    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
-        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
 
 
-def _check_plain(value: Any, name: str) -> None:
-    r"""Raise `ValueError` for anything that is not a plain, finite value: NaN, infinity, a NumPy number, bytes, a date."""
-    if type(value) is dict:
-        for key, entry in value.items():
-            _check_plain(entry, f"{name}.{key}")
-    elif type(value) is list:
-        for index, entry in enumerate(value):
-            _check_plain(entry, f"{name}[{index}]")
-    elif type(value) not in (str, int, float, bool, type(None)):
-        raise ValueError(f"`{name}` must be a plain value of Python, got {type(value).__name__}.")
-    elif type(value) is float and not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}.")
+MAX_PIXEL_LEVELS = 65536
 
 
-def model_card(
-    report: dict[str, Any] | None,
-    *,
-    repository: str,
-    settings: dict[str, Any] | None = None,
-    pictures: Sequence[tuple[str, str]] = (),
-) -> ModelCard:
-    r"""The card of a checkpoint.
+def check_num_pixel_levels(num_pixel_levels: int) -> None:
+    r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
+    is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
+    if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
+        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}.")
+
+
+def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    r"""Grid values :math:`x = 2k/(n-1) - 1` in [-1, 1] of integer `levels` k; any shape."""
+    return levels.to(dtype) * (2.0 / (num_pixel_levels - 1)) - 1.0
+
+
+def nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
+    scale = 0.5 * (num_pixel_levels - 1)
+    return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
+
+
+def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = "samples") -> torch.Tensor:
+    r"""Integer levels k of float `samples` that lie on the grid (within 4 ulp of float32).
 
     Args:
-        report: of the checkpoint, as `ddpm_vlb.evaluation` makes it: every number of the card is from here. Its `config` may
-            have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
-            scored.
-        repository: what the checkpoint is loaded by.
-        settings: of the scheduler, and the network's `num_class_embeds`, where there is no report to say them.
-        pictures: pairs of a caption and a file name beside the card.
+        samples: float tensor of any shape with values in [-1, 1].
+        num_pixel_levels: the grid's number of levels n.
+        name: what the error message calls the tensor.
+
+    Returns:
+        int64 tensor of levels, same shape.
 
     Raises:
-        ValueError: a report that `check_report` refuses.
+        ValueError: values that are not finite, or off the grid. Bringing such images onto the grid is a decision about
+            the data (`ddpm_vlb.data.quantize`), never a silent rounding.
     """
-    if report is not None:
-        check_report(report)
-        report = public_report(report, repository)
-    config = settings or {} if report is None else report["config"]
-    name = repository.rpartition("/")[2]
-    steps = config.get("num_train_timesteps") or 1000
-    not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
-    return ModelCard.from_template(
-        _card_data(report, name),
-        template_str=card_template(),
-        report=report,
-        name=name,
-        repository=repository,
-        description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
-        limits=config.get("limits"),
-        dataset=_dataset_and_split(config),
-        error="" if report is None else _error(report),
-        terms="" if report is None else "\n".join(_term_rows(report)),
-        settings="" if report is None else "\n".join(_setting_rows(report)),
-        command=None if report is None else reproducing_command(report, repository),
-        pictures=list(pictures),
-        num_inference_steps=min(1000, steps),
-        not_for_stock=" and ".join(not_for_stock),
-        conditional=config.get("num_class_embeds") is not None,
-    )
+    levels = nearest_levels(samples, num_pixel_levels)
+    # A float32 image of the grid is wrong by at most one rounding (2^-24) of its value and one of each step that made
+    # it (x / 127.5 - 1); 4 ulp cover that, and are far below half a bin for up to 65536 levels.
+    ulp = torch.finfo(torch.float32).eps
+    error = (levels_to_samples(levels, num_pixel_levels, levels.dtype) - samples).abs()
+    good = (error <= 4 * ulp) & (levels >= 0) & (levels < num_pixel_levels)
+    if not bool(good.all()):
+        worst = samples[~good].flatten()[0].item()
+        what = "be finite" if not math.isfinite(worst) else f"lie on the grid 2 k / {num_pixel_levels - 1} - 1"
+        raise ValueError(
+            f"`{name}` must {what} (num_pixel_levels={num_pixel_levels}), got {worst!r}"
+            f" ({int((~good).sum())} of {samples.numel()} values). Values in [0, 1] become 2 x - 1."
+        )
+    return levels.long()
 
 
-def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
-    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
-    if report is None:
-        return ModelCardData(**data)
-    config = report["config"]
-    result = EvalResult(
-        task_type=TASK,
-        dataset_type=config["dataset"],
-        dataset_name=config["dataset"],
-        dataset_split=config.get("split"),
-        metric_type=METRIC,
-        metric_name="bits/dim (variational bound)",
-        metric_value=report["bits_per_dim"],
-        metric_args=_metric_arguments(report),
-    )
-    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=[result])
+def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source_levels: int | None = None) -> torch.Tensor:
+    r"""Bring images onto the grid of `num_pixel_levels` levels, each value to its nearest level.
 
+    This changes the data: the likelihood is that of the images returned, which should be shown wherever it is.
 
-def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
-    arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
-    config = report["config"]
-    return arguments | {key: _shortened(config[key]) for key in SETTINGS if config.get(key) is not None}
+    Args:
+        images: integer levels (of `source_levels`, by default all that the dtype holds), or floats in [-1, 1]; any shape.
+        num_pixel_levels: number of levels of the grid.
+        source_levels: number of levels of integer `images`.
 
-
-def _error(report: dict[str, Any]) -> str:
-    if report["standard_error"] is None:
-        return ""
-    if report["method"].startswith("full"):
-        return f" ({report['standard_error']:.4f} standard error)"
-    low, high = report["monte_carlo_interval"]
-    level = f"{report['confidence_level']:.0%}"
-    return f" ({report['standard_error']:.4f} standard error; of these very images {low:.4f} to {high:.4f}, {level})"
-
-
-def _dataset_and_split(config: dict[str, Any]) -> str:
-    return f"{config.get('dataset')} ({config['split']} split)" if config.get("split") else f"{config.get('dataset')}"
-
-
-def _term_rows(report: dict[str, Any]) -> list[str]:
-    rows = {"L_T (prior)": "prior", "sum of L_t (KL terms)": "transitions_total", "L_0 (decoder)": "decoder"}
-    lines = [f"| {text} | {report[key]:.4f} |" for text, key in rows.items()]
-    return ["| term | bits/dim |", "|---|---|", *lines, f"| **bound** | **{report['bits_per_dim']:.4f}** |"]
-
-
-def _setting_rows(report: dict[str, Any]) -> list[str]:
-    config = report["config"]
-    rows = [f"| {text} | {_cell(config[key])} |" for key, text in SETTINGS.items() if config.get(key) is not None]
-    method = f"| method | {report['method']}: {report['num_network_evaluations']} network evaluations |"
-    versions = " ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
-    return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
-
-
-def _shortened(value: Any) -> Any:
-    # Hundreds of timesteps are no reading; the report has them all.
-    if isinstance(value, list) and len(value) > LONGEST_LIST:
-        return f"{', '.join(map(str, value[:3]))}, ..., {', '.join(map(str, value[-3:]))} ({len(value)} in report.json)"
-    return value
-
-
-def _cell(value: Any) -> str:
-    # One line, and no column more.
-    value = _shortened(value)
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
-    r"""The command line that makes the report of a checkpoint again: its own `command`, or `ddpm-vlb evaluate` with all that
-    its config says; `None` where no command line can say it."""
-    config = report["config"]
-    if config.get("command"):
-        return config["command"]
-    shard = config.get("shard") or {"of": 1, "indices": [0]}
-    by_command = "max_images" in config and type(config["seed"]) is int and "thresholding" not in config.get("overridden", ())
-    by_command = by_command and len(shard["indices"]) == 1
-    if not by_command or (config["inference_timesteps"] is not None and config["num_inference_steps"] is None):
-        return None
-    in_memory = config.get("num_images_in_memory", report["num_images"])
-    words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
-    optional = {
-        "--revision": config.get("revision") if config.get("checkpoint") == repository else None,
-        "--split": config.get("split"),
-        "--max-images": config["max_images"],
-        "--shard": None if shard["of"] == 1 else f"{shard['indices'][0]}/{shard['of']}",
-        "--method": report["method"].partition(",")[0],
-        "--target-se": config.get("target_se"),
-        "--max-evaluations": config.get("max_evaluations"),
-        "--per-image": config.get("evaluations_per_image"),
-        "--buffer-mb": None if in_memory == report["num_images"] else config["buffer_bytes"] / 2**20,
-        "--num-inference-steps": config["num_inference_steps"],
-        "--num-pixel-levels": config["num_pixel_levels"],
-        "--batch-size": config.get("batch_size"),
-        "--dtype": config["dtype"],
-        "--seed": config["seed"],
-    }
-    words += [str(word) for flag, value in optional.items() if value is not None for word in (flag, value)]
-    words += ["--clip-sample" if config["clip_sample"] else "--no-clip-sample"]
-    words += ["--quantize"] if config.get("quantized") else []
-    return shlex.join(words)
-
-
-def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
-    r"""A report as it may be shown: the checkpoint under the name of its repository, no path of this machine, and no setting
-    that is not known here."""
-    config = {
-        key: report["config"][key] for key in report["config"] if key in (*SETTINGS, *FURTHER_SETTINGS, *REQUIRED_SETTINGS)
-    }
-    if config.get("checkpoint") != repository:
-        config.pop("revision", None)  # of another repository
-    config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
-    if config.get("command"):
-        config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
-    known = {*REPORT_KEYS, *SAMPLED_KEYS, *FURTHER_KEYS}
-    return {key: value for key, value in report.items() if key in known} | {"config": config}
-
-
-def public_name(name: str) -> str:
-    r"""A name as it may be shown: of an absolute path, or one that leads out of a folder, the last part."""
-    flag, equals, value = name.partition("=")
-    if equals and flag.startswith("--"):
-        return f"{flag}={public_name(value)}"
-    local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
-    return PurePath(name.replace("\\", "/")).name if local else name
-
-
-def check_card(text: str, report: dict[str, Any]) -> None:
-    r"""Raise `ValueError` unless a card has the metadata of ours, in plain and finite values, and says what its report says."""
-    check_report(report)
-    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
-    if len(parts) != 3 or parts[0].strip():
-        raise ValueError("`card` must begin with its metadata between two lines `---`.")
-    try:
-        metadata = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
-        raise ValueError(f"`card` must have metadata of plain YAML values, got: {' '.join(str(error).split())}") from error
-    if not isinstance(metadata, dict):
-        raise ValueError(f"`card` must have metadata of keys and values, got {type(metadata).__name__}.")
-    _check_plain(metadata, "card")
-    missing = [key for key in METADATA_KEYS if not metadata.get(key)]
-    if missing:
-        raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
-    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
-    if match is None:
-        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
-    # The pictures that are shown are the only thing that the report does not tell.
-    pictures = re.findall(r"^!\[([^\]\n]*)\]\(([\w-]+\.png)\)$", parts[2], flags=re.MULTILINE)
-    expected = str(model_card(report, repository=match[1], pictures=pictures))
-    for got, line in zip_longest(text.strip().split("\n"), expected.strip().split("\n"), fillvalue="nothing"):
-        if got != line:
-            raise ValueError(f"`card` must agree with its report, got the line {got!r} for {line!r}.")
-
-
-# ---- ddpm_vlb/checkpoints.py ----
-
-r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
-
-What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
-diffusers is refused, for loading would import whatever it names.
-"""
-
-
-
-logger = logging.get_logger(__name__)
-
-# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
-SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
-# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
-DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-
-
-class CheckpointError(OSError, ValueError):
-    r"""A checkpoint that is missing, damaged or incomplete.
-
-    Also an `OSError`, the type that diffusers raises for most such files.
-    """
-
-
-def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""Of `from_pretrained`'s arguments, those in `DOWNLOAD_ARGUMENTS` that are given."""
-    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
-
-
-def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
-    r"""Whether a repository has an index of a pipeline; raises what the client raises where it cannot be told."""
-    try:
-        hf_hub_download(repository, DDPMPipeline.config_name, **download_options(kwargs))
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached, which says nothing of the index
-            raise
-        return False
-    return True
-
-
-def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
-    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
-    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
-    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
-    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
-
-
-def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> None:
-    r"""Refuse an index that names anything but classes of diffusers: loading would import whatever module it names."""
-    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
-        return  # as the user asked for
-    pipeline = index.get("_class_name")
-    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
-        if part == "_class_name":
-            safe = isinstance(value, str)
-        else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
-        if not safe and part not in kwargs:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {value!r} in {name!r}."
-            )
-
-
-def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
-    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
-    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
-    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        if name in parts:
-            continue
-        subfolder = name if (folder / name / file).exists() else None
-        if subfolder is None and not (folder / file).exists():
-            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
-                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
-            )
-        cls = UNet2DModel
-        if name == "scheduler":
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
-        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
-        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
-    return parts
-
-
-def restore_single_head(unet: Any) -> Any:
-    r"""Attention as it was trained, for configurations older than `attention_head_dim`.
-
-    diffusers 0.0.x knew one head only and did not write the key; today's default of 8 channels per head would load the same
-    weights without a word and compute something else.
-    """
-    config = unet.config
-    unset = "attention_head_dim" in config.get("_use_default_values", ())
-    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
-        return unet
-    logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
-    values = {key: value for key, value in config.items() if not key.startswith("_")}
-    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
-    restored.load_state_dict(unet.state_dict())
-    return restored.to(device=unet.device, dtype=unet.dtype).eval()
-
-
-def architecture_digest(network: torch.nn.Module) -> str:
-    r"""SHA-256 of a network's configuration."""
-    return hashlib.sha256(_public_config(network).encode()).hexdigest()
-
-
-def _public_config(network: torch.nn.Module) -> str:
-    config = getattr(network, "config", None)
-    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
-    return json.dumps(public, sort_keys=True, default=str)
-
-
-def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
-    whatever file it was loaded from. `None` where the weights are not at hand."""
-    digest = hashlib.sha256(_public_config(network).encode())
-    for name, weight in sorted(network.state_dict().items()):
-        if weight.is_meta:
-            return None
-        weight = weight.detach().cpu()
-        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def is_not_about_num_pixel_levels(record) -> bool:
-    r"""A filter of log records: the stock scheduler says that it ignores our key, which it keeps, and which we read."""
-    return "num_pixel_levels" not in record.getMessage()
-
-
-# ---- ddpm_vlb/files.py ----
-
-r"""Files and folders that are written whole or not at all: beside their place first, then renamed."""
-
-
-
-def check_output_path(path: str | Path) -> Path:
-    r"""A path that can be written to; meant to be asked before the work whose result goes there.
+    Returns:
+        Levels of the same shape, uint8 up to 256 levels and uint16 above.
 
     Raises:
-        ValueError: a folder, or a path whose folder does not exist or does not allow writing.
+        ValueError: values that are not finite or outside their range.
     """
-    path = Path(path)
-    try:
-        allowed = not path.is_dir()
-        if allowed and not (path.exists() and not path.is_file()):  # a pipe or a device is written to as it is
-            tempfile.TemporaryFile(dir=path.resolve().parent).close()
-    except OSError:
-        allowed = False
-    if not allowed:
-        raise ValueError(f"`output` must be a file in an existing folder that can be written to, got {str(path)!r}.")
-    return path
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
-    path = Path(path).resolve()  # a link keeps pointing to what it names
-    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
-        path.write_bytes(content)
-        return
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-@contextmanager
-def new_folder(target: str | Path) -> Iterator[Path]:
-    r"""A folder to fill beside `target`; it takes the place of `target`, whole, when the block ends without an error.
-
-    Where the system can exchange two names in one step (Linux), there is no moment without a complete `target`.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        folder.chmod(0o777 & ~_umask())
-        yield folder
-        sync(folder)
-        replace_folder(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    r"""Put the finished folder `new` in the place of `target`; an old one is removed only after that."""
-    if not target.exists():
-        new.rename(target)
-    elif _exchange(new, target):
-        shutil.rmtree(new)
-    else:
-        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
-        target.rename(old / target.name)
-        new.rename(target)
-        shutil.rmtree(old)
-
-
-def remove_folder(folder: Path) -> None:
-    r"""Remove a folder; one killed in the middle leaves a hidden rest, never half of what the name promises."""
-    hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-    folder.rename(hidden / folder.name)
-    shutil.rmtree(hidden)
-
-
-def clean_up(target: Path) -> None:
-    r"""Put right what processes killed inside `new_folder(target)` left: the old `target` back in its place where it is the
-    only complete one, and no hidden folders."""
-    for old in target.parent.glob(f".{target.name}-old-*/{target.name}"):
-        if not target.exists():
-            old.rename(target)
-    for folder in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sync(folder: Path) -> None:
-    r"""Have every file of a folder on the disk before it is renamed."""
-    for path in (folder, *folder.rglob("*")):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    r"""Exchange two names in one step (renameat2 with RENAME_EXCHANGE); `False` where the system does not know how."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    check_num_pixel_levels(num_pixel_levels)
+    images = torch.as_tensor(images)
+    if images.is_complex() or images.dtype == torch.bool:
+        raise ValueError(f"`images` must be integers or floats, got dtype {images.dtype}.")
+    values = images.to(torch.float64)
+    if not images.is_floating_point():
+        source_levels = source_levels or torch.iinfo(images.dtype).max + 1
+        values = 2.0 * values / (source_levels - 1) - 1.0
+    if not bool(((values >= -1) & (values <= 1)).all()):
+        raise ValueError(
+            f"`images` must lie in [-1, 1], or be levels below {source_levels}, to be quantised; got values that stand for"
+            f" {values.min().item()} to {values.max().item()}."
+        )
+    levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
+    return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
 
 
 # ---- ddpm_vlb/gaussians.py ----
@@ -877,8 +317,8 @@ the value remain at :math:`h/\sigma = 10^{-8}`.)
 
 
 
+
 LN_2 = math.log(2.0)
-MAX_PIXEL_LEVELS = 65536
 
 
 class Gaussian(NamedTuple):
@@ -887,11 +327,6 @@ class Gaussian(NamedTuple):
     mean: torch.Tensor
     variance: torch.Tensor
     log_variance: torch.Tensor
-
-
-def working_dtype(device: torch.device) -> torch.dtype:
-    r"""The dtype in which terms of the bound are formed: float64, or float32 on devices that have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2) -> torch.Tensor:
@@ -941,55 +376,6 @@ def variance_gap(log_ratio: torch.Tensor) -> torch.Tensor:
     return (torch.expm1(log_ratio) - log_ratio).clamp_min(0)
 
 
-def check_num_pixel_levels(num_pixel_levels: int) -> None:
-    r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
-    is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
-    if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
-        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}.")
-
-
-def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    r"""Grid values :math:`x = 2k/(n-1) - 1` in [-1, 1] of integer `levels` k; any shape."""
-    return levels.to(dtype) * (2.0 / (num_pixel_levels - 1)) - 1.0
-
-
-def _nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
-    # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
-    scale = 0.5 * (num_pixel_levels - 1)
-    return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
-
-
-def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = "samples") -> torch.Tensor:
-    r"""Integer levels k of float `samples` that lie on the grid (within 4 ulp of float32).
-
-    Args:
-        samples: float tensor of any shape with values in [-1, 1].
-        num_pixel_levels: the grid's number of levels n.
-        name: what the error message calls the tensor.
-
-    Returns:
-        int64 tensor of levels, same shape.
-
-    Raises:
-        ValueError: values that are not finite, or off the grid. Bringing such images onto the grid is a decision about
-            the data (`ddpm_vlb.data.quantize`), never a silent rounding.
-    """
-    levels = _nearest_levels(samples, num_pixel_levels)
-    # A float32 image of the grid is wrong by at most one rounding (2^-24) of its value and one of each step that made
-    # it (x / 127.5 - 1); 4 ulp cover that, and are far below half a bin for up to 65536 levels.
-    ulp = torch.finfo(torch.float32).eps
-    error = (levels_to_samples(levels, num_pixel_levels, levels.dtype) - samples).abs()
-    good = (error <= 4 * ulp) & (levels >= 0) & (levels < num_pixel_levels)
-    if not bool(good.all()):
-        worst = samples[~good].flatten()[0].item()
-        what = "be finite" if not math.isfinite(worst) else f"lie on the grid 2 k / {num_pixel_levels - 1} - 1"
-        raise ValueError(
-            f"`{name}` must {what} (num_pixel_levels={num_pixel_levels}), got {worst!r}"
-            f" ({int((~good).sum())} of {samples.numel()} values). Values in [0, 1] become 2 x - 1."
-        )
-    return levels.long()
-
-
 def discretized_gaussian_log_likelihood(
     samples: torch.Tensor,
     *,
@@ -1024,7 +410,7 @@ def discretized_gaussian_log_likelihood(
         if isinstance(parameter, torch.Tensor):
             output_dtype = torch.promote_types(output_dtype, parameter.dtype)
     dtype = working_dtype(samples.device)
-    levels = samples_to_levels(samples, num_pixel_levels) if validate_args else _nearest_levels(samples, num_pixel_levels)
+    levels = samples_to_levels(samples, num_pixel_levels) if validate_args else nearest_levels(samples, num_pixel_levels)
     levels = levels.to(dtype)
     mean, log_variance = (torch.as_tensor(x, dtype=dtype, device=samples.device) for x in (mean, log_variance))
     inverse_std = torch.exp(-0.5 * log_variance)
@@ -1077,1075 +463,6 @@ def nats_to_bits_per_dim(nats: torch.Tensor, num_dimensions: int) -> torch.Tenso
     return nats / (num_dimensions * LN_2)
 
 
-# ---- ddpm_vlb/hub.py ----
-
-r"""What a Hub repository of ours contains, and how it gets there.
-
-One layout serves three users:
-
-- `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
-  upgrades what it loads;
-- `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
-- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it.
-
-Nothing else is sent: no optimizer, no logs, no path of the machine that made it. A push is one commit, so that a repository is
-at every moment what it was before or what it is after; files of an earlier push that would contradict the new ones (other
-weights, a report of other weights) leave in that commit.
-"""
-
-
-
-
-WEIGHTS = "diffusion_pytorch_model"
-# Weights in one file or in shards, with or without a variant, and the index of shards.
-WEIGHT_NAME = re.compile(
-    rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
-)
-PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
-PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
-
-# Of a scheduler that is pushed by itself.
-SCHEDULER_CARD = """---
-library_name: diffusers
-license: apache-2.0
-tags:
-- diffusers
-- ddpm
----
-
-# A DDPM scheduler
-
-```python
-from diffusers import DDPMScheduler
-
-scheduler = DDPMScheduler.from_pretrained("{repository}")
-```
-
-With ddpm_vlb, `VLBDDPMScheduler.from_pretrained("{repository}")`.
-"""
-
-
-class HubError(OSError):
-    r"""What the Hub, or the way to it, refused."""
-
-
-def strip_paths(config: dict[str, Any]) -> dict[str, Any]:
-    r"""A configuration without the place it was loaded from, which is a path of this machine."""
-    return {key: value for key, value in config.items() if key != "_name_or_path"}
-
-
-def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
-    r"""The files of a saved pipeline that belong into a repository, by their names there: paths of weights, and the content of
-    configurations.
-
-    Raises:
-        ValueError: a folder that is not a whole pipeline, or links that lead out of it.
-    """
-    folder = Path(folder)
-    missing = [name for name in PIPELINE_FILES if not (folder / name).is_file()]
-    if missing:
-        hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / PIPELINE_FILES[0]).is_file() else ""
-        raise ValueError(f"`folder` must hold a saved pipeline, got {str(folder)!r} without {', '.join(missing)}.{hint}")
-    files: dict[str, Path | bytes] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
-            continue
-        check_no_link(path, folder)
-        files[name] = path
-        if path.suffix == ".json" and not name.endswith(".index.json"):
-            files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
-    return files
-
-
-def check_no_link(path: Path, folder: Path) -> None:
-    r"""Raise `ValueError` for a link that leads out of a folder: what it names was not meant to leave."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"`folder` must hold its files itself, got {path.name!r}, a link to {str(path.resolve())!r}.")
-
-
-def repository_files(
-    folder: str | Path, repository: str, report: dict[str, Any] | None = None, pictures: dict[str, bytes] | None = None
-) -> dict[str, Path | bytes]:
-    r"""Everything that a repository of ours contains: `pipeline_files`, the remote code, card, report and pictures.
-
-    Raises:
-        ValueError: as `pipeline_files`; a report that `check_report` refuses.
-    """
-    files = pipeline_files(folder)
-    scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
-    pictures = pictures or {}
-    card = model_card(
-        report,
-        repository=repository,
-        settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
-        pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
-    )
-    files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
-    if report is not None:
-        check_report(report)
-        files["report.json"] = _json_bytes(public_report(report, repository))
-    return files
-
-
-def _json_bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-
-
-def is_stale(name: str, variant: str | None = None) -> bool:
-    r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
-    measured of the model that was there."""
-    if name in ("report.json", *PICTURES):
-        return True
-    match = WEIGHT_NAME.fullmatch(name)
-    return match is not None and (match["variant"] or match["of_index"]) == variant
-
-
-def push_folder(
-    folder: str | Path,
-    repository: str,
-    *,
-    report: dict[str, Any] | None = None,
-    pictures: dict[str, bytes] | None = None,
-    variant: str | None = None,
-    commit_message: str = "Upload VLBDDPMPipeline",
-    **options: Any,
-) -> CommitInfo:
-    r"""Push a saved pipeline with its card; see `push_files` for `options`, and for what is raised besides.
-
-    Args:
-        folder: of a saved pipeline.
-        repository: `name` or `owner/name`.
-        report: what the card is made from; `None` for one that says that nothing was scored.
-        pictures: PNG files by their names, of those in `PICTURES`.
-        variant: of the weights, where they are not the ones that are loaded by default.
-
-    Raises:
-        ValueError: a folder that is not a saved pipeline, or a report that `check_report` refuses: nothing is sent.
-    """
-    repository_files(folder, check_repository(repository), report, pictures)
-    return push_files(
-        lambda name, there: repository_files(folder, name, report, pictures),
-        repository,
-        commit_message=commit_message,
-        remove=lambda name: is_stale(name, variant),
-        **options,
-    )
-
-
-def push_files(
-    files: Callable[[str, set[str]], dict[str, Path | bytes]],
-    repository: str,
-    *,
-    commit_message: str,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    token: str | None = None,
-    remove: Callable[[str], bool] = lambda name: False,
-    space_sdk: str | None = None,
-) -> CommitInfo:
-    r"""Send files to a repository of the Hub in one commit; the repository and the branch are made where there are none.
-
-    Args:
-        files: the files by their names there, as paths or content, for the repository's full name and the files it has.
-        repository: `name` or `owner/name`.
-        private: whether the repository is private; `None` leaves it to the owner's default, and to what it is.
-        revision: branch to commit to, or that the pull request is for; `main` by default.
-        create_pr: open a pull request instead.
-        token: in place of the one that is logged in.
-        remove: which files that are there, and not among `files`, leave.
-        space_sdk: "gradio", say, for a Space in place of a model.
-
-    Raises:
-        ValueError: a name that cannot be a repository, or `private` for one that exists and is public, or the other way round:
-            nothing is sent.
-        HubError: what the Hub or the network refused; among others a commit that somebody else made meanwhile.
-    """
-    repository = check_repository(repository)
-    api, kind = HfApi(token=token), {"repo_type": "model" if space_sdk is None else "space"}
-    with _hub_errors(repository):
-        repository = api.create_repo(repository, private=private, exist_ok=True, space_sdk=space_sdk, **kind).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repository, branch=revision, exist_ok=True, **kind)
-        info = api.repo_info(repository, revision=revision, **kind)
-    if private is not None and bool(info.private) != private:
-        raise ValueError(f"`private` must be {bool(info.private)} for {repository!r}, which exists, got {private}.")
-    with _hub_errors(repository):
-        there = set(api.list_repo_files(repository, revision=info.sha, **kind))
-    sent = files(repository, there)
-    with _hub_errors(repository):
-        operations: list[Any] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else os.fspath(content))
-            for name, content in sent.items()
-        ]
-        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(there - sent.keys()) if remove(name)]
-        return api.create_commit(
-            repository,
-            operations,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=info.sha,
-            **kind,
-        )
-
-
-@contextmanager
-def _hub_errors(repository: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of the client, of HTTP, of the network
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise HubError(f"`repository` must be one that can be pushed to, got {repository!r}: {reason}") from error
-
-
-def push_scheduler(
-    config: str, repository: str, *, config_name: str, subfolder: str | None = None, **options: Any
-) -> CommitInfo:
-    r"""Push a scheduler's configuration; see `push_files` for `options`.
-
-    In a repository that holds more than that it is a change of the model: what was measured of it leaves, and a card that
-    showed it is replaced by one without a number.
-    """
-
-    def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
-        sent: dict[str, Path | bytes] = {f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name: config.encode()}
-        if there & {"report.json", *PICTURES}:
-            sent["README.md"] = str(model_card(None, repository=name, settings=json.loads(config))).encode()
-        elif "README.md" not in there and not subfolder:
-            sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
-        return sent
-
-    return push_files(files, repository, remove=lambda name: name in ("report.json", *PICTURES), **options)
-
-
-def check_repository(repository: Any) -> str:
-    r"""A name that a repository can have.
-
-    Raises:
-        ValueError: any other.
-    """
-    try:
-        validate_repo_id(repository)
-    except ValueError as error:
-        raise ValueError(f"`repository` must be a name on the Hub, `owner/name`, got {repository!r}: {error}") from error
-    return repository
-
-
-# ---- ddpm_vlb/images.py ----
-
-r"""Images of any kind in, pixel levels out; everything that is not exactly on the grid is refused, never rounded.
-
-A model's data live on `num_pixel_levels` grey levels; level k stands for the value 2 k / (num_pixel_levels - 1) - 1. What an
-image says is taken literally: an integer is the level k itself, a float is a value on the grid. Bringing other images onto a
-grid changes the data; `quantize` does it, as a step of its own.
-"""
-
-
-
-
-ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
-PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
-
-
-def images_to_levels(
-    images: Any,
-    num_pixel_levels: int = 256,
-    *,
-    channels: int | None = None,
-    size: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    r"""The levels of images of any kind that `evaluate_nll` takes.
-
-    Args:
-        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
-            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
-            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
-        num_pixel_levels: number of levels of the grid.
-        channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
-
-    Returns:
-        Levels, shape `(N, C, H, W)`, uint8 up to 256 levels and int32 above.
-
-    Raises:
-        ValueError: anything that is not such images: off the grid, not finite, of another size, type or number of channels, or
-            none at all.
-    """
-    check_num_pixel_levels(num_pixel_levels)
-    tensor = _as_tensor(images, channels)
-    check_shape(tensor, channels, size)
-    return _check_levels(tensor, num_pixel_levels)
-
-
-def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int] | None) -> None:
-    r"""Raise `ValueError` unless a tensor is `(N, C, H, W)`, not empty, and of this many channels and (height, width)."""
-    if tensor.ndim != 4:
-        raise ValueError(f"`images` must have the shape (N, C, H, W), got {tuple(tensor.shape)}.")
-    if tensor.numel() == 0:
-        raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
-    if channels is not None and tensor.shape[1] != channels:
-        hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
-        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
-    if size is not None and tuple(tensor.shape[2:]) != tuple(size):
-        raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
-
-
-def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
-    integer_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.uint16
-    level_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.int32
-    if tensor.dtype in (torch.float32, torch.float64):
-        return samples_to_levels(tensor, num_pixel_levels, "images").to(level_dtype)
-    if tensor.dtype != integer_dtype:
-        raise ValueError(
-            f"`images` must be {str(integer_dtype)[6:]} levels, float32 or float64 for a model of {num_pixel_levels} levels,"
-            f" got dtype {str(tensor.dtype)[6:]}."
-        )
-    levels = tensor.to(torch.int32)
-    highest = int(levels.max())
-    if highest >= num_pixel_levels:
-        raise ValueError(
-            f"`images` must hold levels below num_pixel_levels = {num_pixel_levels}, got {highest}."
-            " (`ddpm_vlb.data.quantize` brings images onto a coarser grid.)"
-        )
-    return levels.to(level_dtype)
-
-
-def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
-    if isinstance(images, torch.Tensor):
-        if images.layout != torch.strided or images.is_meta:
-            raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
-        return images.detach()
-    if isinstance(images, np.ndarray):
-        return array_to_tensor(images, channels)
-    if isinstance(images, Image.Image):
-        images = [images]
-    elif hasattr(images, "features") and hasattr(images, "column_names"):
-        column = image_column(images)
-        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
-        images = [row[column] for row in images]
-    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
-        raise ValueError(
-            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
-            f" got {type(images).__name__}."
-        )
-    tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
-    if not tensors:
-        raise ValueError("`images` must not be empty, got no image.")
-    for index, tensor in enumerate(tensors):
-        if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
-            raise ValueError(
-                f"`images` must all have one size, number of channels and dtype: image 0 has {_describe(tensors[0])},"
-                f" image {index} has {_describe(tensor)}."
-            )
-    return torch.stack(tensors)
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
-
-
-def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
-    if isinstance(image, Image.Image):
-        return array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
-    if isinstance(image, np.ndarray):
-        return array_to_tensor(image[None], channels)[0]
-    if isinstance(image, torch.Tensor):
-        return image.detach()
-    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
-
-
-def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
-    r"""Arrays `(N, H, W, C)` or `(N, H, W)` as a tensor `(N, C, H, W)`."""
-    if array.dtype.name not in ARRAY_DTYPES or isinstance(array, np.ma.MaskedArray):
-        what = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
-        raise ValueError(f"`images` must be plain arrays of dtype {', '.join(ARRAY_DTYPES)}, got {what}.")
-    if array.ndim == 3 and channels not in (None, 1):
-        raise ValueError(f"`images` must be an array of shape (N, H, W, {channels}), got {array.shape}.")
-    if array.ndim == 3:
-        array = array[..., None]
-    # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.
-    channels_last = array.ndim == 4 and (channels is None or array.shape[3] == channels or array.shape[1] != channels)
-    if channels_last:
-        array = array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
-
-
-def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
-    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
-
-    Raises:
-        ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
-    """
-    if "transparency" in image.info or _is_rescaled(image):
-        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
-        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
-    if image.mode not in PIL_MODES:
-        raise ValueError(
-            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
-            " since what becomes of transparency or of a palette is a choice."
-        )
-    return np.asarray(image).astype(PIL_MODES[image.mode])
-
-
-def _is_rescaled(image: Image.Image) -> bool:
-    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
-    # stands in `tile`; of an image that is loaded already, nothing tells any more.
-    for tile in getattr(image, "tile", ()):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if tile[0].startswith("ppm") and arguments[-1] != 255:
-            return True
-        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
-            return True
-    return False
-
-
-def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source_levels: int | None = None) -> torch.Tensor:
-    r"""Bring images onto the grid of `num_pixel_levels` levels, each value to its nearest level.
-
-    This changes the data: the likelihood is that of the images returned, which should be shown wherever it is.
-
-    Args:
-        images: integer levels (of `source_levels`, by default all that the dtype holds), or floats in [-1, 1]; any shape.
-        num_pixel_levels: number of levels of the grid.
-        source_levels: number of levels of integer `images`.
-
-    Returns:
-        Levels of the same shape, uint8 up to 256 levels and uint16 above.
-
-    Raises:
-        ValueError: values that are not finite or outside their range.
-    """
-    check_num_pixel_levels(num_pixel_levels)
-    images = torch.as_tensor(images)
-    if images.is_complex() or images.dtype == torch.bool:
-        raise ValueError(f"`images` must be integers or floats, got dtype {images.dtype}.")
-    values = images.to(torch.float64)
-    if not images.is_floating_point():
-        source_levels = source_levels or torch.iinfo(images.dtype).max + 1
-        values = 2.0 * values / (source_levels - 1) - 1.0
-    if not bool(((values >= -1) & (values <= 1)).all()):
-        raise ValueError(
-            f"`images` must lie in [-1, 1], or be levels below {source_levels}, to be quantised; got values that stand for"
-            f" {values.min().item()} to {values.max().item()}."
-        )
-    levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
-    return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
-
-
-def image_column(dataset: Any) -> str:
-    r"""The one image column of a `datasets.Dataset`.
-
-    Raises:
-        ValueError: none, or more than one.
-    """
-    features = dataset.features or {}
-    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(columns) != 1:
-        raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
-    return columns[0]
-
-
-# ---- ddpm_vlb/noise.py ----
-
-r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
-
-Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
-of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
-timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
-of chance to save.
-"""
-
-
-
-_MASK = (1 << 64) - 1
-
-
-def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
-    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
-
-    Raises:
-        ValueError: a list of generators of another length than `count`.
-    """
-    check_generator(generator)
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != count:
-            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
-        return [seed for one in generator for seed in draw_seeds(1, one)]
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
-
-
-def check_generator(generator: Any) -> None:
-    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them, or `None`."""
-    generators = generator if isinstance(generator, (list, tuple)) else [generator]
-    for one in generators:
-        if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
-            raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
-
-
-def fresh_seed(generator: Any) -> int | None:
-    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
-    if not isinstance(generator, torch.Generator):
-        return None
-    seed = generator.initial_seed()
-    untouched = torch.Generator(device=generator.device).manual_seed(seed)
-    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
-
-
-def mix(seed: int, number: int) -> int:
-    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
-    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
-
-
-def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
-    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
-    with np.errstate(over="ignore"):
-        numbers = np.asarray(numbers, dtype=np.uint64)
-        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def uniform_array(keys: np.ndarray) -> np.ndarray:
-    r"""`keyed_uniform` of each key."""
-    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
-
-
-def keyed_uniform(key: int) -> float:
-    r"""A number in [0, 1) that is a function of the key alone."""
-    return (mix(key, 0) >> 11) * 2.0**-53
-
-
-def keyed_normal(keys: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    r"""Standard normal noise of shape `(len(keys), *shape)`, float32 on the CPU, each row a function of its key alone."""
-    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
-    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
-    generator = torch.Generator()
-    noise = torch.empty(len(keys), *shape)
-    for row, key in zip(noise.unbind(), keys):
-        row.normal_(generator=generator.manual_seed(key))
-    return noise
-
-
-def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
-    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
-
-    Args:
-        seeds: one per image, length B.
-        timesteps: zero-based timesteps, in any order; cheapest where neighbours follow each other.
-        shape: shape of one image, `(C, H, W)`.
-
-    Yields:
-        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, whatever the device it is for.
-    """
-    # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
-    # The block is a function of t and of the shape, and the noise still one of (seed, t).
-    block = max(1, 1024 // math.prod(shape))
-    drawn = None
-    for timestep in timesteps:
-        if timestep // block != drawn:
-            drawn = timestep // block
-            noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
-        yield noise[:, timestep % block]
-
-
-# ---- ddpm_vlb/sampled_bound.py ----
-
-r"""The bound of a data set from few evaluations, unbiased, with an error that is measured and not assumed.
-
-The bound of image i is :math:`A_i = P_i + \sum_t E_\epsilon\, \ell_t(x_i, \epsilon)`, with the prior term :math:`P_i` in closed
-form, and that of a data set of N images is :math:`\bar A`. An evaluation of the network gives one
-:math:`\ell_t(x_i, \epsilon)`.
-
-**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first). From these come a
-control variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and, for each bin, the standard deviation :math:`\sigma_b` of
-what it leaves over; then they are put aside. From here on m and the probabilities :math:`p_t \propto \sigma_{b(t)}`, Neyman's
-allocation, mixed with a floor, are fixed: whatever the pilot got wrong costs evaluations, not truth.
-
-**Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
-strata, with two independent draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
-:math:`D_i = A_i - P_i - \sum_t \phi_i^\top b_t`. With :math:`d_{i1}, d_{i2}` the means over the strata of the first draws and
-of the second, :math:`d_i = (d_{i1} + d_{i2}) / 2`, :math:`s^2` the variance of :math:`d_i` over the images,
-:math:`f = m / N`, and :math:`y_{iv1}, y_{iv2}` the draws of stratum v,
-
-.. math::
-    \hat A &= \bar P + \sum_t \bar\phi^\top b_t + \frac1m \sum_i d_i, \qquad
-    v_i = \frac{1}{V^2} \sum_v \frac{(y_{iv1} - y_{iv2})^2}{4}, \\
-    \widehat{\mathrm{Var}}[\hat A \mid \text{images}] &= (1 - f) \frac{s^2}{m} + f\, \frac{\bar v}{m}
-        & \text{(Monte Carlo)} \\
-    \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
-        \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
-
-all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
-measured twice. The pairs are what tells noise from
-differences between images. :math:`P_i` and :math:`\phi_i` are known for all N. Where the control variate is good an image is
-left with little of its own, and one round with V = 1 takes a new image for every second evaluation.
-
-**Stopping.** The first round is as large as the pilot says that the wanted error needs. Should it not do, another round
-follows, drawn anew, its size from the variance seen by then. Rounds count by their evaluations, never by their variances.
-Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
-so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
-then tends to be small as well: with a target the estimate has a bias of higher order, toward less, a fraction of the error.
-
-Everything drawn is a function of (seed, round, image, place): of no batch, order or process.
-"""
-
-
-
-
-PILOT_EVALUATIONS = 1000
-FLOOR = 0.1  # of the probability goes to all bins alike
-RIDGE = 3.0
-KERNEL = 1.5  # bins
-MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
-MAX_DRAWS = 2**20  # of a round, which lies in memory
-MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
-
-
-class Draws(NamedTuple):
-    r"""Evaluations to make, arrays of one shape: positions of images, rows of the grid, keys of the noise."""
-
-    images: np.ndarray
-    rows: np.ndarray
-    keys: np.ndarray
-
-
-# From the values and features of the first so many draws, the estimate so far: for a progress bar.
-Preview = Callable[[torch.Tensor, torch.Tensor], "BoundEstimate | None"]
-# What evaluates draws, flattened: values in bits/dim `(n,)` and features of the noise `(n, Q)`, both float64.
-Evaluate = Callable[[Draws, Preview], tuple[torch.Tensor, torch.Tensor]]
-
-
-class Bin(NamedTuple):
-    r"""The estimate for the rows from `first` to `last` of the grid, summed over them, in bits/dim."""
-
-    first: int
-    last: int
-    bits_per_dim: float
-    monte_carlo_error: float
-    num_evaluations: int
-
-
-@dataclass(frozen=True)
-class BoundEstimate:
-    r"""An unbiased estimate of the bound of N images, in bits/dim.
-
-    Args:
-        bits_per_dim: of the data set; `prior` plus the sum over `bins`, the first of which is the decoder.
-        prior: the mean of :math:`L_T`, exact.
-        bins: the estimates for groups of timesteps.
-        monte_carlo_error: standard error given these images.
-        data_error: standard error of the images themselves as a sample of more such images; `None` for a single image.
-        degrees_of_freedom: of `monte_carlo_error`.
-        terms, term_evaluations: of each row of the grid, `(K,)`, the estimate and the evaluations that it rests on beside the
-            control variate, NaN where there is none.
-        per_image, per_image_decoder, per_image_error: each image's estimate, the decoder's part of it, and its own standard
-            error, `(N,)`, where every image was evaluated alike; else `None`.
-        num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
-        num_rounds: rounds of sampling.
-    """
-
-    bits_per_dim: float
-    prior: float
-    bins: list[Bin]
-    monte_carlo_error: float
-    data_error: float | None
-    degrees_of_freedom: float
-    terms: torch.Tensor
-    term_evaluations: torch.Tensor
-    per_image: torch.Tensor | None
-    per_image_decoder: torch.Tensor | None
-    per_image_error: torch.Tensor | None
-    num_evaluations: int
-    num_pilot_evaluations: int
-    num_rounds: int
-
-
-def estimate_bound(
-    evaluate: Evaluate,
-    num_steps: int,
-    prior: torch.Tensor,
-    image_features: torch.Tensor,
-    *,
-    seed: int,
-    target_se: float | None = None,
-    max_evaluations: int | None = None,
-    evaluations_per_image: int | None = None,
-    evaluations_per_draw: int = 1,
-    ids: np.ndarray | None = None,
-    frame: np.ndarray | None = None,
-) -> BoundEstimate:
-    r"""Estimate the bound of N images.
-
-    Args:
-        evaluate: gives the terms of draws, in bits/dim.
-        num_steps: rows of the grid, K; row 0 is the decoder's.
-        prior: :math:`L_T` of each image in bits/dim, `(N,)`.
-        image_features: :math:`\phi` of each image, `(N, P)`, the first a constant 1.
-        seed: of everything that is drawn.
-        target_se: the Monte Carlo error at which to stop.
-        max_evaluations: network evaluations at which to stop, the pilot's included.
-        evaluations_per_image: evaluate every image this many times, an even number, instead.
-        evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
-        ids: what the draws of each image are keyed by, `(N,)`; by default its position.
-        frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
-
-    Raises:
-        ValueError: no rule to stop by, or one that cannot be kept.
-    """
-    check_rules(target_se, max_evaluations, evaluations_per_image)
-    count = len(prior)
-    ids = np.arange(count) if ids is None else np.asarray(ids)
-    frame = np.arange(count) if frame is None else np.asarray(frame)
-    if len(frame) < min(count, MIN_FRAME):
-        raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
-    edges = bin_edges(num_steps)
-    budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
-    planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
-    draws = _pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
-    num_pilot = draws.rows.size
-    if num_pilot + 4 > budget:
-        raise ValueError(
-            f"`max_evaluations` must leave room for a pilot of {num_pilot * evaluations_per_draw} and a round of"
-            f" {4 * evaluations_per_draw}, got {max_evaluations}."
-        )
-    image_features = _standardize(image_features)
-    design = _Design(edges, draws, *_evaluate(evaluate, draws, lambda values, features: None), image_features)
-    sums = _Sums(design, prior, image_features, frame)
-    extra = frame.size * evaluations_per_image if evaluations_per_image else design.evaluations_needed(target_se, count)
-    while True:
-        extra = min(extra, budget - num_pilot - sums.num_evaluations, MAX_DRAWS if not evaluations_per_image else math.inf)
-        # V evaluations in V pairs of strata once there is a pair for every image.
-        strata = max(1, int(extra // (2 * len(frame))))
-        images = min(len(frame), int(extra // (2 * strata)))
-        draws = design.draw(ids, frame, mix(seed, 1 + len(sums.rounds)), images, strata)
-        sums.add(draws, *_evaluate(evaluate, draws, partial(sums.preview, draws, num_pilot)))
-        estimate = sums.estimate(num_pilot)
-        left = budget - estimate.num_evaluations
-        error = estimate.monte_carlo_error
-        if evaluations_per_image or left < 4 or target_se is None and left < 0.02 * budget:
-            extra = 0
-        elif target_se is None:
-            extra = left
-        elif error > target_se:
-            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
-            fixed = sums.frame_variance
-            if fixed >= target_se**2:
-                raise ValueError(
-                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(frame)} of {count} images at hand,"
-                    f" got {target_se}. Give a larger buffer."
-                )
-            missing = sums.num_evaluations * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
-            extra = math.ceil(max(4.0, 1.05 * missing, 0.05 * sums.num_evaluations))
-        else:
-            extra = 0
-        if not extra:
-            return estimate
-
-
-def check_rules(target_se: float | None, max_evaluations: int | None, evaluations_per_image: int | None) -> None:
-    r"""Raise `ValueError` unless the rules to stop by can be followed."""
-    if target_se is None and max_evaluations is None and evaluations_per_image is None:
-        raise ValueError("One of `target_se`, `max_evaluations` and `evaluations_per_image` must be given, got none.")
-    if target_se is not None and not (0 < target_se < math.inf):
-        raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
-    if max_evaluations is not None and max_evaluations < 1:
-        raise ValueError(f"`max_evaluations` must be at least 1, got {max_evaluations!r}.")
-    if evaluations_per_image is not None:
-        if target_se is not None or max_evaluations is not None:
-            raise ValueError("`evaluations_per_image` says when to stop: leave out `target_se` and `max_evaluations`.")
-        if evaluations_per_image < 2 or evaluations_per_image % 2:
-            raise ValueError(f"`evaluations_per_image` must be an even number from 2 on, got {evaluations_per_image!r}.")
-
-
-def bin_edges(num_steps: int) -> np.ndarray:
-    r"""Rows of the grid in bins: the decoder alone, then ever wider up to a twelfth of all. Edges, from 0 to `num_steps`."""
-    edges = [0]
-    while edges[-1] < num_steps:
-        width = min(max(1, round(0.3 * edges[-1])), max(1, math.ceil(num_steps / 12)))
-        edges.append(min(num_steps, edges[-1] + width))
-    return np.array(edges)
-
-
-def _evaluate(evaluate: Evaluate, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
-    values, features = evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
-    shape = draws.rows.shape
-    return values.double().reshape(shape), features.double().reshape(*shape, -1)
-
-
-def _standardize(features: torch.Tensor) -> torch.Tensor:
-    r"""Columns of mean 0 and standard deviation 1 over the data set, the first of ones; those that do not vary are zero."""
-    rest = features[:, 1:].double()
-    spread = rest.std(dim=0, unbiased=False)
-    rest = torch.where(spread > 1e-12, (rest - rest.mean(dim=0)) / spread.clamp(min=1e-12), 0.0)
-    return torch.cat([torch.ones(len(features), 1, dtype=torch.float64), rest], dim=1)
-
-
-def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
-    r"""The images of `frame` in an order that the key gives."""
-    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
-
-
-def _keys(ids: np.ndarray, key: int, places: int) -> np.ndarray:
-    r"""A key for each image and place, `(len(ids), places)`."""
-    return mix_array(mix_array(mix(key, 1), ids)[:, None], np.arange(places)[None])
-
-
-def _pilot_draws(edges: np.ndarray, ids: np.ndarray, frame: np.ndarray, seed: int, evaluations: float) -> Draws:
-    r"""One draw in each bin for some images, `(images, bins)`; images repeat where there are too few."""
-    bins = len(edges) - 1
-    count = max(2, math.ceil(evaluations / bins))
-    images = np.resize(order_of(ids, frame, mix(seed, 0)), count)
-    # A repeated image has its own draws each time.
-    repeats = np.arange(count) // len(frame)
-    keys = mix_array(_keys(ids[images], mix(seed, 0), bins), repeats[:, None])
-    rows = edges[:-1] + (uniform_array(mix_array(keys, 1)) * np.diff(edges)).astype(np.int64)
-    return Draws(np.repeat(images[:, None], rows.shape[1], axis=1), rows, mix_array(keys, 2))
-
-
-class _Design:
-    r"""What the pilot settles: the control variate and the probability of each bin."""
-
-    def __init__(self, edges, draws: Draws, values, noise_features, image_features):
-        self.edges, self.widths = edges, torch.as_tensor(np.diff(edges)).double()
-        self.bins = len(self.widths)
-        features = torch.cat([image_features[draws.images], noise_features], dim=2)
-        self.num_image_features = image_features.shape[1]
-        # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from
-        # its neighbours, in units of its own size.
-        scale = values.square().mean(dim=0).sqrt().clamp(min=1e-300)
-        values = values / scale
-        value_means, feature_means = values.mean(dim=0), features.mean(dim=0)
-        values, features = values - value_means, features - feature_means
-        index = torch.arange(self.bins, dtype=torch.float64)
-        kernel = torch.exp(-0.5 * ((index[:, None] - index) / KERNEL) ** 2)
-        gram = torch.einsum("ab,ibp,ibq->apq", kernel, features, features)
-        moment = torch.einsum("ab,ibp,ib->ap", kernel, features, values)
-        gram = gram + RIDGE * torch.eye(features.shape[2], dtype=torch.float64)
-        coefficients = torch.linalg.solve(gram, moment)
-        residuals = values - torch.einsum("ibp,bp->ib", features, coefficients)
-        # The intercepts, for the constant feature, which its own mean has taken out of the fit.
-        coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-        self.coefficients = coefficients * scale[:, None]
-        fitted = (features.shape[2] - 1) / kernel.sum(dim=1)
-        freedom = (len(values) - 1 - fitted).clamp(min=1.0)
-        variance = residuals.square().sum(dim=0) / freedom
-        smooth = torch.exp(-0.5 * (index[:, None] - index) ** 2)
-        spread = ((smooth @ variance) / smooth.sum(dim=1)).sqrt() * scale
-        ideal = self.widths * spread
-        share = ideal / ideal.sum() if ideal.sum() > 0 else torch.full_like(ideal, 1 / self.bins)
-        self.probabilities = FLOOR / self.bins + (1 - FLOOR) * share
-        # For the size of the first round: the variance of a draw, and the part of it that lies between images.
-        self.variance = ((self.widths * spread) ** 2 / self.probabilities).sum().item()
-        totals = (residuals * scale * self.widths).sum(dim=1)
-        inside = ((self.widths * scale) ** 2 * residuals.square().sum(dim=0) / freedom).sum()
-        repeated = len(np.unique(draws.images)) < len(draws.images)
-        between = 0.0 if repeated else (totals.var() - inside).item()
-        self.between = min(max(between, 0.0), self.variance)
-
-    def evaluations_needed(self, target_se: float | None, count: int) -> float:
-        r"""How many draws bring the Monte Carlo error of N images down to `target_se`, as far as the pilot can tell."""
-        if target_se is None:
-            return math.inf
-        within = self.variance - self.between
-        images = (self.between + within / 2) / (target_se**2 + self.between / count)
-        return math.ceil(max(MIN_DRAWS, 1.1 * (2 * images if images <= count else within / target_se**2)))
-
-    def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, images: int, strata: int) -> Draws:
-        r"""Two draws in each stratum for some images, `(images, strata, 2)`."""
-        chosen = order_of(ids, frame, key)[:images]
-        keys = _keys(ids[chosen], key, 2 * strata).reshape(images, strata, 2)
-        quantiles = (np.arange(strata)[:, None] + uniform_array(mix_array(keys, 1))) / strata
-        upper = self.probabilities.cumsum(dim=0).numpy()
-        upper = upper / upper[-1]
-        bins = np.searchsorted(upper, quantiles, side="right").clip(max=self.bins - 1)
-        lower = np.concatenate([[0.0], upper[:-1]])
-        inside = ((quantiles - lower[bins]) / (upper[bins] - lower[bins])).clip(0, 1)
-        widths = np.diff(self.edges)[bins]
-        rows = self.edges[bins] + (inside * widths).astype(np.int64).clip(max=widths - 1)
-        return Draws(np.repeat(chosen, 2 * strata).reshape(rows.shape), rows, mix_array(keys, 2))
-
-    def bin_of(self, rows: np.ndarray) -> torch.Tensor:
-        r"""The bin of each row."""
-        return torch.as_tensor(np.searchsorted(self.edges, rows, side="right") - 1)
-
-    def residuals(self, draws: Draws, values, noise_features, image_features) -> torch.Tensor:
-        r""":math:`y = (\ell_t - m_t) / p_t` of draws."""
-        bins = self.bin_of(draws.rows)
-        features = torch.cat([image_features[draws.images], noise_features], dim=-1)
-        predicted = (features * self.coefficients[bins]).sum(dim=-1)
-        return (values - predicted) * self.widths[bins] / self.probabilities[bins]
-
-
-class _Round(NamedTuple):
-    images: np.ndarray
-    evaluations: int
-    first: torch.Tensor  # d_i1
-    second: torch.Tensor  # d_i2
-    variances: torch.Tensor  # v_i by stratum, (m, V)
-    by_bin: torch.Tensor  # summands of d_i by bin, (m, B)
-    variances_by_bin: torch.Tensor  # v_i of these summands, (m, B)
-    counts: torch.Tensor  # evaluations by bin
-    rows: torch.Tensor  # what was left over at each draw's row: rows and values
-    left_over: torch.Tensor
-
-
-class _Sums:
-    r"""The rounds so far, and the estimates that they give."""
-
-    def __init__(self, design: _Design, prior, image_features, frame):
-        self.design, self.prior, self.image_features, self.frame = design, prior.double(), image_features, frame
-        # phi_i^T b, summed over the rows of each bin.
-        weights = design.coefficients[:, : design.num_image_features] * design.widths[:, None]
-        self.known_by_bin = (image_features.mean(dim=0) * weights).sum(dim=1)
-        self.known = self.prior + image_features @ weights.sum(dim=0)
-        self.known_decoder = image_features @ weights[0]
-        self.rounds: list[_Round] = []
-
-    @property
-    def num_evaluations(self) -> int:
-        r"""Of all rounds, without the pilot."""
-        return sum(one.evaluations for one in self.rounds)
-
-    def add(self, draws: Draws, values, noise_features) -> None:
-        r"""Take in what a round's draws gave."""
-        design = self.design
-        y = design.residuals(draws, values, noise_features, self.image_features)
-        images, strata, _ = y.shape
-        bins = design.bin_of(draws.rows).reshape(images, -1)
-        by_bin, squares = torch.zeros(2, images, design.bins, dtype=torch.float64)
-        by_bin.scatter_add_(1, bins, y.reshape(images, -1) / (2 * strata))
-        # Of a pair the squared difference of what falls into a bin: both draws, one of them, or none.
-        squares.scatter_add_(1, bins, y.reshape(images, -1).square())
-        pairs = bins.reshape(images, strata, 2)
-        alike = torch.where(pairs[..., 0] == pairs[..., 1], -2 * y[..., 0] * y[..., 1], 0.0)
-        squares.scatter_add_(1, pairs[..., 0], alike)
-        self.rounds.append(
-            _Round(
-                images=draws.images[:, 0, 0],
-                evaluations=y.numel(),
-                first=y[..., 0].mean(dim=1),
-                second=y[..., 1].mean(dim=1),
-                variances=(y[..., 0] - y[..., 1]).square() / (4 * strata**2),
-                by_bin=by_bin,
-                variances_by_bin=squares / (4 * strata**2),
-                counts=torch.bincount(bins.flatten(), minlength=design.bins),
-                rows=torch.as_tensor(draws.rows).flatten(),
-                left_over=(y.reshape(images, -1) * (design.probabilities / design.widths)[bins]).flatten(),
-            )
-        )
-
-    def preview(self, draws: Draws, num_pilot: int, values, noise_features) -> BoundEstimate | None:
-        r"""The estimate with the part of a round whose values are there, `None` for less than two images."""
-        per_image = draws.rows[0].size
-        images = len(values) // per_image
-        if images < 2 or not self.rounds and images < 8:
-            return None
-        part = Draws(*(array[:images] for array in draws))
-        shape = part.rows.shape
-        others = _Sums.__new__(_Sums)
-        others.__dict__ = self.__dict__ | {"rounds": list(self.rounds)}
-        others.add(part, values[: part.rows.size].reshape(shape), noise_features[: part.rows.size].reshape(*shape, -1))
-        return others.estimate(num_pilot)
-
-    def _variance(self, one: _Round) -> tuple[float, float]:
-        r"""The Monte Carlo variance of a round's mean, given the frame, and the variance of that number itself."""
-        m, share = len(one.images), len(one.images) / len(self.frame)
-        if share == 1:
-            summands = one.variances.flatten() / m**2
-            freedom = len(summands)
-        else:
-            d = (one.first + one.second) / 2
-            between = (d - d.mean()).square() * m / (m - 1)
-            summands = ((1 - share) * between + share * one.variances.sum(dim=1)) / m**2
-            freedom = m - 1
-        variance, n = summands.sum().item(), len(summands)
-        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
-        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / freedom)
-
-    def _variance_by_bin(self, one: _Round) -> torch.Tensor:
-        r"""The same variance of what each bin contributes, `(B,)`."""
-        m, share = len(one.images), len(one.images) / len(self.frame)
-        between = one.by_bin.var(dim=0) if share < 1 else 0.0
-        return ((1 - share) * between + share * one.variances_by_bin.mean(dim=0)) / m
-
-    @property
-    def between(self) -> float:
-        r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
-        weights = [len(one.images) for one in self.rounds]
-        covariances = [torch.cov(torch.stack([one.first, one.second]))[0, 1].item() for one in self.rounds]
-        return sum(w * c for w, c in zip(weights, covariances)) / sum(weights)
-
-    @property
-    def frame_variance(self) -> float:
-        r"""The variance from having only the frame's images at hand, not all N."""
-        share = len(self.frame) / len(self.prior)
-        return 0.0 if share == 1 else (1 - share) * max(self.between, 0.0) / len(self.frame)
-
-    def _data_error(self) -> float | None:
-        if len(self.prior) == 1:
-            return None
-        pairs = [torch.stack([self.known[one.images], (one.first + one.second) / 2]) for one in self.rounds]
-        weights = [len(one.images) for one in self.rounds]
-        covariance = sum(w * torch.cov(pair)[0, 1].item() for w, pair in zip(weights, pairs)) / sum(weights)
-        variance = self.known.var().item() + 2 * covariance + self.between
-        return math.sqrt(max(variance, 0.0) / len(self.prior))
-
-    def estimate(self, num_pilot: int) -> BoundEstimate:
-        r"""The estimate from all rounds."""
-        total = self.num_evaluations
-        weights = [one.evaluations / total for one in self.rounds]
-        by_bin, bin_variance = self.known_by_bin.clone(), torch.zeros_like(self.known_by_bin)
-        variance, noise, counts = self.frame_variance, 0.0, torch.zeros(self.design.bins, dtype=torch.int64)
-        for weight, one in zip(weights, self.rounds):
-            by_bin += weight * one.by_bin.mean(dim=0)
-            bin_variance += weight**2 * self._variance_by_bin(one)
-            one_variance, one_noise = self._variance(one)
-            variance += weight**2 * one_variance
-            noise += weight**4 * one_noise
-            counts += one.counts
-        prior = self.prior.mean().item()
-        bits_per_dim = prior + by_bin.sum().item()
-        per_image = per_image_decoder = per_image_error = None
-        if all(len(one.images) == len(self.prior) for one in self.rounds):
-            per_image, per_image_decoder = self.known.clone(), self.known_decoder.clone()
-            squares = torch.zeros_like(self.known)
-            for weight, one in zip(weights, self.rounds):
-                per_image[one.images] += weight * (one.first + one.second) / 2
-                per_image_decoder[one.images] += weight * one.by_bin[:, 0]
-                squares[one.images] += weight**2 * one.variances.sum(dim=1)
-            per_image_error = squares.sqrt()
-        edges = self.design.edges
-        known_terms = (self.known_by_bin / self.design.widths).repeat_interleave(self.design.widths.long())
-        rows = torch.cat([one.rows for one in self.rounds])
-        left_over = torch.zeros_like(known_terms).index_add_(0, rows, torch.cat([one.left_over for one in self.rounds]))
-        term_counts = torch.bincount(rows, minlength=len(known_terms))
-        return BoundEstimate(
-            bits_per_dim=bits_per_dim,
-            prior=prior,
-            bins=[
-                Bin(int(edges[b]), int(edges[b + 1]) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts[b]))
-                for b in range(self.design.bins)
-            ],
-            monte_carlo_error=math.sqrt(variance),
-            data_error=self._data_error(),
-            terms=known_terms + left_over / term_counts,
-            term_evaluations=term_counts,
-            degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
-            per_image=per_image,
-            per_image_decoder=per_image_decoder,
-            per_image_error=per_image_error,
-            num_evaluations=total + num_pilot,
-            num_pilot_evaluations=num_pilot,
-            num_rounds=len(self.rounds),
-        )
-
-
 # ---- ddpm_vlb/forward_process.py ----
 
 r"""The forward process q, which turns an image into noise in T fixed Gaussian steps (Section 2, Ho et al. 2020).
@@ -2173,76 +490,6 @@ At the lowest step of the grid the posterior is the data itself: mean :math:`x`,
 
 
 
-
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
-
-
-def make_betas(
-    beta_schedule: str = "linear",
-    num_train_timesteps: int = 1000,
-    beta_start: float = 0.0001,
-    beta_end: float = 0.02,
-    trained_betas: Sequence[float] | None = None,
-    rescale_betas_zero_snr: bool = False,
-) -> torch.Tensor:
-    r"""The forward variances of a diffusers configuration, in float64.
-
-    The same formulas as `diffusers.DDPMScheduler`, evaluated in float64 from the start.
-
-    Args:
-        beta_schedule: one of `BETA_SCHEDULES`; ignored when `trained_betas` is given.
-        num_train_timesteps: number of steps T.
-        beta_start, beta_end: first and last variance of the schedules that take them.
-        trained_betas: the variances themselves, shape `(T,)`.
-        rescale_betas_zero_snr: rescale to zero terminal SNR (Algorithm 1, Lin et al. 2023).
-
-    Returns:
-        Betas, shape `(T,)`, float64, on the CPU.
-
-    Raises:
-        ValueError: unknown `beta_schedule`.
-    """
-    steps = num_train_timesteps
-    if trained_betas is not None:
-        betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
-    elif beta_schedule == "linear":
-        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-    elif beta_schedule == "scaled_linear":
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
-    elif beta_schedule == "squaredcos_cap_v2":
-        betas = _betas_from_alpha_bar(_cosine_alpha_bar, steps)
-    elif beta_schedule == "laplace":
-        betas = _betas_from_alpha_bar(_laplace_alpha_bar, steps)
-    elif beta_schedule == "sigmoid":
-        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
-        betas = ramp * (beta_end - beta_start) + beta_start
-    else:
-        raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES}, got {beta_schedule!r}.")
-    return _rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
-
-
-def _cosine_alpha_bar(time: float) -> float:
-    # Eq. 17, Nichol & Dhariwal 2021, with their offset s = 0.008.
-    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-
-
-def _laplace_alpha_bar(time: float) -> float:
-    # Laplace-distributed log-SNR (Hang et al. 2024), square root and all as diffusers has it.
-    log_snr = -0.5 * math.copysign(1, 0.5 - time) * math.log(1 - 2 * abs(0.5 - time) + 1e-6)
-    snr = math.exp(log_snr)
-    return math.sqrt(snr / (1 + snr))
-
-
-def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> torch.Tensor:
-    betas = [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)]
-    return torch.tensor(betas, dtype=torch.float64)
-
-
-def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    sqrt_alpha_bar = torch.cumprod(1.0 - betas, dim=0).sqrt()
-    first, last = sqrt_alpha_bar[0].item(), sqrt_alpha_bar[-1].item()
-    alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last) if first != last else math.nan)) ** 2
-    return 1.0 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -2542,28 +789,6 @@ class ForwardProcess:
         return self.gather(self.sqrt_one_minus_alphas_cumprod, timesteps, like)
 
 
-def to_working(**tensors: torch.Tensor) -> list[torch.Tensor]:
-    r"""Tensors of one shape in the working dtype.
-
-    Raises:
-        ValueError: a tensor that is not floating-point (integers would be pixel levels, not values), or of another shape.
-    """
-    (first, expected), *_ = tensors.items()
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"`{name}` must be floating-point values in [-1, 1] or latents, got dtype {tensor.dtype}.")
-        if tensor.ndim < 2:
-            raise ValueError(f"`{name}` must have the shape (B, C, H, W), got {tuple(tensor.shape)}.")
-        if tensor.shape != expected.shape:
-            raise ValueError(f"`{name}` must have the shape {tuple(expected.shape)} of `{first}`, got {tuple(tensor.shape)}.")
-    return [tensor.to(working_dtype(tensor.device)) for tensor in tensors.values()]
-
-
-def on_cpu(timesteps: int | torch.Tensor) -> int | torch.Tensor:
-    r"""Timesteps where they can be checked without waiting for an accelerator more than once."""
-    return timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps
-
-
 def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_timesteps: int) -> list[int]:
     r"""A sub-sequence as a list of ints, after checking it.
 
@@ -2671,6 +896,22 @@ def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch
     return torch.stack(costs, dim=1)
 
 
+# ---- ddpm_vlb/parametrizations.py ----
+
+r"""What a network's output means, and what its variances are."""
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED_VARIANCE_TYPES)
+DECODER_RULES = {
+    "fixed": "the posterior variance of the next step",
+    "learned": "the network's log-variance",
+    "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
+    "calibrated": "as measured, with decoding from the lowest timestep that is scored",
+    "single": "the step's own beta (a single step has no next one)",
+}
+
+
 # ---- ddpm_vlb/reverse_process.py ----
 
 r"""The reverse process p, the learned Gaussians that turn noise back into an image (Section 3.2, Ho et al. 2020).
@@ -2701,10 +942,6 @@ there is no next one, and both ends are that :math:`\beta`.
 
 
 
-
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
-VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED_VARIANCE_TYPES)
 
 
 class ReverseGaussian(NamedTuple):
@@ -3114,7 +1351,7 @@ def _sum_dims(values: torch.Tensor) -> torch.Tensor:
     return values.flatten(1).sum(dim=1)
 
 
-# ---- ddpm_vlb/sub_schedules.py ----
+# ---- ddpm_vlb/calibration/sub_schedules.py ----
 
 r"""The best K-step model of a network, for every K, by dynamic programming (after Watson et al. 2021).
 
@@ -3196,7 +1433,7 @@ def table_of_steps(snr: np.ndarray, deltas: np.ndarray, costs: np.ndarray) -> np
     return table
 
 
-# ---- ddpm_vlb/calibrated_model.py ----
+# ---- ddpm_vlb/calibration/stored.py ----
 
 r"""What a calibration leaves in a scheduler's configuration: plain numbers at some timesteps, and the model that they make.
 
@@ -3428,6 +1665,158 @@ def hybrid_loss(
     return simple + HYBRID_WEIGHT * vlb
 
 
+# ---- ddpm_vlb/noise_schedules.py ----
+
+r"""Learnable forward variances: a monotone noise schedule trained on the bound together with the network.
+
+The forward process is all told by its log-signal-to-noise ratios :math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`,
+which descend from :math:`\lambda_0` (after the first step, nearly the image) to :math:`\lambda_{T-1}` (nearly noise). In the
+limit of many steps the bound depends on the two end points alone (Section 5, Kingma et al. 2021); at a finite T the spacing
+between them counts too, and both are learnt here. The schedule is the configured one, :math:`\lambda^0_t`, seen through an
+increasing piecewise linear map with M segments of equal width w on :math:`[\lambda^0_{T-1}, \lambda^0_0]`:
+
+.. math::
+    \lambda_t = \lambda^0_{T-1} + c + \sum_{m=1}^{M} e^{\theta_m}\, w_m(\lambda^0_t), \qquad
+    w_m(\lambda) = \text{length of segment } m \text{ below } \lambda .
+
+The map starts as the identity (:math:`c = \theta_m = 0`), so that training starts from the configured betas to the last digit
+but float rounding. :math:`e^{\theta_m} > 0` keeps :math:`\lambda_t` strictly descending, hence every beta in (0, 1), for
+all parameters that do not overflow. c moves the noisy end, the sum of the slopes the clean end, and their distribution the
+interior.
+
+The result is a list of betas like any other: `betas()` is what a scheduler takes as `trained_betas`.
+"""
+
+
+
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+
+
+def make_betas(
+    beta_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.0001,
+    beta_end: float = 0.02,
+    trained_betas: Sequence[float] | None = None,
+    rescale_betas_zero_snr: bool = False,
+) -> torch.Tensor:
+    r"""The forward variances of a diffusers configuration, in float64.
+
+    The same formulas as `diffusers.DDPMScheduler`, evaluated in float64 from the start.
+
+    Args:
+        beta_schedule: one of `BETA_SCHEDULES`; ignored when `trained_betas` is given.
+        num_train_timesteps: number of steps T.
+        beta_start, beta_end: first and last variance of the schedules that take them.
+        trained_betas: the variances themselves, shape `(T,)`.
+        rescale_betas_zero_snr: rescale to zero terminal SNR (Algorithm 1, Lin et al. 2023).
+
+    Returns:
+        Betas, shape `(T,)`, float64, on the CPU.
+
+    Raises:
+        ValueError: unknown `beta_schedule`.
+    """
+    steps = num_train_timesteps
+    if trained_betas is not None:
+        betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
+    elif beta_schedule == "linear":
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    elif beta_schedule == "scaled_linear":
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+    elif beta_schedule == "squaredcos_cap_v2":
+        betas = _betas_from_alpha_bar(_cosine_alpha_bar, steps)
+    elif beta_schedule == "laplace":
+        betas = _betas_from_alpha_bar(_laplace_alpha_bar, steps)
+    elif beta_schedule == "sigmoid":
+        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+        betas = ramp * (beta_end - beta_start) + beta_start
+    else:
+        raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES}, got {beta_schedule!r}.")
+    return _rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+
+
+def _cosine_alpha_bar(time: float) -> float:
+    # Eq. 17, Nichol & Dhariwal 2021, with their offset s = 0.008.
+    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace_alpha_bar(time: float) -> float:
+    # Laplace-distributed log-SNR (Hang et al. 2024), square root and all as diffusers has it.
+    log_snr = -0.5 * math.copysign(1, 0.5 - time) * math.log(1 - 2 * abs(0.5 - time) + 1e-6)
+    snr = math.exp(log_snr)
+    return math.sqrt(snr / (1 + snr))
+
+
+def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> torch.Tensor:
+    betas = [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)]
+    return torch.tensor(betas, dtype=torch.float64)
+
+
+def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+    sqrt_alpha_bar = torch.cumprod(1.0 - betas, dim=0).sqrt()
+    first, last = sqrt_alpha_bar[0].item(), sqrt_alpha_bar[-1].item()
+    alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last) if first != last else math.nan)) ** 2
+    return 1.0 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+class LearnedNoiseSchedule(torch.nn.Module):
+    r"""Forward variances with gradients, monotone by construction.
+
+    Args:
+        forward: the process to start from, on all its T steps.
+        num_segments: number M of segments of the map.
+
+    Raises:
+        ValueError: a process with zero terminal SNR, whose last log-SNR is not finite; `num_segments` below 1.
+    """
+
+    def __init__(self, forward: ForwardProcess, num_segments: int = 32):
+        super().__init__()
+        if num_segments < 1:
+            raise ValueError(f"`num_segments` must be at least 1, got {num_segments!r}.")
+        log_snr = forward.log_alphas_cumprod - forward.log_one_minus_alphas_cumprod
+        if not bool(torch.isfinite(log_snr).all()):
+            raise ValueError("`forward` must have a terminal SNR above zero to be learnt from, got zero.")
+        edges = torch.linspace(0.0, 1.0, num_segments + 1, dtype=torch.float64) * (log_snr[0] - log_snr[-1])
+        above_the_end = log_snr - log_snr[-1]
+        lengths = (above_the_end[:, None] - edges[:-1]).clamp(min=0.0).minimum(torch.diff(edges))
+        self.register_buffer("_end", log_snr[-1], persistent=False)
+        self.register_buffer("_lengths", lengths, persistent=False)
+        self.offset = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.log_slopes = torch.nn.Parameter(torch.zeros(num_segments, dtype=torch.float64))
+
+    def log_snr(self) -> torch.Tensor:
+        r""":math:`\lambda_t`, strictly descending, shape `(T,)`, float64."""
+        return self._end + self.offset + self._lengths @ torch.exp(self.log_slopes)
+
+    def forward(self) -> ForwardProcess:
+        r"""The forward process, its tables carrying gradients to the parameters."""
+        return ForwardProcess.from_log_snr(self.log_snr())
+
+    @torch.no_grad()
+    def betas(self) -> list[float]:
+        r"""The betas as plain numbers: `trained_betas` for any scheduler of diffusers, ours or stock."""
+        return self().betas.tolist()
+
+
+def linear_log_snr(num_timesteps: int, log_snr_max: float, log_snr_min: float) -> ForwardProcess:
+    r"""The process whose :math:`\lambda_t` descends in equal steps from `log_snr_max` to `log_snr_min`.
+
+    Every step then takes away the same factor of the signal-to-noise ratio, where the stock schedules lose much of the image
+    in their first few steps (Kingma et al. 2021 start from it too).
+
+    Raises:
+        ValueError: end points that are not finite or not descending; no timesteps.
+    """
+    if num_timesteps < 1:
+        raise ValueError(f"`num_timesteps` must be at least 1, got {num_timesteps!r}.")
+    if not float("-inf") < log_snr_min < log_snr_max < float("inf"):
+        raise ValueError(f"`log_snr_min` must be below `log_snr_max`, both finite, got {log_snr_min} and {log_snr_max}.")
+    return ForwardProcess.from_log_snr(torch.linspace(log_snr_max, log_snr_min, num_timesteps, dtype=torch.float64))
+
+
 # ---- ddpm_vlb/scheduling_vlb_ddpm.py ----
 
 r"""`VLBDDPMScheduler`: the maths of this package behind diffusers' scheduler API.
@@ -3453,10 +1842,6 @@ SCHEDULE_KEYS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-
-# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
-NOT_ANOTHER = (None, False, "discrete")
-
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
 
@@ -3598,6 +1983,8 @@ class VLBDDPMScheduler(DDPMScheduler):
         Arguments, returns and errors as [`~VLBDDPMPipeline.push_to_hub`]; `safe_serialization` and `variant` are about weights,
         of which a scheduler has none.
         """
+        # The way to the Hub is looked up when it is wanted: no term of the bound leans on it.
+
         return push_scheduler(
             self.to_json_string(),
             repo_id,
@@ -4121,6 +2508,122 @@ def _is_default(value: Any, default: Any) -> bool:
     return value == default
 
 
+# ---- ddpm_vlb/checkpoints/loading.py ----
+
+r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
+
+What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
+diffusers is refused, for loading would import whatever it names.
+"""
+
+
+
+
+logger = logging.get_logger(__name__)
+
+# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
+SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
+# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
+DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+
+
+class CheckpointError(OSError, ValueError):
+    r"""A checkpoint that is missing, damaged or incomplete.
+
+    Also an `OSError`, the type that diffusers raises for most such files.
+    """
+
+
+def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""Of `from_pretrained`'s arguments, those in `DOWNLOAD_ARGUMENTS` that are given."""
+    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
+    r"""Whether a repository has an index of a pipeline; raises what the client raises where it cannot be told."""
+    try:
+        hf_hub_download(repository, DDPMPipeline.config_name, **download_options(kwargs))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached, which says nothing of the index
+            raise
+        return False
+    return True
+
+
+def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
+    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
+    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
+    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
+    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
+
+
+def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> None:
+    r"""Refuse an index that names anything but classes of diffusers: loading would import whatever module it names."""
+    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
+        return  # as the user asked for
+    pipeline = index.get("_class_name")
+    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
+        if part == "_class_name":
+            safe = isinstance(value, str)
+        else:
+            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
+        if not safe and part not in kwargs:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
+                f" got {part} = {value!r} in {name!r}."
+            )
+
+
+def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
+    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
+    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
+    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        if name in parts:
+            continue
+        subfolder = name if (folder / name / file).exists() else None
+        if subfolder is None and not (folder / file).exists():
+            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
+                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
+            )
+        cls = UNet2DModel
+        if name == "scheduler":
+            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
+            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
+            cls = getattr(diffusers, str(named), None)
+            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
+        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
+    return parts
+
+
+def restore_single_head(unet: Any) -> Any:
+    r"""Attention as it was trained, for configurations older than `attention_head_dim`.
+
+    diffusers 0.0.x knew one head only and did not write the key; today's default of 8 channels per head would load the same
+    weights without a word and compute something else.
+    """
+    config = unet.config
+    unset = "attention_head_dim" in config.get("_use_default_values", ())
+    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
+        return unet
+    logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
+    restored.load_state_dict(unet.state_dict())
+    return restored.to(device=unet.device, dtype=unet.dtype).eval()
+
+
+def is_not_about_num_pixel_levels(record) -> bool:
+    r"""A filter of log records: the stock scheduler says that it ignores our key, which it keeps, and which we read."""
+    return "num_pixel_levels" not in record.getMessage()
+
+
+# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
+NOT_ANOTHER = (None, False, "discrete")
+
+
 def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     r"""The `VLBDDPMScheduler` of a DDPM scheduler, or of another whose network is a DDPM's: the same forward process and
     prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
@@ -4154,7 +2657,1305 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     return VLBDDPMScheduler.from_config(config)
 
 
-# ---- ddpm_vlb/control_variates.py ----
+# ---- ddpm_vlb/data/levels.py ----
+
+r"""Images of any kind in, pixel levels out; everything that is not exactly on the grid is refused, never rounded.
+
+A model's data live on `num_pixel_levels` grey levels; level k stands for the value 2 k / (num_pixel_levels - 1) - 1. What an
+image says is taken literally: an integer is the level k itself, a float is a value on the grid. Bringing other images onto a
+grid changes the data; `quantize` does it, as a step of its own.
+"""
+
+
+
+
+ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
+PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
+
+
+def images_to_levels(
+    images: Any,
+    num_pixel_levels: int = 256,
+    *,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    r"""The levels of images of any kind that `evaluate_nll` takes.
+
+    Args:
+        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
+            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
+            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
+        num_pixel_levels: number of levels of the grid.
+        channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
+
+    Returns:
+        Levels, shape `(N, C, H, W)`, uint8 up to 256 levels and int32 above.
+
+    Raises:
+        ValueError: anything that is not such images: off the grid, not finite, of another size, type or number of channels, or
+            none at all.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    tensor = _as_tensor(images, channels)
+    check_shape(tensor, channels, size)
+    return _check_levels(tensor, num_pixel_levels)
+
+
+def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int] | None) -> None:
+    r"""Raise `ValueError` unless a tensor is `(N, C, H, W)`, not empty, and of this many channels and (height, width)."""
+    if tensor.ndim != 4:
+        raise ValueError(f"`images` must have the shape (N, C, H, W), got {tuple(tensor.shape)}.")
+    if tensor.numel() == 0:
+        raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
+    if channels is not None and tensor.shape[1] != channels:
+        hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
+        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
+    if size is not None and tuple(tensor.shape[2:]) != tuple(size):
+        raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
+
+
+def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    integer_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.uint16
+    level_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.int32
+    if tensor.dtype in (torch.float32, torch.float64):
+        return samples_to_levels(tensor, num_pixel_levels, "images").to(level_dtype)
+    if tensor.dtype != integer_dtype:
+        raise ValueError(
+            f"`images` must be {str(integer_dtype)[6:]} levels, float32 or float64 for a model of {num_pixel_levels} levels,"
+            f" got dtype {str(tensor.dtype)[6:]}."
+        )
+    levels = tensor.to(torch.int32)
+    highest = int(levels.max())
+    if highest >= num_pixel_levels:
+        raise ValueError(
+            f"`images` must hold levels below num_pixel_levels = {num_pixel_levels}, got {highest}."
+            " (`ddpm_vlb.data.quantize` brings images onto a coarser grid.)"
+        )
+    return levels.to(level_dtype)
+
+
+def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
+    if isinstance(images, torch.Tensor):
+        if images.layout != torch.strided or images.is_meta:
+            raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
+        return images.detach()
+    if isinstance(images, np.ndarray):
+        return array_to_tensor(images, channels)
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif hasattr(images, "features") and hasattr(images, "column_names"):
+        column = image_column(images)
+        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
+        images = [row[column] for row in images]
+    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+        raise ValueError(
+            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
+            f" got {type(images).__name__}."
+        )
+    tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
+    if not tensors:
+        raise ValueError("`images` must not be empty, got no image.")
+    for index, tensor in enumerate(tensors):
+        if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
+            raise ValueError(
+                f"`images` must all have one size, number of channels and dtype: image 0 has {_describe(tensors[0])},"
+                f" image {index} has {_describe(tensor)}."
+            )
+    return torch.stack(tensors)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
+
+
+def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        return array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
+    if isinstance(image, np.ndarray):
+        return array_to_tensor(image[None], channels)[0]
+    if isinstance(image, torch.Tensor):
+        return image.detach()
+    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
+
+
+def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
+    r"""Arrays `(N, H, W, C)` or `(N, H, W)` as a tensor `(N, C, H, W)`."""
+    if array.dtype.name not in ARRAY_DTYPES or isinstance(array, np.ma.MaskedArray):
+        what = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
+        raise ValueError(f"`images` must be plain arrays of dtype {', '.join(ARRAY_DTYPES)}, got {what}.")
+    if array.ndim == 3 and channels not in (None, 1):
+        raise ValueError(f"`images` must be an array of shape (N, H, W, {channels}), got {array.shape}.")
+    if array.ndim == 3:
+        array = array[..., None]
+    # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.
+    channels_last = array.ndim == 4 and (channels is None or array.shape[3] == channels or array.shape[1] != channels)
+    if channels_last:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+
+
+def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
+    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
+
+    Raises:
+        ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
+    """
+    if "transparency" in image.info or _is_rescaled(image):
+        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
+        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
+    if image.mode not in PIL_MODES:
+        raise ValueError(
+            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
+            " since what becomes of transparency or of a palette is a choice."
+        )
+    return np.asarray(image).astype(PIL_MODES[image.mode])
+
+
+def _is_rescaled(image: Image.Image) -> bool:
+    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
+    # stands in `tile`; of an image that is loaded already, nothing tells any more.
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if tile[0].startswith("ppm") and arguments[-1] != 255:
+            return True
+        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
+            return True
+    return False
+
+
+def image_column(dataset: Any) -> str:
+    r"""The one image column of a `datasets.Dataset`.
+
+    Raises:
+        ValueError: none, or more than one.
+    """
+    features = dataset.features or {}
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if len(columns) != 1:
+        raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
+    return columns[0]
+
+
+# ---- ddpm_vlb/files.py ----
+
+r"""Files and folders that are written whole or not at all: beside their place first, then renamed."""
+
+
+
+def check_output_path(path: str | Path) -> Path:
+    r"""A path that can be written to; meant to be asked before the work whose result goes there.
+
+    Raises:
+        ValueError: a folder, or a path whose folder does not exist or does not allow writing.
+    """
+    path = Path(path)
+    try:
+        allowed = not path.is_dir()
+        if allowed and not (path.exists() and not path.is_file()):  # a pipe or a device is written to as it is
+            tempfile.TemporaryFile(dir=path.resolve().parent).close()
+    except OSError:
+        allowed = False
+    if not allowed:
+        raise ValueError(f"`output` must be a file in an existing folder that can be written to, got {str(path)!r}.")
+    return path
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
+    path = Path(path).resolve()  # a link keeps pointing to what it names
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
+        path.write_bytes(content)
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    r"""A folder to fill beside `target`; it takes the place of `target`, whole, when the block ends without an error.
+
+    Where the system can exchange two names in one step (Linux), there is no moment without a complete `target`.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        folder.chmod(0o777 & ~_umask())
+        yield folder
+        sync(folder)
+        replace_folder(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    r"""Put the finished folder `new` in the place of `target`; an old one is removed only after that."""
+    if not target.exists():
+        new.rename(target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+        target.rename(old / target.name)
+        new.rename(target)
+        shutil.rmtree(old)
+
+
+def remove_folder(folder: Path) -> None:
+    r"""Remove a folder; one killed in the middle leaves a hidden rest, never half of what the name promises."""
+    hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+    folder.rename(hidden / folder.name)
+    shutil.rmtree(hidden)
+
+
+def clean_up(target: Path) -> None:
+    r"""Put right what processes killed inside `new_folder(target)` left: the old `target` back in its place where it is the
+    only complete one, and no hidden folders."""
+    for old in target.parent.glob(f".{target.name}-old-*/{target.name}"):
+        if not target.exists():
+            old.rename(target)
+    for folder in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    r"""Have every file of a folder on the disk before it is renamed."""
+    for path in (folder, *folder.rglob("*")):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    r"""Exchange two names in one step (renameat2 with RENAME_EXCHANGE); `False` where the system does not know how."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+# ---- ddpm_vlb/reports/schema.py ----
+
+r"""What a report holds."""
+
+
+# What a report says of the model itself.
+REPORTED_SETTINGS = (
+    "network_sha256",
+    "num_train_timesteps",
+    "num_steps",
+    "inference_timesteps",
+    "beta_schedule",
+    "trained_betas",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+    "variance_type",
+    "decoder_variance",
+    "calibration",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "num_pixel_levels",
+)
+# Of these, what a user may choose anew when scoring; a report says which were.
+OVERRIDABLE = ("clip_sample", "thresholding", "num_pixel_levels")
+REPORT_KEYS = {
+    "bits_per_dim": float,
+    "prior": float,
+    "transitions_total": float,
+    "decoder": float,
+    "standard_error": float,
+    "transitions": list,
+    "timesteps": list,
+    "per_image": list,
+    "method": str,
+    "num_images": int,
+    "num_network_evaluations": int,
+    "config": dict,
+}
+# What a sampled report has besides.
+SAMPLED_KEYS = {
+    "monte_carlo_error": float,
+    "degrees_of_freedom": float,
+    "confidence_level": float,
+    "monte_carlo_interval": list,
+    "strata": list,
+    "evaluations_per_timestep": list,
+}
+# What else of a report may be shown.
+FURTHER_KEYS = (
+    "monte_carlo_error",
+    "data_error",
+    "confidence_interval",
+    "per_image_monte_carlo_error",
+    "half_precision_bias",
+)
+# Settings of a report's `config` that a reader of its number needs: a number is one of these settings, or it is none.
+SETTINGS = {
+    "num_train_timesteps": "number of steps T",
+    "num_steps": "steps scored",
+    "inference_timesteps": "the sub-sequence scored",
+    "beta_schedule": "forward variances",
+    "prediction_type": "prediction type",
+    "variance_type": "reverse variances",
+    "decoder_variance": "decoder variance (t = 0)",
+    "calibration": "calibrated on",
+    "num_pixel_levels": "pixel levels",
+    "quantized": "images brought onto these levels first",
+    "clip_sample": "clip_sample",
+    "thresholding": "thresholding",
+    "dtype": "dtype",
+    "seed": "seed",
+    "split": "split",
+}
+REQUIRED_SETTINGS = (
+    "num_train_timesteps",
+    "num_steps",
+    "prediction_type",
+    "variance_type",
+    "decoder_variance",
+    "num_pixel_levels",
+    "clip_sample",
+    "inference_timesteps",
+    "num_inference_steps",
+    "dtype",
+    "seed",
+    "dataset",
+    "network_sha256",
+)
+# What else of a report's `config` may be shown; anything else that lies in it stays at home.
+FURTHER_SETTINGS = (
+    "checkpoint",
+    "revision",
+    "trained_betas",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
+    "clip_sample_range",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "overridden",
+    "timestep_spacing",
+    "num_class_embeds",
+    "image_shape",
+    "batch_size",
+    "device",
+    "versions",
+    "max_images",
+    "shard",
+    "data_sha256",
+    "buffer_bytes",
+    "num_images_in_memory",
+    "target_se",
+    "max_evaluations",
+    "evaluations_per_image",
+    "num_pilot_evaluations",
+    "num_rounds",
+    "num_processes",
+    "rows",
+    "description",
+    "limits",
+    "command",
+)
+# Settings that may differ between reports that are merged; all others must agree.
+FREE_SETTINGS = (
+    "batch_size",
+    "buffer_bytes",
+    "checkpoint",
+    "command",
+    "data_sha256",
+    "device",
+    "evaluations_per_image",
+    "max_evaluations",
+    "max_images",
+    "num_images_in_memory",
+    "num_pilot_evaluations",
+    "num_processes",
+    "num_rounds",
+    "seed",
+    "shard",
+    "target_se",
+    "versions",  # but for this package's own
+)
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    r"""A report from its file, checked as `check_report` does.
+
+    Raises:
+        ValueError: a file that is not there, or not such a report.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`report` must be a JSON file of `ddpm-vlb evaluate`, got {str(path)!r}: {error}") from error
+    check_report(report)
+    return report
+
+
+def check_report(report: Any) -> None:
+    r"""Raise `ValueError` unless a report is complete, of finite Python numbers, and agrees with itself."""
+    if not isinstance(report, dict):
+        raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
+    sampled = str(report.get("method")).startswith("sampled")
+    for key, kind in (REPORT_KEYS | (SAMPLED_KEYS if sampled else {})).items():
+        if key not in report:
+            raise ValueError(f"`report` must have the key {key!r}, got {', '.join(sorted(map(str, report)))}.")
+        value = report[key]
+        if value is None and (key == "standard_error" and report["num_images"] == 1 or key == "per_image" and sampled):
+            continue
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"`report` must have a {kind.__name__} for {key!r}, got {type(value).__name__}.")
+    check_plain(report, "report")
+    config = report["config"]
+    missing = [key for key in REQUIRED_SETTINGS if key not in config]
+    if missing:
+        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
+    count, transitions, per_image = report["num_images"], report["transitions"], report["per_image"]
+    for key, kinds in (("transitions", (float, int, type(None))), ("per_image", (float, int)), ("timesteps", (int,))):
+        for index, value in enumerate(report[key] or ()):
+            if type(value) not in kinds:
+                raise ValueError(f"`report.{key}[{index}]` must be a number, got {value!r}.")
+    for key in ("num_train_timesteps", "num_steps", "num_pixel_levels"):
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(f"`report.config.{key}` must be a positive integer, got {config[key]!r}.")
+    if not isinstance(config.get("versions", {}), dict):
+        raise ValueError(f"`report.config.versions` must be a dictionary, got {config['versions']!r}.")
+    full = report["method"].startswith("full")
+    if not (sampled or full):
+        raise ValueError(f"`report` must have a method that begins with 'full' or 'sampled', got {report['method']!r}.")
+    evaluations = report["num_network_evaluations"]
+    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
+        raise ValueError(
+            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
+            f" evaluations of {count} images."
+        )
+    if full and None in transitions:
+        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
+    if (config["num_steps"] < config["num_train_timesteps"]) != (config["inference_timesteps"] is not None):
+        raise ValueError(
+            f"`report` must name the sub-sequence it is of, and only then, got {config['num_steps']} steps of"
+            f" {config['num_train_timesteps']} on {config['inference_timesteps']}."
+        )
+    if report["standard_error"] is not None and report["standard_error"] < 0:
+        raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
+    lengths = (len(transitions), len(report["timesteps"]), count if per_image is None else len(per_image))
+    if lengths != (config["num_steps"] - 1, config["num_steps"] - 1, count):
+        raise ValueError(
+            "`report` must have one transition and one timestep per step but the first, and one number per image, got"
+            f" {lengths} for {config['num_steps']} steps and {count} images."
+        )
+    terms = [report["prior"], report["transitions_total"], report["decoder"]]
+    if min(terms) < 0 and not sampled:
+        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
+    total = report["bits_per_dim"]
+    _check_same("terms that sum to its total", sum(terms), total)
+    if per_image is not None:
+        _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
+    if full:
+        _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
+    else:
+        _check_sampled(report)
+    if full and count > 1:
+        error = math.sqrt(math.fsum((value - total) ** 2 for value in per_image) / (count - 1) / count)
+        _check_same("a standard error that its images have", error, report["standard_error"])
+
+
+def _check_sampled(report: dict[str, Any]) -> None:
+    r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
+    data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
+    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
+        if type(value) not in (int, float) or value < 0:
+            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
+    if report["standard_error"] is not None:
+        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
+    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
+        interval = report.get(key)
+        if interval is None and error is None or interval is None and key == "confidence_interval":
+            continue
+        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
+            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
+        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
+        # Student's quantile is nowhere below the normal one.
+        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
+        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
+            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
+    first, *others = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in report["strata"]] or [
+        None
+    ]
+    if any(type(value) not in (int, float) for value in (first, *others)):
+        raise ValueError("`report` must have the bits per dimension of each of its strata.")
+    _check_same("a decoder that is its first stratum", first, report["decoder"])
+    _check_same("strata that sum to its transitions", math.fsum(others), report["transitions_total"])
+    counts = report["evaluations_per_timestep"]
+    if len(counts) != report["config"]["num_steps"] or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError(f"`report` must count the evaluations at each of its {report['config']['num_steps']} timesteps.")
+    if sum(counts) > report["num_network_evaluations"] or any(
+        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
+    ):
+        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
+
+
+def _check_same(what: str, got: float, expected: float) -> None:
+    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
+        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
+
+
+def check_plain(value: Any, name: str) -> None:
+    r"""Raise `ValueError` for anything that is not a plain, finite value: NaN, infinity, a NumPy number, bytes, a date."""
+    if type(value) is dict:
+        for key, entry in value.items():
+            check_plain(entry, f"{name}.{key}")
+    elif type(value) is list:
+        for index, entry in enumerate(value):
+            check_plain(entry, f"{name}[{index}]")
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(f"`{name}` must be a plain value of Python, got {type(value).__name__}.")
+    elif type(value) is float and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
+
+
+def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
+    r"""A report as it may be shown: the checkpoint under the name of its repository, no path of this machine, and no setting
+    that is not known here."""
+    config = {
+        key: report["config"][key] for key in report["config"] if key in (*SETTINGS, *FURTHER_SETTINGS, *REQUIRED_SETTINGS)
+    }
+    if config.get("checkpoint") != repository:
+        config.pop("revision", None)  # of another repository
+    config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
+    if config.get("command"):
+        config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
+    known = {*REPORT_KEYS, *SAMPLED_KEYS, *FURTHER_KEYS}
+    return {key: value for key, value in report.items() if key in known} | {"config": config}
+
+
+def public_name(name: str) -> str:
+    r"""A name as it may be shown: of an absolute path, or one that leads out of a folder, the last part."""
+    flag, equals, value = name.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={public_name(value)}"
+    local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
+    return PurePath(name.replace("\\", "/")).name if local else name
+
+
+# ---- ddpm_vlb/hub/cards.py ----
+
+r"""Model cards: made from a report and from nothing else, and checked against it.
+
+A card is refused where its report is not what `ddpm_vlb.evaluation` writes: numbers that are not finite or not numbers, keys
+that are missing, terms that do not sum to the total, a total that is not the mean of its images. A card that is there already
+is checked by making it again: nothing but the pictures that it shows is its own.
+"""
+
+
+
+
+# diffusers' own scheduler samples NaN, or something else, with these.
+NOT_FOR_STOCK = {"variance_type": ("learned", "fixed_large_log"), "timestep_spacing": ("trailing",)}
+LONGEST_LIST = 32
+METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
+TASK = "unconditional-image-generation"
+METRIC = "bits_per_dim"
+TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
+
+
+def model_card(
+    report: dict[str, Any] | None,
+    *,
+    repository: str,
+    settings: dict[str, Any] | None = None,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> ModelCard:
+    r"""The card of a checkpoint.
+
+    Args:
+        report: of the checkpoint, as `ddpm_vlb.evaluation` makes it: every number of the card is from here. Its `config` may
+            have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
+            scored.
+        repository: what the checkpoint is loaded by.
+        settings: of the scheduler, and the network's `num_class_embeds`, where there is no report to say them.
+        pictures: pairs of a caption and a file name beside the card.
+
+    Raises:
+        ValueError: a report that `check_report` refuses.
+    """
+    if report is not None:
+        check_report(report)
+        report = public_report(report, repository)
+    config = settings or {} if report is None else report["config"]
+    name = repository.rpartition("/")[2]
+    steps = config.get("num_train_timesteps") or 1000
+    not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
+    return ModelCard.from_template(
+        _card_data(report, name),
+        template_str=card_template(),
+        report=report,
+        name=name,
+        repository=repository,
+        description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
+        limits=config.get("limits"),
+        dataset=_dataset_and_split(config),
+        error="" if report is None else _error(report),
+        terms="" if report is None else "\n".join(_term_rows(report)),
+        settings="" if report is None else "\n".join(_setting_rows(report)),
+        command=None if report is None else reproducing_command(report, repository),
+        pictures=list(pictures),
+        num_inference_steps=min(1000, steps),
+        not_for_stock=" and ".join(not_for_stock),
+        conditional=config.get("num_class_embeds") is not None,
+    )
+
+
+def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
+    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
+    if report is None:
+        return ModelCardData(**data)
+    config = report["config"]
+    result = EvalResult(
+        task_type=TASK,
+        dataset_type=config["dataset"],
+        dataset_name=config["dataset"],
+        dataset_split=config.get("split"),
+        metric_type=METRIC,
+        metric_name="bits/dim (variational bound)",
+        metric_value=report["bits_per_dim"],
+        metric_args=_metric_arguments(report),
+    )
+    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=[result])
+
+
+def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
+    arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
+    config = report["config"]
+    return arguments | {key: _shortened(config[key]) for key in SETTINGS if config.get(key) is not None}
+
+
+def _error(report: dict[str, Any]) -> str:
+    if report["standard_error"] is None:
+        return ""
+    if report["method"].startswith("full"):
+        return f" ({report['standard_error']:.4f} standard error)"
+    low, high = report["monte_carlo_interval"]
+    level = f"{report['confidence_level']:.0%}"
+    return f" ({report['standard_error']:.4f} standard error; of these very images {low:.4f} to {high:.4f}, {level})"
+
+
+def _dataset_and_split(config: dict[str, Any]) -> str:
+    return f"{config.get('dataset')} ({config['split']} split)" if config.get("split") else f"{config.get('dataset')}"
+
+
+def _term_rows(report: dict[str, Any]) -> list[str]:
+    rows = {"L_T (prior)": "prior", "sum of L_t (KL terms)": "transitions_total", "L_0 (decoder)": "decoder"}
+    lines = [f"| {text} | {report[key]:.4f} |" for text, key in rows.items()]
+    return ["| term | bits/dim |", "|---|---|", *lines, f"| **bound** | **{report['bits_per_dim']:.4f}** |"]
+
+
+def _setting_rows(report: dict[str, Any]) -> list[str]:
+    config = report["config"]
+    rows = [f"| {text} | {_cell(config[key])} |" for key, text in SETTINGS.items() if config.get(key) is not None]
+    method = f"| method | {report['method']}: {report['num_network_evaluations']} network evaluations |"
+    versions = " ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
+    return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
+
+
+def _shortened(value: Any) -> Any:
+    # Hundreds of timesteps are no reading; the report has them all.
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return f"{', '.join(map(str, value[:3]))}, ..., {', '.join(map(str, value[-3:]))} ({len(value)} in report.json)"
+    return value
+
+
+def _cell(value: Any) -> str:
+    # One line, and no column more.
+    value = _shortened(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
+    r"""The command line that makes the report of a checkpoint again: its own `command`, or `ddpm-vlb evaluate` with all that
+    its config says; `None` where no command line can say it."""
+    config = report["config"]
+    if config.get("command"):
+        return config["command"]
+    shard = config.get("shard") or {"of": 1, "indices": [0]}
+    by_command = "max_images" in config and type(config["seed"]) is int and "thresholding" not in config.get("overridden", ())
+    by_command = by_command and len(shard["indices"]) == 1
+    if not by_command or (config["inference_timesteps"] is not None and config["num_inference_steps"] is None):
+        return None
+    in_memory = config.get("num_images_in_memory", report["num_images"])
+    words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
+    optional = {
+        "--revision": config.get("revision") if config.get("checkpoint") == repository else None,
+        "--split": config.get("split"),
+        "--max-images": config["max_images"],
+        "--shard": None if shard["of"] == 1 else f"{shard['indices'][0]}/{shard['of']}",
+        "--method": report["method"].partition(",")[0],
+        "--target-se": config.get("target_se"),
+        "--max-evaluations": config.get("max_evaluations"),
+        "--per-image": config.get("evaluations_per_image"),
+        "--buffer-mb": None if in_memory == report["num_images"] else config["buffer_bytes"] / 2**20,
+        "--num-inference-steps": config["num_inference_steps"],
+        "--num-pixel-levels": config["num_pixel_levels"],
+        "--batch-size": config.get("batch_size"),
+        "--dtype": config["dtype"],
+        "--seed": config["seed"],
+    }
+    words += [str(word) for flag, value in optional.items() if value is not None for word in (flag, value)]
+    words += ["--clip-sample" if config["clip_sample"] else "--no-clip-sample"]
+    words += ["--quantize"] if config.get("quantized") else []
+    return shlex.join(words)
+
+
+def check_card(text: str, report: dict[str, Any]) -> None:
+    r"""Raise `ValueError` unless a card has the metadata of ours, in plain and finite values, and says what its report says."""
+    check_report(report)
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    if len(parts) != 3 or parts[0].strip():
+        raise ValueError("`card` must begin with its metadata between two lines `---`.")
+    try:
+        metadata = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise ValueError(f"`card` must have metadata of plain YAML values, got: {' '.join(str(error).split())}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"`card` must have metadata of keys and values, got {type(metadata).__name__}.")
+    check_plain(metadata, "card")
+    missing = [key for key in METADATA_KEYS if not metadata.get(key)]
+    if missing:
+        raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
+    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
+    if match is None:
+        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    # The pictures that are shown are the only thing that the report does not tell.
+    pictures = re.findall(r"^!\[([^\]\n]*)\]\(([\w-]+\.png)\)$", parts[2], flags=re.MULTILINE)
+    expected = str(model_card(report, repository=match[1], pictures=pictures))
+    for got, line in zip_longest(text.strip().split("\n"), expected.strip().split("\n"), fillvalue="nothing"):
+        if got != line:
+            raise ValueError(f"`card` must agree with its report, got the line {got!r} for {line!r}.")
+
+
+# ---- ddpm_vlb/hub/repository.py ----
+
+r"""What a Hub repository of ours contains, and how it gets there.
+
+One layout serves three users:
+
+- `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
+  upgrades what it loads;
+- `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
+- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it.
+
+Nothing else is sent: no optimizer, no logs, no path of the machine that made it. A push is one commit, so that a repository is
+at every moment what it was before or what it is after; files of an earlier push that would contradict the new ones (other
+weights, a report of other weights) leave in that commit.
+"""
+
+
+
+WEIGHTS = "diffusion_pytorch_model"
+# Weights in one file or in shards, with or without a variant, and the index of shards.
+WEIGHT_NAME = re.compile(
+    rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
+)
+PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
+
+
+def strip_paths(config: dict[str, Any]) -> dict[str, Any]:
+    r"""A configuration without the place it was loaded from, which is a path of this machine."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
+def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
+    r"""The files of a saved pipeline that belong into a repository, by their names there: paths of weights, and the content of
+    configurations.
+
+    Raises:
+        ValueError: a folder that is not a whole pipeline, or links that lead out of it.
+    """
+    folder = Path(folder)
+    missing = [name for name in PIPELINE_FILES if not (folder / name).is_file()]
+    if missing:
+        hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / PIPELINE_FILES[0]).is_file() else ""
+        raise ValueError(f"`folder` must hold a saved pipeline, got {str(folder)!r} without {', '.join(missing)}.{hint}")
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
+            continue
+        check_no_link(path, folder)
+        files[name] = path
+        if path.suffix == ".json" and not name.endswith(".index.json"):
+            files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
+    return files
+
+
+def check_no_link(path: Path, folder: Path) -> None:
+    r"""Raise `ValueError` for a link that leads out of a folder: what it names was not meant to leave."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"`folder` must hold its files itself, got {path.name!r}, a link to {str(path.resolve())!r}.")
+
+
+def repository_files(
+    folder: str | Path, repository: str, report: dict[str, Any] | None = None, pictures: dict[str, bytes] | None = None
+) -> dict[str, Path | bytes]:
+    r"""Everything that a repository of ours contains: `pipeline_files`, the remote code, card, report and pictures.
+
+    Raises:
+        ValueError: as `pipeline_files`; a report that `check_report` refuses.
+    """
+    files = pipeline_files(folder)
+    scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
+    pictures = pictures or {}
+    card = model_card(
+        report,
+        repository=repository,
+        settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
+        pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
+    )
+    files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
+    if report is not None:
+        check_report(report)
+        files["report.json"] = _json_bytes(public_report(report, repository))
+    return files
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def is_stale(name: str, variant: str | None = None) -> bool:
+    r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
+    measured of the model that was there."""
+    if name in ("report.json", *PICTURES):
+        return True
+    match = WEIGHT_NAME.fullmatch(name)
+    return match is not None and (match["variant"] or match["of_index"]) == variant
+
+
+# ---- ddpm_vlb/hub/push.py ----
+
+r"""Pushes to the Hub, each in one commit."""
+
+
+
+
+# Of a scheduler that is pushed by itself.
+SCHEDULER_CARD = """---
+library_name: diffusers
+license: apache-2.0
+tags:
+- diffusers
+- ddpm
+---
+
+# A DDPM scheduler
+
+```python
+from diffusers import DDPMScheduler
+
+scheduler = DDPMScheduler.from_pretrained("{repository}")
+```
+
+With ddpm_vlb, `VLBDDPMScheduler.from_pretrained("{repository}")`.
+"""
+
+
+class HubError(OSError):
+    r"""What the Hub, or the way to it, refused."""
+
+
+def push_folder(
+    folder: str | Path,
+    repository: str,
+    *,
+    report: dict[str, Any] | None = None,
+    pictures: dict[str, bytes] | None = None,
+    variant: str | None = None,
+    commit_message: str = "Upload VLBDDPMPipeline",
+    **options: Any,
+) -> CommitInfo:
+    r"""Push a saved pipeline with its card; see `push_files` for `options`, and for what is raised besides.
+
+    Args:
+        folder: of a saved pipeline.
+        repository: `name` or `owner/name`.
+        report: what the card is made from; `None` for one that says that nothing was scored.
+        pictures: PNG files by their names, of those in `PICTURES`.
+        variant: of the weights, where they are not the ones that are loaded by default.
+
+    Raises:
+        ValueError: a folder that is not a saved pipeline, or a report that `check_report` refuses: nothing is sent.
+    """
+    repository_files(folder, check_repository(repository), report, pictures)
+    return push_files(
+        lambda name, there: repository_files(folder, name, report, pictures),
+        repository,
+        commit_message=commit_message,
+        remove=lambda name: is_stale(name, variant),
+        **options,
+    )
+
+
+def push_files(
+    files: Callable[[str, set[str]], dict[str, Path | bytes]],
+    repository: str,
+    *,
+    commit_message: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    remove: Callable[[str], bool] = lambda name: False,
+    space_sdk: str | None = None,
+) -> CommitInfo:
+    r"""Send files to a repository of the Hub in one commit; the repository and the branch are made where there are none.
+
+    Args:
+        files: the files by their names there, as paths or content, for the repository's full name and the files it has.
+        repository: `name` or `owner/name`.
+        private: whether the repository is private; `None` leaves it to the owner's default, and to what it is.
+        revision: branch to commit to, or that the pull request is for; `main` by default.
+        create_pr: open a pull request instead.
+        token: in place of the one that is logged in.
+        remove: which files that are there, and not among `files`, leave.
+        space_sdk: "gradio", say, for a Space in place of a model.
+
+    Raises:
+        ValueError: a name that cannot be a repository, or `private` for one that exists and is public, or the other way round:
+            nothing is sent.
+        HubError: what the Hub or the network refused; among others a commit that somebody else made meanwhile.
+    """
+    repository = check_repository(repository)
+    api, kind = HfApi(token=token), {"repo_type": "model" if space_sdk is None else "space"}
+    with _hub_errors(repository):
+        repository = api.create_repo(repository, private=private, exist_ok=True, space_sdk=space_sdk, **kind).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repository, branch=revision, exist_ok=True, **kind)
+        info = api.repo_info(repository, revision=revision, **kind)
+    if private is not None and bool(info.private) != private:
+        raise ValueError(f"`private` must be {bool(info.private)} for {repository!r}, which exists, got {private}.")
+    with _hub_errors(repository):
+        there = set(api.list_repo_files(repository, revision=info.sha, **kind))
+    sent = files(repository, there)
+    with _hub_errors(repository):
+        operations: list[Any] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content if isinstance(content, bytes) else os.fspath(content))
+            for name, content in sent.items()
+        ]
+        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(there - sent.keys()) if remove(name)]
+        return api.create_commit(
+            repository,
+            operations,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+            **kind,
+        )
+
+
+@contextmanager
+def _hub_errors(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the client, of HTTP, of the network
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HubError(f"`repository` must be one that can be pushed to, got {repository!r}: {reason}") from error
+
+
+def push_scheduler(
+    config: str, repository: str, *, config_name: str, subfolder: str | None = None, **options: Any
+) -> CommitInfo:
+    r"""Push a scheduler's configuration; see `push_files` for `options`.
+
+    In a repository that holds more than that it is a change of the model: what was measured of it leaves, and a card that
+    showed it is replaced by one without a number.
+    """
+
+    def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
+        sent: dict[str, Path | bytes] = {f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name: config.encode()}
+        if there & {"report.json", *PICTURES}:
+            sent["README.md"] = str(model_card(None, repository=name, settings=json.loads(config))).encode()
+        elif "README.md" not in there and not subfolder:
+            sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
+        return sent
+
+    return push_files(files, repository, remove=lambda name: name in ("report.json", *PICTURES), **options)
+
+
+def check_repository(repository: Any) -> str:
+    r"""A name that a repository can have.
+
+    Raises:
+        ValueError: any other.
+    """
+    try:
+        validate_repo_id(repository)
+    except ValueError as error:
+        raise ValueError(f"`repository` must be a name on the Hub, `owner/name`, got {repository!r}: {error}") from error
+    return repository
+
+
+# ---- ddpm_vlb/model/network.py ----
+
+r"""The network that is scored."""
+
+
+
+
+def architecture_digest(network: torch.nn.Module) -> str:
+    r"""SHA-256 of a network's configuration."""
+    return hashlib.sha256(_public_config(network).encode()).hexdigest()
+
+
+def _public_config(network: torch.nn.Module) -> str:
+    config = getattr(network, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
+    whatever file it was loaded from. `None` where the weights are not at hand."""
+    digest = hashlib.sha256(_public_config(network).encode())
+    for name, weight in sorted(network.state_dict().items()):
+        if weight.is_meta:
+            return None
+        weight = weight.detach().cpu()
+        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- ddpm_vlb/model/scorer.py ----
+
+r"""A network and the process that is scored: terms of the bound for any images at any timesteps.
+
+Both ways to score images are made of it: the full sweep, every image at every step, and the sampled evaluation
+(`sampled_bound.py`). A batch mixes images and timesteps freely.
+"""
+
+
+
+
+
+@dataclass(frozen=True)
+class Scorer:
+    r"""What is scored.
+
+    Args:
+        unet: the network, called as `unet(noisy_samples, timesteps, class_labels=...)`.
+        reverse: the reverse process.
+        num_pixel_levels: levels of the images' grid.
+        device: of the network.
+        dtype: of the network's inputs.
+    """
+
+    unet: Callable[..., Any]
+    reverse: ReverseProcess
+    num_pixel_levels: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def samples(self, levels: torch.Tensor) -> torch.Tensor:
+        r"""Levels as images in [-1, 1] on the device, in the working dtype."""
+        return levels_to_samples(levels.to(self.device, non_blocking=True), self.num_pixel_levels, working_dtype(self.device))
+
+    def prior(self, samples: torch.Tensor) -> torch.Tensor:
+        r""":math:`L_T` in nats, `(B,)`, on the device."""
+        return prior_kl(self.reverse.forward, samples)
+
+    def network(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output.
+
+        Args:
+            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
+                network's.
+            timesteps: one for all, or one each, `(B,)`.
+            class_labels: of a class-conditional network, `(B,)`.
+        """
+        arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
+        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        return self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
+
+    def terms(
+        self,
+        samples: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: int | torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        on_device: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""Terms of the bound: the decoder's at the lowest timestep of the grid, KLs above.
+
+        Args:
+            samples: images on the grid, `(B, C, H, W)`, on the device.
+            noise: standard normal, of the same shape, on the CPU or the device.
+            timesteps: one for all, or one each, `(B,)`, on the CPU.
+            class_labels: of a class-conditional network, `(B,)`.
+            on_device: the same timesteps on the device, where they are there already.
+
+        Returns:
+            Nats, `(B,)`, on the device; NaN where the network's output is not finite.
+        """
+        if self.device.type == "cuda" and noise.device.type == "cpu":
+            noise = noise.pin_memory().to(self.device, non_blocking=True)
+        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
+        model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
+        # The levels were checked once, on the CPU.
+        nats = vlb_terms(
+            self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False
+        )
+        # Clipping would make a number of an overflow.
+        finite = torch.isfinite(model_output).flatten(1).all(dim=1)
+        return torch.where(finite, nats, torch.nan)
+
+
+# ---- ddpm_vlb/noise.py ----
+
+r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
+
+Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
+of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
+timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
+of chance to save.
+"""
+
+
+
+_MASK = (1 << 64) - 1
+
+
+def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
+    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
+
+    Raises:
+        ValueError: a list of generators of another length than `count`.
+    """
+    check_generator(generator)
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != count:
+            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
+        return [seed for one in generator for seed in draw_seeds(1, one)]
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+
+
+def check_generator(generator: Any) -> None:
+    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them, or `None`."""
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    for one in generators:
+        if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
+            raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
+
+
+def fresh_seed(generator: Any) -> int | None:
+    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
+    if not isinstance(generator, torch.Generator):
+        return None
+    seed = generator.initial_seed()
+    untouched = torch.Generator(device=generator.device).manual_seed(seed)
+    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
+
+
+def mix(seed: int, number: int) -> int:
+    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
+    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
+    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(numbers, dtype=np.uint64)
+        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform_array(keys: np.ndarray) -> np.ndarray:
+    r"""`keyed_uniform` of each key."""
+    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
+
+
+def keyed_uniform(key: int) -> float:
+    r"""A number in [0, 1) that is a function of the key alone."""
+    return (mix(key, 0) >> 11) * 2.0**-53
+
+
+def keyed_normal(keys: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    r"""Standard normal noise of shape `(len(keys), *shape)`, float32 on the CPU, each row a function of its key alone."""
+    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
+    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
+    generator = torch.Generator()
+    noise = torch.empty(len(keys), *shape)
+    for row, key in zip(noise.unbind(), keys):
+        row.normal_(generator=generator.manual_seed(key))
+    return noise
+
+
+def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
+    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
+
+    Args:
+        seeds: one per image, length B.
+        timesteps: zero-based timesteps, in any order; cheapest where neighbours follow each other.
+        shape: shape of one image, `(C, H, W)`.
+
+    Yields:
+        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, whatever the device it is for.
+    """
+    # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
+    # The block is a function of t and of the shape, and the noise still one of (seed, t).
+    block = max(1, 1024 // math.prod(shape))
+    drawn = None
+    for timestep in timesteps:
+        if timestep // block != drawn:
+            drawn = timestep // block
+            noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
+        yield noise[:, timestep % block]
+
+
+def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
+    r"""The images of `frame` in an order that the key gives."""
+    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
+
+
+# ---- ddpm_vlb/sampled_bound/control_variates.py ----
 
 r"""Cheap functions of an image and of its noise that go with the terms of the bound, and whose mean is known.
 
@@ -4263,93 +4064,81 @@ def _cosine_transform(size: int) -> torch.Tensor:
     return basis
 
 
-# ---- ddpm_vlb/scoring.py ----
+# ---- ddpm_vlb/sampled_bound/draws.py ----
 
-r"""A network and the process that is scored: terms of the bound for any images at any timesteps.
+r"""What the estimator asks for and what it answers."""
 
-Both ways to score images are made of it: the full sweep, every image at every step, and the sampled evaluation
-(`sampled_bound.py`). A batch mixes images and timesteps freely.
-"""
+
+
+
+class Draws(NamedTuple):
+    r"""Evaluations to make, arrays of one shape: positions of images, rows of the grid, keys of the noise."""
+
+    images: np.ndarray
+    rows: np.ndarray
+    keys: np.ndarray
+
+
+# From the values and features of the first so many draws, the estimate so far: for a progress bar.
+Preview = Callable[[torch.Tensor, torch.Tensor], "BoundEstimate | None"]
+# What evaluates draws, flattened: values in bits/dim `(n,)` and features of the noise `(n, Q)`, both float64.
+Evaluate = Callable[[Draws, Preview], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Bin(NamedTuple):
+    r"""The estimate for the rows from `first` to `last` of the grid, summed over them, in bits/dim."""
+
+    first: int
+    last: int
+    bits_per_dim: float
+    monte_carlo_error: float
+    num_evaluations: int
+
+
+@dataclass(frozen=True)
+class BoundEstimate:
+    r"""An unbiased estimate of the bound of N images, in bits/dim.
+
+    Args:
+        bits_per_dim: of the data set; `prior` plus the sum over `bins`, the first of which is the decoder.
+        prior: the mean of :math:`L_T`, exact.
+        bins: the estimates for groups of timesteps.
+        monte_carlo_error: standard error given these images.
+        data_error: standard error of the images themselves as a sample of more such images; `None` for a single image.
+        degrees_of_freedom: of `monte_carlo_error`.
+        terms, term_evaluations: of each row of the grid, `(K,)`, the estimate and the evaluations that it rests on beside the
+            control variate, NaN where there is none.
+        per_image, per_image_decoder, per_image_error: each image's estimate, the decoder's part of it, and its own standard
+            error, `(N,)`, where every image was evaluated alike; else `None`.
+        num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
+        num_rounds: rounds of sampling.
+    """
+
+    bits_per_dim: float
+    prior: float
+    bins: list[Bin]
+    monte_carlo_error: float
+    data_error: float | None
+    degrees_of_freedom: float
+    terms: torch.Tensor
+    term_evaluations: torch.Tensor
+    per_image: torch.Tensor | None
+    per_image_decoder: torch.Tensor | None
+    per_image_error: torch.Tensor | None
+    num_evaluations: int
+    num_pilot_evaluations: int
+    num_rounds: int
+
+
+# ---- ddpm_vlb/sampled_bound/draw_scorer.py ----
+
+r"""The network's terms for draws of the estimator."""
 
 
 
 
 SPECTRUM_IMAGES = 1024
 ROUNDING = 1e-12  # relative
-
-
-@dataclass(frozen=True)
-class Scorer:
-    r"""What is scored.
-
-    Args:
-        unet: the network, called as `unet(noisy_samples, timesteps, class_labels=...)`.
-        reverse: the reverse process.
-        num_pixel_levels: levels of the images' grid.
-        device: of the network.
-        dtype: of the network's inputs.
-    """
-
-    unet: Callable[..., Any]
-    reverse: ReverseProcess
-    num_pixel_levels: int
-    device: torch.device
-    dtype: torch.dtype
-
-    def samples(self, levels: torch.Tensor) -> torch.Tensor:
-        r"""Levels as images in [-1, 1] on the device, in the working dtype."""
-        return levels_to_samples(levels.to(self.device, non_blocking=True), self.num_pixel_levels, working_dtype(self.device))
-
-    def prior(self, samples: torch.Tensor) -> torch.Tensor:
-        r""":math:`L_T` in nats, `(B,)`, on the device."""
-        return prior_kl(self.reverse.forward, samples)
-
-    def network(
-        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        r"""The network's output.
-
-        Args:
-            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
-                network's.
-            timesteps: one for all, or one each, `(B,)`.
-            class_labels: of a class-conditional network, `(B,)`.
-        """
-        arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
-        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
-
-    def terms(
-        self,
-        samples: torch.Tensor,
-        noise: torch.Tensor,
-        timesteps: int | torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        on_device: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        r"""Terms of the bound: the decoder's at the lowest timestep of the grid, KLs above.
-
-        Args:
-            samples: images on the grid, `(B, C, H, W)`, on the device.
-            noise: standard normal, of the same shape, on the CPU or the device.
-            timesteps: one for all, or one each, `(B,)`, on the CPU.
-            class_labels: of a class-conditional network, `(B,)`.
-            on_device: the same timesteps on the device, where they are there already.
-
-        Returns:
-            Nats, `(B,)`, on the device; NaN where the network's output is not finite.
-        """
-        if self.device.type == "cuda" and noise.device.type == "cpu":
-            noise = noise.pin_memory().to(self.device, non_blocking=True)
-        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
-        model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
-        # The levels were checked once, on the CPU.
-        nats = vlb_terms(
-            self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False
-        )
-        # Clipping would make a number of an overflow.
-        finite = torch.isfinite(model_output).flatten(1).all(dim=1)
-        return torch.where(finite, nats, torch.nan)
 
 
 class Cells(NamedTuple):
@@ -4481,11 +4270,464 @@ class DrawScorer:
         return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
 
 
-def known_parts(scorer: Scorer, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""What is known of images without the network, on the CPU: :math:`L_T` in bits/dim, `(B,)`, and features `(B, P)`."""
-    samples = scorer.samples(levels)
-    prior = nats_to_bits_per_dim(scorer.prior(samples).cpu().double(), levels[0].numel())
-    return prior, image_features(levels_to_samples(levels, scorer.num_pixel_levels))
+def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""What is known of images without the network, on the CPU.
+
+    Args:
+        scorers: one, or two whose difference, first minus second, is wanted.
+        levels: images, `(B, C, H, W)`.
+
+    Returns:
+        :math:`L_T` in bits/dim, `(B,)`, or the difference of both, and features `(B, P)`.
+    """
+    priors = [nats_to_bits_per_dim(s.prior(s.samples(levels)).cpu().double(), levels[0].numel()) for s in scorers]
+    prior = priors[0] - priors[1] if len(priors) == 2 else priors[0]
+    return prior, image_features(levels_to_samples(levels, scorers[0].num_pixel_levels))
+
+
+# ---- ddpm_vlb/sampled_bound/design.py ----
+
+r"""What the pilot settles: bins, control variate, probabilities."""
+
+
+
+
+FLOOR = 0.1  # of the probability goes to all bins alike
+RIDGE = 3.0
+KERNEL = 1.5  # bins
+MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
+
+
+def bin_edges(num_steps: int) -> np.ndarray:
+    r"""Rows of the grid in bins: the decoder alone, then ever wider up to a twelfth of all. Edges, from 0 to `num_steps`."""
+    edges = [0]
+    while edges[-1] < num_steps:
+        width = min(max(1, round(0.3 * edges[-1])), max(1, math.ceil(num_steps / 12)))
+        edges.append(min(num_steps, edges[-1] + width))
+    return np.array(edges)
+
+
+def standardize(features: torch.Tensor) -> torch.Tensor:
+    r"""Columns of mean 0 and standard deviation 1 over the data set, the first of ones; those that do not vary are zero."""
+    rest = features[:, 1:].double()
+    spread = rest.std(dim=0, unbiased=False)
+    rest = torch.where(spread > 1e-12, (rest - rest.mean(dim=0)) / spread.clamp(min=1e-12), 0.0)
+    return torch.cat([torch.ones(len(features), 1, dtype=torch.float64), rest], dim=1)
+
+
+def _keys(ids: np.ndarray, key: int, places: int) -> np.ndarray:
+    r"""A key for each image and place, `(len(ids), places)`."""
+    return mix_array(mix_array(mix(key, 1), ids)[:, None], np.arange(places)[None])
+
+
+def pilot_draws(edges: np.ndarray, ids: np.ndarray, frame: np.ndarray, seed: int, evaluations: float) -> Draws:
+    r"""One draw in each bin for some images, `(images, bins)`; images repeat where there are too few."""
+    bins = len(edges) - 1
+    count = max(2, math.ceil(evaluations / bins))
+    images = np.resize(order_of(ids, frame, mix(seed, 0)), count)
+    # A repeated image has its own draws each time.
+    repeats = np.arange(count) // len(frame)
+    keys = mix_array(_keys(ids[images], mix(seed, 0), bins), repeats[:, None])
+    rows = edges[:-1] + (uniform_array(mix_array(keys, 1)) * np.diff(edges)).astype(np.int64)
+    return Draws(np.repeat(images[:, None], rows.shape[1], axis=1), rows, mix_array(keys, 2))
+
+
+class Design:
+    r"""What the pilot settles: the control variate and the probability of each bin."""
+
+    def __init__(self, edges, draws: Draws, values, noise_features, image_features):
+        self.edges, self.widths = edges, torch.as_tensor(np.diff(edges)).double()
+        self.bins = len(self.widths)
+        features = torch.cat([image_features[draws.images], noise_features], dim=2)
+        self.num_image_features = image_features.shape[1]
+        # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from
+        # its neighbours, in units of its own size.
+        scale = values.square().mean(dim=0).sqrt().clamp(min=1e-300)
+        values = values / scale
+        value_means, feature_means = values.mean(dim=0), features.mean(dim=0)
+        values, features = values - value_means, features - feature_means
+        index = torch.arange(self.bins, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * ((index[:, None] - index) / KERNEL) ** 2)
+        gram = torch.einsum("ab,ibp,ibq->apq", kernel, features, features)
+        moment = torch.einsum("ab,ibp,ib->ap", kernel, features, values)
+        gram = gram + RIDGE * torch.eye(features.shape[2], dtype=torch.float64)
+        coefficients = torch.linalg.solve(gram, moment)
+        residuals = values - torch.einsum("ibp,bp->ib", features, coefficients)
+        # The intercepts, for the constant feature, which its own mean has taken out of the fit.
+        coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
+        self.coefficients = coefficients * scale[:, None]
+        fitted = (features.shape[2] - 1) / kernel.sum(dim=1)
+        freedom = (len(values) - 1 - fitted).clamp(min=1.0)
+        variance = residuals.square().sum(dim=0) / freedom
+        smooth = torch.exp(-0.5 * (index[:, None] - index) ** 2)
+        spread = ((smooth @ variance) / smooth.sum(dim=1)).sqrt() * scale
+        ideal = self.widths * spread
+        share = ideal / ideal.sum() if ideal.sum() > 0 else torch.full_like(ideal, 1 / self.bins)
+        self.probabilities = FLOOR / self.bins + (1 - FLOOR) * share
+        # For the size of the first round: the variance of a draw, and the part of it that lies between images.
+        self.variance = ((self.widths * spread) ** 2 / self.probabilities).sum().item()
+        totals = (residuals * scale * self.widths).sum(dim=1)
+        inside = ((self.widths * scale) ** 2 * residuals.square().sum(dim=0) / freedom).sum()
+        repeated = len(np.unique(draws.images)) < len(draws.images)
+        between = 0.0 if repeated else (totals.var() - inside).item()
+        self.between = min(max(between, 0.0), self.variance)
+
+    def evaluations_needed(self, target_se: float | None, count: int) -> float:
+        r"""How many draws bring the Monte Carlo error of N images down to `target_se`, as far as the pilot can tell."""
+        if target_se is None:
+            return math.inf
+        within = self.variance - self.between
+        images = (self.between + within / 2) / (target_se**2 + self.between / count)
+        return math.ceil(max(MIN_DRAWS, 1.1 * (2 * images if images <= count else within / target_se**2)))
+
+    def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, images: int, strata: int) -> Draws:
+        r"""Two draws in each stratum for some images, `(images, strata, 2)`."""
+        chosen = order_of(ids, frame, key)[:images]
+        keys = _keys(ids[chosen], key, 2 * strata).reshape(images, strata, 2)
+        quantiles = (np.arange(strata)[:, None] + uniform_array(mix_array(keys, 1))) / strata
+        upper = self.probabilities.cumsum(dim=0).numpy()
+        upper = upper / upper[-1]
+        bins = np.searchsorted(upper, quantiles, side="right").clip(max=self.bins - 1)
+        lower = np.concatenate([[0.0], upper[:-1]])
+        inside = ((quantiles - lower[bins]) / (upper[bins] - lower[bins])).clip(0, 1)
+        widths = np.diff(self.edges)[bins]
+        rows = self.edges[bins] + (inside * widths).astype(np.int64).clip(max=widths - 1)
+        return Draws(np.repeat(chosen, 2 * strata).reshape(rows.shape), rows, mix_array(keys, 2))
+
+    def bin_of(self, rows: np.ndarray) -> torch.Tensor:
+        r"""The bin of each row."""
+        return torch.as_tensor(np.searchsorted(self.edges, rows, side="right") - 1)
+
+    def residuals(self, draws: Draws, values, noise_features, image_features) -> torch.Tensor:
+        r""":math:`y = (\ell_t - m_t) / p_t` of draws."""
+        bins = self.bin_of(draws.rows)
+        features = torch.cat([image_features[draws.images], noise_features], dim=-1)
+        predicted = (features * self.coefficients[bins]).sum(dim=-1)
+        return (values - predicted) * self.widths[bins] / self.probabilities[bins]
+
+
+# ---- ddpm_vlb/sampled_bound/rounds.py ----
+
+r"""Rounds of sampling and the sums over them."""
+
+
+
+
+
+class Round(NamedTuple):
+    images: np.ndarray
+    evaluations: int
+    first: torch.Tensor  # d_i1
+    second: torch.Tensor  # d_i2
+    variances: torch.Tensor  # v_i by stratum, (m, V)
+    by_bin: torch.Tensor  # summands of d_i by bin, (m, B)
+    variances_by_bin: torch.Tensor  # v_i of these summands, (m, B)
+    counts: torch.Tensor  # evaluations by bin
+    rows: torch.Tensor  # what was left over at each draw's row: rows and values
+    left_over: torch.Tensor
+
+
+class Sums:
+    r"""The rounds so far, and the estimates that they give."""
+
+    def __init__(self, design: Design, prior, image_features, frame):
+        self.design, self.prior, self.image_features, self.frame = design, prior.double(), image_features, frame
+        # phi_i^T b, summed over the rows of each bin.
+        weights = design.coefficients[:, : design.num_image_features] * design.widths[:, None]
+        self.known_by_bin = (image_features.mean(dim=0) * weights).sum(dim=1)
+        self.known = self.prior + image_features @ weights.sum(dim=0)
+        self.known_decoder = image_features @ weights[0]
+        self.rounds: list[Round] = []
+
+    @property
+    def num_evaluations(self) -> int:
+        r"""Of all rounds, without the pilot."""
+        return sum(one.evaluations for one in self.rounds)
+
+    def add(self, draws: Draws, values, noise_features) -> None:
+        r"""Take in what a round's draws gave."""
+        design = self.design
+        y = design.residuals(draws, values, noise_features, self.image_features)
+        images, strata, _ = y.shape
+        bins = design.bin_of(draws.rows).reshape(images, -1)
+        by_bin, squares = torch.zeros(2, images, design.bins, dtype=torch.float64)
+        by_bin.scatter_add_(1, bins, y.reshape(images, -1) / (2 * strata))
+        # Of a pair the squared difference of what falls into a bin: both draws, one of them, or none.
+        squares.scatter_add_(1, bins, y.reshape(images, -1).square())
+        pairs = bins.reshape(images, strata, 2)
+        alike = torch.where(pairs[..., 0] == pairs[..., 1], -2 * y[..., 0] * y[..., 1], 0.0)
+        squares.scatter_add_(1, pairs[..., 0], alike)
+        self.rounds.append(
+            Round(
+                images=draws.images[:, 0, 0],
+                evaluations=y.numel(),
+                first=y[..., 0].mean(dim=1),
+                second=y[..., 1].mean(dim=1),
+                variances=(y[..., 0] - y[..., 1]).square() / (4 * strata**2),
+                by_bin=by_bin,
+                variances_by_bin=squares / (4 * strata**2),
+                counts=torch.bincount(bins.flatten(), minlength=design.bins),
+                rows=torch.as_tensor(draws.rows).flatten(),
+                left_over=(y.reshape(images, -1) * (design.probabilities / design.widths)[bins]).flatten(),
+            )
+        )
+
+    def preview(self, draws: Draws, num_pilot: int, values, noise_features) -> BoundEstimate | None:
+        r"""The estimate with the part of a round whose values are there, `None` for less than two images."""
+        per_image = draws.rows[0].size
+        images = len(values) // per_image
+        if images < 2 or not self.rounds and images < 8:
+            return None
+        part = Draws(*(array[:images] for array in draws))
+        shape = part.rows.shape
+        others = Sums.__new__(Sums)
+        others.__dict__ = self.__dict__ | {"rounds": list(self.rounds)}
+        others.add(part, values[: part.rows.size].reshape(shape), noise_features[: part.rows.size].reshape(*shape, -1))
+        return others.estimate(num_pilot)
+
+    def _variance(self, one: Round) -> tuple[float, float]:
+        r"""The Monte Carlo variance of a round's mean, given the frame, and the variance of that number itself."""
+        m, share = len(one.images), len(one.images) / len(self.frame)
+        if share == 1:
+            summands = one.variances.flatten() / m**2
+            freedom = len(summands)
+        else:
+            d = (one.first + one.second) / 2
+            between = (d - d.mean()).square() * m / (m - 1)
+            summands = ((1 - share) * between + share * one.variances.sum(dim=1)) / m**2
+            freedom = m - 1
+        variance, n = summands.sum().item(), len(summands)
+        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
+        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / freedom)
+
+    def _variance_by_bin(self, one: Round) -> torch.Tensor:
+        r"""The same variance of what each bin contributes, `(B,)`."""
+        m, share = len(one.images), len(one.images) / len(self.frame)
+        between = one.by_bin.var(dim=0) if share < 1 else 0.0
+        return ((1 - share) * between + share * one.variances_by_bin.mean(dim=0)) / m
+
+    @property
+    def between(self) -> float:
+        r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
+        weights = [len(one.images) for one in self.rounds]
+        covariances = [torch.cov(torch.stack([one.first, one.second]))[0, 1].item() for one in self.rounds]
+        return sum(w * c for w, c in zip(weights, covariances)) / sum(weights)
+
+    @property
+    def frame_variance(self) -> float:
+        r"""The variance from having only the frame's images at hand, not all N."""
+        share = len(self.frame) / len(self.prior)
+        return 0.0 if share == 1 else (1 - share) * max(self.between, 0.0) / len(self.frame)
+
+    def _data_error(self) -> float | None:
+        if len(self.prior) == 1:
+            return None
+        pairs = [torch.stack([self.known[one.images], (one.first + one.second) / 2]) for one in self.rounds]
+        weights = [len(one.images) for one in self.rounds]
+        covariance = sum(w * torch.cov(pair)[0, 1].item() for w, pair in zip(weights, pairs)) / sum(weights)
+        variance = self.known.var().item() + 2 * covariance + self.between
+        return math.sqrt(max(variance, 0.0) / len(self.prior))
+
+    def estimate(self, num_pilot: int) -> BoundEstimate:
+        r"""The estimate from all rounds."""
+        total = self.num_evaluations
+        weights = [one.evaluations / total for one in self.rounds]
+        by_bin, bin_variance = self.known_by_bin.clone(), torch.zeros_like(self.known_by_bin)
+        variance, noise, counts = self.frame_variance, 0.0, torch.zeros(self.design.bins, dtype=torch.int64)
+        for weight, one in zip(weights, self.rounds):
+            by_bin += weight * one.by_bin.mean(dim=0)
+            bin_variance += weight**2 * self._variance_by_bin(one)
+            one_variance, one_noise = self._variance(one)
+            variance += weight**2 * one_variance
+            noise += weight**4 * one_noise
+            counts += one.counts
+        prior = self.prior.mean().item()
+        bits_per_dim = prior + by_bin.sum().item()
+        per_image = per_image_decoder = per_image_error = None
+        if all(len(one.images) == len(self.prior) for one in self.rounds):
+            per_image, per_image_decoder = self.known.clone(), self.known_decoder.clone()
+            squares = torch.zeros_like(self.known)
+            for weight, one in zip(weights, self.rounds):
+                per_image[one.images] += weight * (one.first + one.second) / 2
+                per_image_decoder[one.images] += weight * one.by_bin[:, 0]
+                squares[one.images] += weight**2 * one.variances.sum(dim=1)
+            per_image_error = squares.sqrt()
+        edges = self.design.edges
+        known_terms = (self.known_by_bin / self.design.widths).repeat_interleave(self.design.widths.long())
+        rows = torch.cat([one.rows for one in self.rounds])
+        left_over = torch.zeros_like(known_terms).index_add_(0, rows, torch.cat([one.left_over for one in self.rounds]))
+        term_counts = torch.bincount(rows, minlength=len(known_terms))
+        return BoundEstimate(
+            bits_per_dim=bits_per_dim,
+            prior=prior,
+            bins=[
+                Bin(int(edges[b]), int(edges[b + 1]) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts[b]))
+                for b in range(self.design.bins)
+            ],
+            monte_carlo_error=math.sqrt(variance),
+            data_error=self._data_error(),
+            terms=known_terms + left_over / term_counts,
+            term_evaluations=term_counts,
+            degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
+            per_image=per_image,
+            per_image_decoder=per_image_decoder,
+            per_image_error=per_image_error,
+            num_evaluations=total + num_pilot,
+            num_pilot_evaluations=num_pilot,
+            num_rounds=len(self.rounds),
+        )
+
+
+# ---- ddpm_vlb/sampled_bound/estimate.py ----
+
+r"""The bound of a data set from few evaluations, unbiased, with an error that is measured and not assumed.
+
+The bound of image i is :math:`A_i = P_i + \sum_t E_\epsilon\, \ell_t(x_i, \epsilon)`, with the prior term :math:`P_i` in closed
+form, and that of a data set of N images is :math:`\bar A`. An evaluation of the network gives one
+:math:`\ell_t(x_i, \epsilon)`.
+
+**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first). From these come a
+control variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and, for each bin, the standard deviation :math:`\sigma_b` of
+what it leaves over; then they are put aside. From here on m and the probabilities :math:`p_t \propto \sigma_{b(t)}`, Neyman's
+allocation, mixed with a floor, are fixed: whatever the pilot got wrong costs evaluations, not truth.
+
+**Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
+strata, with two independent draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
+:math:`D_i = A_i - P_i - \sum_t \phi_i^\top b_t`. With :math:`d_{i1}, d_{i2}` the means over the strata of the first draws and
+of the second, :math:`d_i = (d_{i1} + d_{i2}) / 2`, :math:`s^2` the variance of :math:`d_i` over the images,
+:math:`f = m / N`, and :math:`y_{iv1}, y_{iv2}` the draws of stratum v,
+
+.. math::
+    \hat A &= \bar P + \sum_t \bar\phi^\top b_t + \frac1m \sum_i d_i, \qquad
+    v_i = \frac{1}{V^2} \sum_v \frac{(y_{iv1} - y_{iv2})^2}{4}, \\
+    \widehat{\mathrm{Var}}[\hat A \mid \text{images}] &= (1 - f) \frac{s^2}{m} + f\, \frac{\bar v}{m}
+        & \text{(Monte Carlo)} \\
+    \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
+        \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
+
+all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
+measured twice. The pairs are what tells noise from
+differences between images. :math:`P_i` and :math:`\phi_i` are known for all N. Where the control variate is good an image is
+left with little of its own, and one round with V = 1 takes a new image for every second evaluation.
+
+**Stopping.** The first round is as large as the pilot says that the wanted error needs. Should it not do, another round
+follows, drawn anew, its size from the variance seen by then. Rounds count by their evaluations, never by their variances.
+Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
+so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
+then tends to be small as well: with a target the estimate has a bias of higher order, toward less, a fraction of the error.
+
+Everything drawn is a function of (seed, round, image, place): of no batch, order or process.
+"""
+
+
+
+
+PILOT_EVALUATIONS = 1000
+MAX_DRAWS = 2**20  # of a round, which lies in memory
+MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
+
+
+def estimate_bound(
+    evaluate: Evaluate,
+    num_steps: int,
+    prior: torch.Tensor,
+    image_features: torch.Tensor,
+    *,
+    seed: int,
+    target_se: float | None = None,
+    max_evaluations: int | None = None,
+    evaluations_per_image: int | None = None,
+    evaluations_per_draw: int = 1,
+    ids: np.ndarray | None = None,
+    frame: np.ndarray | None = None,
+) -> BoundEstimate:
+    r"""Estimate the bound of N images.
+
+    Args:
+        evaluate: gives the terms of draws, in bits/dim.
+        num_steps: rows of the grid, K; row 0 is the decoder's.
+        prior: :math:`L_T` of each image in bits/dim, `(N,)`.
+        image_features: :math:`\phi` of each image, `(N, P)`, the first a constant 1.
+        seed: of everything that is drawn.
+        target_se: the Monte Carlo error at which to stop.
+        max_evaluations: network evaluations at which to stop, the pilot's included.
+        evaluations_per_image: evaluate every image this many times, an even number, instead.
+        evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
+        ids: what the draws of each image are keyed by, `(N,)`; by default its position.
+        frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
+
+    Raises:
+        ValueError: no rule to stop by, or one that cannot be kept.
+    """
+    check_rules(target_se, max_evaluations, evaluations_per_image)
+    count = len(prior)
+    ids = np.arange(count) if ids is None else np.asarray(ids)
+    frame = np.arange(count) if frame is None else np.asarray(frame)
+    if len(frame) < min(count, MIN_FRAME):
+        raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
+    edges = bin_edges(num_steps)
+    budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
+    planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
+    draws = pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
+    num_pilot = draws.rows.size
+    if num_pilot + 4 > budget:
+        raise ValueError(
+            f"`max_evaluations` must leave room for a pilot of {num_pilot * evaluations_per_draw} and a round of"
+            f" {4 * evaluations_per_draw}, got {max_evaluations}."
+        )
+    image_features = standardize(image_features)
+    design = Design(edges, draws, *_evaluate(evaluate, draws, lambda values, features: None), image_features)
+    sums = Sums(design, prior, image_features, frame)
+    extra = frame.size * evaluations_per_image if evaluations_per_image else design.evaluations_needed(target_se, count)
+    while True:
+        extra = min(extra, budget - num_pilot - sums.num_evaluations, MAX_DRAWS if not evaluations_per_image else math.inf)
+        # V evaluations in V pairs of strata once there is a pair for every image.
+        strata = max(1, int(extra // (2 * len(frame))))
+        images = min(len(frame), int(extra // (2 * strata)))
+        draws = design.draw(ids, frame, mix(seed, 1 + len(sums.rounds)), images, strata)
+        sums.add(draws, *_evaluate(evaluate, draws, partial(sums.preview, draws, num_pilot)))
+        estimate = sums.estimate(num_pilot)
+        left = budget - estimate.num_evaluations
+        error = estimate.monte_carlo_error
+        if evaluations_per_image or left < 4 or target_se is None and left < 0.02 * budget:
+            extra = 0
+        elif target_se is None:
+            extra = left
+        elif error > target_se:
+            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
+            fixed = sums.frame_variance
+            if fixed >= target_se**2:
+                raise ValueError(
+                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(frame)} of {count} images at hand,"
+                    f" got {target_se}. Give a larger buffer."
+                )
+            missing = sums.num_evaluations * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
+            extra = math.ceil(max(4.0, 1.05 * missing, 0.05 * sums.num_evaluations))
+        else:
+            extra = 0
+        if not extra:
+            return estimate
+
+
+def check_rules(target_se: float | None, max_evaluations: int | None, evaluations_per_image: int | None) -> None:
+    r"""Raise `ValueError` unless the rules to stop by can be followed."""
+    if target_se is None and max_evaluations is None and evaluations_per_image is None:
+        raise ValueError("One of `target_se`, `max_evaluations` and `evaluations_per_image` must be given, got none.")
+    if target_se is not None and not (0 < target_se < math.inf):
+        raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
+    if max_evaluations is not None and max_evaluations < 1:
+        raise ValueError(f"`max_evaluations` must be at least 1, got {max_evaluations!r}.")
+    if evaluations_per_image is not None:
+        if target_se is not None or max_evaluations is not None:
+            raise ValueError("`evaluations_per_image` says when to stop: leave out `target_se` and `max_evaluations`.")
+        if evaluations_per_image < 2 or evaluations_per_image % 2:
+            raise ValueError(f"`evaluations_per_image` must be an even number from 2 on, got {evaluations_per_image!r}.")
+
+
+def _evaluate(evaluate: Evaluate, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
+    values, features = evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
+    shape = draws.rows.shape
+    return values.double().reshape(shape), features.double().reshape(*shape, -1)
 
 
 # ---- ddpm_vlb/pipeline_vlb_ddpm.py ----
@@ -4496,39 +4738,7 @@ r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the 
 
 
 logger = logging.get_logger(__name__)
-
-# What a report says of the model itself.
-REPORTED_SETTINGS = (
-    "network_sha256",
-    "num_train_timesteps",
-    "num_steps",
-    "inference_timesteps",
-    "beta_schedule",
-    "trained_betas",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-    "variance_type",
-    "decoder_variance",
-    "calibration",
-    "clip_sample",
-    "clip_sample_range",
-    "thresholding",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "num_pixel_levels",
-)
-# Of these, what a user may choose anew when scoring; a report says which were.
-OVERRIDABLE = ("clip_sample", "thresholding", "num_pixel_levels")
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
-DECODER_RULES = {
-    "fixed": "the posterior variance of the next step",
-    "learned": "the network's log-variance",
-    "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
-    "calibrated": "as measured, with decoding from the lowest timestep that is scored",
-    "single": "the step's own beta (a single step has no next one)",
-}
 
 
 @dataclass
@@ -4997,7 +5207,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size, evaluations_per_image) -> dict[str, Any]:
         r"""A few evaluations of each image: the fields of a `VLBOutput`."""
         (seed,) = draw_seeds(1, generator)
-        prior, features = known_parts(scorer, levels)
+        prior, features = known_parts([scorer], levels)
         ids = np.arange(len(levels))
         draw_scorer = DrawScorer([scorer], levels, ids, ids, seed, [labels])
         with self.progress_bar(total=len(levels) * evaluations_per_image) as progress_bar:
@@ -5168,30 +5378,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         }
 
 
-def check_count(name: str, value: Any) -> int:
-    r"""A positive integer, or `ValueError`."""
-    try:
-        count = operator.index(value if not isinstance(value, bool) else None)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-    return count
-
-
-def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
-    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
-    bad = (~torch.isfinite(terms)).nonzero()
-    if len(bad):
-        image, row = bad[0].tolist()
-        raise ValueError(
-            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
-            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
-            " try bfloat16 or float32."
-        )
-
-
-# ---- ddpm_vlb/rate_distortion.py ----
+# ---- ddpm_vlb/likelihoods/rate_distortion.py ----
 
 r"""Rate and distortion, and progressive decoding (Section 4.3, Ho et al. 2020).
 

@@ -1,0 +1,1 @@
+r"""Checkpoints as others left them."""

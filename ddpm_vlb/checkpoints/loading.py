@@ -1,0 +1,155 @@
+r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
+
+What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
+diffusers is refused, for loading would import whatever it names.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin, UNet2DModel
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.utils import logging
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from ..scheduling_vlb_ddpm import VLBDDPMScheduler
+
+logger = logging.get_logger(__name__)
+
+# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
+SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
+# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
+DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+
+
+class CheckpointError(OSError, ValueError):
+    r"""A checkpoint that is missing, damaged or incomplete.
+
+    Also an `OSError`, the type that diffusers raises for most such files.
+    """
+
+
+def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""Of `from_pretrained`'s arguments, those in `DOWNLOAD_ARGUMENTS` that are given."""
+    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
+    r"""Whether a repository has an index of a pipeline; raises what the client raises where it cannot be told."""
+    try:
+        hf_hub_download(repository, DDPMPipeline.config_name, **download_options(kwargs))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached, which says nothing of the index
+            raise
+        return False
+    return True
+
+
+def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
+    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
+    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
+    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
+    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
+
+
+def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> None:
+    r"""Refuse an index that names anything but classes of diffusers: loading would import whatever module it names."""
+    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
+        return  # as the user asked for
+    pipeline = index.get("_class_name")
+    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
+        if part == "_class_name":
+            safe = isinstance(value, str)
+        else:
+            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
+        if not safe and part not in kwargs:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
+                f" got {part} = {value!r} in {name!r}."
+            )
+
+
+def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
+    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
+    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
+    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        if name in parts:
+            continue
+        subfolder = name if (folder / name / file).exists() else None
+        if subfolder is None and not (folder / file).exists():
+            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
+                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
+            )
+        cls = UNet2DModel
+        if name == "scheduler":
+            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
+            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
+            cls = getattr(diffusers, str(named), None)
+            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
+        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
+    return parts
+
+
+def restore_single_head(unet: Any) -> Any:
+    r"""Attention as it was trained, for configurations older than `attention_head_dim`.
+
+    diffusers 0.0.x knew one head only and did not write the key; today's default of 8 channels per head would load the same
+    weights without a word and compute something else.
+    """
+    config = unet.config
+    unset = "attention_head_dim" in config.get("_use_default_values", ())
+    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
+        return unet
+    logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
+    restored.load_state_dict(unet.state_dict())
+    return restored.to(device=unet.device, dtype=unet.dtype).eval()
+
+
+def is_not_about_num_pixel_levels(record) -> bool:
+    r"""A filter of log records: the stock scheduler says that it ignores our key, which it keeps, and which we read."""
+    return "num_pixel_levels" not in record.getMessage()
+
+
+# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
+NOT_ANOTHER = (None, False, "discrete")
+
+
+def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
+    r"""The `VLBDDPMScheduler` of a DDPM scheduler, or of another whose network is a DDPM's: the same forward process and
+    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
+
+    Raises:
+        ValueError: a scheduler of another family (flow matching, EDM): what it samples is not a DDPM that can be scored.
+    """
+    if isinstance(scheduler, VLBDDPMScheduler):
+        return scheduler
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
+    config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
+    if not isinstance(scheduler, DDPMScheduler):
+        compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
+        others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+        if not compatible or "beta_schedule" not in config or others:
+            raise ValueError(
+                "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
+                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
+            )
+        if config.get("variance_type", 0) is None:
+            del config["variance_type"]
+        upgraded = VLBDDPMScheduler.from_config(config)
+        logger.warning(
+            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
+            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
+        )
+        return upgraded
+    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
+    if config.pop("predict_epsilon", True) is False:
+        config["prediction_type"] = "sample"
+    return VLBDDPMScheduler.from_config(config)

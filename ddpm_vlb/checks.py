@@ -1,0 +1,56 @@
+r"""What is asked at every door: counts, seeds, shapes, and whether numbers are finite."""
+
+import operator
+from typing import Any
+
+import torch
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    r"""The dtype in which terms of the bound are formed: float64, or float32 on devices that have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def to_working(**tensors: torch.Tensor) -> list[torch.Tensor]:
+    r"""Tensors of one shape in the working dtype.
+
+    Raises:
+        ValueError: a tensor that is not floating-point (integers would be pixel levels, not values), or of another shape.
+    """
+    (first, expected), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be floating-point values in [-1, 1] or latents, got dtype {tensor.dtype}.")
+        if tensor.ndim < 2:
+            raise ValueError(f"`{name}` must have the shape (B, C, H, W), got {tuple(tensor.shape)}.")
+        if tensor.shape != expected.shape:
+            raise ValueError(f"`{name}` must have the shape {tuple(expected.shape)} of `{first}`, got {tuple(tensor.shape)}.")
+    return [tensor.to(working_dtype(tensor.device)) for tensor in tensors.values()]
+
+
+def on_cpu(timesteps: int | torch.Tensor) -> int | torch.Tensor:
+    r"""Timesteps where they can be checked without waiting for an accelerator more than once."""
+    return timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps
+
+
+def check_count(name: str, value: Any) -> int:
+    r"""A positive integer, or `ValueError`."""
+    try:
+        count = operator.index(value if not isinstance(value, bool) else None)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+    return count
+
+
+def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
+    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
+    bad = (~torch.isfinite(terms)).nonzero()
+    if len(bad):
+        image, row = bad[0].tolist()
+        raise ValueError(
+            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
+            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
+            " try bfloat16 or float32."
+        )

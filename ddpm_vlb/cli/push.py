@@ -1,0 +1,59 @@
+r"""`ddpm-vlb push` and `ddpm-vlb push-space`."""
+
+import argparse
+from pathlib import Path
+
+from .common import SAMPLES, card_pictures, load_folder
+
+
+def run_push(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb push`: the pipeline as it is loaded, saved anew, so that nothing else in the folder goes with it."""
+    from ..hub.cards import check_card
+    from ..hub.push import check_repository
+    from ..hub.repository import check_no_link, pipeline_files
+    from ..reports.schema import read_report
+
+    folder = Path(arguments.folder)
+    check_repository(arguments.repository)
+    pipeline_files(folder)
+    for name in ("report.json", SAMPLES):
+        check_no_link(folder / name, folder)
+    report = read_report(folder / "report.json") if (folder / "report.json").exists() else None
+    pipe = load_folder(folder)
+    # Samples are shown if a card beside them was made of the same report.
+    with_samples = False
+    if report is not None:
+        pipe.check_report(report)
+        if (folder / "README.md").is_file():
+            text = (folder / "README.md").read_text(encoding="utf-8")
+            check_card(text, report)
+            with_samples = f"({SAMPLES})" in text
+    commit = pipe.push_to_hub(
+        arguments.repository,
+        report=report,
+        pictures=card_pictures(folder, report, with_samples),
+        private=arguments.private,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        commit_message=arguments.message,
+        token=arguments.token,
+    )
+    print(f"pushed {folder} to {commit.pr_url or commit.commit_url}")
+    if report is None:
+        print("Its card says that it was not scored: `ddpm-vlb evaluate` writes the report.json that a card is made from.")
+
+
+def run_push_space(arguments: argparse.Namespace) -> None:
+    r"""`ddpm-vlb push-space`."""
+    from ..hub.space import push_space
+
+    commit = push_space(
+        arguments.folder,
+        arguments.repository,
+        commit_message=arguments.message,
+        private=arguments.private,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        token=arguments.token,
+    )
+    print(f"pushed {arguments.folder} to {commit.pr_url or commit.commit_url}")

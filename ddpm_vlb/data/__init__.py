@@ -1,0 +1,19 @@
+r"""Images in, levels out."""
+
+from ..pixel_grid import quantize
+from .image_sets import ImageSet, StoredImages, StreamedImages, quantize_images
+from .levels import check_shape, images_to_levels
+from .sources import load_images, open_images, stream_images
+
+__all__ = [
+    "ImageSet",
+    "StoredImages",
+    "StreamedImages",
+    "check_shape",
+    "images_to_levels",
+    "load_images",
+    "open_images",
+    "quantize",
+    "quantize_images",
+    "stream_images",
+]

@@ -1,0 +1,184 @@
+r"""The processes of a run, what they tell each other, and what they keep of it on the disk.
+
+Several processes evaluate different batches; a batch is the same whoever evaluates it. Every few seconds all tell each other
+what they have, and the first writes it to a journal. The same command finds the journal, takes the batches in it as done, and
+goes on. Between these moments nothing waits for the device.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SECONDS_BETWEEN_EXCHANGES = 5.0
+
+
+class Workers:
+    r"""The processes of this run: one, or those that `accelerate launch` or `torchrun` started.
+
+    `rank` is the place of this one among `count`, `device` its own, where it is one of several.
+    """
+
+    def __init__(self):
+        self.rank, self.count, self.device = 0, 1, None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
+
+            # Without `cpu=True` processes on a CPU are each alone, and do not know of it.
+            state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+            if state.num_processes != int(os.environ["WORLD_SIZE"]):
+                raise ValueError(
+                    f"`WORLD_SIZE` must be the number of processes that take part, {state.num_processes}, got"
+                    f" {os.environ['WORLD_SIZE']}."
+                )
+            self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
+
+    def gather(self, part: Any) -> list[Any]:
+        r"""What each process has, in their order, for all."""
+        if self.count == 1:
+            return [part]
+        from accelerate.utils import gather_object
+
+        return gather_object([part])
+
+
+class Journal:
+    r"""Batches that are done, line after line in a file; lost with the file, and with nothing else.
+
+    Args:
+        path: the file; `None` keeps nothing.
+        settings: of the evaluation. A journal of other settings is refused.
+        workers: the first of them writes.
+
+    Raises:
+        ValueError: a file that is no journal, or of another evaluation.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], workers: Workers):
+        self.path, self.done, self._file, self._workers, self._next = path, {}, None, workers, 0
+        self._settings = json.loads(json.dumps(settings))
+        if path is not None and path.exists() and workers.rank == 0:
+            self._read()
+        # One reads for all: they must agree in what is left to do.
+        self.done = workers.gather(self.done)[0]
+
+    def _read(self) -> None:
+        # A line that was being written when the process was stopped has no end, and is left out.
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        try:
+            entries = [json.loads(line) for line in lines]
+            settings = entries[0]["settings"] if entries else self._settings
+            done = {entry["batch"]: entry["result"] for entry in entries[1:]}
+            different = {key for key in settings.keys() | self._settings.keys() if settings.get(key) != self._settings.get(key)}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"`output` has a damaged journal beside it, {str(self.path)!r}: {error!r}. Remove it.") from error
+        if different:
+            raise ValueError(
+                f"`output` has the journal of another evaluation beside it, {str(self.path)!r}, which differs in"
+                f" {', '.join(sorted(different))}. Finish that one, remove its journal, or choose another output."
+            )
+        self.done = done
+
+    def number(self, batches: int) -> int:
+        r"""The number of the first of the next so many batches: the same whenever the same evaluation is run."""
+        first = self._next
+        self._next += batches
+        return first
+
+    def add(self, results: dict[int, Any]) -> None:
+        r"""Keep the results of batches, safe on the disk when this returns."""
+        if self.path is None or self._workers.rank:
+            return
+        if self._file is None:
+            # Written anew with what is whole, then appended to.
+            lines = [{"settings": self._settings}, *({"batch": b, "result": r} for b, r in self.done.items())]
+            beside = self.path.with_name(self.path.name + ".new")
+            self._file = beside.open("w", encoding="utf-8")
+            self._file.writelines(json.dumps(line) + "\n" for line in lines)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            os.replace(beside, self.path)
+        self._file.writelines(json.dumps({"batch": b, "result": r}) + "\n" for b, r in sorted(results.items()))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def remove(self) -> None:
+        r"""Keep nothing of this run: it cannot be finished, and is not to stand in the way of the next one."""
+        if self.path is not None and not self._workers.rank:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Progress:
+    r"""A progress bar with the number so far, its error, and how long it will take; of one process."""
+
+    def __init__(self, workers: Workers, quiet: bool):
+        from tqdm import tqdm
+
+        self._bar = tqdm(disable=quiet or workers.rank > 0 or None, unit="evaluation", unit_scale=True)
+
+    def extend(self, evaluations: int) -> None:
+        r"""So many more are to come."""
+        self._bar.total = (self._bar.total or 0) + evaluations
+        self._bar.refresh()
+
+    def update(self, evaluations: int, value: float | None = None, error: float | None = None) -> None:
+        r"""So many more are done, and the number so far."""
+        if value is not None:
+            self._bar.set_postfix_str(f"{value:.4f} bits/dim" + ("" if error is None else f" +- {error:.4f}"), refresh=False)
+        self._bar.update(evaluations)
+
+    def close(self) -> None:
+        r"""Leave the bar as it is."""
+        self._bar.close()
+
+
+def run_batches(
+    batches: Sequence[Any],
+    evaluate: Callable[[Any], Any],
+    to_plain: Callable[[Any], Any],
+    journal: Journal,
+    workers: Workers,
+    after: Callable[[dict[int, Any]], None],
+) -> list[Any]:
+    r"""The results of batches, each evaluated by one process, told to all and kept in the journal.
+
+    Args:
+        batches: what `evaluate` takes.
+        evaluate: gives a result that may still be on the device.
+        to_plain: brings it to the host, as what JSON knows.
+        journal, workers: where the results go.
+        after: told all results so far whenever the processes have exchanged them.
+    """
+    first = journal.number(len(batches))
+    results = {number: journal.done[first + number] for number in range(len(batches)) if first + number in journal.done}
+    if results:
+        after(results)
+    todo = [number for number in range(len(batches)) if number not in results]
+    rounds, position = 1, 0
+    while position < len(todo):
+        # As many rounds of batches as take a few seconds, by what the slowest process needed for the last ones.
+        group = todo[position : position + rounds * workers.count]
+        start = time.perf_counter()
+        own = [(number, evaluate(batches[number])) for number in group[workers.rank :: workers.count]]
+        plain = {number: to_plain(result) for number, result in own}
+        gathered = workers.gather((plain, time.perf_counter() - start))
+        new = {number: result for part, _ in gathered for number, result in part.items()}
+        journal.add({first + number: result for number, result in new.items()})
+        results |= new
+        position += len(group)
+        slowest = max(seconds for _, seconds in gathered) / rounds
+        rounds = max(1, min(4 * rounds, int(SECONDS_BETWEEN_EXCHANGES / max(slowest, 1e-6))))
+        after(results)
+    return [results[number] for number in range(len(batches))]

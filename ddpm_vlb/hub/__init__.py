@@ -1,0 +1,1 @@
+r"""Cards, and what is pushed to the Hub."""

@@ -1,0 +1,102 @@
+r"""What a Hub repository of ours contains, and how it gets there.
+
+One layout serves three users:
+
+- `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
+  upgrades what it loads;
+- `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
+- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it.
+
+Nothing else is sent: no optimizer, no logs, no path of the machine that made it. A push is one commit, so that a repository is
+at every moment what it was before or what it is after; files of an earlier push that would contradict the new ones (other
+weights, a report of other weights) leave in that commit.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..reports.schema import check_report, public_report
+from .cards import model_card
+from .standalone import standalone_source
+
+WEIGHTS = "diffusion_pytorch_model"
+# Weights in one file or in shards, with or without a variant, and the index of shards.
+WEIGHT_NAME = re.compile(
+    rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
+)
+PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
+
+
+def strip_paths(config: dict[str, Any]) -> dict[str, Any]:
+    r"""A configuration without the place it was loaded from, which is a path of this machine."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
+def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
+    r"""The files of a saved pipeline that belong into a repository, by their names there: paths of weights, and the content of
+    configurations.
+
+    Raises:
+        ValueError: a folder that is not a whole pipeline, or links that lead out of it.
+    """
+    folder = Path(folder)
+    missing = [name for name in PIPELINE_FILES if not (folder / name).is_file()]
+    if missing:
+        hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / PIPELINE_FILES[0]).is_file() else ""
+        raise ValueError(f"`folder` must hold a saved pipeline, got {str(folder)!r} without {', '.join(missing)}.{hint}")
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
+            continue
+        check_no_link(path, folder)
+        files[name] = path
+        if path.suffix == ".json" and not name.endswith(".index.json"):
+            files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
+    return files
+
+
+def check_no_link(path: Path, folder: Path) -> None:
+    r"""Raise `ValueError` for a link that leads out of a folder: what it names was not meant to leave."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"`folder` must hold its files itself, got {path.name!r}, a link to {str(path.resolve())!r}.")
+
+
+def repository_files(
+    folder: str | Path, repository: str, report: dict[str, Any] | None = None, pictures: dict[str, bytes] | None = None
+) -> dict[str, Path | bytes]:
+    r"""Everything that a repository of ours contains: `pipeline_files`, the remote code, card, report and pictures.
+
+    Raises:
+        ValueError: as `pipeline_files`; a report that `check_report` refuses.
+    """
+    files = pipeline_files(folder)
+    scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
+    pictures = pictures or {}
+    card = model_card(
+        report,
+        repository=repository,
+        settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
+        pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
+    )
+    files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
+    if report is not None:
+        check_report(report)
+        files["report.json"] = _json_bytes(public_report(report, repository))
+    return files
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def is_stale(name: str, variant: str | None = None) -> bool:
+    r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
+    measured of the model that was there."""
+    if name in ("report.json", *PICTURES):
+        return True
+    match = WEIGHT_NAME.fullmatch(name)
+    return match is not None and (match["variant"] or match["of_index"]) == variant

@@ -1,0 +1,1 @@
+r"""One file a likelihood; `method.py` says what one is."""

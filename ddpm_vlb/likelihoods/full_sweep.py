@@ -1,0 +1,83 @@
+r"""Sums over the batches of a full sweep: what a report needs of them, in memory that grows by four numbers an image.
+
+At each step the mean over images and the sum of squares about it are kept, and put together batch by batch (Chan's formula).
+"""
+
+from typing import Any
+
+import torch
+
+from ..gaussians import nats_to_bits_per_dim
+from ..noise import draw_seeds
+from ..reports.make import full_report
+
+
+class SeedSequence:
+    r"""`seeds[number]`: the seeds that `evaluate_nll` gives to its images when its generator starts from this seed."""
+
+    def __init__(self, seed: int):
+        self._seed, self._drawn = seed, []
+
+    def __getitem__(self, number: int) -> int:
+        if number >= len(self._drawn):
+            self._drawn = draw_seeds(max(1024, 2 * (number + 1)), torch.Generator().manual_seed(self._seed))
+        return self._drawn[number]
+
+
+def sums_of_batch(prior: torch.Tensor, terms: torch.Tensor, num_dimensions: int) -> dict[str, Any]:
+    r"""What is kept of a batch, in bits/dim, as plain values.
+
+    Args:
+        prior, terms: of `VLBDDPMPipeline.sweep`, `(B,)` and `(B, K)`, in nats.
+        num_dimensions: of an image.
+    """
+    prior, terms = (nats_to_bits_per_dim(x.cpu().double(), num_dimensions) for x in (prior, terms))
+    bad = (~torch.isfinite(terms)).nonzero()
+    means = terms.mean(dim=0)
+    return {
+        "bad": bad[0].tolist() if len(bad) else None,
+        "prior": prior.tolist(),
+        "decoder": terms[:, 0].tolist(),
+        "transitions": terms[:, 1:].sum(dim=1).tolist(),
+        "means": means.tolist(),
+        "squares": (terms - means).square().sum(dim=0).tolist(),
+    }
+
+
+class Sweeps:
+    r"""The sums over all batches so far, of a grid of `steps` steps."""
+
+    def __init__(self, steps: int):
+        self.prior, self.decoder, self.transitions = [], [], []
+        self.count, self.means, self.squares = 0, *torch.zeros(2, steps, dtype=torch.float64)
+
+    def add(self, sums: dict[str, Any], numbers: list[int], timesteps: list[int]) -> None:
+        r"""Take in a batch of images with these numbers.
+
+        Raises:
+            ValueError: a term that is not finite.
+        """
+        if sums["bad"] is not None:
+            image, row = sums["bad"]
+            raise ValueError(
+                f"`unet` must give finite outputs, got a term that is not for image {numbers[image]} at timestep"
+                f" {timesteps[row]}. A float16 network may have overflowed: try bfloat16 or float32."
+            )
+        for name in ("prior", "decoder", "transitions"):
+            getattr(self, name).extend(sums[name])
+        count, means = len(sums["prior"]), torch.tensor(sums["means"], dtype=torch.float64)
+        gap, both = means - self.means, self.count + count
+        self.squares += torch.tensor(sums["squares"], dtype=torch.float64) + gap.square() * self.count * count / both
+        self.means += gap * count / both
+        self.count = both
+
+    def mean_and_error(self, more: list[dict[str, Any]]) -> tuple[float, float] | tuple[()]:
+        r"""The mean so far with the sums of some more batches, and its standard error; nothing for less than two images."""
+        parts = [(self.prior, self.decoder, self.transitions), *((s["prior"], s["decoder"], s["transitions"]) for s in more)]
+        values = torch.tensor([sum(terms) for part in parts for terms in zip(*part)], dtype=torch.float64)
+        return (values.mean().item(), (values.var() / len(values)).sqrt().item()) if len(values) > 1 else ()
+
+    def report(self, timesteps: list[int], config: dict[str, Any]) -> dict[str, Any]:
+        r"""As `reports.make_report`."""
+        prior, decoder, total = (torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions))
+        return full_report(prior, decoder, total, self.means[1:], self.squares.sum().item(), timesteps[1:], config)

@@ -1,0 +1,1 @@
+r"""Reports; `schema.py` says what one holds."""

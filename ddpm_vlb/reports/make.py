@@ -1,0 +1,191 @@
+r"""Reports: what was scored, what came out, and how sure it is; as JSON, a table, a plot, and scores of the images.
+
+**Errors.** The N images are a sample of more such images (`data_error`), and each image's bound is an average over noise of
+which few draws were taken (`monte_carlo_error`, given these images). A sampled evaluation measures both (`sampled_bound.py`);
+`standard_error` is the root of the sum of their squares. After a full sweep the standard deviation of the per-image numbers
+over :math:`\sqrt N` covers both (`standard_error`), and the noise's part is bounded: the draws at different timesteps are
+independent, and at each timestep the variance over images is at least the noise's (law of total variance), so that
+
+.. math:: \mathrm{Var}_\mathrm{noise}\left[\bar L\right] \le \frac{1}{N} \sum_t \mathrm{Var}_\mathrm{images}[L_t],
+
+of which the smaller of this bound and `standard_error` is reported, and no `data_error`.
+
+**Merging.** Shards of a data set are weighted by their images, more evaluations of the same images (another seed) by their
+evaluations: never by their variances, which go with the estimates. Both are independent of each other given the images.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..sampled_bound.draws import BoundEstimate
+
+CONFIDENCE = 0.95
+
+
+def student_quantile(degrees_of_freedom: float) -> float:
+    r"""Half the width of a two-sided interval of Student's distribution, in standard errors."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees_of_freedom))
+
+
+def report_of_estimate(
+    estimate: BoundEstimate, timesteps: Sequence[int], num_images: int, config: dict[str, Any]
+) -> dict[str, Any]:
+    r"""The report of a sampled evaluation.
+
+    Args:
+        estimate: of the N images.
+        timesteps: of the grid that was scored, ascending, K.
+        num_images: N.
+        config: what was scored, and with what.
+
+    Returns:
+        As `make_report`, and: `data_error`; `monte_carlo_interval`, for the bound of these images, and `confidence_interval`,
+        for that of more such images (`None` for a single one), of `confidence_level`; `strata`, the sums over groups of
+        timesteps; `evaluations_per_timestep` (K, the pilot's apart). A term of `transitions` is `None` where no evaluation
+        fell. `per_image` and `per_image_monte_carlo_error` are `None` unless all images were evaluated alike.
+    """
+    decoder, total = estimate.bins[0].bits_per_dim, sum(one.bits_per_dim for one in estimate.bins[1:])
+    report = {
+        "bits_per_dim": estimate.prior + decoder + total,
+        "standard_error": None,
+        "monte_carlo_error": estimate.monte_carlo_error,
+        "data_error": estimate.data_error,
+        "degrees_of_freedom": estimate.degrees_of_freedom,
+        "prior": estimate.prior,
+        "transitions": [value if math.isfinite(value) else None for value in estimate.terms[1:].tolist()],
+        "transitions_total": total,
+        "decoder": decoder,
+        "timesteps": list(timesteps[1:]),
+        "strata": [
+            {
+                "timesteps": [timesteps[one.first], timesteps[one.last]],
+                "bits_per_dim": one.bits_per_dim,
+                "monte_carlo_error": one.monte_carlo_error,
+                "num_network_evaluations": one.num_evaluations,
+            }
+            for one in estimate.bins
+        ],
+        "evaluations_per_timestep": estimate.term_evaluations.tolist(),
+        "method": "sampled",
+        "num_images": num_images,
+        "num_network_evaluations": estimate.num_evaluations,
+        "per_image": None if estimate.per_image is None else estimate.per_image.tolist(),
+        "per_image_monte_carlo_error": None if estimate.per_image_error is None else estimate.per_image_error.tolist(),
+        "config": config | {"num_rounds": estimate.num_rounds, "num_pilot_evaluations": estimate.num_pilot_evaluations},
+    }
+    return with_intervals(report)
+
+
+def with_intervals(report: dict[str, Any]) -> dict[str, Any]:
+    r"""The report with the errors and intervals that follow from `monte_carlo_error` and `data_error`."""
+    value, freedom = report["bits_per_dim"], report["degrees_of_freedom"]
+    noise, images = report["monte_carlo_error"], report["data_error"]
+
+    def interval(error: float, freedom: float) -> list[float]:
+        half = student_quantile(freedom) * error
+        return [value - half, value + half]
+
+    total = None if images is None else math.hypot(noise, images)
+    both = None
+    if total:
+        # Satterthwaite's, for the sum of two variances.
+        both = interval(total, total**4 / (noise**4 / freedom + images**4 / (report["num_images"] - 1)))
+    return report | {
+        "standard_error": total,
+        "confidence_level": CONFIDENCE,
+        "monte_carlo_interval": interval(noise, freedom),
+        "confidence_interval": both,
+    }
+
+
+def make_report(output, **context: Any) -> dict[str, Any]:
+    r"""The report of a `VLBOutput`.
+
+    Args:
+        output: what `VLBDDPMPipeline.evaluate_nll` returned for N images.
+        context: further entries of `config`, such as the data set and the checkpoint.
+
+    Returns:
+        A dictionary of plain Python values: means over images in bits/dim (`bits_per_dim`, `prior`, `transitions`, ascending
+        in t as `timesteps` says, `transitions_total`, `decoder`), `standard_error` and `monte_carlo_error` (bits/dim, `None`
+        for a single image), `method`, `num_images`, `num_network_evaluations`, `per_image` (bits/dim of each image) and
+        `config`.
+
+    Raises:
+        ValueError: a sampled output, which lacks what a report says of its timesteps; `evaluate` reports on those.
+    """
+    if output.transitions is None:
+        raise ValueError(
+            "`output` must be of method='full', got a sampled one: `ddpm_vlb.evaluation.evaluate` makes reports of those."
+        )
+    terms = torch.cat([output.decoder[:, None], output.transitions], dim=1)
+    squares = (terms - terms.mean(dim=0)).square().sum().item()
+    config = {**output.config, **context}
+    means = output.transitions.mean(dim=0)
+    report = full_report(
+        output.prior, output.decoder, output.transitions_total, means, squares, output.timesteps.tolist(), config
+    )
+    return report | {"num_network_evaluations": output.num_network_evaluations}
+
+
+def full_report(
+    prior: torch.Tensor,
+    decoder: torch.Tensor,
+    transitions_total: torch.Tensor,
+    transitions: torch.Tensor,
+    squares: float,
+    timesteps: list[int],
+    config: dict[str, Any],
+) -> dict[str, Any]:
+    r"""As `make_report`, from sums.
+
+    Args:
+        prior, decoder, transitions_total: of each image in bits/dim, `(N,)`.
+        transitions: means over images, ascending in t, `(K - 1,)`.
+        squares: the sums of squares of decoder and transitions about their means over images, summed over all steps.
+        timesteps: of `transitions`.
+        config: what was scored, and with what.
+    """
+    values = prior + decoder + transitions_total
+    count = len(values)
+    standard_error = monte_carlo_error = None
+    if count > 1:
+        standard_error = (values.var() / count).sqrt().item()
+        monte_carlo_error = min(standard_error, math.sqrt(squares / (count - 1) / count))
+    return {
+        "bits_per_dim": values.mean().item(),
+        "standard_error": standard_error,
+        "monte_carlo_error": monte_carlo_error,
+        "prior": prior.mean().item(),
+        "transitions": transitions.tolist(),
+        "transitions_total": transitions_total.mean().item(),
+        "decoder": decoder.mean().item(),
+        "timesteps": timesteps,
+        "method": "full",
+        "num_images": count,
+        "num_network_evaluations": count * (len(transitions) + 1),
+        "per_image": values.tolist(),
+        "config": config,
+    }
+
+
+def report_of_images(method: str, results: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    r"""The report of all images' columns: means, the standard error over images of the number that counts, and each image's."""
+    names = [name for name in results[0] if name != "num_network_evaluations"]
+    columns = {name: [value for result in results for value in result[name]] for name in names}
+    values = torch.tensor(columns["bits_per_dim"], dtype=torch.float64)
+    count = len(values)
+    return {
+        **{name: math.fsum(column) / count for name, column in columns.items()},
+        "standard_error": (values.std() / count**0.5).item() if count > 1 else None,
+        "method": method,
+        "num_images": count,
+        "num_network_evaluations": sum(result["num_network_evaluations"] for result in results),
+        "per_image": columns["bits_per_dim"],
+        "config": config,
+    }

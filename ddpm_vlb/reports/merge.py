@@ -1,0 +1,213 @@
+r"""One report of several."""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .make import with_intervals
+from .schema import FREE_SETTINGS, check_report
+
+
+def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    r"""One report of several: of disjoint shards of a data set, or of more evaluations of the same images.
+
+    Args:
+        reports: at least two, of the same model, settings and method.
+
+    Raises:
+        ValueError: reports that do not belong together, with the reason: other models, settings or methods, shards or seeds
+            that overlap, other images under the same name.
+    """
+    if len(reports) < 2:
+        raise ValueError(f"`reports` must be at least two, got {len(reports)}.")
+    for report in reports:
+        check_report(report)
+        if "shard" not in report["config"] or "data_sha256" not in report["config"]:
+            raise ValueError("`reports` must say which images they are of (config.shard, config.data_sha256).")
+    # Shards of one seed first: then seeds are of the same images.
+    by_seed: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        key = json.dumps(report["config"]["seed"])
+        by_seed[key] = _merge_two(by_seed[key], report) if key in by_seed else report
+    return functools.reduce(_merge_two, by_seed.values())
+
+
+def _merge_two(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    first, second = one["config"], other["config"]
+    for name, a, b in (
+        [("method", one["method"], other["method"])]
+        + [
+            (f"config.{key}", first.get(key), second.get(key))
+            for key in sorted(first.keys() | second.keys())
+            if key not in FREE_SETTINGS
+        ]
+        + [("config.versions.ddpm_vlb", *(config.get("versions", {}).get("ddpm_vlb") for config in (first, second)))]
+    ):
+        if a != b:
+            raise ValueError(f"`reports` must agree in {name} to be merged, got {a!r} and {b!r}.")
+    shards, others = _shards(first), _shards(second)
+    if first["shard"]["of"] != second["shard"]["of"]:
+        raise ValueError(
+            f"`reports` must cut the data set alike, got {first['shard']['of']} and {second['shard']['of']} shards."
+        )
+    if shards == others:
+        return _merge_evaluations(one, other)
+    common = sorted(shards.keys() & others.keys())
+    if any(shards[index] != others[index] for index in common):
+        raise ValueError(
+            f"`reports` must be of the same images where they are of the same shard, got others in shard {common}."
+        )
+    if common:
+        raise ValueError(
+            f"`reports` must be of disjoint shards, or of the same, got shard {common} in both and another in one."
+        )
+    if first["seed"] != second["seed"]:
+        raise ValueError(f"`reports` of several shards must have the same seed, got {first['seed']} and {second['seed']}.")
+    return _merge_shards(one, other)
+
+
+def _shards(config: dict[str, Any]) -> dict[int, str]:
+    r"""The shards of a report and what their images hash to."""
+    return dict(zip(config["shard"]["indices"], config["data_sha256"]))
+
+
+def _seeds(config: dict[str, Any]) -> list[int]:
+    return config["seed"] if isinstance(config["seed"], list) else [config["seed"]]
+
+
+def _merge_evaluations(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    common = set(_seeds(one["config"])) & set(_seeds(other["config"]))
+    if common or None in _seeds(one["config"]) + _seeds(other["config"]):
+        raise ValueError(
+            f"`reports` of the same images must have seeds of their own, got {sorted(common, key=str) or None} in both."
+        )
+    counts = one["num_network_evaluations"], other["num_network_evaluations"]
+    weights = [count / sum(counts) for count in counts]
+    config = one["config"] | {
+        "seed": sorted(_seeds(one["config"]) + _seeds(other["config"])),
+        "versions": _versions(one, other),
+    }
+    merged = _weighted(one, other, weights) | {"num_images": one["num_images"]}
+    for key in ("per_image", "per_image_monte_carlo_error"):
+        if one.get(key) is not None and other.get(key) is not None:
+            pairs = zip(one[key], other[key])
+            merged[key] = [(_mean if key == "per_image" else _of_mean)(pair, weights) for pair in pairs]
+    data = None
+    if one.get("data_error") is not None and other.get("data_error") is not None:
+        data = math.sqrt(weights[0] * one["data_error"] ** 2 + weights[1] * other["data_error"] ** 2)
+    return _finish(merged, data, config)
+
+
+def _merge_shards(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    counts = one["num_images"], other["num_images"]
+    total = sum(counts)
+    weights = [count / total for count in counts]
+    shards = _shards(one["config"]) | _shards(other["config"])
+    indices = sorted(shards)
+    config = one["config"] | {
+        "shard": {"of": one["config"]["shard"]["of"], "indices": indices},
+        "data_sha256": [shards[index] for index in indices],
+        "versions": _versions(one, other),
+    }
+    merged = _weighted(one, other, weights) | {"num_images": total}
+    for key in ("per_image", "per_image_monte_carlo_error"):
+        if one.get(key) is not None and other.get(key) is not None:
+            merged[key] = _interleave(one, other, key)
+    data = None
+    if one["method"].startswith("sampled"):
+        # Within shards, and between them less what their noise adds.
+        squares = 0.0
+        for report, count in zip((one, other), counts):
+            squares += (count - 1) * count * (report["data_error"] or 0.0) ** 2
+            squares += count * (report["bits_per_dim"] - merged["bits_per_dim"]) ** 2
+            squares -= count * (1 - count / total) * report["monte_carlo_error"] ** 2
+        data = math.sqrt(max(squares, 0.0) / (total - 1) / total)
+    return _finish(merged, data, config)
+
+
+def _versions(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+    r"""The versions of both; where they differ, one after the other."""
+    first, second = (report["config"].get("versions", {}) for report in (one, other))
+    both = {name: {*f"{first.get(name, '?')}".split(", "), *f"{second.get(name, '?')}".split(", ")} for name in first | second}
+    return {name: ", ".join(sorted(versions)) for name, versions in both.items()}
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return sum(weight * value for weight, value in zip(weights, values))
+
+
+def _of_mean(errors: Sequence[float], weights: Sequence[float]) -> float:
+    r"""The standard error of a weighted mean of independent numbers."""
+    return math.hypot(*(weight * error for weight, error in zip(weights, errors)))
+
+
+def _weighted(one: dict[str, Any], other: dict[str, Any], weights: Sequence[float]) -> dict[str, Any]:
+    r"""What is a weighted mean of two reports, or a sum, and the Monte Carlo error of it."""
+    merged = dict(one)
+    for key in ("prior", "transitions_total", "decoder"):
+        merged[key] = _mean((one[key], other[key]), weights)
+    merged["bits_per_dim"] = merged["prior"] + merged["transitions_total"] + merged["decoder"]
+    errors = one["monte_carlo_error"], other["monte_carlo_error"]
+    merged["monte_carlo_error"] = None if None in errors else _of_mean(errors, weights)
+    if "half_precision_bias" in one:
+        biases = one["half_precision_bias"], other["half_precision_bias"]
+        merged["half_precision_bias"] = {
+            "bits_per_dim": _mean([bias["bits_per_dim"] for bias in biases], weights),
+            "monte_carlo_error": _of_mean([bias["monte_carlo_error"] for bias in biases], weights),
+            "num_network_evaluations": sum(bias["num_network_evaluations"] for bias in biases),
+            "includes_rounding_of_weights": all(bias["includes_rounding_of_weights"] for bias in biases),
+        }
+    merged["num_network_evaluations"] = one["num_network_evaluations"] + other["num_network_evaluations"]
+    merged["per_image"] = merged["per_image_monte_carlo_error"] = None
+    if one["method"].startswith("full"):
+        merged["transitions"] = [_mean(pair, weights) for pair in zip(one["transitions"], other["transitions"])]
+        del merged["per_image_monte_carlo_error"]
+        return merged
+    counts = list(zip(one["evaluations_per_timestep"], other["evaluations_per_timestep"]))
+    merged["evaluations_per_timestep"] = [sum(pair) for pair in counts]
+    # Of a single timestep the numbers count by the evaluations that they rest on.
+    merged["transitions"] = [
+        None if a is None and b is None else (m * (a or 0.0) + n * (b or 0.0)) / (m + n)
+        for a, b, (m, n) in zip(one["transitions"], other["transitions"], counts[1:])
+    ]
+    merged["strata"] = [
+        a
+        | {
+            "bits_per_dim": _mean((a["bits_per_dim"], b["bits_per_dim"]), weights),
+            "monte_carlo_error": _of_mean((a["monte_carlo_error"], b["monte_carlo_error"]), weights),
+            "num_network_evaluations": a["num_network_evaluations"] + b["num_network_evaluations"],
+        }
+        for a, b in zip(one["strata"], other["strata"])
+    ]
+    variances = [(weight * error) ** 2 for weight, error in zip(weights, errors)]
+    spread = sum(v**2 / report["degrees_of_freedom"] for v, report in zip(variances, (one, other)))
+    merged["degrees_of_freedom"] = sum(variances) ** 2 / spread if spread else 1.0
+    return merged
+
+
+def _interleave(one: dict[str, Any], other: dict[str, Any], key: str) -> list[float]:
+    r"""Numbers of images in the order of the data set: image i is in shard i modulo the number of shards."""
+    of = one["config"]["shard"]["of"]
+    placed = {}
+    for report in (one, other):
+        indices = report["config"]["shard"]["indices"]
+        # An image's place in its report tells its place in the data set: the shards' images take turns.
+        numbers = [base + index for base in range(0, of * len(report[key]), of) for index in indices][: len(report[key])]
+        placed |= dict(zip(numbers, report[key]))
+    return [placed[number] for number in sorted(placed)]
+
+
+def _finish(merged: dict[str, Any], data_error: float | None, config: dict[str, Any]) -> dict[str, Any]:
+    of_one = ("command", "num_images_in_memory", "num_pilot_evaluations", "num_rounds")
+    merged |= {"config": {key: value for key, value in config.items() if key not in of_one}}
+    if merged["method"].startswith("full"):
+        values = torch.tensor(merged["per_image"], dtype=torch.float64)
+        merged["standard_error"] = (values.var() / len(values)).sqrt().item()
+        if merged["monte_carlo_error"] is None:
+            merged["monte_carlo_error"] = merged["standard_error"]  # of single images nothing else is known
+        return merged
+    return with_intervals(merged | {"data_error": data_error})

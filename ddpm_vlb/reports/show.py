@@ -1,0 +1,211 @@
+r"""Reports as JSON, a table, a plot, and scores of the images."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_atomically
+
+
+def write_report(report: dict[str, Any], path: str | Path) -> None:
+    r"""Write a report as JSON, whole or not at all.
+
+    Raises:
+        ValueError: numbers that are not finite, which JSON does not know.
+    """
+    write_atomically(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+
+
+def format_report(report: dict[str, Any], baselines: dict[str, float] | None = None) -> str:
+    r"""A report as a table of lines, in bits/dim; `baselines` maps names to bits/dim for comparison."""
+    error = report["standard_error"]
+    sampled = report["method"].startswith("sampled")
+    rows = [
+        ("L_T   prior", report["prior"], ""),
+        (f"L_t   {len(report['transitions'])} KL terms", report["transitions_total"], ""),
+        ("L_0   decoder", report["decoder"], ""),
+        ("total", report["bits_per_dim"], "" if error is None else f"+- {error:.4f} (standard error)"),
+        *((f"baseline: {name}", value, "") for name, value in (baselines or {}).items()),
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'':{width}}   bits/dim", *(f"{name:{width}}   {value:8.4f}  {note}".rstrip() for name, value, note in rows)]
+    lines.insert(4, "-" * (width + 11))
+    config = report["config"]
+    if sampled:
+        level = f"{report['confidence_level']:.0%}"
+        low, high = report["monte_carlo_interval"]
+        lines.append(f"these images: {low:.4f} to {high:.4f} ({level}; Monte Carlo error {report['monte_carlo_error']:.4f})")
+        if report["confidence_interval"] is not None:
+            low, high = report["confidence_interval"]
+            own = own_error(report["data_error"], 4)
+            lines.append(f"more such images: {low:.4f} to {high:.4f} ({level}; {own})")
+    elif report["monte_carlo_error"] is not None:
+        lines.append(f"Monte Carlo error of these images' number: at most {report['monte_carlo_error']:.4f}")
+    target = config.get("target_se")
+    if sampled and target is not None and report["monte_carlo_error"] > target:
+        lines.append(f"stopped at {config['max_evaluations']} evaluations, before a Monte Carlo error of {target}")
+    if sampled and config.get("num_images_in_memory", report["num_images"]) < report["num_images"]:
+        lines.append(f"evaluated on a random {config['num_images_in_memory']} of these images, which the memory held")
+    if "half_precision_bias" in report:
+        lines.append(half_precision_line(report["half_precision_bias"], config["dtype"]))
+    sweep = report["num_images"] * config["num_steps"]
+    evaluations = f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
+    lines += [
+        f"{evaluations} (a full sweep: {sweep}{_hint(report, sweep)})" if sampled else evaluations,
+        "all {num_train_timesteps} steps".format(**config)
+        if config["inference_timesteps"] is None
+        else "the {num_steps}-step model on a sub-sequence of {num_train_timesteps}".format(**config),
+        f"{config['num_pixel_levels']} levels, {config['variance_type']}, clip_sample {str(config['clip_sample']).lower()},"
+        f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}",
+        f"decoder variance: {config['decoder_variance']}",
+    ]
+    if config.get("calibration"):
+        lines.append(f"calibrated on {config['calibration']}")
+    shard = config.get("shard")
+    if shard and len(shard["indices"]) < shard["of"]:
+        lines.append(f"shard {', '.join(map(str, shard['indices']))} of {shard['of']} (counted from 0): a part of the data set")
+    if config.get("quantized"):
+        lines.append(f"the images were brought onto {config['num_pixel_levels']} levels first: another data set")
+    return "\n".join(lines)
+
+
+def _hint(report: dict[str, Any], sweep: int) -> str:
+    return ", which --method full makes for less" if report["num_network_evaluations"] > sweep else ""
+
+
+def own_error(data_error: float, digits: int) -> str:
+    r"""What the images themselves bring of an error, in words: zero is what its estimate is cut off at."""
+    return f"the images' own error {data_error:.{digits}f}" if data_error else "the images' own error too small to be seen"
+
+
+def half_precision_line(bias: dict[str, Any], dtype: str) -> str:
+    r"""What half precision adds to a number, as a line."""
+    what = "" if bias["includes_rounding_of_weights"] else " (of the arithmetic; the weights were rounded before)"
+    return f"{dtype} instead of float32: {bias['bits_per_dim']:+.5f} +- {bias['monte_carlo_error']:.5f} bits/dim{what}"
+
+
+def format_images(report: dict[str, Any]) -> str:
+    r"""Such a report as lines."""
+    error = "" if report["standard_error"] is None else f" +- {report['standard_error']:.4f} (standard error over images)"
+    lines = [f"{report['bits_per_dim']:.4f} bits/dim{error}: {report['method']}"]
+    if report["method"].startswith("iw"):
+        size = report["effective_sample_size"]
+        lines.append(f"the bound of the same trajectories, each by itself: {report['vlb']:.4f}; {size:.1f} of them count")
+    else:
+        parts = ("density", "dequantisation", "reconstruction")
+        lines.append(", ".join(f"{part} {report[part]:.4f}" for part in parts))
+        lines.append("the ODE is another model than the chain: neither of their numbers bounds the other")
+    lines.append(f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations")
+    return "\n".join(lines)
+
+
+def plot_terms(report: dict[str, Any], path: str | Path) -> None:
+    r"""Draw the terms of the bound over t (log axis, bits/dim) with their running sum, as a PNG file.
+
+    Of a sampled report the terms are those of groups of timesteps, divided by their number, with a band of two Monte Carlo
+    standard errors.
+
+    Raises:
+        ValueError: a report with timesteps that were not evaluated (`None` in `transitions`) and no strata either.
+    """
+    # No pyplot: no global state, and no window system.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    timesteps, transitions = report["timesteps"], report["transitions"]
+    lowest = (report["config"]["inference_timesteps"] or [0])[-1]
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    floor = 1e-12
+    if report.get("strata"):
+        grid = [lowest, *timesteps]
+        row_of = {timestep: row for row, timestep in enumerate(grid)}
+        edges, means, errors, ends, running = [], [], [], [lowest], [report["decoder"]]
+        for stratum in report["strata"][1:]:
+            first, last = (row_of[timestep] for timestep in stratum["timesteps"])
+            count = last - first + 1
+            edges += [grid[first] - 0.5, grid[last] + 0.5]
+            means += [stratum["bits_per_dim"] / count] * 2
+            errors += [2 * stratum["monte_carlo_error"] / count] * 2
+            ends.append(grid[last])
+            running.append(running[-1] + stratum["bits_per_dim"])
+        lower = [max(mean - error, floor, 0.05 * mean) for mean, error in zip(means, errors)]
+        axes.fill_between(edges, lower, [max(m + e, floor) for m, e in zip(means, errors)], alpha=0.3, linewidth=0)
+        axes.semilogy(
+            edges, [max(mean, floor) for mean in means], label="$L_t$ (KL terms; means over strata, 2 standard errors)"
+        )
+    elif None in transitions:
+        raise ValueError("`report` must have a term for every timestep to be drawn, got some that were not evaluated.")
+    else:
+        axes.semilogy(timesteps, [max(value, floor) for value in transitions], ".-", markersize=3, label="$L_t$ (KL terms)")
+        ends, running = [lowest, *timesteps], [report["decoder"]]
+        for value in transitions:
+            running.append(running[-1] + value)
+    axes.semilogy([lowest], [max(report["decoder"], floor)], "s", color="tab:red", label="$L_0$ (decoder)")
+    last = timesteps[-1] if timesteps else lowest
+    axes.semilogy([last], [max(report["prior"], floor)], "D", color="tab:green", label="$L_T$ (prior)")
+    axes.set_xlabel("timestep t")
+    axes.set_ylabel("bits/dim per term")
+    total = axes.twinx()
+    total.plot(ends, running, color="tab:gray", linestyle="--", label="running sum")
+    total.set_ylabel("bits/dim, summed from t = 0")
+    total.set_ylim(0, 1.05 * max(report["bits_per_dim"], math.ulp(1.0)))
+    handles = [*axes.get_legend_handles_labels()[0], *total.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, loc="lower left")
+    error = "" if report["standard_error"] is None else f" $\\pm$ {report['standard_error']:.4f}"
+    axes.set_title(f"{report['bits_per_dim']:.4f}{error} bits/dim, {report['num_images']} images")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_scores(report: dict[str, Any], path: str | Path) -> None:
+    r"""The images' scores as a table, CSV or Parquet by the name's ending: `image`, `bits_per_dim`, and, where it is known,
+    `monte_carlo_error`.
+
+    Raises:
+        ValueError: a report without scores of its images, or another ending.
+    """
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    path = Path(path)
+    check_scores_path(path)
+    if report["per_image"] is None:
+        raise ValueError("`report` must have scores of its images: a full sweep, or evaluations of each image, got none.")
+    shard = report["config"].get("shard", {"of": 1, "indices": [0]})
+    count = len(report["per_image"])
+    numbers = [base + index for base in range(0, shard["of"] * count, shard["of"]) for index in shard["indices"]][:count]
+    columns = {"image": numbers, "bits_per_dim": report["per_image"]}
+    if report.get("per_image_monte_carlo_error") is not None:
+        columns["monte_carlo_error"] = report["per_image_monte_carlo_error"]
+    buffer = io.BytesIO()
+    (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(pyarrow.table(columns), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def check_scores_path(path: str | Path) -> None:
+    r"""Raise `ValueError` unless a name ends as `write_scores` can write it."""
+    if Path(path).suffix not in (".csv", ".parquet"):
+        raise ValueError(f"`scores` must end in .csv or .parquet, got {str(path)!r}.")
+
+
+def image_grid(images: Sequence, columns: int | None = None):
+    r"""PIL images side by side, small ones enlarged without smoothing so that they can be looked at.
+
+    Args:
+        images: PIL images of one size.
+        columns: images per row; by default as square as it gets.
+    """
+    from diffusers.utils import make_image_grid
+    from PIL import Image, ImageOps
+
+    scale = max(1, 64 // max(images[0].size))
+    columns = columns or max(c for c in range(1, len(images) + 1) if len(images) % c == 0 and c * c <= len(images))
+    size = tuple(side * scale for side in images[0].size)
+    framed = [ImageOps.expand(image.resize(size, Image.NEAREST).convert("RGB"), 2, "slategray") for image in images]
+    return make_image_grid(framed, len(images) // columns, columns)

@@ -1,0 +1,1 @@
+r"""The bound of a data set from few evaluations: the estimator."""

@@ -1,0 +1,162 @@
+r"""The network's terms for draws of the estimator."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..forward_process import ForwardProcess
+from ..gaussians import nats_to_bits_per_dim
+from ..model.scorer import Scorer
+from ..noise import keyed_normal, mix, order_of
+from ..pixel_grid import levels_to_samples
+from .control_variates import ControlVariates, image_features
+from .draws import Draws
+
+SPECTRUM_IMAGES = 1024
+ROUNDING = 1e-12  # relative
+
+
+class Cells(NamedTuple):
+    r"""What a draw's row stands for: for each scorer a row of its grid, -1 for none, and a factor, `(K,)` each."""
+
+    rows: torch.Tensor  # (scorers, K)
+    factors: torch.Tensor  # (scorers, K)
+
+
+def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
+    r"""Two grids cut at each other's noise levels: sums over cells of (factor times term) are the sums over their rows.
+
+    A transition takes the noise from one level to the next. Where the levels are the same, so are cells and rows; elsewhere a
+    transition is cut where the other grid has a level, and its term goes to the pieces by their lengths, as angles
+    :math:`\arctan(\sigma_t / \sqrt{\bar\alpha_t})`. Each piece has the steps of both grids that it lies in, whose terms are
+    alike under the same noise. The decoders are one cell.
+    """
+    levels = [
+        torch.atan2((1 - f.alphas_cumprod).clamp(min=0).sqrt(), f.alphas_cumprod.sqrt()).double() for f in (first, second)
+    ]
+    edges = torch.cat(levels).unique()
+    # Levels that differ by rounding alone are one. What could be lost between them is nothing: a denoiser's error is at most
+    # its input's, D / SNR, and a transition's KL at most D / 2 times the relative change of the SNR.
+    edges = edges[torch.cat([torch.ones(1, dtype=torch.bool), edges.diff() > ROUNDING * edges[:-1]])]
+    rows, factors = [], []
+    for level in levels:
+        ends = torch.bucketize(level * (1 + ROUNDING), edges, right=True) - 1  # the edge that each level is
+        pieces = torch.arange(len(edges) - 1)
+        row = torch.bucketize(pieces, ends, right=True)  # the transition from level row - 1 to level row
+        inside = (row > 0) & (row < len(level))
+        row = torch.where(inside, row, -1)
+        upper = row.clamp(min=1, max=len(level) - 1)  # a grid of one step has no transition, and no row inside
+        lengths = edges.diff() / (edges[ends[upper]] - edges[ends[(upper - 1).clamp(min=0)]]).clamp(min=1e-300)
+        rows.append(torch.cat([torch.zeros(1, dtype=torch.int64), row]))
+        factors.append(torch.cat([torch.ones(1, dtype=torch.float64), torch.where(inside, lengths, 0.0)]))
+    rows, factors = torch.stack(rows), torch.stack(factors)
+    used = (rows >= 0).any(dim=0)
+    return Cells(rows[:, used], factors[:, used])
+
+
+class DrawScorer:
+    r"""Evaluates the draws of `sampled_bound.estimate_bound` for images that lie in memory.
+
+    Args:
+        scorers: one; or two whose difference, first minus second, is wanted. Both then meet an image with the same noise, at
+            the same noise level or close by (`match_rows`).
+        levels: the images, `(M, C, H, W)`.
+        positions: where they lie in the data set, ascending, `(M,)`.
+        ids: what their draws are keyed by, `(M,)`.
+        seed: of the evaluation.
+        class_labels: for each scorer, `(M,)` or `None`.
+
+    `num_steps` is the number of rows that may be drawn, `num_evaluations` that of network evaluations so far.
+    """
+
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        levels: torch.Tensor,
+        positions: np.ndarray,
+        ids: np.ndarray,
+        seed: int,
+        class_labels: Sequence[torch.Tensor | None] = (None, None),
+    ):
+        self.scorers, self.levels, self.positions, self.class_labels = tuple(scorers), levels, positions, tuple(class_labels)
+        forwards = [scorer.reverse.forward for scorer in scorers]
+        if len(forwards) == 1:
+            rows = torch.arange(len(forwards[0]))[None]
+            self._cells = Cells(rows, torch.ones(rows.shape, dtype=torch.float64))
+        else:
+            self._cells = match_rows(*forwards)
+        self.num_steps = self._cells.rows.shape[1]
+        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
+        # Of two grids the mean of both levels, so that it does not matter which is the first.
+        there = self._cells.rows >= 0
+        signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])
+        self._controls = ControlVariates((signal * there).sum(dim=0) / there.sum(dim=0), self._samples(torch.as_tensor(chosen)))
+
+    def cost(self, draws: Draws) -> int:
+        r"""Network evaluations that draws take."""
+        return int((self._cells.rows[:, torch.as_tensor(draws.rows)] >= 0).sum())
+
+    def batches(self, draws: Draws, batch_size: int) -> Iterator[Draws]:
+        r"""The draws in batches."""
+        for start in range(0, len(draws.rows), batch_size):
+            yield Draws(*(array[start : start + batch_size] for array in draws))
+
+    def check_finite(self, draws: Draws, values: torch.Tensor) -> None:
+        r"""Raise `ValueError` for values that are not finite, naming the image and the timestep."""
+        bad = (~torch.isfinite(values)).nonzero().flatten()
+        if len(bad):
+            index = next(index for index, row in enumerate(self._cells.rows[:, int(draws.rows[bad[0]])]) if row >= 0)
+            timestep = self.scorers[index].reverse.forward.timesteps[self._cells.rows[index, int(draws.rows[bad[0]])]]
+            raise ValueError(
+                f"`unet` must give finite outputs, got a term of {values[bad[0]].item()} bits/dim for image"
+                f" {int(draws.images[bad[0]])} at timestep {int(timestep)} ({len(bad)} of {len(values)} terms are not finite)."
+                f"{' (One of the two networks.)' if len(self.scorers) == 2 else ''}"
+                " A float16 network may have overflowed: try bfloat16 or float32."
+            )
+
+    @torch.inference_mode()
+    def __call__(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
+        places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
+        noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
+        values = self._terms(0, places, noise, cells)
+        if len(self.scorers) == 2:
+            values = values - self._terms(1, places, noise, cells).to(values.device)
+        return values, self._controls.noise_features(self._samples(places), noise, cells)
+
+    def _samples(self, places: torch.Tensor) -> torch.Tensor:
+        return levels_to_samples(self.levels[places], self.scorers[0].num_pixel_levels)
+
+    def _terms(self, index: int, places, noise, cells) -> torch.Tensor:
+        r"""Terms of one scorer, zero where its grid has none."""
+        scorer, labels = self.scorers[index], self.class_labels[index]
+        rows, factors = self._cells.rows[index, cells], self._cells.factors[index, cells]
+        there = rows >= 0
+        if not there.any():
+            return torch.zeros(len(rows), dtype=torch.float64)
+        if not there.all():
+            values = self._terms(index, places[there], noise[there], cells[there])
+            return torch.zeros(len(rows), dtype=values.dtype, device=values.device).index_copy(
+                0, there.nonzero().flatten().to(values.device), values
+            )
+        levels = self.levels[places]
+        timesteps = scorer.reverse.forward.timesteps[rows]
+        nats = scorer.terms(scorer.samples(levels), noise, timesteps, None if labels is None else labels[places])
+        return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
+
+
+def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""What is known of images without the network, on the CPU.
+
+    Args:
+        scorers: one, or two whose difference, first minus second, is wanted.
+        levels: images, `(B, C, H, W)`.
+
+    Returns:
+        :math:`L_T` in bits/dim, `(B,)`, or the difference of both, and features `(B, P)`.
+    """
+    priors = [nats_to_bits_per_dim(s.prior(s.samples(levels)).cpu().double(), levels[0].numel()) for s in scorers]
+    prior = priors[0] - priors[1] if len(priors) == 2 else priors[0]
+    return prior, image_features(levels_to_samples(levels, scorers[0].num_pixel_levels))
