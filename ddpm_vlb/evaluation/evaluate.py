@@ -16,12 +16,11 @@ import torch
 from ..checks import check_count
 from ..data.frame import BLOCK, BUFFER_BYTES, Frame, Images, blocks, number_images, read_images, source_of
 from ..likelihoods.full_sweep import SeedSequence, Sweeps, sums_of_batch
-from ..likelihoods.importance_weighted import importance_weighted
-from ..likelihoods.probability_flow import ode
+from ..likelihoods.methods import METHODS
 from ..model.network import network_digest
 from ..model.scorer import Scorer
 from ..noise import mix
-from ..reports.make import report_of_estimate, report_of_images
+from ..reports.make import full_report, report_of_estimate, report_of_images
 from ..sampled_bound.draw_scorer import DrawScorer, known_parts
 from ..sampled_bound.estimate import check_rules, estimate_bound
 from .half_precision import half_precision_bias, is_half
@@ -30,7 +29,6 @@ from .sampled import JournaledDraws
 
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
-METHODS = ("sampled", "full", "iw", "ode")
 BATCHES_AT_HAND = 4
 
 
@@ -248,7 +246,8 @@ def _evaluate_full(run: _Run, image_blocks) -> dict[str, Any]:
                 raise
         images = frame.images()
         bias = run.bias(images, journal)
-    return sweeps.report(run.timesteps, run.report_config(**frame.description)) | bias
+    config = run.report_config(**frame.description)
+    return full_report(*sweeps.totals, sweeps.means[1:], sweeps.squares.sum().item(), run.timesteps[1:], config) | bias
 
 
 def _evaluate_images(run: _Run, numbered, grid: tuple, k: int, trace: str | None) -> dict[str, Any]:
@@ -257,10 +256,8 @@ def _evaluate_images(run: _Run, numbered, grid: tuple, k: int, trace: str | None
     if first is None:
         raise ValueError("`images` must hold at least one image, got none.")
     trained, dimensions = run.pipe.scheduler.forward_process(), math.prod(torch.as_tensor(first[1]()).shape)
-    if run.config["method"] == "iw":
-        method = importance_weighted(run.scorer, k, run.batch_size)
-    else:
-        method = ode(run.scorer, trained, dimensions, trace)
+    options = {"k": k, "trace": trace}
+    method = METHODS[run.config["method"]].start(run.scorer, trained, dimensions, run.batch_size, options)
     frame = Frame(None, run.seed, buffer_bytes=0)
 
     def score(batch) -> dict[str, Any]:

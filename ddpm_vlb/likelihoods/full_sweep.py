@@ -9,7 +9,6 @@ import torch
 
 from ..gaussians import nats_to_bits_per_dim
 from ..noise import draw_seeds
-from ..reports.make import full_report
 
 
 class SeedSequence:
@@ -77,7 +76,7 @@ class Sweeps:
         values = torch.tensor([sum(terms) for part in parts for terms in zip(*part)], dtype=torch.float64)
         return (values.mean().item(), (values.var() / len(values)).sqrt().item()) if len(values) > 1 else ()
 
-    def report(self, timesteps: list[int], config: dict[str, Any]) -> dict[str, Any]:
-        r"""As `reports.make_report`."""
-        prior, decoder, total = (torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions))
-        return full_report(prior, decoder, total, self.means[1:], self.squares.sum().item(), timesteps[1:], config)
+    @property
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        r"""Prior, decoder and sum of the transitions of each image, `(N,)`."""
+        return tuple(torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions))

@@ -27,7 +27,7 @@ from ..data.levels import images_to_levels
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
-from .method import Method
+from .method import Columns
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,9 @@ def summarize_weights(weights: torch.Tensor, num_dimensions: int, num_network_ev
     )
 
 
-def importance_weighted(scorer: Scorer, k: int, batch_size: int) -> Method:
-    r"""See `importance_weighted.py`."""
+def importance_weighted(scorer: Scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
+    r"""The row `iw` of `methods.METHODS`."""
+    k = check_count("k", options["k"])
     steps = len(scorer.reverse.forward)
 
     def score(levels: torch.Tensor, seeds: Sequence[int], labels: torch.Tensor | None) -> dict[str, Any]:
@@ -144,4 +145,4 @@ def importance_weighted(scorer: Scorer, k: int, batch_size: int) -> Method:
             "num_network_evaluations": result.num_network_evaluations
         }
 
-    return Method(f"iw, k = {k}", max(1, batch_size // k), k * steps, score)
+    return Columns(f"iw, k = {k}", max(1, batch_size // k), k * steps, score)

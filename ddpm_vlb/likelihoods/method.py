@@ -1,20 +1,99 @@
-r"""Other likelihoods of a data set, where each image has a number of its own: importance-weighted, and that of the ODE."""
+r"""What a likelihood method is: how a data set gets its number, and what a report says of it.
 
-from typing import Any, NamedTuple
+A method is a row of `methods.METHODS`. Two are built into `evaluation`: the sampled estimate of the bound and the full sweep,
+whose reports hold the terms of the bound. All others give each image a number of its own, in columns (`Columns`): a new one is
+a file that begins it, and a row.
+
+Neither this file nor the table imports torch, so that the command line can read them.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..forward_process import ForwardProcess
+    from ..model.scorer import Scorer
 
 
-class Method(NamedTuple):
-    r"""How images are scored.
+@dataclass(frozen=True)
+class Option:
+    r"""An argument of one method: of `evaluate` under its name, and of the command line as a flag.
 
     Args:
-        name: for the report.
+        name: of the argument.
+        kind: `int`, `float` or `str`.
+        help: for the command line.
+        choices: of a `str`.
+        flag: of the command line; by default the name's own.
+        metavar: as argparse.
+        default: where nothing is given.
+    """
+
+    name: str
+    kind: type
+    help: str
+    choices: tuple[str, ...] | None = None
+    flag: str | None = None
+    metavar: str | None = None
+    default: Any = None
+
+    @property
+    def argument(self) -> str:
+        r"""The flag."""
+        return self.flag or f"--{self.name.replace('_', '-')}"
+
+
+class Columns(NamedTuple):
+    r"""A method at work: each image gets a number of its own in each column.
+
+    Args:
+        name: for the report, `"iw, k = 16"`.
         images_per_batch: that go together.
         cost: network evaluations of an image, `None` where only the run tells.
-        score: from levels `(B, C, H, W)`, B seeds and classes `(B,)` or `None`, columns of B numbers each, in bits/dim where
-            they are bits, and `num_network_evaluations` in all. `"bits_per_dim"` is among the columns.
+        score: from levels `(B, C, H, W)`, B seeds and classes `(B,)` or `None`, the columns, of B numbers each, and
+            `num_network_evaluations` in all. `"bits_per_dim"` is among the columns.
     """
 
     name: str
     images_per_batch: int
     cost: int | None
-    score: Any
+    score: "Callable[[torch.Tensor, Sequence[int], torch.Tensor | None], dict[str, Any]]"
+
+
+@dataclass(frozen=True)
+class Method:
+    r"""A likelihood method.
+
+    Args:
+        name: of the method, and the first word of `method` in its reports.
+        help: what it is, in a few words.
+        metric: what its number is, for cards.
+        options: its own arguments.
+        columns: of the numbers that each image gets, their names and what they are in words, `"bits_per_dim"` among them;
+            `None` of a method whose reports hold the terms of the bound.
+        merges: whether reports of shards can be put together.
+        note: a line below its numbers.
+        begin: from the scorer, the forward process on all T steps, the number of dimensions, the batch size and the options, a
+            `Columns`; or where in this folder that function is, `"module:function"`. `None` where `evaluation` knows how.
+    """
+
+    name: str
+    help: str
+    metric: str = "bits/dim"
+    options: tuple[Option, ...] = ()
+    columns: Mapping[str, str] | None = None
+    merges: bool = True
+    note: str | None = None
+    begin: "Callable[[Scorer, ForwardProcess, int, int, dict[str, Any]], Columns] | str | None" = field(default=None)
+
+    def start(self, scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
+        r"""The method at work on what `scorer` scores."""
+        begin = self.begin
+        if isinstance(begin, str):
+            module, _, name = begin.partition(":")
+            begin = getattr(importlib.import_module(f".{module}", __package__), name)
+        return begin(scorer, trained, num_dimensions, batch_size, options)

@@ -38,7 +38,7 @@ from ..data.levels import images_to_levels
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix
-from .method import Method
+from .method import Columns
 
 EXACT_DIMENSIONS = 256  # up to here the trace is exact unless something else is asked for
 LOG_2_PI = math.log(2 * math.pi)
@@ -255,17 +255,17 @@ class Flow:
 ODE_TOLERANCE = 1e-4
 
 
-def ode(scorer: Scorer, trained, dimensions: int, trace: str | None) -> Method:
-    r"""See `probability_flow.py`."""
-    flow, kind = Flow(scorer, trained), which_trace(trace, dimensions)
+def ode(scorer: Scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
+    r"""The row `ode` of `methods.METHODS`."""
+    flow, kind = Flow(scorer, trained), which_trace(options["trace"], num_dimensions)
 
     def score(levels: torch.Tensor, seeds: Sequence[int], labels: torch.Tensor | None) -> dict[str, Any]:
         # As `ode_nll` with one draw.
         (seed,) = seeds
         probes = 1 if kind == "hutchinson" else None
         nats, evaluations = flow.terms(levels, mix(seed, 0), probes, ODE_TOLERANCE, ODE_TOLERANCE, labels)
-        terms = nats_to_bits_per_dim(torch.tensor([nats], dtype=torch.float64), dimensions)
+        terms = nats_to_bits_per_dim(torch.tensor([nats], dtype=torch.float64), num_dimensions)
         columns = dict(zip(("density", "dequantisation", "reconstruction"), terms.T.tolist()))
         return columns | {"bits_per_dim": terms.sum(dim=1).tolist(), "num_network_evaluations": evaluations}
 
-    return Method(f"ode, {kind} trace", 1, None, score)
+    return Columns(f"ode, {kind} trace", 1, None, score)

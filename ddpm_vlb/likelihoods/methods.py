@@ -1,0 +1,87 @@
+r"""The table of likelihood methods, a row each; read by `evaluate`, by reports and cards, and by the command line."""
+
+import re
+
+from .method import Method, Option
+
+METHODS: dict[str, Method] = {}
+
+
+def add_method(method: Method) -> None:
+    r"""Add a row, under the method's name.
+
+    Raises:
+        ValueError: a name that another method has, or that is no word; an option that another method has.
+    """
+    if not re.fullmatch(r"\w+", method.name) or method.name in METHODS:
+        raise ValueError(f"`method.name` must be a word that no other method has, got {method.name!r}.")
+    taken = {option.name for other in METHODS.values() for option in other.options}
+    for option in method.options:
+        if option.name in taken:
+            raise ValueError(f"`method.options` must have names that no other method's have, got {option.name!r}.")
+    if method.columns is not None and "bits_per_dim" not in method.columns:
+        raise ValueError(f"`method.columns` must have 'bits_per_dim' among them, got {', '.join(method.columns)}.")
+    METHODS[method.name] = method
+
+
+def method_named(name: str) -> Method:
+    r"""The method of a name, or of what a report says its `method` is.
+
+    Raises:
+        ValueError: none has it.
+    """
+    word = re.match(r"\w*", name)[0] if isinstance(name, str) else None
+    if word not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
+    return METHODS[word]
+
+
+add_method(
+    Method(
+        name="sampled",
+        help="an unbiased estimate with its error",
+        metric="bits/dim (variational bound)",
+        options=(
+            Option("target_se", float, "Monte Carlo error at which to stop (default: 0.005 bits/dim)"),
+            Option("max_evaluations", int, "network evaluations at which to stop (default: 100,000)"),
+            Option(
+                "evaluations_per_image",
+                int,
+                "K evaluations of every image, and a score for each",
+                flag="--per-image",
+                metavar="K",
+            ),
+        ),
+    )
+)
+add_method(Method(name="full", help="every image at every step", metric="bits/dim (variational bound)"))
+add_method(
+    Method(
+        name="iw",
+        help="importance-weighted",
+        metric="bits/dim (importance-weighted bound)",
+        options=(Option("k", int, "trajectories of an image, with --method iw (default: 16)", default=16),),
+        columns={
+            "bits_per_dim": "importance-weighted bound",
+            "vlb": "the bound of the same trajectories, each by itself",
+            "effective_sample_size": "trajectories that count",
+        },
+        begin="importance_weighted:importance_weighted",
+    )
+)
+add_method(
+    Method(
+        name="ode",
+        help="of the probability-flow ODE",
+        metric="bits/dim (bound of the probability-flow ODE)",
+        options=(Option("trace", str, "with --method ode (default: exact where D <= 256)", choices=("exact", "hutchinson")),),
+        columns={
+            "density": "density",
+            "dequantisation": "dequantisation",
+            "reconstruction": "reconstruction",
+            "bits_per_dim": "bound of the ODE",
+        },
+        note="the ODE is another model than the chain: neither of their numbers bounds the other",
+        begin="probability_flow:ode",
+    )
+)
