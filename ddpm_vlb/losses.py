@@ -38,12 +38,7 @@ def simple_loss(
     original_samples, noise = to_working(original_samples=original_samples, noise=noise)
     reverse.forward.rows(timesteps, len(original_samples))
     prediction, _ = reverse.split(model_output, original_samples.shape[1])
-    if reverse.prediction_type == "epsilon":
-        target = noise
-    elif reverse.prediction_type == "sample":
-        target = original_samples
-    else:
-        target = reverse.forward.velocity(original_samples, noise, timesteps)
+    target = reverse.prediction.target(reverse.forward, original_samples, noise, timesteps)
     if prediction.shape != target.shape:
         raise ValueError(
             f"`model_output` must be of the batch and image size of `noise`, {tuple(target.shape)},"

@@ -1,7 +1,9 @@
-r"""Learnable forward variances: a monotone noise schedule trained on the bound together with the network.
+r"""Forward variances: those with a name, and learnable ones, a monotone schedule trained on the bound with the network.
 
-The forward process is all told by its log-signal-to-noise ratios :math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`,
-which descend from :math:`\lambda_0` (after the first step, nearly the image) to :math:`\lambda_{T-1}` (nearly noise). In the
+**By name.** A table with the formulas of diffusers, in float64 from the start.
+
+**Learnt.** The forward process is all told by its log-signal-to-noise ratios
+:math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`, which descend from :math:`\lambda_0` (after the first step, nearly the image) to :math:`\lambda_{T-1}` (nearly noise). In the
 limit of many steps the bound depends on the two end points alone (Section 5, Kingma et al. 2021); at a finite T the spacing
 between them counts too, and both are learnt here. The schedule is the configured one, :math:`\lambda^0_t`, seen through an
 increasing piecewise linear map with M segments of equal width w on :math:`[\lambda^0_{T-1}, \lambda^0_0]`:
@@ -19,13 +21,11 @@ The result is a list of betas like any other: `betas()` is what a scheduler take
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .forward_process import ForwardProcess
-
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 
 
 def make_betas(
@@ -53,23 +53,25 @@ def make_betas(
     Raises:
         ValueError: unknown `beta_schedule`.
     """
-    steps = num_train_timesteps
     if trained_betas is not None:
         betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
-    elif beta_schedule == "linear":
-        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-    elif beta_schedule == "scaled_linear":
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
-    elif beta_schedule == "squaredcos_cap_v2":
-        betas = _betas_from_alpha_bar(_cosine_alpha_bar, steps)
-    elif beta_schedule == "laplace":
-        betas = _betas_from_alpha_bar(_laplace_alpha_bar, steps)
-    elif beta_schedule == "sigmoid":
-        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
-        betas = ramp * (beta_end - beta_start) + beta_start
+    elif beta_schedule in NAMED_SCHEDULES:
+        betas = NAMED_SCHEDULES[beta_schedule](num_train_timesteps, beta_start, beta_end)
     else:
-        raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES}, got {beta_schedule!r}.")
+        raise ValueError(f"`beta_schedule` must be one of {tuple(NAMED_SCHEDULES)}, got {beta_schedule!r}.")
     return _rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+
+
+def _linear(steps: int, start: float, end: float) -> torch.Tensor:
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def _scaled_linear(steps: int, start: float, end: float) -> torch.Tensor:
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+
+
+def _sigmoid(steps: int, start: float, end: float) -> torch.Tensor:
+    return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (end - start) + start
 
 
 def _cosine_alpha_bar(time: float) -> float:
@@ -94,6 +96,18 @@ def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
     first, last = sqrt_alpha_bar[0].item(), sqrt_alpha_bar[-1].item()
     alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last) if first != last else math.nan)) ** 2
     return 1.0 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+# A row each: from T and the first and last beta, betas `(T,)`.
+NAMED_SCHEDULES: dict[str, Callable[[int, float, float], torch.Tensor]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": lambda steps, start, end: _betas_from_alpha_bar(_cosine_alpha_bar, steps),
+    "sigmoid": _sigmoid,
+    "laplace": lambda steps, start, end: _betas_from_alpha_bar(_laplace_alpha_bar, steps),
+}
+# Those that the stock scheduler knows by name; any other must travel as `trained_betas`.
+BETA_SCHEDULES = tuple(NAMED_SCHEDULES)
 
 
 class LearnedNoiseSchedule(torch.nn.Module):

@@ -39,7 +39,7 @@ from .hub.standalone import standalone_source
 from .model.network import architecture_digest, network_digest
 from .model.scorer import Scorer
 from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
-from .parametrizations import DECODER_RULES
+from .parametrizations import decoder_rule
 from .pixel_grid import check_num_pixel_levels
 from .reports.schema import OVERRIDABLE, REPORTED_SETTINGS, check_report
 from .sampled_bound.draw_scorer import DrawScorer, known_parts
@@ -648,12 +648,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         scheduler, reverse, forward = self.scheduler.config, scorer.reverse, scorer.reverse.forward
         calibration = None if reverse.error_model is None else self.scheduler.calibration
         if calibration is not None:
-            rule = DECODER_RULES["calibrated"]
             num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
-        elif len(forward) == 1 and reverse.variance_type != "learned":
-            rule = DECODER_RULES["single"]
-        else:
-            rule = DECODER_RULES["fixed" if not reverse.learns_variance else reverse.variance_type]
+        rule = decoder_rule(reverse.variance_type, len(forward), calibration is not None)
         subsequence = num_inference_steps is not None or inference_timesteps is not None
         return {
             "num_train_timesteps": forward.num_train_timesteps,

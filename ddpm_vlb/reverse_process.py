@@ -5,15 +5,8 @@ prediction :math:`\hat x` of the image. The reverse step puts it where the poste
 
 .. math:: p(x_s | x_t) = N(\tilde\mu_t(x_t, \hat x),\; \sigma_t^2), \qquad s \text{ the step of the grid below } t.
 
-The variance is fixed or predicted, always through its logarithm:
-
-=============================  =================================================================================
-`fixed_small(_log)`            the posterior variance :math:`\tilde\beta_t`
-`fixed_large(_log)`            the forward variance :math:`\beta_t`
-`learned`                      the network's second half *is* :math:`\log\sigma_t^2`
-`learned_range`                :math:`\tfrac{v+1}{2} \log\beta_t + \tfrac{1-v}{2} \log\tilde\beta_t`, v the second half
-                               (eq. 15, Nichol & Dhariwal 2021)
-=============================  =================================================================================
+What the output means, and whether the variance is fixed or predicted, always through its logarithm, is a row each of
+`parametrizations.py`.
 
 **The lowest step** has no posterior variance (it is 0): it is the decoder, which must spread its mass over the pixel grid.
 There :math:`\tilde\beta` means the posterior variance of the *next* step of the grid, for `fixed_large` too, as in Ho et al.
@@ -33,7 +26,7 @@ import torch
 from .checks import to_working, working_dtype
 from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess
-from .parametrizations import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES
+from .parametrizations import PREDICTION_TYPES, PREDICTIONS, VARIANCE_TYPES, VARIANCES, Prediction, Variance
 
 
 class ReverseGaussian(NamedTuple):
@@ -89,9 +82,9 @@ class ReverseProcess:
             raise ValueError(f"`clip_sample_range` must be positive, got {self.clip_sample_range!r}.")
         if not 0 <= self.dynamic_thresholding_ratio <= 1:
             raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {self.dynamic_thresholding_ratio!r}.")
-        if self.prediction_type == "epsilon" and self.forward.alphas_cumprod[-1] == 0:
+        if self.prediction.needs_signal and self.forward.alphas_cumprod[-1] == 0:
             raise ValueError(
-                "`prediction_type` must not be 'epsilon' where the terminal SNR is zero: at"
+                f"`prediction_type` must not be {self.prediction_type!r} where the terminal SNR is zero: at"
                 f" timestep {int(self.forward.timesteps[-1])} alphas_cumprod = 0 and the latent holds nothing of the image,"
                 " so that the noise determines no image. Use prediction_type='v_prediction' (and a network trained for it)."
             )
@@ -101,9 +94,19 @@ class ReverseProcess:
                 raise ValueError(f"`error_model` and `trained` must be of all {steps} steps, got others.")
 
     @property
+    def prediction(self) -> Prediction:
+        r"""The row of `prediction_type`."""
+        return PREDICTIONS[self.prediction_type]
+
+    @property
+    def variance(self) -> Variance:
+        r"""The row of `variance_type`."""
+        return VARIANCES[self.variance_type]
+
+    @property
     def learns_variance(self) -> bool:
         r"""Whether the network has a second half of channels for the variance."""
-        return self.variance_type in LEARNED_VARIANCE_TYPES
+        return self.variance.is_learned
 
     @cached_property
     def min_log_variance(self) -> torch.Tensor:
@@ -113,8 +116,10 @@ class ReverseProcess:
         return table
 
     @cached_property
-    def _fixed_large_log_variance(self) -> torch.Tensor:
-        return torch.cat([self.min_log_variance[:1], self.forward.log_betas[1:]])
+    def max_log_variance(self) -> torch.Tensor:
+        r"""The forward log-variance `(K,)`; where variances are fixed, with `min_log_variance` at the lowest step."""
+        betas = self.forward.log_betas
+        return betas if self.learns_variance else torch.cat([self.min_log_variance[:1], betas[1:]])
 
     def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
@@ -160,7 +165,7 @@ class ReverseProcess:
         """
         (x_t,) = to_working(noisy_samples=noisy_samples)
         prediction, predicted_variance = self.check_model_output(model_output, noisy_samples)
-        pred_original_sample = self.clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
+        pred_original_sample = self.clip(self.prediction.original(self.forward, x_t, prediction.to(x_t.dtype), timesteps))
         if self.error_model is None:
             return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
         return pred_original_sample, self._calibrated_log_variance(pred_original_sample, predicted_variance, timesteps)
@@ -176,14 +181,6 @@ class ReverseProcess:
         mean = self.forward.posterior_mean(pred_original_sample, noisy_samples, timesteps)
         log_variance = log_variance.expand(mean.shape)
         return ReverseGaussian(mean, log_variance.exp(), log_variance, pred_original_sample)
-
-    def _predict_original(self, prediction, x_t, timesteps) -> torch.Tensor:
-        if self.prediction_type == "epsilon":
-            return self.forward.predict_original_from_epsilon(x_t, prediction, timesteps)
-        if self.prediction_type == "v_prediction":
-            return self.forward.predict_original_from_velocity(x_t, prediction, timesteps)
-        self.forward.rows(timesteps, len(x_t))
-        return prediction
 
     def clip(self, x: torch.Tensor) -> torch.Tensor:
         r"""A predicted image `(B, C, H, W)`, clipped as configured."""
@@ -241,14 +238,25 @@ class ReverseProcess:
         return torch.log(posterior + weight * errors)
 
     def _log_variance(self, predicted, x_t, timesteps) -> torch.Tensor:
-        def table(values):
-            entries = self.forward.gather(values, timesteps, x_t)
-            # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
-            return x_t.new_full((), entries) if isinstance(entries, float) else entries
+        predicted = None if predicted is None else predicted.to(x_t.dtype)
+        return self.variance.log_variance(_Ends(self, x_t, timesteps), predicted)
 
-        if self.variance_type == "learned":
-            return predicted.to(x_t.dtype)
-        if self.variance_type == "learned_range":
-            low, high = table(self.min_log_variance), table(self.forward.log_betas)
-            return low + 0.5 * (predicted.to(x_t.dtype) + 1.0) * (high - low)
-        return table(self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self.min_log_variance)
+
+class _Ends:
+    r"""The two ends between which variances lie, at some timesteps."""
+
+    def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor):
+        self._reverse, self._like, self._timesteps = reverse, like, timesteps
+
+    @property
+    def low(self) -> torch.Tensor:
+        return self._look_up(self._reverse.min_log_variance)
+
+    @property
+    def high(self) -> torch.Tensor:
+        return self._look_up(self._reverse.max_log_variance)
+
+    def _look_up(self, table: torch.Tensor) -> torch.Tensor:
+        entries = self._reverse.forward.gather(table, self._timesteps, self._like)
+        # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
+        return self._like.new_full((), entries) if isinstance(entries, float) else entries

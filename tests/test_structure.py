@@ -27,6 +27,7 @@ ROOMS = [
     "data",
     "model",
     "calibration",
+    "scheduling_bound",
     "sampled_bound",
     "likelihoods",
     "reports",

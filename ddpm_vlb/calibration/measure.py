@@ -276,11 +276,8 @@ def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas:
     features, squares = features_of(look.predictions, look.learned_errors), look.squared_errors
     # A step of this length; from zero SNR, one to the next timestep.
     delta = max((STEP_FACTOR - 1) * snr[timestep].item(), (snr[timestep - 1] - snr[timestep]).item() if timestep else 0.0)
-    plain = torch.zeros(len(features), dtype=torch.float64)
-    if reverse.learns_variance:
-        plain[2] = 1.0
-    elif reverse.variance_type.startswith("fixed_large"):
-        plain[0] = reverse.forward.one_minus_alphas_cumprod[timestep]
+    numbers = reverse.variance.error_numbers(reverse.forward.one_minus_alphas_cumprod[timestep].item())
+    plain = torch.tensor(numbers[: len(features)], dtype=torch.float64)
 
     def one_variance(rows) -> torch.Tensor:
         return torch.cat([squares[rows].mean()[None], torch.zeros(len(features) - 1, dtype=torch.float64)])

@@ -8,15 +8,9 @@ Neither this file nor the table imports torch, so that the command line can read
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..forward_process import ForwardProcess
-    from ..model.scorer import Scorer
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Columns(NamedTuple):
     name: str
     images_per_batch: int
     cost: int | None
-    score: "Callable[[torch.Tensor, Sequence[int], torch.Tensor | None], dict[str, Any]]"
+    score: Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ class Method:
     columns: Mapping[str, str] | None = None
     merges: bool = True
     note: str | None = None
-    begin: "Callable[[Scorer, ForwardProcess, int, int, dict[str, Any]], Columns] | str | None" = field(default=None)
+    begin: Callable[..., Columns] | str | None = None
 
     def start(self, scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
         r"""The method at work on what `scorer` scores."""

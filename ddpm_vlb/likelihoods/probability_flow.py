@@ -173,12 +173,7 @@ class Flow:
             self.scorer.network(x, torch.tensor(timestep, dtype=torch.float32), labels), u.shape[1]
         )
         prediction = prediction.to(u.dtype)
-        if self.reverse.prediction_type == "epsilon":
-            image = u - sigma * prediction
-        elif self.reverse.prediction_type == "v_prediction":
-            image = root * x - sigma * root * prediction
-        else:
-            image = prediction
+        image = self.reverse.prediction.flow(u, x, prediction, sigma, root)
         return (u - self.reverse.clip(image)) / sigma
 
     def divergence(self, u: torch.Tensor, log_sigma: float, probes: torch.Tensor, labels=None):

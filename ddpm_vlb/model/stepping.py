@@ -1,0 +1,158 @@
+r"""A step of the reverse process from Python floats: what `VLBDDPMScheduler.step` computes with.
+
+The same Gaussian as `reverse_process.py` tells, in the arithmetic of the samples: coefficients are looked up as floats once a
+grid is set, so that a step costs the device a handful of operations and no wait.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ..parametrizations import PREDICTION_TYPES, PREDICTIONS, VARIANCES, Variance
+from ..reverse_process import ReverseProcess
+
+
+class StepCoefficients(NamedTuple):
+    r"""What `step` needs at one timestep, as Python floats (s is the next lower step of the grid)."""
+
+    sqrt_alpha_prod: float
+    inverse_sqrt_alpha_prod: float
+    sqrt_beta_prod: float
+    pred_original_sample_coeff: float
+    current_sample_coeff: float
+    min_log_variance: float
+    max_log_variance: float
+    fixed_std: float
+    is_last: bool
+    calibrated: "CalibratedStep | None" = None
+
+
+class CalibratedStep(NamedTuple):
+    r"""The numbers of a calibrated variance at one timestep (`error_model.py`), as Python floats."""
+
+    posterior_variance: float
+    weight: float
+    offset: float
+    gain: float
+    learned_gain: float
+    # What learned variances mean on the chain of all steps.
+    trained_log_variance: float
+    trained_log_beta: float
+    trained_ratio: float
+
+
+def variance_of(variance_type: str) -> Variance:
+    r"""The row of a variance type; unknown ones act as `fixed_small`, as in the stock scheduler, and scoring refuses them."""
+    return VARIANCES.get(variance_type, VARIANCES["fixed_small"])
+
+
+def step_coefficients(
+    alphas_cumprod: torch.Tensor, grid: list[int], variance_type: str, calibrated: list[CalibratedStep] | None
+) -> dict[int, StepCoefficients]:
+    r"""The coefficients at each timestep of a strictly descending grid.
+
+    Args:
+        alphas_cumprod: the scheduler's table, `(T,)`.
+        grid: timesteps, K.
+        variance_type: of the scheduler.
+        calibrated: of a calibrated model, K.
+    """
+    # In float32 and in the stock scheduler's order of operations: diffusers' own tests compare sums of trajectories to
+    # places at which the rounding of these tables tells. Near t = 0 that rounding is relative to 1 - alphas_cumprod; the
+    # terms of the bound come from float64 tables.
+    table = torch.cat([alphas_cumprod.cpu(), torch.ones(1)])  # the entry at -1 is the data's
+    alpha_prod, alpha_prod_prev = table[torch.tensor(grid, dtype=torch.int64)], table[[*grid[1:], -1]]
+    beta_prod, beta_prod_prev = 1 - alpha_prod, 1 - alpha_prod_prev
+    alpha = alpha_prod / alpha_prod_prev
+    beta = 1 - alpha
+    variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
+    fixed_variance = beta if variance_of(variance_type).is_large else variance
+    columns = StepCoefficients(
+        sqrt_alpha_prod=alpha_prod**0.5,
+        inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
+        sqrt_beta_prod=beta_prod**0.5,
+        pred_original_sample_coeff=alpha_prod_prev**0.5 * beta / beta_prod,
+        current_sample_coeff=alpha**0.5 * beta_prod_prev / beta_prod,
+        min_log_variance=torch.log(variance),
+        max_log_variance=torch.log(beta),
+        fixed_std=fixed_variance**0.5,
+        is_last=torch.arange(1, len(grid) + 1) == len(grid),
+    )
+    steps = [StepCoefficients(*row) for row in zip(*(column.tolist() for column in columns if column is not None))]
+    if calibrated is not None:
+        steps = [step._replace(calibrated=numbers) for step, numbers in zip(steps, calibrated)]
+    return dict(zip(grid, steps))
+
+
+def calibrated_steps(reverse: ReverseProcess) -> list[CalibratedStep]:
+    r"""The numbers of a calibrated model at each timestep of its grid, descending."""
+    forward, trained, used = reverse.forward, reverse.trained, reverse.forward.timesteps
+    weight = trained.posterior_mean_coef1.square()
+    columns = (
+        forward.posterior_variance,
+        forward.posterior_mean_coef1.square(),
+        *reverse.error_tables,
+        trained.posterior_log_variance[used],
+        trained.log_betas[used],
+        (trained.posterior_variance / weight)[used],
+    )
+    return [CalibratedStep(*row) for row in zip(*(column.flip(0).tolist() for column in columns))]
+
+
+def split_output(model_output: torch.Tensor, num_channels: int, variance_type: str) -> tuple[torch.Tensor, ...]:
+    r"""The network's prediction and its second half.
+
+    Raises:
+        ValueError: a number of channels that does not fit the variance type.
+    """
+    learned = variance_of(variance_type).is_learned
+    if not learned or model_output.shape[1] != 2 * num_channels:
+        raise ValueError(
+            f"`model_output` must have {2 * num_channels if learned else num_channels} channels for"
+            f" {num_channels}-channel samples with variance_type={variance_type!r},"
+            f" got {model_output.shape[1]}."
+        )
+    return model_output.split(num_channels, dim=1)
+
+
+def predict_original(
+    prediction_type: str, model_output: torch.Tensor, sample: torch.Tensor, c: StepCoefficients
+) -> torch.Tensor:
+    r"""The image that an output amounts to, before clipping.
+
+    Raises:
+        ValueError: an unknown `prediction_type`.
+    """
+    row = PREDICTIONS.get(prediction_type)
+    if row is None:
+        raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {prediction_type!r}.")
+    return row.step(sample, model_output, c)
+
+
+def add_noise_of_step(
+    mean: torch.Tensor,
+    noise: torch.Tensor,
+    variance_type: str,
+    c: StepCoefficients,
+    pred_original_sample: torch.Tensor,
+    predicted_variance: torch.Tensor | None,
+) -> None:
+    r"""Add :math:`\sigma_t` times the noise to the mean, in place."""
+    row = variance_of(variance_type)
+    if c.calibrated is not None:
+        mean.addcmul_(_calibrated_std(c.calibrated, row, pred_original_sample, predicted_variance), noise)
+    elif predicted_variance is None:
+        mean.add_(noise, alpha=c.fixed_std)
+    else:
+        offset, slope = row.line(c.min_log_variance, c.max_log_variance)
+        predicted_variance = predicted_variance.to(mean.dtype)
+        mean.addcmul_(torch.mul(predicted_variance, slope).exp_(), noise, value=math.exp(offset))
+
+
+def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, predicted_variance) -> torch.Tensor:
+    errors = torch.clamp(1 - pred_original_sample.square(), min=0.0).mul_(c.gain).add_(c.offset)
+    if predicted_variance is not None and c.learned_gain:
+        above = row.above(predicted_variance.to(pred_original_sample.dtype), c.trained_log_variance, c.trained_log_beta)
+        errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
+    return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()

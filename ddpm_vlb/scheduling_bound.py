@@ -1,0 +1,275 @@
+r"""The scoring half of the scheduler: frozen processes on an explicit grid, and every term of the bound.
+
+What is computed here depends on the configuration and on a grid of timesteps that is given: `set_timesteps` never changes a
+bound. The maths is in `forward_process.py`, `reverse_process.py`, `bound.py` and `losses.py`; these are their doors for those
+who hold a scheduler.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .bound import prior_kl, vlb_terms
+from .calibration.stored import MADE_FOR, Calibration
+from .checks import on_cpu
+from .forward_process import ForwardProcess, check_inference_timesteps
+from .gaussians import Gaussian
+from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
+from .noise_schedules import make_betas
+from .pixel_grid import check_num_pixel_levels
+from .reverse_process import ReverseGaussian, ReverseProcess
+
+# What the tables are made of.
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+InferenceTimesteps = list[int] | tuple[int, ...] | None
+
+
+class BoundMixin:
+    r"""What `VLBDDPMScheduler` knows of the likelihood; made for a class with diffusers' `config` of a DDPM."""
+
+    def _build_tables(self) -> None:
+        r"""Build what scoring is made from; called once, when the configuration is there."""
+        self._built_from = self._schedule_config()
+        self._forward_betas = make_betas(**{name: self.config[name] for name in SCHEDULE_KEYS})
+        self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
+        self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
+        self._calibration: Calibration | None = None
+
+    def forward_process(self, inference_timesteps: InferenceTimesteps = None) -> ForwardProcess:
+        r"""The forward process on all T steps, or on the strictly descending sub-sequence `inference_timesteps`.
+
+        Raises:
+            ValueError: betas that cannot be scored (outside (0, 1), or not T of them), a bad sub-sequence.
+        """
+        for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
+            if built is not now and not is_default(now, built):
+                raise ValueError(
+                    f"`{name}` must be what the scheduler was built from, {built!r}, for the model to be scored, got {now!r}."
+                    " Make a new scheduler with `from_config`."
+                )
+        num_steps = self.config.num_train_timesteps
+        if len(self._forward_betas) != num_steps:
+            raise ValueError(
+                f"`trained_betas` must have num_train_timesteps = {num_steps} entries for the model to be scored,"
+                f" got {len(self._forward_betas)}."
+            )
+        key = None
+        if inference_timesteps is not None:
+            key = tuple(check_inference_timesteps(inference_timesteps, num_steps))
+        if key not in self._forward_processes:
+            if len(self._forward_processes) >= 16:  # forget the oldest sub-sequence
+                del self._forward_processes[next(old for old in self._forward_processes if old is not None)]
+            self._forward_processes[key] = ForwardProcess.from_betas(self._forward_betas, key)
+        return self._forward_processes[key]
+
+    def _schedule_config(self) -> list[Any]:
+        return [self.config[name] for name in SCHEDULE_KEYS]
+
+    @property
+    def calibration(self) -> Calibration | None:
+        r"""The calibration of this model, if it has one.
+
+        Raises:
+            ValueError: a configuration that holds another model's.
+        """
+        config = self.config.get("calibration")
+        if config is None:
+            return None
+        if self._calibration is None or self._calibration.config is not config:
+            calibration = Calibration(config, self.forward_process())
+            for name in MADE_FOR:
+                if config.get(name) != self.config[name]:
+                    raise ValueError(
+                        f"`calibration` must be of this model, got one for {name} = {config.get(name)!r}, not"
+                        f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+                    )
+            self._calibration = calibration
+        return self._calibration
+
+    def reverse_process(
+        self,
+        inference_timesteps: InferenceTimesteps = None,
+        *,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+        forward_process: ForwardProcess | None = None,
+        calibrated: bool = True,
+    ) -> ReverseProcess:
+        r"""The reverse process on the same grid, as configured; `clip_sample` and `thresholding` override the configuration,
+        `forward_process` (a learnable one, say) takes the place of the configured one, and is not calibrated.
+
+        Raises:
+            ValueError: as `forward_process`; unknown prediction or variance type; epsilon prediction at zero SNR; another
+                model's calibration.
+        """
+        calibration = self.calibration if calibrated and forward_process is None else None
+        if forward_process is not None and inference_timesteps is not None:
+            raise ValueError("Only one of `forward_process` and `inference_timesteps` may be given, got both.")
+        config = self.config
+        return ReverseProcess(
+            self.forward_process(inference_timesteps) if forward_process is None else forward_process,
+            prediction_type=config.prediction_type,
+            variance_type=config.variance_type,
+            clip_sample=config.clip_sample if clip_sample is None else clip_sample,
+            clip_sample_range=config.clip_sample_range,
+            thresholding=config.thresholding if thresholding is None else thresholding,
+            dynamic_thresholding_ratio=config.dynamic_thresholding_ratio,
+            sample_max_value=config.sample_max_value,
+            error_model=None if calibration is None else calibration.error_model,
+            trained=None if calibration is None else calibration.trained,
+        )
+
+    def q_mean_variance(
+        self, original_samples: torch.Tensor, timesteps, *, inference_timesteps: InferenceTimesteps = None
+    ) -> Gaussian:
+        r""":math:`q(x_t | x_0)`; see [`~ddpm_vlb.forward_process.ForwardProcess.q_mean_variance`].
+
+        Args:
+            original_samples (`torch.Tensor`): Images of shape `(B, C, H, W)`.
+            timesteps (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps.
+            inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is scored.
+
+        Returns:
+            `Gaussian`: `mean`, `variance`, `log_variance`, each float64 of shape `(B, C, H, W)`.
+        """
+        return self.forward_process(inference_timesteps).q_mean_variance(original_samples, on_cpu(timesteps))
+
+    def q_step_mean_variance(
+        self, samples: torch.Tensor, timesteps, *, inference_timesteps: InferenceTimesteps = None
+    ) -> Gaussian:
+        r""":math:`q(x_t | x_{t-1})` for `samples` :math:`x_{t-1}`, the latents one step of the grid below `timesteps`.
+
+        Arguments and returns as [`~VLBDDPMScheduler.q_mean_variance`].
+        """
+        return self.forward_process(inference_timesteps).q_step_mean_variance(samples, on_cpu(timesteps))
+
+    def q_posterior_mean_variance(
+        self,
+        original_samples: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+    ) -> Gaussian:
+        r"""The exact posterior :math:`q(x_{t-1} | x_t, x_0)` (eqs. 6 and 7, Ho et al. 2020).
+
+        Arguments and returns as [`~VLBDDPMScheduler.q_mean_variance`], with `noisy_samples` the latents :math:`x_t`. At the
+        lowest step it is the image itself: variance 0, log-variance -inf.
+        """
+        forward = self.forward_process(inference_timesteps)
+        return forward.q_posterior_mean_variance(original_samples, noisy_samples, on_cpu(timesteps))
+
+    def p_mean_variance(
+        self,
+        model_output: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+    ) -> ReverseGaussian:
+        r"""The model's step :math:`p(x_{t-1} | x_t)`.
+
+        Args:
+            model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            noisy_samples (`torch.Tensor`): Latents :math:`x_t` of shape `(B, C, H, W)`.
+            timesteps (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps.
+            inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is scored.
+            clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*): Override the configuration.
+
+        Returns:
+            `ReverseGaussian`: `mean`, `variance`, `log_variance`, `pred_original_sample`, each float64 `(B, C, H, W)`.
+        """
+        reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
+        return reverse.p_mean_variance(model_output, noisy_samples, on_cpu(timesteps))
+
+    def prior_kl(self, original_samples: torch.Tensor, *, inference_timesteps: InferenceTimesteps = None) -> torch.Tensor:
+        r""":math:`L_T` in nats, float64 of shape `(B,)`, for `original_samples` of shape `(B, C, H, W)`."""
+        return prior_kl(self.forward_process(inference_timesteps), original_samples)
+
+    def vlb_terms(
+        self,
+        model_output: torch.Tensor,
+        original_samples: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+    ) -> torch.Tensor:
+        r"""The terms of the bound: :math:`L_t` (closed-form KL) above the lowest timestep, :math:`L_0` (decoder) at it.
+
+        Arguments as [`~VLBDDPMScheduler.p_mean_variance`], with `original_samples` the images, `(B, C, H, W)`; those at the
+        lowest timestep must lie on the pixel grid.
+
+        Returns:
+            `torch.Tensor`: Nats, float64 of shape `(B,)`.
+        """
+        check_num_pixel_levels(self.config.num_pixel_levels)
+        reverse = self.reverse_process(inference_timesteps, clip_sample=clip_sample, thresholding=thresholding)
+        return vlb_terms(
+            reverse, model_output, original_samples, noisy_samples, on_cpu(timesteps), self.config.num_pixel_levels
+        )
+
+    def training_loss(
+        self,
+        model_output: torch.Tensor,
+        original_samples: torch.Tensor,
+        noise: torch.Tensor,
+        noisy_samples: torch.Tensor,
+        timesteps,
+        loss_type: Literal["simple", "vlb", "hybrid"] = "simple",
+        *,
+        inference_timesteps: InferenceTimesteps = None,
+        clip_sample: bool | None = None,
+        thresholding: bool | None = None,
+        forward_process: ForwardProcess | None = None,
+    ) -> torch.Tensor:
+        r"""A training objective per image; see [`ddpm_vlb.losses`] for the three.
+
+        Args:
+            model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            original_samples, noise, noisy_samples (`torch.Tensor`): :math:`x_0`, :math:`\epsilon`, and the :math:`x_t` made of
+                them, each `(B, C, H, W)`.
+            timesteps (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps, on the CPU where a wait for the
+                accelerator matters.
+            loss_type (`str`, defaults to `"simple"`): `"simple"` (mean squared error per element), `"vlb"`
+                (:math:`T L_t` in bits/dim) or `"hybrid"` (`simple + 1e-3 * vlb`).
+            inference_timesteps (`list[int]`, *optional*): Strictly descending sub-sequence that is trained.
+            clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*): Override the configuration in the bound; a
+                clipped prediction has no gradient where it is clipped.
+            forward_process (`ForwardProcess`, *optional*): In place of the configured one, and what `noisy_samples` were made
+                with; a learnable one (see [`ddpm_vlb.noise_schedules`]) adds its :math:`L_T` to the bound.
+
+        Returns:
+            `torch.Tensor`: Shape `(B,)`.
+        """
+        if loss_type not in LOSS_TYPES:
+            raise ValueError(f"`loss_type` must be one of {LOSS_TYPES}, got {loss_type!r}.")
+        timesteps = on_cpu(timesteps)
+        reverse = self.reverse_process(
+            inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, forward_process=forward_process
+        )
+        if loss_type == "simple":
+            return simple_loss(reverse, model_output, original_samples, noise, timesteps)
+        check_num_pixel_levels(self.config.num_pixel_levels)
+        latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
+        loss = vlb_loss if loss_type == "vlb" else hybrid_loss
+        return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
+
+
+def is_default(value: Any, default: Any) -> bool:
+    r"""Whether a value of a configuration is what it was or would be."""
+    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
+        return value is default
+    return value == default
