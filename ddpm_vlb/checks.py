@@ -44,13 +44,50 @@ def check_count(name: str, value: Any) -> int:
     return count
 
 
-def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
-    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
+def check_seed(seed: Any) -> int:
+    r"""A seed in [0, 2^63), or `ValueError`."""
+    try:
+        number = operator.index(seed if not isinstance(seed, bool) else None)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+    return number
+
+
+class NonFiniteOutput(ValueError):
+    r"""A network whose output is not finite.
+
+    Args:
+        got: what came of it, "a term of nan bits/dim", say.
+        image, timestep: where.
+        share: of how many, in words.
+        dtype: of the network: in half precision it may have overflowed.
+    """
+
+    def __init__(
+        self,
+        got: str,
+        *,
+        image: int | None = None,
+        timestep: int | float | None = None,
+        share: str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        where = ("" if image is None else f" for image {image}") + ("" if timestep is None else f" at timestep {timestep}")
+        hint = " It may have overflowed: try bfloat16 or float32." if dtype == torch.float16 else ""
+        super().__init__(f"`unet` must give finite outputs, got {got}{where}{'' if share is None else f' ({share})'}.{hint}")
+
+
+def check_finite(terms: torch.Tensor, grid: list[int], dtype: torch.dtype | None = None) -> None:
+    r"""Raise `NonFiniteOutput` for terms `(N, K)` in bits/dim that are not finite; `grid` names the K timesteps."""
     bad = (~torch.isfinite(terms)).nonzero()
     if len(bad):
         image, row = bad[0].tolist()
-        raise ValueError(
-            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
-            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
-            " try bfloat16 or float32."
+        raise NonFiniteOutput(
+            f"a term of {terms[image, row].item()} bits/dim",
+            image=image,
+            timestep=grid[row],
+            share=f"{len(bad)} of {terms.numel()} terms are not finite",
+            dtype=dtype,
         )

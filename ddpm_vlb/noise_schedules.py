@@ -3,10 +3,11 @@ r"""Forward variances: those with a name, and learnable ones, a monotone schedul
 **By name.** A table with the formulas of diffusers, in float64 from the start.
 
 **Learnt.** The forward process is all told by its log-signal-to-noise ratios
-:math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`, which descend from :math:`\lambda_0` (after the first step, nearly the image) to :math:`\lambda_{T-1}` (nearly noise). In the
-limit of many steps the bound depends on the two end points alone (Section 5, Kingma et al. 2021); at a finite T the spacing
-between them counts too, and both are learnt here. The schedule is the configured one, :math:`\lambda^0_t`, seen through an
-increasing piecewise linear map with M segments of equal width w on :math:`[\lambda^0_{T-1}, \lambda^0_0]`:
+:math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`, which descend from :math:`\lambda_0` (after the first step, nearly
+the image) to :math:`\lambda_{T-1}` (nearly noise). In the limit of many steps the bound depends on the two end points alone
+(Section 5, Kingma et al. 2021); at a finite T the spacing between them counts too, and both are learnt here. The schedule is
+the configured one, :math:`\lambda^0_t`, seen through an increasing piecewise linear map with M segments of equal width w on
+:math:`[\lambda^0_{T-1}, \lambda^0_0]`:
 
 .. math::
     \lambda_t = \lambda^0_{T-1} + c + \sum_{m=1}^{M} e^{\theta_m}\, w_m(\lambda^0_t), \qquad

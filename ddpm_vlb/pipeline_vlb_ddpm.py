@@ -2,52 +2,46 @@ r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the 
 
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, UNet2DModel
-from diffusers.utils import BaseOutput, logging
+from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import CommitInfo
 
-from . import __version__
 from .checkpoints.loading import (
-    CheckpointError,
     check_index,
+    check_name,
+    check_network,
     download_options,
-    download_parts,
-    has_index,
-    is_not_about_num_pixel_levels,
     load_parts,
-    restore_single_head,
+    parts_folder,
+    reading,
     upgrade_scheduler,
 )
-from .checks import check_count, check_finite
-from .data.levels import images_to_levels
+from .checks import NonFiniteOutput, check_count
+from .data.frame import Images
 from .files import write_atomically
-from .gaussians import nats_to_bits_per_dim
 from .hub.push import check_repository, push_folder
 from .hub.repository import is_stale, pipeline_files, strip_paths
 from .hub.standalone import standalone_source
-from .model.network import architecture_digest, network_digest
-from .model.scorer import Scorer
-from .noise import check_generator, draw_seeds, fresh_seed, keyed_noise
-from .parametrizations import decoder_rule
-from .pixel_grid import check_num_pixel_levels
+from .likelihoods.full_sweep import sweep_images
+from .model.network import DEFAULT_MODULE, Network, network_of
+from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
+from .noise import check_generator, draw_seeds, fresh_seed
+from .pixel_grid import to_grid
 from .reports.schema import OVERRIDABLE, REPORTED_SETTINGS, check_report
-from .sampled_bound.draw_scorer import DrawScorer, known_parts
-from .sampled_bound.draws import Draws
-from .sampled_bound.estimate import check_rules, estimate_bound
+from .sampled_bound.draw_scorer import estimate_frame, evaluating_at_once, known_parts
+from .sampled_bound.estimate import check_rules
 from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
-logger = logging.get_logger(__name__)
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
 
 
@@ -94,7 +88,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             a [`VLBDDPMScheduler`] of the same configuration.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler):
+    def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler):
         super().__init__(unet=unet, scheduler=upgrade_scheduler(scheduler))
 
     # Loading and saving.
@@ -112,57 +106,15 @@ class VLBDDPMPipeline(DDPMPipeline):
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
-        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
-            raise ValueError(
-                f"`pretrained_model_name_or_path` must be a folder or a repository, got {pretrained_model_name_or_path!r}."
-            )
-        if kwargs.get("subfolder"):
-            raise ValueError(f"`subfolder` must be left out: a pipeline is a whole repository, got {kwargs['subfolder']!r}.")
-        pretrained_model_name_or_path = os.fspath(pretrained_model_name_or_path)
-        # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
-        kwargs["low_cpu_mem_usage"] = True
-        folder = Path(pretrained_model_name_or_path)
-        if pretrained_model_name_or_path.startswith(("/", "./", "../", "~")) and not folder.is_dir():
-            raise CheckpointError(
-                f"`pretrained_model_name_or_path` must be a folder that exists, got {pretrained_model_name_or_path!r}."
-            )
-        # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
-        configuration_logger = logging.get_logger("diffusers.configuration_utils")
-        configuration_logger.addFilter(is_not_about_num_pixel_levels)
-        try:
-            if not folder.is_dir() and not has_index(pretrained_model_name_or_path, kwargs):
-                folder = download_parts(pretrained_model_name_or_path, kwargs)
-            if folder.is_dir() and not (folder / cls.config_name).exists():
+        name = check_name(pretrained_model_name_or_path, kwargs)
+        with reading(name):
+            folder = parts_folder(name, kwargs)
+            if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
             else:
-                index = cls.load_config(pretrained_model_name_or_path, **download_options(kwargs))
-                check_index(index, pretrained_model_name_or_path, kwargs)
-                pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except CheckpointError:
-            raise
-        except Exception as error:  # whatever a damaged file makes the libraries underneath stumble over
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint,"
-                f" got {pretrained_model_name_or_path!r}: {error}"
-            ) from error
-        finally:
-            configuration_logger.removeFilter(is_not_about_num_pixel_levels)
-        missing = [name for name, weight in pipe.unet.state_dict().items() if weight.is_meta]
-        if missing:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must hold all weights of its network,"
-                f" got {pretrained_model_name_or_path!r} without {', '.join(missing[:3])}"
-                f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
-            )
-        if type(pipe.unet).__module__.startswith("diffusers.") and not isinstance(pipe.unet, UNet2DModel):
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must hold a UNet2DModel,"
-                f" got {pretrained_model_name_or_path!r} with a {type(pipe.unet).__name__}."
-            )
-        pipe.unet = restore_single_head(pipe.unet)
-        if "_name_or_path" in getattr(pipe.unet, "config", {}):
-            # A folder of this machine, which the network would take along wherever it is pushed by itself.
-            pipe.unet.register_to_config(_name_or_path="")
+                check_index(cls.load_config(name, **download_options(kwargs)), name, kwargs)
+                pipe = super().from_pretrained(name, **kwargs)
+        pipe.unet = check_network(pipe.unet, name)
         return pipe
 
     def to_json_string(self) -> str:
@@ -220,7 +172,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         revision: str | None = None,
         report: dict[str, Any] | None = None,
         pictures: dict[str, bytes] | None = None,
-    ) -> str:
+    ) -> CommitInfo:
         r"""Push to the Hub, in one commit, what `save_pretrained` writes and a model card.
 
         Args:
@@ -237,7 +189,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 PNG files for the card, `"terms.png"` and `"samples.png"`.
 
         Returns:
-            `str`: address of the commit, or of the pull request.
+            `CommitInfo`: the commit, a string that is its address, with that of the pull request as `pr_url`.
 
         Raises:
             ValueError: a report that does not agree with itself or with this pipeline, or a name that cannot be a repository;
@@ -272,8 +224,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         config = report["config"]
         steps = config["num_inference_steps"]
         timesteps = config["inference_timesteps"] if steps is None else None
-        now = self.describe_scoring(self.scorer(steps, timesteps), steps, timesteps)
-        now["network_sha256"] = network_digest(self.unet, getattr(torch, str(config["dtype"]), None))
+        scorer = self.scorer(steps, timesteps)
+        now = scorer.describe() | {"network_sha256": scorer.network.sha256(getattr(torch, str(config["dtype"]), None))}
         overridden = [key for key in OVERRIDABLE if key in (config.get("overridden") or ())]
         for key in REPORTED_SETTINGS:
             # Reports from before there were calibrations have none.
@@ -332,37 +284,35 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
         if num_inference_steps is not None and inference_timesteps is not None:
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
-        config, device = self.unet.config, self._execution_device
-        labels = self.check_class_labels(class_labels, batch_size)
-        self._check_calibration()
-        num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
+        network, device = self.network, self._execution_device
+        labels = network.check_class_labels(class_labels, batch_size)
+        check_calibration(self.scheduler, network)
+        num_inference_steps = default_steps(self.scheduler, num_inference_steps, inference_timesteps)
         if inference_timesteps is not None:
             self.scheduler.set_timesteps(timesteps=inference_timesteps)
         else:
             default = min(1000, self.scheduler.config.num_train_timesteps)
             self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
-        if self.image_size is None:
+        if network.size is None:
             raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
-        dtype = self._network_dtype
-        image = randn_tensor(
-            (batch_size, config.in_channels, *self.image_size), generator=generator, device=device, dtype=dtype
-        )
+        dtype, shape = network.dtype, (batch_size, network.channels, *network.size)
+        image = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
         image = image.to(torch.promote_types(dtype, torch.float32))
 
-        arguments = {} if labels is None else {"class_labels": labels.to(device)}
+        labels = None if labels is None else labels.to(device)
         timesteps = self.scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
-        with self.evaluating():
+        with network.evaluating():
             for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
-                model_output = self.unet(image.to(dtype), on_device, **arguments).sample
+                model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()
                 latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
         if draw_from_decoder and finite:
             image = self._draw_from_decoder(model_output, latents, timestep, generator)
 
         if not finite:
-            raise ValueError(f"`unet` must give finite outputs, got NaN or infinity with dtype {str(dtype)[6:]}.")
+            raise NonFiniteOutput(f"NaN or infinity with dtype {str(dtype)[6:]}", dtype=dtype)
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).numpy()
@@ -376,9 +326,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         grid = self.scheduler.timesteps.tolist()
         decoder = self.scheduler.p_mean_variance(model_output, latents, timestep, inference_timesteps=grid)
         noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        steps = self.scheduler.config.num_pixel_levels - 1
-        levels = (0.5 * (decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise + 1) * steps).round().clamp(0, steps)
-        return (2 * levels / steps - 1).to(latents.dtype)
+        drawn = decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise
+        return to_grid(drawn, self.scheduler.config.num_pixel_levels).to(latents.dtype)
 
     # Scoring.
 
@@ -447,38 +396,21 @@ class VLBDDPMPipeline(DDPMPipeline):
         elif evaluations_per_image is not None:
             raise ValueError(f"`evaluations_per_image` must be left out with method='full', got {evaluations_per_image!r}.")
         scorer = self.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
-        levels = images_to_levels(
-            images, self.scheduler.config.num_pixel_levels, channels=self.unet.config.in_channels, size=self.image_size
-        )
-        labels = self.check_class_labels(class_labels, len(levels))
-        config = self.describe_scoring(scorer, num_inference_steps, inference_timesteps) | {
-            "overridden": [n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None],
-            "network_sha256": network_digest(self.unet),
-            "image_shape": list(levels.shape[1:]),
-            "batch_size": batch_size,
-            "seed": fresh_seed(generator),
-        }
-        score = self._score_some if sampled else self._score_all
-        with self.evaluating():
-            output = score(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+        levels, labels = scorer.read(images, class_labels)
+        config = scorer.config(image_shape=list(levels.shape[1:]), batch_size=batch_size, seed=fresh_seed(generator))
+        with scorer.network.evaluating():
+            if sampled:
+                output = self._score_some(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+            else:
+                output = self._score_all(scorer, levels, generator, labels, batch_size)
         self.maybe_free_model_hooks()
         return VLBOutput(timesteps=scorer.reverse.forward.timesteps[1:].clone(), config=config, **output)
 
-    def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size, _) -> dict[str, Any]:
+    def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""
         seeds = draw_seeds(len(levels), generator)
-        steps = len(scorer.reverse.forward)
-        prior, terms = [], []
-        with self.progress_bar(total=-(-len(levels) // batch_size) * steps) as progress_bar:
-            for start in range(0, len(levels), batch_size):
-                rows = slice(start, start + batch_size)
-                batch = self.sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], progress_bar)
-                prior.append(batch[0])
-                terms.append(batch[1])
-        # The one copy from the device, after the last batch.
-        num_dimensions = levels[0].numel()
-        prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
-        check_finite(terms, scorer.reverse.forward.timesteps.tolist())
+        with self.progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
+            prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, progress_bar.update)
         total = terms[:, 1:].sum(dim=1)
         return {
             "bits_per_dim": prior + terms[:, 0] + total,
@@ -489,51 +421,15 @@ class VLBDDPMPipeline(DDPMPipeline):
             "num_network_evaluations": terms.numel(),
         }
 
-    def sweep(self, scorer: Scorer, levels, seeds, labels=None, progress_bar=None) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Every step for a batch of images, in nats and on the device.
-
-        Args:
-            scorer: as `scorer` makes it.
-            levels: images, `(B, C, H, W)`.
-            seeds: of their noise, `B` integers.
-            labels: classes, `(B,)`.
-            progress_bar: updated once a step.
-
-        Returns:
-            The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
-            not finite.
-        """
-        samples = scorer.samples(levels)
-        labels = None if labels is None else labels.to(scorer.device)
-        timesteps = scorer.reverse.forward.timesteps
-        terms = []
-        noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
-        for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
-            terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
-            if progress_bar is not None:
-                progress_bar.update()
-        return scorer.prior(samples), torch.stack(terms, dim=1)
-
-    def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size, evaluations_per_image) -> dict[str, Any]:
+    def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size: int, evaluations: int) -> dict[str, Any]:
         r"""A few evaluations of each image: the fields of a `VLBOutput`."""
         (seed,) = draw_seeds(1, generator)
-        prior, features = known_parts([scorer], levels)
         ids = np.arange(len(levels))
-        draw_scorer = DrawScorer([scorer], levels, ids, ids, seed, [labels])
-        with self.progress_bar(total=len(levels) * evaluations_per_image) as progress_bar:
-
-            def evaluate(draws: Draws, _) -> tuple[torch.Tensor, torch.Tensor]:
-                parts = []
-                for batch in draw_scorer.batches(draws, batch_size):
-                    parts.append(draw_scorer(batch))
-                    progress_bar.update(len(batch.rows))
-                values = torch.cat([values for values, _ in parts]).cpu()
-                draw_scorer.check_finite(draws, values)
-                return values, torch.cat([noise_features for _, noise_features in parts])
-
-            estimate = estimate_bound(
-                evaluate, draw_scorer.num_steps, prior, features, seed=seed, evaluations_per_image=evaluations_per_image
-            )
+        prior, features = known_parts([scorer], levels)
+        images = Images(ids, prior, features, frame=ids, levels=levels, labels=labels, sha256="")
+        with self.progress_bar(total=len(levels) * evaluations) as progress_bar:
+            evaluating = partial(evaluating_at_once, batch_size=batch_size, step=progress_bar.update)
+            estimate = estimate_frame([scorer], images, evaluating, seed=seed, evaluations_per_image=evaluations)
         return {
             "bits_per_dim": estimate.per_image,
             "prior": prior,
@@ -543,6 +439,11 @@ class VLBDDPMPipeline(DDPMPipeline):
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
         }
+
+    @property
+    def network(self) -> Network:
+        r"""The network as scoring sees it."""
+        return network_of(self.unet, self._execution_device)
 
     def scorer(
         self,
@@ -558,127 +459,15 @@ class VLBDDPMPipeline(DDPMPipeline):
         Raises:
             ValueError: a model that cannot be scored.
         """
-        scheduler, config = self.scheduler, self.unet.config
-        if not isinstance(scheduler, VLBDDPMScheduler):
+        if not isinstance(self.scheduler, VLBDDPMScheduler):
             raise ValueError(
-                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(scheduler).__name__}."
+                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(self.scheduler).__name__}."
             )
-        if num_inference_steps is not None and inference_timesteps is not None:
-            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
-        if calibrated:
-            self._check_calibration()
-            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
-        if num_inference_steps is not None:
-            inference_timesteps = scheduler.inference_grid(num_inference_steps)
-        num_pixel_levels = scheduler.config.num_pixel_levels
-        check_num_pixel_levels(num_pixel_levels)
-        reverse = scheduler.reverse_process(
-            inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
+        return make_scorer(
+            self.network, self.scheduler, num_inference_steps, inference_timesteps, clip_sample, thresholding, calibrated
         )
-        expected = config.in_channels * (2 if reverse.learns_variance else 1)
-        if getattr(config, "out_channels", expected) != expected:
-            raise ValueError(
-                f"`unet` must have {expected} output channels for {config.in_channels} input channels and"
-                f" variance_type={reverse.variance_type!r}, got {config.out_channels}."
-            )
-        return Scorer(self.unet, reverse, num_pixel_levels, self._execution_device, self._network_dtype)
-
-    def _default_steps(self, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
-        r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
-        calibration = getattr(self.scheduler, "calibration", None)
-        if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
-            return num_inference_steps
-        return calibration.num_inference_steps
-
-    def _check_calibration(self) -> None:
-        r"""Raise `ValueError` for a calibration of another network."""
-        calibration = getattr(self.scheduler, "calibration", None)
-        if calibration is not None and calibration.config.get("architecture_sha256") != architecture_digest(self.unet):
-            raise ValueError(
-                f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
-                " architecture. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
-            )
-
-    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
-        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
-        num_classes = getattr(self.unet.config, "num_class_embeds", None)
-        if (class_labels is None) != (num_classes is None):
-            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
-            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
-        if class_labels is None:
-            return None
-        try:
-            labels = torch.as_tensor(class_labels).cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
-        labels = labels.expand(count) if labels.ndim == 0 else labels
-        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
-        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
-                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
-            )
-        return labels.long()
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         r"""(height, width) of the network's images, `None` where its configuration leaves it open."""
-        size = getattr(self.unet.config, "sample_size", None)
-        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
-
-    @property
-    def _network_dtype(self) -> torch.dtype:
-        return getattr(self.unet, "dtype", torch.float32)
-
-    @contextmanager
-    def evaluating(self):
-        r"""Dropout off for the network, and every part of it back as it was afterwards."""
-        training = {module: module.training for module in self.unet.modules()}
-        self.unet.eval()
-        try:
-            yield
-        finally:
-            for module, was_training in training.items():
-                module.training = was_training
-
-    def describe_scoring(
-        self, scorer: Scorer, num_inference_steps: int | None = None, inference_timesteps: Sequence[int] | None = None
-    ) -> dict[str, Any]:
-        r"""What a report says of the model that `scorer`, made with the same arguments, scores."""
-        scheduler, reverse, forward = self.scheduler.config, scorer.reverse, scorer.reverse.forward
-        calibration = None if reverse.error_model is None else self.scheduler.calibration
-        if calibration is not None:
-            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
-        rule = decoder_rule(reverse.variance_type, len(forward), calibration is not None)
-        subsequence = num_inference_steps is not None or inference_timesteps is not None
-        return {
-            "num_train_timesteps": forward.num_train_timesteps,
-            "num_steps": len(forward),
-            "num_inference_steps": None if num_inference_steps is None else int(num_inference_steps),
-            "inference_timesteps": forward.timesteps.flip(0).tolist() if subsequence else None,
-            "beta_schedule": "trained_betas" if scheduler.trained_betas is not None else scheduler.beta_schedule,
-            "trained_betas": None if scheduler.trained_betas is None else [float(b) for b in scheduler.trained_betas],
-            "beta_start": scheduler.beta_start,
-            "beta_end": scheduler.beta_end,
-            "rescale_betas_zero_snr": scheduler.rescale_betas_zero_snr,
-            "prediction_type": reverse.prediction_type,
-            "variance_type": reverse.variance_type,
-            "decoder_variance": rule,
-            "calibration": None if calibration is None else calibration.description,
-            "clip_sample": reverse.clip_sample,
-            "clip_sample_range": reverse.clip_sample_range,
-            "thresholding": reverse.thresholding,
-            "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
-            "sample_max_value": reverse.sample_max_value,
-            "num_pixel_levels": scheduler.num_pixel_levels,
-            "dtype": str(self._network_dtype).removeprefix("torch."),
-            "device": self._execution_device.type,
-            "timestep_spacing": scheduler.timestep_spacing,
-            "num_class_embeds": getattr(self.unet.config, "num_class_embeds", None),
-            "versions": {
-                "ddpm_vlb": __version__,
-                "diffusers": diffusers.__version__,
-                "torch": str(torch.__version__),  # a class of its own
-                "python": platform.python_version(),
-            },
-        }
+        return self.network.size

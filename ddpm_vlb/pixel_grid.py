@@ -28,6 +28,13 @@ def nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor
     return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
 
 
+def to_grid(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    r"""Values of any shape, each at its nearest grid value; what lies outside [-1, 1] at the end."""
+    steps = num_pixel_levels - 1
+    levels = (0.5 * (samples + 1) * steps).round().clamp(0, steps)
+    return 2 * levels / steps - 1
+
+
 def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = "samples") -> torch.Tensor:
     r"""Integer levels k of float `samples` that lie on the grid (within 4 ulp of float32).
 

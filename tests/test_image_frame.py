@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ from conftest import generator
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import ImageSet, open_images, quantize_images, stream_images
-from ddpm_vlb.data.frame import blocks, number_images, read_images, source_of
+from ddpm_vlb.data.frame import read_images
+from ddpm_vlb.data.sources import source_of
+from ddpm_vlb.sampled_bound.draw_scorer import known_parts
 
 PIXELS = 64
 
@@ -16,9 +20,8 @@ def many():
 
 
 def read(pipe: VLBDDPMPipeline, source, shard=(0, 1), max_images=None, buffer=10**6, block=256, seed=0):
-    source, labels, channels, size = source_of(pipe, source, None)
-    numbered = number_images(source, labels, shard, max_images)
-    return read_images(blocks(numbered, 17, channels, size, block), [pipe.scorer()], seed, buffer * PIXELS)
+    source = source_of(source, pipe.network, 17, shard=shard, max_images=max_images)
+    return read_images(source.blocks(block), partial(known_parts, [pipe.scorer()]), seed, buffer * PIXELS)
 
 
 def test_everything_is_known_of_all_images(pipe, many):
@@ -68,6 +71,14 @@ def test_streams_are_read_in_their_order(pipe, many, tmp_path):
         first, second = read(pipe, one, **options), read(pipe, other, **options)
         assert (first.numbers == second.numbers).all() and first.sha256 == second.sha256
         assert torch.equal(first.levels, second.levels) and torch.equal(first.prior, second.prior)
+
+
+def test_images_in_memory_are_read_as_a_set_is(pipe, many):
+    r"""Levels that are made once, and levels made image after image, are the same images."""
+    for options in ({}, {"shard": (1, 3)}, {"max_images": 100, "shard": (2, 7)}):
+        first, second = read(pipe, many.images, **options), read(pipe, many, **options)
+        assert (first.numbers == second.numbers).all() and first.sha256 == second.sha256
+        assert torch.equal(first.levels, second.levels) and torch.equal(first.features, second.features)
 
 
 def test_no_images_are_refused(pipe, many):

@@ -9,6 +9,7 @@ from conftest import generator, quiet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.gaussians import nats_to_bits_per_dim
+from ddpm_vlb.likelihoods.full_sweep import sweep
 from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
 from ddpm_vlb.noise import keyed_noise, mix
 from ddpm_vlb.pixel_grid import levels_to_samples
@@ -19,7 +20,7 @@ def test_rates_are_sums_of_the_bounds_terms(pipe, images):
         curve = rate_distortion(pipe, images, seed=3, batch_size=2, **options)
         scorer = pipe.scorer(**options)
         with torch.no_grad():
-            prior, terms = pipe.sweep(scorer, images, [mix(3, number) for number in range(5)])
+            prior, terms = sweep(scorer, images, [mix(3, number) for number in range(5)])
         prior, terms = (nats_to_bits_per_dim(values, 64) for values in (prior, terms))
         steps = terms.shape[1]
         for place, timestep in enumerate(curve.timesteps.tolist()):

@@ -25,7 +25,7 @@ def score(pipe, images, **options):
     options = {"max_evaluations": 3000, "quiet": True} | options
     if options.get("method") == "full":
         del options["max_evaluations"]
-    return evaluate(pipe, images, dataset="random", split=None, quantized=False, **options)
+    return evaluate(pipe, images, context={"dataset": "random", "split": None, "quantized": False}, **options)
 
 
 def test_a_sampled_report_agrees_with_itself(pipe, images):

@@ -10,7 +10,6 @@ from scipy.special import ndtri
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
-from ddpm_vlb.model.network import network_digest
 from ddpm_vlb.noise import keyed_uniform, mix, mix_array, order_of, uniform_array
 from ddpm_vlb.sampled_bound.design import _Design, _pilot_draws, bin_edges
 from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer, known_parts
@@ -409,7 +408,7 @@ def table():
     # 108,000 evaluations, kept under the network's SHA-256: delete the file where the terms' own arithmetic has changed.
     scorer, levels, draw_scorer = digits_scorer()
     shape = len(levels), draw_scorer.num_steps, NOISES
-    path = ROOT / "runs" / "cache" / f"digits-losses-{network_digest(scorer.unet)}-{'x'.join(map(str, shape))}.npz"
+    path = ROOT / "runs" / "cache" / f"digits-losses-{scorer.network.sha256()}-{'x'.join(map(str, shape))}.npz"
     if not path.exists():
         draws = entries(*(x.ravel() for x in np.indices(shape)))
         parts = [draw_scorer(batch) for batch in draw_scorer.batches(draws, 1000)]
@@ -420,7 +419,7 @@ def table():
         unfinished.replace(path)
     with np.load(path) as kept:
         values, features = kept["values"], kept["features"]
-    prior, image_features = (x.numpy() for x in known_parts(scorer, levels))
+    prior, image_features = (x.numpy() for x in known_parts([scorer], levels))
     return Table(values, features, prior, image_features)
 
 

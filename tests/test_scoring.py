@@ -94,7 +94,7 @@ def test_what_is_not_finite_is_nan_and_nothing_else_is(pipe, images):
 def test_what_is_known_without_the_network(pipe, images):
     scorer = pipe.scorer()
     samples = levels_to_samples(images, 17)
-    prior, features = known_parts(scorer, images)
+    prior, features = known_parts([scorer], images)
     assert torch.allclose(prior, prior_kl(scorer.reverse.forward, samples) / BITS, rtol=1e-14)
     assert torch.equal(features, image_features(samples))
 
@@ -365,7 +365,7 @@ def test_differences_of_grids_are_unbiased_for_the_analytic_model(exact):
     truth = (exact.sum(dim=1) - coarse)[levels.long()].mean().item()
     pipe = analytic_pipe()
     scorers = pipe.scorer(), pipe.scorer(inference_timesteps=grid)
-    (prior, features), (other, _) = (known_parts(scorer, levels) for scorer in scorers)
+    (prior, features), (other, _) = (known_parts([scorer], levels) for scorer in scorers)
     estimates = []
     for seed in range(300):
         ids = np.arange(4)

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..checks import check_count
-from ..data.frame import BLOCK, blocks, number_images, read_images, source_of
+from ..checks import NonFiniteOutput, check_count, check_seed
+from ..data.frame import BLOCK, read_images
+from ..data.sources import Source, source_of
 from ..error_model import features_of, step_costs
 from ..gaussians import discretized_gaussian_log_likelihood
-from ..model.network import architecture_digest, network_digest
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix, mix_array
 from .fits import fit_decoder, fit_errors
@@ -111,7 +111,8 @@ def calibrate(
     seed: int = 0,
     class_labels: int | Sequence[int] | torch.Tensor | None = None,
     quiet: bool = False,
-    **context: Any,
+    dataset: str | None = None,
+    split: str | None = None,
 ) -> CalibrationResult:
     r"""Measure what the network's predictions are off by, and choose variances, decoder and sub-schedules by it.
 
@@ -126,7 +127,7 @@ def calibrate(
         seed: of the choice of images and of the noise.
         class_labels: as `evaluate_nll`.
         quiet: no progress bar.
-        context: further entries of the calibration, such as `dataset` and `split`.
+        dataset, split: what the images are, for those who read the calibration.
 
     Raises:
         ValueError: fewer than 16 images, or too few evaluations or images for `target_se`; images off the model's grid; a model
@@ -138,8 +139,7 @@ def calibrate(
         raise ValueError(f"`num_timesteps` must be at least 2, got {num_timesteps}.")
     if target_se is not None and not 0 < target_se < math.inf:
         raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+    seed = check_seed(seed)
     scorer = pipe.scorer(calibrated=False)
     forward = scorer.reverse.forward
     knots = _knots(log_snr(forward), num_timesteps)
@@ -149,11 +149,12 @@ def calibrate(
             f"`evaluations` must be at least {MIN_IMAGES * len(knots)}, {MIN_IMAGES} at each of {len(knots)} timesteps, got"
             f" {evaluations}."
         )
-    draws = _draw_images(pipe, images, class_labels, max_images, scorer, count, seed)
+    source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, max_images=max_images)
+    draws = _draw_images(source, count, seed)
     deltas = _deltas(forward.snr.numpy())
     fits = []
     scorer = replace(scorer, reverse=replace(scorer.reverse, trained=forward))
-    with pipe.evaluating(), tqdm(total=count * len(knots), disable=quiet or None, unit="evaluation") as bar:
+    with scorer.network.evaluating(), tqdm(total=count * len(knots), disable=quiet or None, unit="evaluation") as bar:
         for knot in knots:
             fits.append(_fit(scorer, _look(scorer, draws, knot, batch_size, bar.update), knot, draws.half, deltas))
     pipe.maybe_free_model_hooks()
@@ -167,13 +168,13 @@ def calibrate(
         "step_costs": [rounded(fit.steps.mean(dim=0).clamp(min=1e-12)) for fit in fits],
         "mean_square": rounded([scorer.samples(draws.levels).double().square().mean().item()])[0],
         "num_inference_steps": 1,
-        "architecture_sha256": architecture_digest(pipe.unet),
-        "network_sha256": network_digest(pipe.unet),
+        "architecture_sha256": scorer.network.architecture_sha256,
+        "network_sha256": scorer.network.sha256(),
         **{name: pipe.scheduler.config[name] for name in MADE_FOR},
         "num_images": draws.num_images,
         "num_network_evaluations": count * len(knots),
         "seed": seed,
-        **context,
+        **({} if dataset is None else {"dataset": dataset, "split": split}),
     }
     calibration = Calibration(config, forward)
     schedules = calibration.sub_schedules(len(forward))
@@ -202,12 +203,9 @@ def calibrate(
     )
 
 
-def _draw_images(pipe, images: Any, class_labels: Any, max_images: int | None, scorer: Scorer, count: int, seed: int) -> _Draws:
+def _draw_images(source: Source, count: int, seed: int) -> _Draws:
     r"""As many images as are looked at at each timestep, drawn at random; where there are fewer, again and again."""
-    source, labels, channels, size = source_of(pipe, images, class_labels)
-    numbered = number_images(source, labels, (0, 1), max_images)
-    pass_over = blocks(numbered, scorer.num_pixel_levels, channels, size, BLOCK)
-    read = read_images(pass_over, None, seed, buffer_bytes=0, at_least=count)
+    read = read_images(source.blocks(BLOCK), None, seed, buffer_bytes=0, at_least=count)
     numbers = read.numbers[read.frame]
     order = np.argsort(mix_array(mix(seed, 1), numbers), kind="stable")[:count]
     if len(order) < MIN_IMAGES:
@@ -259,7 +257,7 @@ def _look(scorer: Scorer, draws: _Draws, timestep: int, batch_size: int, progres
         noisy = reverse.forward.q_sample(samples, noise, timestep)
         output = scorer.network(noisy, timestep, None if draws.labels is None else draws.labels[rows])
         if not bool(torch.isfinite(output).all()):
-            raise ValueError(f"`unet` must give finite outputs, got others at timestep {timestep}.")
+            raise NonFiniteOutput("others", timestep=timestep, dtype=scorer.dtype)
         prediction, _ = reverse.predict(output, noisy, timestep)
         errors = reverse.learned_errors(reverse.check_model_output(output, noisy)[1], timestep)
         for part, values in zip(parts, (samples, prediction, errors)):

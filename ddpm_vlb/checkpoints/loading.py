@@ -5,16 +5,20 @@ diffusers is refused, for loading would import whatever it names.
 """
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import logging
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..model.network import DEFAULT_MODULE, known_module_class
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
 logger = logging.get_logger(__name__)
@@ -30,6 +34,76 @@ class CheckpointError(OSError, ValueError):
 
     Also an `OSError`, the type that diffusers raises for most such files.
     """
+
+
+def check_name(name: Any, kwargs: dict[str, Any]) -> str:
+    r"""The folder or repository that `from_pretrained` is asked for; `kwargs` are its arguments, set as they must be.
+
+    Raises:
+        ValueError: no name, or a `subfolder`.
+        CheckpointError: a folder that does not exist.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"`pretrained_model_name_or_path` must be a folder or a repository, got {name!r}.")
+    if kwargs.get("subfolder"):
+        raise ValueError(f"`subfolder` must be left out: a pipeline is a whole repository, got {kwargs['subfolder']!r}.")
+    name = os.fspath(name)
+    # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
+    kwargs["low_cpu_mem_usage"] = True
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise CheckpointError(f"`pretrained_model_name_or_path` must be a folder that exists, got {name!r}.")
+    return name
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    r"""Whatever a damaged file makes the libraries underneath stumble over is a `CheckpointError`."""
+    # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
+    configuration_logger = logging.get_logger("diffusers.configuration_utils")
+    configuration_logger.addFilter(is_not_about_num_pixel_levels)
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint, got {name!r}: {error}"
+        ) from error
+    finally:
+        configuration_logger.removeFilter(is_not_about_num_pixel_levels)
+
+
+def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+    r"""The folder of a network and a scheduler without an index, downloaded where need be; `None` where there is one."""
+    folder = Path(name)
+    if not folder.is_dir() and not has_index(name, kwargs):
+        folder = download_parts(name, kwargs)
+    return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
+
+
+def check_network(unet: Any, name: str) -> Any:
+    r"""The network that was loaded, as it was trained.
+
+    Raises:
+        CheckpointError: weights that are missing, or a network of diffusers that cannot be scored.
+    """
+    missing = [key for key, weight in unet.state_dict().items() if weight.is_meta]
+    if missing:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must hold all weights of its network,"
+            f" got {name!r} without {', '.join(missing[:3])}"
+            f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
+        )
+    known = known_module_class(type(unet).__module__, type(unet).__name__)
+    if type(unet).__module__.startswith("diffusers.") and known is None:
+        raise CheckpointError(
+            f"`pretrained_model_name_or_path` must hold a {DEFAULT_MODULE.__name__}, got {name!r} with a {type(unet).__name__}."
+        )
+    unet = restore_single_head(unet)
+    if "_name_or_path" in getattr(unet, "config", {}):
+        # A folder of this machine, which the network would take along wherever it is pushed by itself.
+        unet.register_to_config(_name_or_path="")
+    return unet
 
 
 def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +138,8 @@ def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> Non
         if part == "_class_name":
             safe = isinstance(value, str)
         else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
+            safe = isinstance(value, (list, tuple)) and len(value) == 2
+            safe = safe and (value[0] in SAFE_LIBRARIES or part == "unet" and known_module_class(*value) is not None)
         if not safe and part not in kwargs:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
@@ -85,7 +160,7 @@ def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
                 "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
                 f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
             )
-        cls = UNet2DModel
+        cls = DEFAULT_MODULE
         if name == "scheduler":
             # What it is decides whether it can be scored; one that says nothing is a DDPM's.
             named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
@@ -104,11 +179,11 @@ def restore_single_head(unet: Any) -> Any:
     """
     config = unet.config
     unset = "attention_head_dim" in config.get("_use_default_values", ())
-    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
+    if not (unset and isinstance(unet, DEFAULT_MODULE) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
         return unet
     logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
     values = {key: value for key, value in config.items() if not key.startswith("_")}
-    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
+    restored = DEFAULT_MODULE.from_config({**values, "attention_head_dim": None})
     restored.load_state_dict(unet.state_dict())
     return restored.to(device=unet.device, dtype=unet.dtype).eval()
 

@@ -33,7 +33,7 @@ def run_card(arguments: argparse.Namespace) -> None:
     pipe = load_folder(folder)
     pipe.check_report(report)
     if arguments.num_images:
-        num_classes = getattr(pipe.unet.config, "num_class_embeds", None)
+        num_classes = pipe.network.num_classes
         labels = None if num_classes is None else [index % num_classes for index in range(arguments.num_images)]
         save_samples(pipe, arguments.num_images, 0, folder / SAMPLES, class_labels=labels)
     pictures = card_pictures(folder, report, with_samples=bool(arguments.num_images))

@@ -106,7 +106,7 @@ def on_grid(data, pipe, quantized: bool):
     from ..data.image_sets import quantize_images
     from ..data.levels import check_shape
 
-    check_shape(data[0][None], pipe.unet.config.in_channels, pipe.image_size)
+    check_shape(data[0][None], pipe.network.channels, pipe.network.size)
     levels = pipe.scheduler.config.num_pixel_levels
     if quantized:
         return quantize_images(data, levels)
@@ -128,7 +128,7 @@ def data_settings(data) -> dict:
 
 def labels_for(pipe, data, label: int | None):
     r"""The class that was asked for, or else the images' own for a class-conditional network."""
-    if label is not None or getattr(pipe.unet.config, "num_class_embeds", None) is None:
+    if label is not None or pipe.network.num_classes is None:
         return label
     return getattr(data, "labels", None)
 

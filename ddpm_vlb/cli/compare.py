@@ -42,9 +42,11 @@ def run_compare(arguments: argparse.Namespace) -> None:
         float32_unets=float32_unets,
         journal=journal,
         workers=workers,
-        checkpoints=[public_name(name) for name in names],
-        quantized=arguments.quantize,
-        **data_settings(data),
+        context={
+            "checkpoints": [public_name(name) for name in names],
+            "quantized": arguments.quantize,
+            **data_settings(data),
+        },
     )
     if workers.rank:
         return

@@ -26,7 +26,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, calibration=None)
     levels = pipe.scheduler.config.num_pixel_levels
     images = on_grid(data, pipe, arguments.quantize)
-    conditional = getattr(pipe.unet.config, "num_class_embeds", None) is not None
+    conditional = pipe.network.num_classes is not None
     if conditional and getattr(data, "labels", None) is None:
         raise ValueError(f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}.")
     journal = output.with_name(f"{output.name}.journal")
@@ -50,12 +50,14 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         float32_unet=float32_unet,
         journal=journal,
         workers=workers,
-        checkpoint=arguments.checkpoint,
-        revision=arguments.revision,
-        quantized=arguments.quantize,
-        **data_settings(data),
+        context={
+            "checkpoint": arguments.checkpoint,
+            "revision": arguments.revision,
+            "quantized": arguments.quantize,
+            **data_settings(data),
+        },
+        overridden=overridden,
     )
-    report["config"]["overridden"] += overridden
     if workers.rank:
         return
     write_outputs(report, output, arguments.plot, arguments.scores)

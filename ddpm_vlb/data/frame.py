@@ -7,15 +7,14 @@ streams and data sets larger than memory need one pass.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..noise import mix, mix_array
-from .image_sets import StreamedImages
-from .levels import check_shape, images_to_levels
+from .sources import Block
 
 BLOCK = 256
 BUFFER_BYTES = 2**30
@@ -33,43 +32,6 @@ class Images(NamedTuple):
     levels: torch.Tensor
     labels: torch.Tensor | None
     sha256: str
-
-
-def number_images(
-    source: Any, labels: Sequence[int] | torch.Tensor | None, shard: tuple[int, int], max_images: int | None
-) -> Iterator[tuple[int, Callable[[], torch.Tensor], int | None]]:
-    r"""The number of each image of the shard, a function that reads its levels, and its class."""
-    index, count = shard
-    if isinstance(source, StreamedImages):
-        for number, read in enumerate(source.in_order()):
-            if max_images is not None and number >= max_images:
-                return
-            if number % count == index:
-                yield number, read, None
-        return
-    total = len(source) if max_images is None else min(len(source), max_images)
-    for number in range(index, total, count):
-        label = None if labels is None else int(labels if isinstance(labels, int) else labels[number])
-        yield number, lambda number=number: source[number], label
-
-
-def blocks(numbered, num_pixel_levels: int, channels: int, size: tuple[int, int] | None, block: int) -> Iterator[tuple]:
-    r"""Numbers, levels and classes of the next images."""
-
-    def take(some):
-        stacked = torch.stack([torch.as_tensor(read()) for _, read, _ in some])
-        levels = images_to_levels(stacked, num_pixel_levels, channels=channels, size=size)
-        labels = None if some[0][2] is None else torch.tensor([label for _, _, label in some])
-        return np.array([number for number, _, _ in some]), levels, labels
-
-    some = []
-    for one in numbered:
-        some.append(one)
-        if len(some) == block:
-            yield take(some)
-            some = []
-    if some:
-        yield take(some)
 
 
 class Frame:
@@ -147,10 +109,10 @@ class Frame:
         )
 
 
-def read_images(image_blocks, known: Known | None, seed: int, buffer_bytes: int, at_least: int = BLOCK) -> Images:
+def read_images(blocks: Iterable[Block], known: Known | None, seed: int, buffer_bytes: int, at_least: int = BLOCK) -> Images:
     r"""One pass over the images."""
     frame = Frame(known, seed, buffer_bytes, at_least)
-    for block in image_blocks:
+    for block in blocks:
         frame.add(*block)
     return frame.images()
 
@@ -160,16 +122,3 @@ def _update_digest(digest, levels: torch.Tensor, labels: torch.Tensor | None) ->
     digest.update(levels.to(torch.int32).numpy().tobytes())
     if labels is not None:
         digest.update(labels.long().numpy().tobytes())
-
-
-def source_of(pipe, images: Any, class_labels: Any) -> tuple[Any, Any, int, tuple[int, int] | None]:
-    r"""What `number_images` and `blocks` take."""
-    channels, size = pipe.unet.config.in_channels, pipe.image_size
-    if isinstance(images, StreamedImages):
-        check_shape(images[0][None], channels, size)
-        pipe.check_class_labels(class_labels, 1)
-        return images, None, channels, size
-    if not hasattr(images, "num_pixel_levels"):
-        images = images_to_levels(images, pipe.scheduler.config.num_pixel_levels, channels=channels, size=size)
-        images = images.to(torch.uint16) if images.dtype == torch.int32 else images  # as data sets hand them out
-    return images, pipe.check_class_labels(class_labels, len(images)), channels, size

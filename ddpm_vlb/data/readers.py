@@ -1,9 +1,14 @@
-r"""Readers of data sets, a row a format."""
+r"""Readers of data sets, a row a format: `FORMATS`.
+
+A row says which sources it is for, and opens them. The first that fits is taken; what no row is for is looked for on the Hub.
+A new format is a row, `add_format(file_format("a toy file", (".toy",), read))`, and nothing else.
+"""
 
 import gzip
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ DIGITS_NUM_TRAIN = 1437
 
 
 def read_digits(split: str) -> ImageSet:
+    r"""scikit-learn's 8 x 8 digits, 17 levels; its first 1437 are the training part."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -33,6 +39,7 @@ def read_digits(split: str) -> ImageSet:
 
 
 def open_folder(path: Path, split: str | None, default_split: str) -> StoredImages:
+    r"""A folder of images, or of parquet files."""
     if split is None and (path / default_split).is_dir():
         split = default_split
     if split is not None and (path / split).is_dir():
@@ -64,6 +71,7 @@ def _read_file(files: Sequence[Path], index: int) -> tuple[np.ndarray, str]:
 
 
 def read_npz(path: Path) -> ImageSet:
+    r"""An array `images`, `(N, H, W[, C])`, and `labels`, if there are any."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
@@ -99,7 +107,7 @@ def read_idx(path: Path) -> ImageSet:
         raise ValueError(f"`dataset` must be an undamaged gzip file, got {str(path)!r}: {error}.") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or raw[3] not in (3, 4):
         raise ValueError(
-            "`dataset` must be 'digits', a folder, an npz file, an idx file of uint8 images, or a Hub data set,"
+            f"`dataset` must be {', '.join(kind.words for kind in FORMATS)}, or a Hub data set,"
             f" got the file {str(path)!r} that starts with {raw[:4]!r}."
         )
     header = 4 + 4 * raw[3]
@@ -110,6 +118,7 @@ def read_idx(path: Path) -> ImageSet:
 
 
 def open_hub(name: str, split: str) -> StoredImages:
+    r"""A data set of the Hub."""
     loaded = load_dataset(name, split)
     image_column(loaded)
     return StoredImages(loaded, _read_row, name, split, loaded["label"] if "label" in loaded.column_names else None)
@@ -120,6 +129,7 @@ def _read_row(rows: Any, index: int) -> tuple[np.ndarray, str]:
 
 
 def load_dataset(name: str, split: str, streaming: bool = False) -> Any:
+    r"""As `datasets.load_dataset`, with errors that say what a data set may be."""
     try:
         import datasets
     except ImportError as error:
@@ -132,3 +142,47 @@ def load_dataset(name: str, split: str, streaming: bool = False) -> Any:
             f"`dataset` must be 'digits', a file or folder that exists, or a Hub data set with the split {split!r},"
             f" got {name!r}: {reason}"
         ) from error
+
+
+@dataclass(frozen=True)
+class Format:
+    r"""A kind of data sets.
+
+    Args:
+        words: what it is, for refusals.
+        matches: whether a source, as text and as a path, is one.
+        open: the images, from the source, the split that was asked for or `None`, and the default one.
+        suffixes: of its files.
+    """
+
+    words: str
+    matches: Callable[[str, Path], bool]
+    open: Callable[[str, str | None, str], ImageSet | StoredImages]
+    suffixes: tuple[str, ...] = ()
+
+
+def file_format(words: str, suffixes: tuple[str, ...], read: Callable[[Path], ImageSet | StoredImages]) -> Format:
+    r"""The row of a format of single files; without suffixes, of all files that no other row is for."""
+
+    def matches(source: str, path: Path) -> bool:
+        return path.is_file() and (not suffixes or path.suffix in suffixes)
+
+    def open_file(source: str, split: str | None, default_split: str) -> ImageSet | StoredImages:
+        if split is not None:
+            raise ValueError(f"`split` must be left out for a single file, which has no parts, got {split!r}.")
+        return read(Path(source))
+
+    return Format(words, matches, open_file, suffixes)
+
+
+FORMATS = [
+    Format("'digits'", lambda source, path: source == "digits", lambda source, split, default: read_digits(split or default)),
+    Format("a folder", lambda source, path: path.is_dir(), lambda source, *splits: open_folder(Path(source), *splits)),
+    file_format("an npz file", (".npz",), read_npz),
+    file_format("an idx file of uint8 images", (), read_idx),
+]
+
+
+def add_format(kind: Format) -> None:
+    r"""Add a row; it comes before those that are there."""
+    FORMATS.insert(0, kind)

@@ -1,13 +1,23 @@
 r"""Data sets in, pixel levels out: the bundled digits, folders of images, idx and npz files, data sets of the Hub.
 
-Levels are taken literally (see `images.py`). Bringing other images onto a model's grid changes the data and hence the
+Levels are taken literally (see `levels.py`). Bringing other images onto a model's grid changes the data and hence the
 likelihood; `quantize` does it, as a step of its own.
 """
 
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
 
 from .image_sets import ImageSet, StoredImages, StreamedImages
-from .readers import load_dataset, open_folder, open_hub, read_digits, read_idx, read_npz
+from .levels import check_shape, images_to_levels
+from .readers import FORMATS, load_dataset, open_hub
 
 
 def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:
@@ -43,15 +53,11 @@ def open_images(source: str | Path, split: str | None = None, default_split: str
     """
     source = str(source)
     path = Path(source)
-    if source == "digits":
-        return read_digits(split or default_split)
-    if path.is_dir():
-        return open_folder(path, split, default_split)
-    if path.is_file():
-        if split is not None:
-            raise ValueError(f"`split` must be left out for a single file, which has no parts, got {split!r}.")
-        return read_npz(path) if path.suffix == ".npz" else read_idx(path)
-    if source.startswith(("/", ".", "~")) or path.suffix in (".npz", ".gz") or not source:
+    for kind in FORMATS:
+        if kind.matches(source, path):
+            return kind.open(source, split, default_split)
+    suffixes = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
+    if source.startswith(("/", ".", "~")) or path.suffix in (*suffixes, ".gz") or not source:
         raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
     return open_hub(source, split or default_split)
 
@@ -66,3 +72,117 @@ def stream_images(source: str | Path, split: str | None = None, buffer_size: int
     if source == "digits" or Path(source).is_file():
         raise ValueError(f"`dataset` must be a folder or a data set of the Hub to be streamed, got {source!r}.")
     return StreamedImages(load_dataset(source, split or "train", streaming=True), source, split, buffer_size)
+
+
+def _batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    values = iter(values)
+    while some := list(islice(values, size)):
+        yield some
+
+
+class Block(NamedTuple):
+    r"""Some images: their numbers `(B,)`, levels `(B, C, H, W)` and classes `(B,)`."""
+
+    numbers: np.ndarray
+    levels: torch.Tensor
+    labels: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Source:
+    r"""Images to go over, as levels of a model's grid; each has a number, its place in the data set.
+
+    Args:
+        images: levels `(N, C, H, W)`, a set of images (`source[i]` is image i), or a stream.
+        num_pixel_levels: of the model.
+        channels, size: of its images; `size` may be `None`.
+        labels: classes, `(N,)` or `None`.
+        shard: (index, count): only images whose number is `index` modulo `count`.
+        max_images: the first so many only.
+        name: of the data set.
+    """
+
+    images: Any
+    num_pixel_levels: int
+    channels: int
+    size: tuple[int, int] | None
+    labels: torch.Tensor | None = None
+    shard: tuple[int, int] = (0, 1)
+    max_images: int | None = None
+    name: str = "images in memory"
+
+    @property
+    def is_stream(self) -> bool:
+        r"""Whether there is no way to it but its own order, and nobody knows how many there are."""
+        return isinstance(self.images, StreamedImages)
+
+    @property
+    def num_dimensions(self) -> int:
+        r"""D = C H W, of the first image."""
+        return math.prod(torch.as_tensor(self.images[0]).shape)
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        r"""One pass over the images, `size` at a time, in their order.
+
+        Raises:
+            ValueError: images off the grid, or of another size.
+        """
+        if isinstance(self.images, torch.Tensor):
+            for numbers in _batched(self._numbers(len(self.images)), size):
+                yield self._block(numbers, self.images[list(numbers)])
+            return
+        for some in _batched(self._readers(), size):
+            stacked = torch.stack([torch.as_tensor(read()) for _, read in some])
+            levels = images_to_levels(stacked, self.num_pixel_levels, channels=self.channels, size=self.size)
+            yield self._block([number for number, _ in some], levels)
+
+    def _block(self, numbers: Sequence[int], levels: torch.Tensor) -> Block:
+        chosen = np.array(numbers)
+        return Block(chosen, levels, None if self.labels is None else self.labels[torch.as_tensor(chosen)])
+
+    def _numbers(self, total: int) -> range:
+        index, count = self.shard
+        return range(index, total if self.max_images is None else min(total, self.max_images), count)
+
+    def _readers(self) -> Iterator[tuple[int, Callable[[], torch.Tensor]]]:
+        if not self.is_stream:
+            for number in self._numbers(len(self.images)):
+                yield number, partial(self.images.__getitem__, number)
+            return
+        index, count = self.shard
+        for number, read in enumerate(islice(self.images.in_order(), self.max_images)):
+            if number % count == index:
+                yield number, read
+
+
+def source_of(
+    images: Any,
+    network: Any,
+    num_pixel_levels: int,
+    class_labels: Any = None,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    max_images: int | None = None,
+) -> Source:
+    r"""The source of images of any kind.
+
+    Args:
+        images: what `images_to_levels` takes, or what `open_images` or `stream_images` returns.
+        network: a `model.network.Network`, which knows what its images are.
+        num_pixel_levels: of the model.
+        class_labels: of a class-conditional network, one for all or one each.
+        shard, max_images: as `Source`.
+
+    Raises:
+        ValueError: images or classes that do not fit the network.
+    """
+    channels, size = network.channels, network.size
+    options = {"shard": shard, "max_images": max_images, "name": getattr(images, "name", Source.name)}
+    if isinstance(images, StreamedImages):
+        check_shape(images[0][None], channels, size)
+        network.check_class_labels(class_labels, 1)
+        return Source(images, num_pixel_levels, channels, size, None, **options)
+    if not hasattr(images, "num_pixel_levels"):
+        images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
+    labels = network.check_class_labels(class_labels, len(images))
+    return Source(images, num_pixel_levels, channels, size, labels, **options)

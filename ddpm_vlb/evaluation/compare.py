@@ -5,31 +5,34 @@ less variance: the pilot, the control variate and the probabilities are the diff
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checks import check_count
-from ..data.frame import BLOCK, BUFFER_BYTES, blocks, number_images, read_images, source_of
-from ..data.image_sets import StreamedImages
-from ..model.network import network_digest
+from ..checks import check_count, check_seed
+from ..data.frame import BLOCK, BUFFER_BYTES
+from ..data.sources import source_of
+from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE
+from ..model.scorer import Scorer
 from ..reports.make import report_of_estimate
+from ..reports.schema import check_context
 from ..reports.show import half_precision_line, own_error
-from ..sampled_bound.draw_scorer import DrawScorer, known_parts
 from ..sampled_bound.draws import BoundEstimate
-from ..sampled_bound.estimate import check_rules, estimate_bound
-from .evaluate import MAX_EVALUATIONS, TARGET_SE
-from .half_precision import half_precision_bias, is_half
-from .run import Journal, Progress, Workers
-from .sampled import JournaledDraws
+from ..sampled_bound.estimate import check_rules
+from .half_precision import half_precision_bias
+from .run import Progress, Run, Workers
+from .sampled import estimate_in_batches, read_known_images
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 
 @torch.no_grad()
 def compare(
-    pipes: Sequence[Any],
+    pipes: "Sequence[VLBDDPMPipeline]",
     images: Any,
     *,
     target_se: float | None = None,
@@ -44,7 +47,7 @@ def compare(
     journal: str | Path | None = None,
     quiet: bool = False,
     workers: Workers | None = None,
-    **context: Any,
+    context: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     r"""The difference of two models' bounds of one data set, the first minus the second, from the same images and noise.
 
@@ -57,7 +60,8 @@ def compare(
         target_se, max_evaluations: as `evaluate`; the error is that of the difference.
         num_inference_steps, class_labels: of each model.
         float32_unets: of each model, as `evaluate`'s `float32_unet`.
-        batch_size, seed, max_images, buffer_bytes, journal, quiet, workers, context: as `evaluate`.
+        batch_size, seed, max_images, buffer_bytes, journal, quiet, workers, context: as `evaluate`; `context` may have
+            `checkpoints` besides.
 
     Returns:
         `difference`, `monte_carlo_error`, `data_error`, `standard_error`, `monte_carlo_interval`, `confidence_interval`
@@ -67,90 +71,75 @@ def compare(
     Raises:
         ValueError: as `evaluate`; models of different images.
     """
-    first, second = pipes
     if target_se is None and max_evaluations is None:
         target_se, max_evaluations = TARGET_SE, MAX_EVALUATIONS
-    check_rules(target_se, max_evaluations, None)
-    batch_size = check_count("batch_size", batch_size)
+    rules = {"target_se": target_se, "max_evaluations": max_evaluations}
+    check_rules(**rules, evaluations_per_image=None)
+    batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
     max_images = None if max_images is None else check_count("max_images", max_images)
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+    context = dict(context or {})
+    names = {"checkpoints": context.pop("checkpoints")} if "checkpoints" in context else {}
+    context = names | check_context(context)
     workers = Workers() if workers is None else workers
-    for name, of in (
-        ("num_pixel_levels", lambda pipe: pipe.scheduler.config.num_pixel_levels),
-        ("image size", lambda pipe: pipe.image_size),
-        ("in_channels", lambda pipe: pipe.unet.config.in_channels),
-    ):
-        if of(first) != of(second):
-            raise ValueError(f"`pipes` must agree in {name} to be compared, got {of(first)} and {of(second)}.")
     scorers = [pipe.scorer(steps) for pipe, steps in zip(pipes, num_inference_steps)]
-    source, _, channels, size = source_of(first, images, class_labels[0])
-    count = None if isinstance(source, StreamedImages) else len(source)
-    labels = [pipe.check_class_labels(given, count or 1) for pipe, given in zip(pipes, class_labels)]
-    if count is None and any(one is not None for one in labels):
+    _check_alike(scorers)
+    source = source_of(images, scorers[0].network, scorers[0].num_pixel_levels, class_labels[0], max_images=max_images)
+    count = 1 if source.is_stream else len(source.images)
+    labels = [scorer.network.check_class_labels(given, count) for scorer, given in zip(scorers, class_labels)]
+    if source.is_stream and any(given is not None for given in labels):
         raise ValueError("`class_labels` must be left out for a stream, got some.")
-    models = [
-        pipe.describe_scoring(scorer, steps) | {"network_sha256": network_digest(pipe.unet)}
-        for pipe, scorer, steps in zip(pipes, scorers, num_inference_steps)
-    ]
-    numbered = number_images(source, None, (0, 1), max_images)
+    models = [scorer.describe() | {"network_sha256": scorer.network.sha256()} for scorer in scorers]
     progress = Progress(workers, quiet)
+    settings = {"method": "compare", "models": models, "seed": seed, "batch_size": batch_size, **rules}
+    run = Run(batch_size, seed, settings, None if journal is None else Path(journal), workers, progress)
     try:
-        with first.evaluating(), second.evaluating():
-            image_blocks = blocks(numbered, scorers[0].num_pixel_levels, channels, size, BLOCK)
-            read = read_images(image_blocks, partial(known_parts, scorers), seed, buffer_bytes)
-            numbers = read.numbers[read.frame]
-            chosen = [None if one is None else one[torch.as_tensor(numbers)] for one in labels]
-            both = DrawScorer(scorers, read.levels, read.frame, numbers, seed, chosen)
-            settings = {
-                "method": "compare",
-                "models": models,
-                "seed": seed,
-                "target_se": target_se,
-                "max_evaluations": max_evaluations,
-                "batch_size": batch_size,
+        with scorers[0].network.evaluating(), scorers[1].network.evaluating():
+            # Each model has classes of its own, or none.
+            blocks = replace(source, labels=None).blocks(BLOCK)
+            read = read_known_images(blocks, scorers, seed, buffer_bytes)
+            numbers = torch.as_tensor(read.numbers[read.frame])
+            chosen = [None if given is None else given[numbers] for given in labels]
+            known = {
                 "data_sha256": read.sha256,
                 "num_images_in_memory": len(numbers),
-                "labels": [None if one is None else one.tolist() for one in chosen],
+                "labels": [None if given is None else given.tolist() for given in chosen],
             }
-            with Journal(None if journal is None else Path(journal), settings, workers) as kept:
-                draws = JournaledDraws(both, batch_size, kept, workers, progress)
-                estimate = estimate_bound(
-                    draws,
-                    both.num_steps,
-                    read.prior,
-                    read.features,
-                    seed=seed,
-                    target_se=target_se,
-                    max_evaluations=max_evaluations,
-                    evaluations_per_draw=2,
-                    ids=read.numbers,
-                    frame=read.frame,
-                )
-                of_run = {"seed": seed, "batch_size": batch_size, "journal": kept, "workers": workers, "progress": progress}
+            with run.journal(**known) as kept:
+                estimate, num_evaluations = estimate_in_batches(scorers, read, run, kept, class_labels=chosen, **rules)
                 biases = [
-                    half_precision_bias(scorer, unet, read, of, **of_run) if is_half(scorer) else None
-                    for scorer, unet, of in zip(scorers, float32_unets, chosen)
+                    half_precision_bias(scorer, unet, read, run, kept, given) if scorer.network.is_half else None
+                    for scorer, unet, given in zip(scorers, float32_unets, chosen)
                 ]
     finally:
         progress.close()
         for pipe in pipes:
             pipe.maybe_free_model_hooks()
-    result = _comparison(estimate, draws.num_evaluations, models, len(read.numbers))
+    result = _comparison(estimate, num_evaluations, models, len(read.numbers))
     if any(biases):
         result["half_precision_bias"] = _difference(biases)
     return result | {
         "config": {
             "seed": seed,
             "batch_size": batch_size,
-            "target_se": target_se,
-            "max_evaluations": max_evaluations,
+            **rules,
             "data_sha256": [read.sha256],
             "num_images_in_memory": len(numbers),
             "buffer_bytes": buffer_bytes,
         }
         | context
     }
+
+
+def _check_alike(scorers: Sequence[Scorer]) -> None:
+    r"""Raise `ValueError` unless two models are of the same images."""
+    first, second = scorers
+    for name, values in (
+        ("num_pixel_levels", (first.num_pixel_levels, second.num_pixel_levels)),
+        ("image size", (first.network.size, second.network.size)),
+        ("in_channels", (first.network.channels, second.network.channels)),
+    ):
+        if values[0] != values[1]:
+            raise ValueError(f"`pipes` must agree in {name} to be compared, got {values[0]} and {values[1]}.")
 
 
 def _comparison(estimate: BoundEstimate, num_evaluations: int, models, num_images: int) -> dict[str, Any]:

@@ -12,32 +12,22 @@ from typing import Any
 import torch
 
 from ..data.frame import Images
+from ..model.network import network_of
 from ..model.scorer import Scorer
 from ..noise import mix
-from ..sampled_bound.draw_scorer import DrawScorer
-from ..sampled_bound.estimate import estimate_bound
-from .run import Journal, Progress, Workers
-from .sampled import JournaledDraws
+from .run import Journal, Run
+from .sampled import estimate_in_batches
 
 PAIRS = 512  # of evaluations, one by each network
-
-
-def is_half(scorer: Scorer) -> bool:
-    r"""Whether the network calculates in half precision."""
-    return scorer.dtype in (torch.float16, torch.bfloat16)
 
 
 def half_precision_bias(
     scorer: Scorer,
     float32_unet: torch.nn.Module | None,
     images: Images,
-    class_labels: torch.Tensor | None,
-    *,
-    seed: int,
-    batch_size: int,
+    run: Run,
     journal: Journal,
-    workers: Workers,
-    progress: Progress,
+    class_labels: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     r"""What the half-precision network adds to the bound of images.
 
@@ -45,9 +35,8 @@ def half_precision_bias(
         scorer: with the half-precision network.
         float32_unet: the network that it was made from; `None` takes its own weights, rounded as they are, in float32.
         images: of the data set, and those of them that are in memory.
-        class_labels: of those in memory.
-        seed: of the evaluation.
-        batch_size, journal, workers, progress: of the run.
+        run, journal: how the work is done.
+        class_labels: of those in memory, where they are not `images.labels`.
 
     Returns:
         `bits_per_dim`, the difference, half precision minus float32; its `monte_carlo_error`, in bits/dim, that of having only
@@ -55,30 +44,32 @@ def half_precision_bias(
     """
     exact = float32_unet
     if exact is None:
-        exact = copy.deepcopy(getattr(scorer.unet, "_orig_mod", scorer.unet)).float()
-    training = exact.training
-    numbers = images.numbers[images.frame]
-    both = [scorer, replace(scorer, unet=exact, dtype=torch.float32)]
-    draw_scorer = DrawScorer(both, images.levels, images.frame, numbers, seed, [class_labels] * 2)
-    draws = JournaledDraws(draw_scorer, batch_size, journal, workers, progress)
-    exact.eval()
-    try:
-        estimate = estimate_bound(
-            draws,
-            draw_scorer.num_steps,
-            torch.zeros_like(images.prior),
-            images.features,
-            seed=mix(seed, 3),
+        module = scorer.network.module
+        exact = copy.deepcopy(getattr(module, "_orig_mod", module)).float()
+    both = [scorer, replace(scorer, network=network_of(exact, scorer.device))]
+    labels = images.labels if class_labels is None else class_labels
+    with both[1].network.evaluating():
+        estimate, num_evaluations = estimate_in_batches(
+            both,
+            images._replace(prior=torch.zeros(len(images.numbers), dtype=torch.float64)),
+            run,
+            journal,
+            class_labels=[labels] * 2,
+            estimate_seed=mix(run.seed, 3),
             max_evaluations=2 * PAIRS,
-            evaluations_per_draw=2,
-            ids=images.numbers,
-            frame=images.frame,
         )
-    finally:
-        exact.train(training)
     return {
         "bits_per_dim": estimate.bits_per_dim,
         "monte_carlo_error": estimate.monte_carlo_error,
-        "num_network_evaluations": draws.num_evaluations,
+        "num_network_evaluations": num_evaluations,
         "includes_rounding_of_weights": float32_unet is not None,
     }
+
+
+def bias_entry(
+    scorer: Scorer, float32_unet: torch.nn.Module | None, images: Images, run: Run, journal: Journal
+) -> dict[str, Any]:
+    r"""The report's entry on half precision, where there is something to say."""
+    if not scorer.network.is_half:
+        return {}
+    return {"half_precision_bias": half_precision_bias(scorer, float32_unet, images, run, journal)}

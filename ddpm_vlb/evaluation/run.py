@@ -9,12 +9,20 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..data.sources import Source
+from ..forward_process import ForwardProcess
+from ..likelihoods.method import Method
+from ..model.scorer import Scorer
+
 SECONDS_BETWEEN_EXCHANGES = 5.0
+# Who does the work may change from one run of an evaluation to the next.
+FREE_IN_JOURNALS = ("num_processes", "device", "buffer_bytes")
 
 
 class Workers:
@@ -182,3 +190,54 @@ def run_batches(
         rounds = max(1, min(4 * rounds, int(SECONDS_BETWEEN_EXCHANGES / max(slowest, 1e-6))))
         after(results)
     return [results[number] for number in range(len(batches))]
+
+
+@dataclass(frozen=True)
+class Run:
+    r"""How the work is done.
+
+    Args:
+        batch_size: pairs of image and timestep in a batch, or images.
+        seed: of all that is drawn.
+        settings: what is evaluated; a journal is of these, or it is refused.
+        path: of the journal, or `None`.
+        workers, progress: of this run.
+    """
+
+    batch_size: int
+    seed: int
+    settings: dict[str, Any]
+    path: Path | None
+    workers: Workers
+    progress: Progress
+
+    def journal(self, **more: Any) -> Journal:
+        r"""Refused unless it is of the same model, settings and data; who does the work may change."""
+        settings = {key: value for key, value in self.settings.items() if key not in FREE_IN_JOURNALS}
+        return Journal(self.path, settings | more, self.workers)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    r"""What is evaluated.
+
+    Args:
+        scorer: the model.
+        trained: its forward process on all T steps.
+        source: the images.
+        method, options: the likelihood.
+        config: of the report, as far as it is known beforehand.
+        buffer_bytes: memory for images.
+        float32_unet: of a half-precision network, the one that it was made from, or `None`.
+        run: how.
+    """
+
+    scorer: Scorer
+    trained: ForwardProcess
+    source: Source
+    method: Method
+    options: dict[str, Any]
+    config: dict[str, Any]
+    buffer_bytes: int
+    float32_unet: torch.nn.Module | None
+    run: Run

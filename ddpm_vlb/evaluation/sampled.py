@@ -1,16 +1,39 @@
-r"""Sampled evaluations in batches, kept in a journal."""
+r"""Sampled evaluations: draws in batches, by all processes, kept in a journal."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..sampled_bound.draws import Draws, Preview
-from .run import Journal, Progress, Workers, run_batches
+from ..data.frame import Images, read_images
+from ..model.scorer import Scorer
+from ..sampled_bound.draw_scorer import DrawScorer, estimate_frame, known_parts
+from ..sampled_bound.draws import BoundEstimate, Draws, Preview
+from .run import Journal, Progress, Run, Workers, run_batches
+
+
+def estimate_in_batches(
+    scorers: Sequence[Scorer], images: Images, run: Run, journal: Journal, **options: Any
+) -> tuple[BoundEstimate, int]:
+    r"""`estimate_frame` in batches, by all processes; the estimate, and how many network evaluations it took."""
+    draws: list[JournaledDraws] = []
+
+    def evaluating(draw_scorer: DrawScorer) -> JournaledDraws:
+        draws.append(JournaledDraws(draw_scorer, run.batch_size, journal, run.workers, run.progress))
+        return draws[0]
+
+    estimate = estimate_frame(scorers, images, evaluating, seed=run.seed, **options)
+    return estimate, draws[0].num_evaluations
+
+
+def read_known_images(blocks, scorers: Sequence[Scorer], seed: int, buffer_bytes: int) -> Images:
+    r"""One pass over blocks of images, with what is known of them for an estimate."""
+    return read_images(blocks, partial(known_parts, scorers), seed, buffer_bytes)
 
 
 class JournaledDraws:
-    r"""`sampled_bound.Evaluate` for a `scoring.DrawScorer`: in batches, by all processes, kept in a journal.
+    r"""`sampled_bound.Evaluate` for a `DrawScorer`: in batches, by all processes, kept in a journal.
 
     Args:
         draw_scorer: evaluates a batch.
@@ -20,7 +43,7 @@ class JournaledDraws:
     `num_evaluations` is that of network evaluations so far.
     """
 
-    def __init__(self, draw_scorer: Any, batch_size: int, journal: Journal, workers: Workers, progress: Progress):
+    def __init__(self, draw_scorer: DrawScorer, batch_size: int, journal: Journal, workers: Workers, progress: Progress):
         self.draw_scorer, self.batch_size = draw_scorer, batch_size
         self.journal, self.workers, self.progress = journal, workers, progress
         self.num_evaluations = 0

@@ -1,14 +1,71 @@
-r"""Sums over the batches of a full sweep: what a report needs of them, in memory that grows by four numbers an image.
+r"""The full sweep: every image at every step, and what a report needs of it, in memory that grows by four numbers an image.
 
 At each step the mean over images and the sum of squares about it are kept, and put together batch by batch (Chan's formula).
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from ..checks import NonFiniteOutput, check_finite
 from ..gaussians import nats_to_bits_per_dim
-from ..noise import draw_seeds
+from ..model.scorer import Scorer
+from ..noise import draw_seeds, keyed_noise
+
+
+def sweep(
+    scorer: Scorer,
+    levels: torch.Tensor,
+    seeds: Sequence[int],
+    labels: torch.Tensor | None = None,
+    step: Callable[[], Any] = lambda: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Every step for a batch of images, in nats and on the device.
+
+    Args:
+        scorer: what is scored.
+        levels: images, `(B, C, H, W)`.
+        seeds: of their noise, `B` integers.
+        labels: classes, `(B,)`.
+        step: called once a step.
+
+    Returns:
+        The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
+        not finite.
+    """
+    samples = scorer.samples(levels)
+    labels = None if labels is None else labels.to(scorer.device)
+    timesteps = scorer.reverse.forward.timesteps
+    terms = []
+    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
+    for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
+        terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
+        step()
+    return scorer.prior(samples), torch.stack(terms, dim=1)
+
+
+def sweep_images(
+    scorer: Scorer,
+    levels: torch.Tensor,
+    seeds: Sequence[int],
+    labels: torch.Tensor | None,
+    batch_size: int,
+    step: Callable[[], Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""As `sweep`, batch after batch, in bits/dim and on the CPU.
+
+    Raises:
+        ValueError: a network whose output is not finite.
+    """
+    parts = []
+    for start in range(0, len(levels), batch_size):
+        rows = slice(start, start + batch_size)
+        parts.append(sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], step))
+    # The one copy from the device, after the last batch.
+    prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), levels[0].numel()) for x in zip(*parts))
+    check_finite(terms, scorer.timesteps, scorer.dtype)
+    return prior, terms
 
 
 class SeedSequence:
@@ -27,7 +84,7 @@ def sums_of_batch(prior: torch.Tensor, terms: torch.Tensor, num_dimensions: int)
     r"""What is kept of a batch, in bits/dim, as plain values.
 
     Args:
-        prior, terms: of `VLBDDPMPipeline.sweep`, `(B,)` and `(B, K)`, in nats.
+        prior, terms: of `sweep`, `(B,)` and `(B, K)`, in nats.
         num_dimensions: of an image.
     """
     prior, terms = (nats_to_bits_per_dim(x.cpu().double(), num_dimensions) for x in (prior, terms))
@@ -50,18 +107,15 @@ class Sweeps:
         self.prior, self.decoder, self.transitions = [], [], []
         self.count, self.means, self.squares = 0, *torch.zeros(2, steps, dtype=torch.float64)
 
-    def add(self, sums: dict[str, Any], numbers: list[int], timesteps: list[int]) -> None:
-        r"""Take in a batch of images with these numbers.
+    def add(self, sums: dict[str, Any], numbers: list[int], timesteps: list[int], dtype: torch.dtype) -> None:
+        r"""Take in a batch of images with these numbers, scored by a network of this dtype.
 
         Raises:
             ValueError: a term that is not finite.
         """
         if sums["bad"] is not None:
             image, row = sums["bad"]
-            raise ValueError(
-                f"`unet` must give finite outputs, got a term that is not for image {numbers[image]} at timestep"
-                f" {timesteps[row]}. A float16 network may have overflowed: try bfloat16 or float32."
-            )
+            raise NonFiniteOutput("a term that is not", image=numbers[image], timestep=timesteps[row], dtype=dtype)
         for name in ("prior", "decoder", "transitions"):
             getattr(self, name).extend(sums[name])
         count, means = len(sums["prior"]), torch.tensor(sums["means"], dtype=torch.float64)

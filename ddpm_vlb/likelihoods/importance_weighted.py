@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from ..bound import trajectory_bound
-from ..checks import check_count
-from ..data.levels import images_to_levels
+from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
@@ -72,9 +71,8 @@ def importance_weighted_nll(
     """
     k, batch_size = check_count("k", k), check_count("batch_size", batch_size)
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
-    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
-    labels = pipe.check_class_labels(class_labels, len(levels))
-    with pipe.evaluating():
+    levels, labels = scorer.read(images, class_labels)
+    with scorer.network.evaluating():
         weights = log_weights(scorer, levels, [mix(seed, number) for number in range(len(levels))], k, labels, batch_size)
     pipe.maybe_free_model_hooks()
     return summarize_weights(weights, levels[0].numel(), k * len(levels) * len(scorer.reverse.forward))
@@ -117,7 +115,7 @@ def log_weights(
     weights = torch.cat(parts).reshape(len(levels), k)
     bad = (~torch.isfinite(weights)).nonzero()
     if len(bad):
-        raise ValueError(f"`unet` must give finite outputs, got a weight that is not for image {int(bad[0, 0])}.")
+        raise NonFiniteOutput("a weight that is not", image=int(bad[0, 0]), dtype=scorer.dtype)
     return weights
 
 

@@ -25,6 +25,7 @@ class Option:
         flag: of the command line; by default the name's own.
         metavar: as argparse.
         default: where nothing is given.
+        positive: whether it must be a positive integer.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Option:
     flag: str | None = None
     metavar: str | None = None
     default: Any = None
+    positive: bool = False
 
     @property
     def argument(self) -> str:

@@ -1,10 +1,15 @@
 r"""The table of likelihood methods, a row each; read by `evaluate`, by reports and cards, and by the command line."""
 
+import difflib
 import re
+from typing import Any
 
 from .method import Method, Option
 
 METHODS: dict[str, Method] = {}
+# Where nothing says when a sampled evaluation stops.
+TARGET_SE = 0.005
+MAX_EVALUATIONS = 100_000
 
 
 def add_method(method: Method) -> None:
@@ -36,14 +41,52 @@ def method_named(name: str) -> Method:
     return METHODS[word]
 
 
+def own_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
+    r"""The options of a method, with its defaults where nothing, or `None`, is given.
+
+    Raises:
+        ValueError: an option of another method, or of none.
+    """
+    of = {option.name: other.name for other in METHODS.values() for option in other.options}
+    for name, value in given.items():
+        if name not in of:
+            near = difflib.get_close_matches(name, [*of, *ARGUMENTS], n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"`{name}` must be an argument or an option of a method, got {value!r} for no such thing.{hint}")
+        if of[name] != method.name and value is not None:
+            raise ValueError(
+                f"`{name}` must be left out unless method={of[name]!r}, got {value!r} with method={method.name!r}."
+            )
+    options = {o.name: o.default if given.get(o.name) is None else given[o.name] for o in method.options}
+    if method.name == "sampled" and all(value is None for value in options.values()):
+        options |= {"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS}
+    return options
+
+
+# What `evaluate` takes besides, for those who misspell it.
+ARGUMENTS = (
+    "method",
+    "batch_size",
+    "seed",
+    "num_inference_steps",
+    "inference_timesteps",
+    "class_labels",
+    "clip_sample",
+    "thresholding",
+    "max_images",
+    "shard",
+    "buffer_bytes",
+    "context",
+)
+
 add_method(
     Method(
         name="sampled",
         help="an unbiased estimate with its error",
         metric="bits/dim (variational bound)",
         options=(
-            Option("target_se", float, "Monte Carlo error at which to stop (default: 0.005 bits/dim)"),
-            Option("max_evaluations", int, "network evaluations at which to stop (default: 100,000)"),
+            Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)"),
+            Option("max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})"),
             Option(
                 "evaluations_per_image",
                 int,
@@ -60,7 +103,7 @@ add_method(
         name="iw",
         help="importance-weighted",
         metric="bits/dim (importance-weighted bound)",
-        options=(Option("k", int, "trajectories of an image, with --method iw (default: 16)", default=16),),
+        options=(Option("k", int, "trajectories of an image, with --method iw (default: 16)", default=16, positive=True),),
         columns={
             "bits_per_dim": "importance-weighted bound",
             "vlb": "the bound of the same trajectories, each by itself",

@@ -33,8 +33,7 @@ import numpy as np
 import torch
 
 from ..bound import decoder_nll
-from ..checks import check_count
-from ..data.levels import images_to_levels
+from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix
@@ -100,17 +99,16 @@ def ode_nll(
             raise ValueError(f"`{name}` must lie in (0, 1), got {value!r}.")
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
     flow = Flow(scorer, pipe.scheduler.forward_process())
-    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
-    labels = pipe.check_class_labels(class_labels, len(levels))
+    levels, labels = scorer.read(images, class_labels)
     dimensions = levels[0].numel()
     probes = num_probes if which_trace(trace, dimensions) == "hutchinson" else None
     parts, evaluations = [], 0
-    with pipe.evaluating():
+    with scorer.network.evaluating():
         for number in range(len(levels)):
             own = [mix(mix(seed, number), draw) for draw in range(num_draws)]
-            of = None if labels is None else labels[number : number + 1]
+            label = None if labels is None else labels[number : number + 1]
             for key in own:
-                terms, cost = flow.terms(levels[number : number + 1], key, probes, rtol, atol, of)
+                terms, cost = flow.terms(levels[number : number + 1], key, probes, rtol, atol, label)
                 parts.append(terms)
                 evaluations += cost
     pipe.maybe_free_model_hooks()
@@ -140,9 +138,9 @@ class Flow:
 
     def __init__(self, scorer: Scorer, trained):
         forward = scorer.reverse.forward
-        if getattr(getattr(scorer.unet, "config", None), "time_embedding_type", "positional") == "learned":
+        if not scorer.network.takes_fractions:
             raise ValueError("`unet` must take fractions of a timestep, got one with a learned table of them.")
-        if scorer.dtype in (torch.float16, torch.bfloat16):
+        if scorer.network.is_half:
             raise ValueError(
                 f"`unet` must be in float32 or float64 for the ODE, whose solver would follow the rounding, got {scorer.dtype}."
             )
@@ -223,7 +221,7 @@ class Flow:
         # Of u at the top, carried down, and of x there and here.
         log_density = log_prior + 0.5 * dimensions * (self._log_alphas[1] - self._log_alphas[0]) + integral
         if not all(map(math.isfinite, (reconstruction, log_density))):
-            raise ValueError("`unet` must give finite outputs, got others along the ODE.")
+            raise NonFiniteOutput("others along the ODE", dtype=scorer.dtype)
         return (-log_density, dequantisation, reconstruction), 1 + calls * len(probes)
 
     def _solve(self, start: np.ndarray, probes: torch.Tensor, weight: float, rtol: float, atol: float, labels):

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from ..bound import vlb_terms
-from ..checks import check_count
-from ..data.levels import images_to_levels
+from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
@@ -72,20 +71,20 @@ def rate_distortion(
     """
     batch_size = check_count("batch_size", batch_size)
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
-    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
+    levels, labels = scorer.read(images, class_labels)
     if len(levels) < 2:
         raise ValueError(f"`images` must be at least two, got {len(levels)}.")
-    labels = pipe.check_class_labels(class_labels, len(levels))
     seeds = [mix(seed, number) for number in range(len(levels))]
     parts = []
-    with pipe.evaluating():
+    with scorer.network.evaluating():
         for rows in torch.arange(len(levels)).split(batch_size):
-            of = None if labels is None else labels[rows]
-            parts.append(_terms_and_errors(scorer, levels[rows], [seeds[row] for row in rows.tolist()], of))
+            batch_labels = None if labels is None else labels[rows]
+            parts.append(_terms_and_errors(scorer, levels[rows], [seeds[row] for row in rows.tolist()], batch_labels))
     pipe.maybe_free_model_hooks()
     prior, terms, errors = (torch.cat(part) for part in zip(*parts))
     if not bool(torch.isfinite(terms).all()):
-        raise ValueError("`unet` must give finite outputs, got others.")
+        image, row = (~torch.isfinite(terms)).nonzero()[0].tolist()
+        raise NonFiniteOutput("others", image=image, timestep=scorer.timesteps[row], dtype=scorer.dtype)
     num_dimensions, count = levels[0].numel(), len(levels)
     # From above: the prior, then term after term down to the decoder's.
     rates = nats_to_bits_per_dim(torch.cat([prior[:, None], terms.flip(1)], dim=1).cumsum(dim=1), num_dimensions)
@@ -144,13 +143,12 @@ def progressive_decoding(
     """
     # The network's own prediction at t does not depend on the grid; this one has the walk's latents.
     scorer = pipe.scorer(inference_timesteps=timesteps)
-    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
-    labels = pipe.check_class_labels(class_labels, len(levels))
+    levels, labels = scorer.read(images, class_labels)
     forward, steps = scorer.reverse.forward, scorer.num_pixel_levels - 1
     latents = scorer.samples(levels)
     noises = keyed_noise([mix(seed, number) for number in range(len(levels))], forward.timesteps.tolist(), latents.shape[1:])
     shown = []
-    with pipe.evaluating():
+    with scorer.network.evaluating():
         for timestep, noise in zip(forward.timesteps.tolist(), noises):
             q = forward.q_step_mean_variance(latents, timestep)
             latents = q.mean + q.variance.sqrt() * noise.to(latents)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..data.levels import images_to_levels
+from ..checks import NonFiniteOutput
 from ..gaussians import nats_to_bits_per_dim
 from ..noise import keyed_normal, keyed_uniform, mix
 
@@ -43,8 +43,7 @@ def estimate_nll(
     """
     scorer = pipe.scorer()
     num_steps = len(scorer.reverse.forward)
-    channels = pipe.unet.config.in_channels
-    levels = images_to_levels(images, scorer.num_pixel_levels, channels=channels, size=pipe.image_size)
+    levels, _ = scorer.read(images)
     if len(seeds) != len(levels):
         raise ValueError(f"`seeds` must be one per image ({len(levels)}), got {len(seeds)}.")
     if evaluations_per_image < min(2, num_steps):
@@ -57,7 +56,7 @@ def estimate_nll(
 
     image_of, flat = torch.arange(len(seeds)).repeat_interleave(drawn + 1), timesteps.flatten()
     nats = []
-    with pipe.evaluating():
+    with scorer.network.evaluating():
         for chunk in torch.arange(len(flat)).split(batch_size):
             pairs = zip(image_of[chunk].tolist(), flat[chunk].tolist())
             noise = keyed_normal([mix(mix(seeds[image], 2**32), step) for image, step in pairs], levels.shape[1:])
@@ -67,10 +66,8 @@ def estimate_nll(
     terms = nats_to_bits_per_dim(torch.cat(nats).reshape(timesteps.shape), num_dimensions)
     if not bool(torch.isfinite(terms).all()):
         image, column = (~torch.isfinite(terms)).nonzero()[0].tolist()
-        raise ValueError(
-            f"`unet` must give finite outputs, got a term of {terms[image, column].item()} bits/dim for image {image} at"
-            f" timestep {int(timesteps[image, column])}."
-        )
+        term, timestep = terms[image, column].item(), int(timesteps[image, column])
+        raise NonFiniteOutput(f"a term of {term} bits/dim", image=image, timestep=timestep, dtype=scorer.dtype)
     prior = nats_to_bits_per_dim(scorer.prior(scorer.samples(levels)).cpu().double(), num_dimensions)
     total = (num_steps - 1) / max(drawn, 1) * terms[:, 1:].sum(dim=1)
     return NLLEstimate(prior + total + terms[:, 0], prior, total, terms[:, 0], terms.numel())

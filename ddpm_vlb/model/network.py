@@ -1,9 +1,177 @@
-r"""The network that is scored."""
+r"""The network that is scored: all that is asked of one, whatever class it is of.
+
+A `Network` stands for a module in scoring, sampling and training: how many channels and which size its images have, of how many
+classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this file asks a module itself, but for
+what every torch module can do. Another kind of network is a subclass, and a line of `add_network`.
+"""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from diffusers import UNet2DModel
+
+
+class Network:
+    r"""A module as scoring sees it; the base class of the kinds of networks.
+
+    A kind says in `__init__`, from the module's configuration, what its images are, and in `output` how it is called.
+
+    Args:
+        module: the network.
+        device: where it computes; by default where its weights are.
+
+    Attributes:
+        channels: of its images.
+        size: their (height, width), `None` where it takes any.
+        out_channels: of its output, `None` where nothing tells.
+        num_classes: of a class-conditional network, else `None`.
+        takes_fractions: whether it can be asked between timesteps.
+    """
+
+    channels: int
+    size: tuple[int, int] | None = None
+    out_channels: int | None = None
+    num_classes: int | None = None
+    takes_fractions: bool = True
+
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        self.module = module
+        self._device = device
+
+    def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
+        raise NotImplementedError
+
+    def __call__(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output.
+
+        Args:
+            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
+                network's.
+            timesteps: one for all, or one each, `(B,)`.
+            class_labels: of a class-conditional network, `(B,)`.
+        """
+        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
+        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        return self.output(noisy_samples.to(self.dtype), on_device, labels)
+
+    @property
+    def device(self) -> torch.device:
+        r"""Where it computes."""
+        if self._device is None:
+            return next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        r"""In which it computes."""
+        return getattr(self.module, "dtype", torch.float32)
+
+    @property
+    def is_half(self) -> bool:
+        r"""Whether it computes in half precision."""
+        return self.dtype in (torch.float16, torch.bfloat16)
+
+    @property
+    def architecture_sha256(self) -> str:
+        r"""SHA-256 of its configuration."""
+        return architecture_digest(self.module)
+
+    def sha256(self, dtype: torch.dtype | None = None) -> str | None:
+        r"""SHA-256 of its configuration and weights; see `network_digest`."""
+        return network_digest(self.module, dtype)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        r"""Dropout off, and every part of it back as it was afterwards."""
+        training = {module: module.training for module in self.module.modules()}
+        self.module.eval()
+        try:
+            yield
+        finally:
+            for module, was_training in training.items():
+                module.training = was_training
+
+    def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
+        r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
+        expected = self.channels * (2 if learns_variance else 1)
+        if self.out_channels not in (None, expected):
+            raise ValueError(
+                f"`unet` must have {expected} output channels for {self.channels} input channels and"
+                f" variance_type={variance_type!r}, got {self.out_channels}."
+            )
+
+    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
+        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
+        num_classes = self.num_classes
+        if (class_labels is None) != (num_classes is None):
+            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
+            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
+        if class_labels is None:
+            return None
+        try:
+            labels = torch.as_tensor(class_labels).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
+        labels = labels.expand(count) if labels.ndim == 0 else labels
+        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
+            )
+        return labels.long()
+
+
+class UNetNetwork(Network):
+    r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        super().__init__(module, device)
+        config = module.config
+        self.channels = config.in_channels
+        self.out_channels = getattr(config, "out_channels", None)
+        size = getattr(config, "sample_size", None)
+        self.size = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+        self.num_classes = getattr(config, "num_class_embeds", None)
+        # A table of embeddings has a row for each timestep, and none between.
+        self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
+
+    def output(self, samples, timesteps, class_labels):
+        arguments = {} if class_labels is None else {"class_labels": class_labels}
+        return self.module(samples, timesteps, **arguments).sample
+
+
+# Kinds of networks by the class of their module; the last that fits is taken.
+_KINDS: list[tuple[type, type[Network]]] = [(torch.nn.Module, UNetNetwork), (UNet2DModel, UNetNetwork)]
+# What `from_pretrained` loads where a folder does not say.
+DEFAULT_MODULE = UNet2DModel
+
+
+def add_network(module_class: type, network_class: type[Network]) -> None:
+    r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
+    _KINDS.append((module_class, network_class))
+
+
+def network_of(module: Any, device: torch.device | None = None) -> Network:
+    r"""The `Network` of a module."""
+    if isinstance(module, Network):
+        return module
+    # A compiled module stands for the one that it was made from.
+    inner = getattr(module, "_orig_mod", module)
+    kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
+    return kind(module, device)
+
+
+def known_module_class(library: str, name: str) -> type | None:
+    r"""The class of networks of this name in this library that can be scored, if there is one."""
+    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and cls.__module__.startswith(library)), None)
 
 
 def architecture_digest(network: torch.nn.Module) -> str:

@@ -1,19 +1,28 @@
 r"""A network and the process that is scored: terms of the bound for any images at any timesteps.
 
 Both ways to score images are made of it: the full sweep, every image at every step, and the sampled evaluation
-(`sampled_bound.py`). A batch mixes images and timesteps freely.
+(`sampled_bound/`). A batch mixes images and timesteps freely.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 import torch
 
+from .. import __version__
 from ..bound import prior_kl, vlb_terms
 from ..checks import working_dtype
-from ..pixel_grid import levels_to_samples
+from ..data.levels import images_to_levels
+from ..parametrizations import decoder_rule
+from ..pixel_grid import check_num_pixel_levels, levels_to_samples
 from ..reverse_process import ReverseProcess
+from .network import Network
+
+# What a report says of the forward process.
+SCHEDULE_NAMES = ("beta_schedule", "trained_betas", "beta_start", "beta_end", "rescale_betas_zero_snr")
 
 
 @dataclass(frozen=True)
@@ -21,18 +30,78 @@ class Scorer:
     r"""What is scored.
 
     Args:
-        unet: the network, called as `unet(noisy_samples, timesteps, class_labels=...)`.
+        network: what is asked.
         reverse: the reverse process.
         num_pixel_levels: levels of the images' grid.
-        device: of the network.
-        dtype: of the network's inputs.
+        num_inference_steps: as it was asked for, `None` where a grid was named, or nothing.
+        on_subsequence: whether it was one of the two.
+        overridden: the settings of the scheduler that were.
+        schedule: what a report says of the forward process, and the calibration, by their names there.
     """
 
-    unet: Callable[..., Any]
+    network: Network
     reverse: ReverseProcess
     num_pixel_levels: int
-    device: torch.device
-    dtype: torch.dtype
+    num_inference_steps: int | None = None
+    on_subsequence: bool = False
+    overridden: tuple[str, ...] = ()
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        r"""Where the network computes."""
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        r"""In which the network computes."""
+        return self.network.dtype
+
+    @property
+    def timesteps(self) -> list[int]:
+        r"""The grid that is scored, ascending."""
+        return self.reverse.forward.timesteps.tolist()
+
+    def describe(self) -> dict[str, Any]:
+        r"""What a report says of the model that is scored."""
+        reverse, forward, schedule = self.reverse, self.reverse.forward, self.schedule
+        steps = self.num_inference_steps
+        return {
+            "num_train_timesteps": forward.num_train_timesteps,
+            "num_steps": len(forward),
+            "num_inference_steps": None if steps is None else int(steps),
+            "inference_timesteps": forward.timesteps.flip(0).tolist() if self.on_subsequence else None,
+            **{name: schedule.get(name) for name in SCHEDULE_NAMES},
+            "prediction_type": reverse.prediction_type,
+            "variance_type": reverse.variance_type,
+            "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
+            "calibration": schedule.get("calibration"),
+            "clip_sample": reverse.clip_sample,
+            "clip_sample_range": reverse.clip_sample_range,
+            "thresholding": reverse.thresholding,
+            "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
+            "sample_max_value": reverse.sample_max_value,
+            "num_pixel_levels": self.num_pixel_levels,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "timestep_spacing": schedule.get("timestep_spacing"),
+            "num_class_embeds": self.network.num_classes,
+            "versions": {
+                "ddpm_vlb": __version__,
+                "diffusers": diffusers.__version__,
+                "torch": str(torch.__version__),  # a class of its own
+                "python": platform.python_version(),
+            },
+        }
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        r"""`describe`, with what was overridden, which network it is, and more."""
+        return self.describe() | {"overridden": list(self.overridden), "network_sha256": self.network.sha256(), **more}
+
+    def read(self, images: Any, class_labels: Any = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""Levels `(N, C, H, W)` and classes `(N,)` of images of any kind; `ValueError` where they do not fit the model."""
+        levels = images_to_levels(images, self.num_pixel_levels, channels=self.network.channels, size=self.network.size)
+        return levels, self.network.check_class_labels(class_labels, len(levels))
 
     def samples(self, levels: torch.Tensor) -> torch.Tensor:
         r"""Levels as images in [-1, 1] on the device, in the working dtype."""
@@ -41,21 +110,6 @@ class Scorer:
     def prior(self, samples: torch.Tensor) -> torch.Tensor:
         r""":math:`L_T` in nats, `(B,)`, on the device."""
         return prior_kl(self.reverse.forward, samples)
-
-    def network(
-        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        r"""The network's output.
-
-        Args:
-            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
-                network's.
-            timesteps: one for all, or one each, `(B,)`.
-            class_labels: of a class-conditional network, `(B,)`.
-        """
-        arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
-        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
 
     def terms(
         self,
@@ -88,3 +142,66 @@ class Scorer:
         # Clipping would make a number of an overflow.
         finite = torch.isfinite(model_output).flatten(1).all(dim=1)
         return torch.where(finite, nats, torch.nan)
+
+
+def make_scorer(
+    network: Network,
+    scheduler: Any,
+    num_inference_steps: int | None = None,
+    inference_timesteps: Sequence[int] | None = None,
+    clip_sample: bool | None = None,
+    thresholding: bool | None = None,
+    calibrated: bool = True,
+) -> Scorer:
+    r"""The scorer of a network under a scheduler's configuration.
+
+    Args:
+        network: what is asked.
+        scheduler: a `VLBDDPMScheduler`.
+        num_inference_steps, inference_timesteps, clip_sample, thresholding: as `VLBDDPMPipeline.evaluate_nll`.
+        calibrated: `False` leaves a calibration aside.
+
+    Raises:
+        ValueError: a model that cannot be scored; another network's calibration.
+    """
+    if num_inference_steps is not None and inference_timesteps is not None:
+        raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+    if calibrated:
+        check_calibration(scheduler, network)
+        num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
+    on_subsequence = num_inference_steps is not None or inference_timesteps is not None
+    if num_inference_steps is not None:
+        inference_timesteps = scheduler.inference_grid(num_inference_steps)
+    config = scheduler.config
+    check_num_pixel_levels(config.num_pixel_levels)
+    reverse = scheduler.reverse_process(
+        inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
+    )
+    network.check_out_channels(reverse.learns_variance, reverse.variance_type)
+    betas = config.trained_betas
+    schedule = {
+        "beta_schedule": "trained_betas" if betas is not None else config.beta_schedule,
+        "trained_betas": None if betas is None else [float(b) for b in betas],
+        **{name: config[name] for name in ("beta_start", "beta_end", "rescale_betas_zero_snr", "timestep_spacing")},
+        "calibration": None if reverse.error_model is None else scheduler.calibration.description,
+    }
+    overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)
+    return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)
+
+
+def default_steps(scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
+    r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
+    calibration = getattr(scheduler, "calibration", None)
+    if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
+        return num_inference_steps
+    return calibration.num_inference_steps
+
+
+def check_calibration(scheduler: Any, network: Network) -> None:
+    r"""Raise `ValueError` for a calibration of another network."""
+    calibration = getattr(scheduler, "calibration", None)
+    if calibration is not None and calibration.config.get("architecture_sha256") != network.architecture_sha256:
+        raise ValueError(
+            f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
+            " architecture. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+        )

@@ -310,3 +310,16 @@ def public_name(name: str) -> str:
         return f"{flag}={public_name(value)}"
     local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
     return PurePath(name.replace("\\", "/")).name if local else name
+
+
+def check_context(context: dict[str, Any]) -> dict[str, Any]:
+    r"""Further settings that a caller may say, as they are.
+
+    Raises:
+        ValueError: a setting that reports do not know.
+    """
+    known = (*SETTINGS, *REQUIRED_SETTINGS, *FURTHER_SETTINGS)
+    for name in context:
+        if name not in known:
+            raise ValueError(f"`context` must have settings that reports know, got {name!r}.")
+    return dict(context)

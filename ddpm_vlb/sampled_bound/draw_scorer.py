@@ -1,18 +1,25 @@
-r"""The network's terms for draws of the estimator."""
+r"""Images and networks as the estimator sees them: terms for its draws, and what is known without a network.
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+`estimate_frame` is the one way from scorers and images to an estimate; evaluations, comparisons, the bias of half precision and
+`evaluate_nll` all go it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ..checks import NonFiniteOutput
+from ..data.frame import Images
 from ..forward_process import ForwardProcess
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix, order_of
 from ..pixel_grid import levels_to_samples
 from .control_variates import ControlVariates, image_features
-from .draws import Draws
+from .draws import BoundEstimate, Draws, Evaluate
+from .estimate import estimate_bound
 
 SPECTRUM_IMAGES = 1024
 ROUNDING = 1e-12  # relative
@@ -23,6 +30,12 @@ class Cells(NamedTuple):
 
     rows: torch.Tensor  # (scorers, K)
     factors: torch.Tensor  # (scorers, K)
+
+
+def rows_of(forward: ForwardProcess) -> Cells:
+    r"""A single grid: its rows as they are."""
+    rows = torch.arange(len(forward))[None]
+    return Cells(rows, torch.ones(rows.shape, dtype=torch.float64))
 
 
 def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
@@ -82,11 +95,7 @@ class DrawScorer:
     ):
         self.scorers, self.levels, self.positions, self.class_labels = tuple(scorers), levels, positions, tuple(class_labels)
         forwards = [scorer.reverse.forward for scorer in scorers]
-        if len(forwards) == 1:
-            rows = torch.arange(len(forwards[0]))[None]
-            self._cells = Cells(rows, torch.ones(rows.shape, dtype=torch.float64))
-        else:
-            self._cells = match_rows(*forwards)
+        self._cells = rows_of(forwards[0]) if len(forwards) == 1 else match_rows(*forwards)
         self.num_steps = self._cells.rows.shape[1]
         chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
         # Of two grids the mean of both levels, so that it does not matter which is the first.
@@ -107,13 +116,15 @@ class DrawScorer:
         r"""Raise `ValueError` for values that are not finite, naming the image and the timestep."""
         bad = (~torch.isfinite(values)).nonzero().flatten()
         if len(bad):
-            index = next(index for index, row in enumerate(self._cells.rows[:, int(draws.rows[bad[0]])]) if row >= 0)
-            timestep = self.scorers[index].reverse.forward.timesteps[self._cells.rows[index, int(draws.rows[bad[0]])]]
-            raise ValueError(
-                f"`unet` must give finite outputs, got a term of {values[bad[0]].item()} bits/dim for image"
-                f" {int(draws.images[bad[0]])} at timestep {int(timestep)} ({len(bad)} of {len(values)} terms are not finite)."
-                f"{' (One of the two networks.)' if len(self.scorers) == 2 else ''}"
-                " A float16 network may have overflowed: try bfloat16 or float32."
+            rows = self._cells.rows[:, int(draws.rows[bad[0]])]
+            scorer, row = next((scorer, row) for scorer, row in zip(self.scorers, rows) if row >= 0)
+            of_two = ", of one of the two networks" if len(self.scorers) == 2 else ""
+            raise NonFiniteOutput(
+                f"a term of {values[bad[0]].item()} bits/dim",
+                image=int(draws.images[bad[0]]),
+                timestep=int(scorer.reverse.forward.timesteps[row]),
+                share=f"{len(bad)} of {len(values)} terms are not finite{of_two}",
+                dtype=next((s.dtype for s in self.scorers if s.network.is_half), scorer.dtype),
             )
 
     @torch.inference_mode()
@@ -121,9 +132,10 @@ class DrawScorer:
         r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
         places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
         noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
-        values = self._terms(0, places, noise, cells)
-        if len(self.scorers) == 2:
-            values = values - self._terms(1, places, noise, cells).to(values.device)
+        # The first, less the second if there is one.
+        values, *second = (self._terms(index, places, noise, cells) for index in range(len(self.scorers)))
+        for other in second:
+            values = values - other.to(values.device)
         return values, self._controls.noise_features(self._samples(places), noise, cells)
 
     def _samples(self, places: torch.Tensor) -> torch.Tensor:
@@ -160,3 +172,58 @@ def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.
     priors = [nats_to_bits_per_dim(s.prior(s.samples(levels)).cpu().double(), levels[0].numel()) for s in scorers]
     prior = priors[0] - priors[1] if len(priors) == 2 else priors[0]
     return prior, image_features(levels_to_samples(levels, scorers[0].num_pixel_levels))
+
+
+def evaluating_at_once(draw_scorer: DrawScorer, batch_size: int, step: Callable[[int], Any]) -> Evaluate:
+    r"""Draws evaluated in this process, batch after batch; `step` is told how many are done."""
+
+    def evaluate(draws: Draws, _) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = []
+        for batch in draw_scorer.batches(draws, batch_size):
+            parts.append(draw_scorer(batch))
+            step(len(batch.rows))
+        values = torch.cat([values for values, _ in parts]).cpu()
+        draw_scorer.check_finite(draws, values)
+        return values, torch.cat([noise_features for _, noise_features in parts])
+
+    return evaluate
+
+
+def estimate_frame(
+    scorers: Sequence[Scorer],
+    images: Images,
+    evaluating: Callable[[DrawScorer], Evaluate],
+    *,
+    seed: int,
+    class_labels: Sequence[torch.Tensor | None] | None = None,
+    estimate_seed: int | None = None,
+    **rules: Any,
+) -> BoundEstimate:
+    r"""The bound of images, or the difference of two models' bounds, from those of them that are in memory.
+
+    Args:
+        scorers: one, or two whose difference, first minus second, is wanted.
+        images: with what `known_parts` knows of them all.
+        evaluating: makes of a `DrawScorer` what the estimator calls.
+        seed: of the noise.
+        class_labels: of the images in memory, for each scorer; by default `images.labels`.
+        estimate_seed: of what the estimator draws; `seed` by default.
+        rules: when to stop, as `estimate_bound`.
+
+    Raises:
+        ValueError: as `estimate_bound`; a network whose output is not finite.
+    """
+    numbers = images.numbers[images.frame]
+    labels = [images.labels] * len(scorers) if class_labels is None else class_labels
+    draw_scorer = DrawScorer(scorers, images.levels, images.frame, numbers, seed, labels)
+    return estimate_bound(
+        evaluating(draw_scorer),
+        draw_scorer.num_steps,
+        images.prior,
+        images.features,
+        seed=seed if estimate_seed is None else estimate_seed,
+        evaluations_per_draw=len(scorers),
+        ids=images.numbers,
+        frame=images.frame,
+        **rules,
+    )

@@ -1,5 +1,6 @@
 r"""Rounds of sampling and the sums over them."""
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from .draws import Bin, BoundEstimate, Draws
 
 
 class Round(NamedTuple):
+    r"""What is kept of the m images of a round."""
+
     images: np.ndarray
     evaluations: int
     first: torch.Tensor  # d_i1
@@ -76,8 +79,8 @@ class Sums:
             return None
         part = Draws(*(array[:images] for array in draws))
         shape = part.rows.shape
-        others = Sums.__new__(Sums)
-        others.__dict__ = self.__dict__ | {"rounds": list(self.rounds)}
+        others = copy.copy(self)
+        others.rounds = list(self.rounds)
         others.add(part, values[: part.rows.size].reshape(shape), noise_features[: part.rows.size].reshape(*shape, -1))
         return others.estimate(num_pilot)
 

@@ -51,7 +51,7 @@ def table(pipe, levels: torch.Tensor, images: int, repeats: int) -> tuple[np.nda
     rows = edges[:-1, None] + (random.random(shape) * np.diff(edges)[:, None]).astype(np.int64)
     where = np.broadcast_to(places[:, None, None], shape)
     draws = Draws(where.reshape(-1), rows.reshape(-1), random.integers(2**63, size=shape).astype(np.uint64).reshape(-1))
-    with pipe.evaluating():
+    with pipe.network.evaluating():
         values = torch.cat([scorer(batch)[0] for batch in scorer.batches(draws, 256)])
     return edges, values.reshape(shape)
 

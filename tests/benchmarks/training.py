@@ -58,7 +58,7 @@ def train_and_score(name: str) -> dict:
         pipe.set_progress_bar_config(desc="scoring", mininterval=5)
         images = load_images("digits", "test").images
         result = pipe.evaluate_nll(images, batch_size=180, generator=torch.Generator().manual_seed(0))
-        write_report(make_report(result, dataset="digits", split="test", recipe=name), folder / "report.json")
+        write_report(make_report(result, dataset="digits", split="test", description=name), folder / "report.json")
     return json.loads((folder / "report.json").read_text())
 
 
