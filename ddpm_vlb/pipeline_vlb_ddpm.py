@@ -28,10 +28,8 @@ from .checkpoints.loading import (
 )
 from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
-from .files import write_atomically
 from .hub.push import check_repository, push_folder
-from .hub.repository import is_stale, pipeline_files, strip_paths
-from .hub.standalone import standalone_source
+from .hub.repository import saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
 from .model.network import DEFAULT_MODULE, Network, network_of
 from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
@@ -144,16 +142,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
         if options.get("report") is not None:
             self.check_report(options["report"])
-        before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
-        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
-        for path, written in before.items():
-            # Weights of an earlier save under another name would be loaded in place of these.
-            if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
-                path.unlink()
-        for name, content in pipeline_files(folder).items():
-            if isinstance(content, bytes):
-                write_atomically(folder / name, content)
-        write_atomically(folder / "pipeline.py", standalone_source().encode())
+        with saving(folder, variant):
+            super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
         if push_to_hub:
             repository = options.pop("repo_id", folder.resolve().name)
             options = {name: value for name, value in options.items() if value is not None}

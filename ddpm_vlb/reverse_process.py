@@ -26,7 +26,7 @@ import torch
 from .checks import to_working, working_dtype
 from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess
-from .parametrizations import PREDICTION_TYPES, PREDICTIONS, VARIANCE_TYPES, VARIANCES, Prediction, Variance
+from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance
 
 
 class ReverseGaussian(NamedTuple):
@@ -45,7 +45,7 @@ class ReverseProcess:
     Args:
         forward: the forward process on the grid that is scored.
         prediction_type: `"epsilon"`, `"sample"` or `"v_prediction"`.
-        variance_type: one of `VARIANCE_TYPES`.
+        variance_type: a row of `parametrizations.VARIANCES`.
         clip_sample, clip_sample_range: clamp the predicted image to [-range, range].
         thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of the predicted image
             (Section 2.3, Saharia et al. 2022); it takes precedence over clipping, as in diffusers.
@@ -69,10 +69,10 @@ class ReverseProcess:
     trained: ForwardProcess | None = None
 
     def __post_init__(self):
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}.")
-        if self.variance_type not in VARIANCE_TYPES:
-            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {self.variance_type!r}.")
+        if self.prediction_type not in PREDICTIONS:
+            raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {self.prediction_type!r}.")
+        if self.variance_type not in VARIANCES:
+            raise ValueError(f"`variance_type` must be one of {tuple(VARIANCES)}, got {self.variance_type!r}.")
         for name in ("clip_sample", "thresholding"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")

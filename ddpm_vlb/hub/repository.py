@@ -14,9 +14,12 @@ weights, a report of other weights) leave in that commit.
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import write_atomically
 from ..reports.schema import check_report, public_report
 from .cards import model_card
 from .standalone import standalone_source
@@ -100,3 +103,18 @@ def is_stale(name: str, variant: str | None = None) -> bool:
         return True
     match = WEIGHT_NAME.fullmatch(name)
     return match is not None and (match["variant"] or match["of_index"]) == variant
+
+
+@contextmanager
+def saving(folder: Path, variant: str | None) -> Iterator[None]:
+    r"""What a folder needs besides, once diffusers has saved a pipeline to it: no weights of an earlier save under another
+    name, which would be loaded in place of these; no path of this machine; and the package in one file."""
+    before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
+    yield
+    for path, written in before.items():
+        if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
+            path.unlink()
+    for name, content in pipeline_files(folder).items():
+        if isinstance(content, bytes):
+            write_atomically(folder / name, content)
+    write_atomically(folder / "pipeline.py", standalone_source().encode())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..parametrizations import PREDICTION_TYPES, PREDICTIONS, VARIANCES, Variance
+from ..parametrizations import PREDICTIONS, VARIANCES, Variance
 from ..reverse_process import ReverseProcess
 
 
@@ -126,7 +126,7 @@ def predict_original(
     """
     row = PREDICTIONS.get(prediction_type)
     if row is None:
-        raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {prediction_type!r}.")
+        raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {prediction_type!r}.")
     return row.step(sample, model_output, c)
 
 
