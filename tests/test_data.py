@@ -235,7 +235,7 @@ def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
             files.append(tmp_path / f"optdigits-{part}.tra")
             rows = [",".join(map(str, [*image.flatten(), 7])) for image in images]
             files[-1].write_text("\n".join(["# levels and class", *rows, ""]))
-        script = ROOT / "training" / "make_optdigits.py"
+        script = ROOT / "training" / "shipped" / "make_optdigits.py"
         return subprocess.run([sys.executable, script, *files, output], capture_output=True, text=True)
 
     first, second = tmp_path / "new" / "first.npz", tmp_path / "second.npz"
@@ -252,7 +252,7 @@ def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
         refused = make(tmp_path / "refused.npz", images)
         assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
     missing = subprocess.run(
-        [sys.executable, ROOT / "training" / "make_optdigits.py", tmp_path / "none.tra", tmp_path / "refused.npz"],
+        [sys.executable, ROOT / "training" / "shipped" / "make_optdigits.py", tmp_path / "none.tra", tmp_path / "refused.npz"],
         capture_output=True,
         text=True,
     )

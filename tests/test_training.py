@@ -1,8 +1,10 @@
 r"""The training script, run as users run it: real processes, killed for real."""
 
+import ast
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -450,6 +452,18 @@ REFUSED = {
 }
 
 
+def test_one_file_knows_the_network_and_imports_go_down():
+    folder = SCRIPT.parent / "trainer"
+    order = re.findall(r"^- `(\w+)`", (folder / "__init__.py").read_text(), flags=re.MULTILINE)
+    assert sorted(order) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    for path in [SCRIPT, *folder.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert order.index(node.module) < order.index(path.stem), (path.stem, node.module)
+            named = [node.id] if isinstance(node, ast.Name) else [a.name for a in getattr(node, "names", [])]
+            assert "UNet2DModel" not in named or path.stem == "network", path
+
+
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
@@ -502,31 +516,36 @@ def test_the_command_line_wins_over_the_file(tmp_path, script):
 
 @pytest.mark.parametrize("name", ["digits", "optdigits", "mnist", "cifar10"])
 def test_shipped_configurations_describe_a_model(name, script):
+    from trainer.network import build_network
+    from trainer.objective import build_scheduler
+
     path = ROOT / "training" / "configs" / f"{name}.yaml"
     data = [] if name == "digits" else ["--dataset=elsewhere"]
     arguments = script.parse_arguments([f"--config={path}", "--output_dir=x", *data])
     assert arguments.dataset == ("digits" if name == "digits" else "elsewhere")
-    scheduler = script.build_scheduler(arguments, 17 if "digits" in name else 256)
+    scheduler = build_scheduler(arguments, 17 if "digits" in name else 256)
     shape = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}.get(name, (1, 8, 8))
-    unet = script.build_unet(arguments, shape, scheduler.reverse_process().learns_variance)
+    unet = build_network(arguments, shape, scheduler.reverse_process().learns_variance)
     assert unet(torch.zeros(1, *shape), 0).sample.shape[1] in (shape[0], 2 * shape[0])
     del arguments.config
     assert not any(Path(str(value)).is_absolute() for value in vars(arguments).values())
 
 
 def test_augmentation(script):
+    from trainer.augment import augment
+
     levels = torch.arange(1, 4, dtype=torch.uint8).expand(4, 1, 2, 3)
-    moved = script.augment(levels, flip=([0.9, 0.9, 0.9, 0.1], 0.5), shift=([0.1, 0.3, 0.5, 0.9], 0.4))
+    moved = augment(levels, flip=([0.9, 0.9, 0.9, 0.1], 0.5), shift=([0.1, 0.3, 0.5, 0.9], 0.4))
     assert moved[:, 0, 1].tolist() == [[2, 3, 0], [0, 1, 2], [1, 2, 3], [3, 2, 1]] and moved.dtype == torch.uint8
-    assert script.augment(levels) is levels
+    assert augment(levels) is levels
     # All 8 symmetries, and none above the share.
     square = torch.arange(9, dtype=torch.uint8).reshape(1, 1, 3, 3)
-    turned = script.augment(square.expand(9, 1, 3, 3), symmetry=([(i + 0.5) / 10 for i in range(8)] + [0.85], 0.8))
+    turned = augment(square.expand(9, 1, 3, 3), symmetry=([(i + 0.5) / 10 for i in range(8)] + [0.85], 0.8))
     assert len({tuple(image.flatten().tolist()) for image in turned}) == 8 and torch.equal(turned[8:], square)
     corners = {tuple(sorted(image[0, ::2, ::2].flatten().tolist())) for image in turned}
     assert corners == {(0, 2, 6, 8)} and (turned[:, 0, 1, 1] == 4).all()
     # Some may be left alone whatever is drawn for them.
-    moved = script.augment(levels, flip=([0.1, 0.1, 0.9, 0.9], 0.5), where=torch.tensor([True, False, True, False]))
+    moved = augment(levels, flip=([0.1, 0.1, 0.9, 0.9], 0.5), where=torch.tensor([True, False, True, False]))
     assert moved[:, 0, 0, 0].tolist() == [3, 1, 1, 1]
 
 

@@ -77,8 +77,9 @@ def print_step_times(rounds: int = 15, steps: int = 4) -> None:
     sys.path.insert(0, str(SCRIPT.parent))
     from accelerate import Accelerator
     from diffusers import UNet2DModel
-    from train_data import Data
-    from train_vlb_ddpm import Trainer, parse_arguments
+    from trainer.arguments import parse_arguments
+    from trainer.data import Data
+    from trainer.trainer import Trainer
 
     accelerator = Accelerator()
 

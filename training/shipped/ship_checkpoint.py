@@ -1,6 +1,6 @@
 r"""Score a trained pipeline, and lay it out with its report, pictures and model card for others to load.
 
-    python training/ship_checkpoint.py runs/digits/pipeline spaces_demo/checkpoints/ddpm-vlb-digits \
+    python training/shipped/ship_checkpoint.py runs/digits/pipeline spaces_demo/checkpoints/ddpm-vlb-digits \
         --dataset digits --split test --sweeps 8
 
 Scores by `--sweeps` full sweeps over the data set, or, where those take too long, by a sampled evaluation down to a Monte Carlo
@@ -23,7 +23,7 @@ from ddpm_vlb.files import new_folder, write_atomically
 from ddpm_vlb.hub.cards import model_card
 from ddpm_vlb.hub.repository import PICTURES
 
-CARDS = Path(__file__).parents[1] / "model_cards"
+CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argparse.Namespace) -> dict:
@@ -78,7 +78,7 @@ def main() -> None:
         "dataset": dataset,
         "split": arguments.split_name or arguments.split or source.split,
         "description": arguments.description,
-        "command": "python training/ship_checkpoint.py " + shlex.join(what),
+        "command": "python training/shipped/ship_checkpoint.py " + shlex.join(what),
     }
 
     with new_folder(arguments.output) as folder:

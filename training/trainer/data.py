@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,12 @@ from ddpm_vlb.noise import mix
 
 # What a seed is mixed with, for streams of numbers that have nothing to do with each other.
 ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT, SYMMETRY = range(10)
+
+
+def example_keys(seed: int, stream: int, step: int, places: range) -> list[int]:
+    r"""A key for each of some examples of a step's global batch, in one of the streams above."""
+    key = mix(mix(seed, stream), step)
+    return [mix(key, place) for place in places]
 
 
 class Plan(NamedTuple):
@@ -144,45 +150,6 @@ class Data:
             if read == 0:
                 raise ValueError(f"`dataset` must hold images beyond those for validation, got none in {self.images.name!r}.")
             epoch, done = epoch + 1, 0
-
-
-def augment(
-    levels: torch.Tensor,
-    *,
-    flip: tuple[Sequence[float], float] | None = None,
-    shift: tuple[Sequence[float], float] | None = None,
-    symmetry: tuple[Sequence[float], float] | None = None,
-    where: torch.Tensor | bool = True,
-) -> torch.Tensor:
-    r"""Change some of the images `(B, C, H, W)`: those whose number in [0, 1) is below the share that is given with it.
-
-    It changes the data that the model learns, which costs likelihood, and teaches it from more images, which gains some. What
-    is lost is the knowledge of the whole image's shape, which matters where noise is high; what is gained is knowledge of
-    neighbouring pixels, where noise is low: `where` can choose the examples by their noise.
-
-    Args:
-        flip: mirror left to right.
-        shift: move by one pixel, half of them to the left and half to the right; what comes in is level 0.
-        symmetry: one of the square's 8 symmetries, each as often as any other.
-        where: which images may be changed at all, `(B,)`.
-    """
-
-    def below(draws: Sequence[float], share: float) -> torch.Tensor:
-        return ((torch.tensor(draws) < share) & where)[:, None, None, None]
-
-    if flip is not None:
-        levels = torch.where(below(*flip), levels.flip(-1), levels)
-    if shift is not None:
-        draws, share = shift
-        wide = torch.nn.functional.pad(levels, (1, 1))
-        levels = torch.where(below(draws, share / 2), wide[..., 2:], torch.where(below(draws, share), wide[..., :-2], levels))
-    if symmetry is not None:
-        draws, share = symmetry
-        turned = [torch.rot90(image, quarter, (-2, -1)) for image in (levels, levels.flip(-1)) for quarter in range(4)]
-        for index, image in enumerate(turned):
-            chosen = below(draws, share * (index + 1) / 8) & ~below(draws, share * index / 8)
-            levels = torch.where(chosen, image, levels)
-    return levels
 
 
 class _Readable:

@@ -1,6 +1,6 @@
 r"""More digits to train on: scikit-learn's training part and those of 30 further writers, as one npz file.
 
-    python training/make_optdigits.py optdigits.tra runs/optdigits.npz
+    python training/shipped/make_optdigits.py optdigits.tra runs/optdigits.npz
 
 scikit-learn's digits are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, CC BY 4.0,
 https://archive.ics.uci.edu/dataset/80): 1797 images of 13 writers, the last 360 of which are held out here. From so few writers

@@ -5,8 +5,9 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from diffusers.optimization import SchedulerType
@@ -18,6 +19,7 @@ from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
 
 # Of diffusers' schedules, those that need no rules of their own.
 LR_SCHEDULERS = tuple(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)
+SWITCH = argparse.BooleanOptionalAction
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,49 +29,60 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    switch = argparse.BooleanOptionalAction
-    add = parser.add_argument
-    add("--config", type=Path, help="YAML file of these flags")
-    add("--output_dir", type=Path, required=True)
-    add("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, help="YAML file of these flags")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    for name, add_flags in FLAGS.items():
+        add_flags(parser.add_argument_group(name).add_argument)
 
-    add = parser.add_argument_group("data").add_argument
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, _ = _config_parser().parse_known_args(argv)
+    arguments = parser.parse_args([*(_config_to_argv(config.config, parser) if config.config else []), *argv])
+    _check_arguments(arguments)
+    return arguments
+
+
+def _add_data(add: Callable[..., Any]) -> None:
     add("--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub")
     add("--split", help="part to train on; the first of it is kept out for validation (default: train, where there are parts)")
-    add("--streaming", action=switch, default=False, help="read a folder or Hub data set in its order, with bounded memory")
+    add("--streaming", action=SWITCH, default=False, help="read a folder or Hub data set in its order, with bounded memory")
     add("--shuffle_buffer_size", type=int, default=1000, help="images among which a stream's next one is drawn")
     add("--num_pixel_levels", type=int, help="levels of the pixel grid (default: as the data set has)")
-    add("--random_flip", action=switch, default=False, help="mirror half of the examples")
+    add("--random_flip", action=SWITCH, default=False, help="mirror half of the examples")
     add("--random_shift", type=float, default=0.0, help="share of examples moved by one pixel to the left or the right")
     add("--random_symmetry", type=float, default=0.0, help="share of examples under one of the square's 8 symmetries")
     add("--augment_above_log_snr", type=float, help="flip, shift and turn only examples with less noise than this")
     add("--dataloader_num_workers", type=int, default=0)
 
-    add = parser.add_argument_group("network").add_argument
+
+def _add_network(add: Callable[..., Any]) -> None:
     add("--pretrained_model_name_or_path", help="a pipeline in a folder or on the Hub whose network to start from")
     add("--model_config_name_or_path", help="a UNet2DModel's config.json, or a folder or repository with one")
     add("--unet", type=_mapping, action=_Merge, default={}, metavar="YAML", help="arguments of UNet2DModel, {name: value}")
-    add("--gradient_checkpointing", action=switch, default=False)
+    add("--gradient_checkpointing", action=SWITCH, default=False)
 
-    add = parser.add_argument_group("diffusion").add_argument
+
+def _add_diffusion(add: Callable[..., Any]) -> None:
     add("--ddpm_num_steps", type=int, default=1000, help="number of steps T")
     add("--beta_schedule", choices=(*BETA_SCHEDULES, "linear_log_snr"), default="linear")
     add("--beta_start", type=float, default=0.0001)
     add("--beta_end", type=float, default=0.02)
     add("--log_snr_max", type=float, default=6.0, help="first log-SNR of linear_log_snr")
     add("--log_snr_min", type=float, default=-6.0, help="last log-SNR of linear_log_snr")
-    add("--rescale_betas_zero_snr", action=switch, default=False)
+    add("--rescale_betas_zero_snr", action=SWITCH, default=False)
     add("--prediction_type", choices=PREDICTION_TYPES, default="epsilon")
     add("--variance_type", choices=VARIANCE_TYPES, default="fixed_small")
-    add("--learn_betas", action=switch, default=False, help="train the forward variances too, on the bound")
+    add("--learn_betas", action=SWITCH, default=False, help="train the forward variances too, on the bound")
     add("--learn_betas_after", type=int, default=0, help="first step that changes them")
     add("--learning_rate_betas", type=float, default=1e-3)
 
-    add = parser.add_argument_group("objective").add_argument
+
+def _add_objective(add: Callable[..., Any]) -> None:
     add("--loss_type", choices=LOSS_TYPES, default="simple")
     add("--timestep_sampler", choices=tuple(TIMESTEP_SAMPLERS), default="stratified")
 
-    add = parser.add_argument_group("optimisation").add_argument
+
+def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--max_train_steps", type=int, default=10_000, help="updates of the weights")
     add("--train_batch_size", type=int, default=16, help="per process and accumulated part")
     add("--gradient_accumulation_steps", type=int, default=1)
@@ -81,13 +94,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--adam_weight_decay", type=float, default=1e-6)
     add("--adam_epsilon", type=float, default=1e-8)
     add("--max_grad_norm", type=float, default=1.0)
-    add("--use_ema", action=switch, default=False, help="score, sample and save averaged weights")
+    add("--use_ema", action=SWITCH, default=False, help="score, sample and save averaged weights")
     add("--ema_inv_gamma", type=float, default=1.0)
     add("--ema_power", type=float, default=0.75)
     add("--ema_max_decay", type=float, default=0.9999)
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
 
-    add = parser.add_argument_group("scoring and sampling").add_argument
+
+def _add_scoring(add: Callable[..., Any]) -> None:
     add("--eval_nll_every", type=int, default=0, help="updates between scorings (default: never)")
     add("--num_validation_images", type=int, default=128, help="images of the training split that choose the best weights")
     add("--eval_dataset", help="held-out data, scored but never chosen by (default: --dataset, if --eval_split is given)")
@@ -98,23 +112,30 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_sample_images", type=int, default=16, help="images in the grid made at each scoring")
     add("--ddpm_num_inference_steps", type=int, default=100)
 
-    add = parser.add_argument_group("bookkeeping").add_argument
+
+def _add_bookkeeping(add: Callable[..., Any]) -> None:
     add("--logging_steps", type=int, default=10)
     add("--report_to", choices=("none", "tensorboard", "wandb", "trackio"), default="none")
     add("--checkpointing_steps", type=int, default=500)
     add("--checkpoints_total_limit", type=int, help="newest checkpoints to keep (default: all)")
     add("--resume_from_checkpoint", help="a checkpoint's folder, or latest")
     add("--expected_processes", type=int, help="fail where the launcher started another number of processes")
-    add("--push_to_hub", action=switch, default=False)
+    add("--push_to_hub", action=SWITCH, default=False)
     add("--hub_model_id", help="repository to push to (default: the output folder's name)")
-    add("--hub_private_repo", action=switch, default=None)
+    add("--hub_private_repo", action=SWITCH, default=None)
     add("--hub_token")
 
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config, _ = _config_parser().parse_known_args(argv)
-    arguments = parser.parse_args([*(_config_to_argv(config.config, parser) if config.config else []), *argv])
-    _check_arguments(arguments)
-    return arguments
+
+# Group by group, as `--help` shows them.
+FLAGS = {
+    "data": _add_data,
+    "network": _add_network,
+    "diffusion": _add_diffusion,
+    "objective": _add_objective,
+    "optimisation": _add_optimisation,
+    "scoring and sampling": _add_scoring,
+    "bookkeeping": _add_bookkeeping,
+}
 
 
 def _config_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 r"""The held-out images that the demo shows, with the scores it draws as a histogram.
 
-    python training/make_examples.py --mnist t10k-images-idx3-ubyte.gz
+    python training/shipped/make_examples.py --mnist t10k-images-idx3-ubyte.gz
 
 Writes into spaces_demo/examples/: the 360 digits of the test split (their scores are in the checkpoint's own report), the first
 200 of MNIST's test images with a report of their own, and a few digits as PNG files, for uploads and for models without images.
@@ -19,7 +19,7 @@ from ddpm_vlb.data import ImageSet, load_images
 from ddpm_vlb.evaluation import evaluate, format_report, write_report
 from ddpm_vlb.files import write_atomically
 
-SPACE = Path(__file__).parents[1] / "spaces_demo"
+SPACE = Path(__file__).parents[2] / "spaces_demo"
 EXAMPLES = SPACE / "examples"
 NUM_MNIST, EVALUATIONS = 200, 128
 NUM_PICTURES, SCALE = 8, 8

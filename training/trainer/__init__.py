@@ -1,0 +1,13 @@
+r"""What `train_vlb_ddpm.py` is made of, lowest first; each file imports only those above it.
+
+- `arguments`: the flags
+- `data`: which images a step sees, and the slice that is kept out
+- `augment`: images moved, mirrored and turned
+- `network`: the one file that knows what a `UNet2DModel` is
+- `objective`: the scheduler, and the loss of an image
+- `checkpoints`: what a run goes on from
+- `metrics`: what a run says of itself
+- `validation`: scores and samples on the way
+- `hub`: where the result is pushed to
+- `trainer`: the run, one update after another
+"""

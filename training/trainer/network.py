@@ -1,0 +1,121 @@
+r"""The network that is trained: the one file that knows what a `UNet2DModel` is.
+
+Everything else asks for what is here: one that is built from the flags, its output, and its configuration.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from ddpm_vlb import VLBDDPMPipeline
+
+DEFAULTS = {
+    "block_out_channels": (64, 128, 128),
+    "layers_per_block": 2,
+    "attention_head_dim": 32,
+    "norm_num_groups": 16,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool) -> UNet2DModel:
+    r"""The network for images `(C, H, W)`: one that is trained already, a configuration file's or a small default one, with
+    `--unet`'s arguments over its own.
+
+    Raises:
+        ValueError: arguments that make no network, or none for these images and variances; see also `load_pretrained`.
+    """
+    _, height, width = shape
+    pretrained = load_pretrained(arguments) if arguments.pretrained_model_name_or_path else None
+    config = _configuration(arguments, shape, learns_variance, pretrained)
+    try:
+        unet = UNet2DModel(**config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {config}: {error}") from error
+    halvings = 2 ** (len(unet.config.block_out_channels) - 1)
+    if height % halvings or width % halvings:
+        raise ValueError(
+            f"`unet` must halve the images evenly, got {halvings.bit_length()} blocks for {height} x {width} pixels."
+        )
+    if pretrained is not None:
+        take_weights(unet, pretrained)
+    if arguments.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def _configuration(
+    arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool, pretrained: UNet2DModel | None
+) -> dict[str, Any]:
+    r"""Arguments of `UNet2DModel`, checked against the images `(C, H, W)` and the variances."""
+    channels, height, width = shape
+    config = dict(DEFAULTS)
+    if arguments.model_config_name_or_path:
+        config = public_config(UNet2DModel.load_config(arguments.model_config_name_or_path))
+    if pretrained is not None:
+        config = public_config(pretrained.config)
+        if learns_variance and config["out_channels"] == channels:
+            del config["out_channels"]
+    config |= arguments.unet
+    fixed = {"sample_size": height if height == width else (height, width), "in_channels": channels}
+    fixed["out_channels"] = 2 * channels if learns_variance else channels
+    for name, value in fixed.items():
+        if config.setdefault(name, value) not in (value, list(value) if isinstance(value, tuple) else value):
+            raise ValueError(f"`unet` must have {name} = {value} for these images and variances, got {config[name]}.")
+    if config.get("num_class_embeds") is not None:
+        raise ValueError(f"`unet` must be unconditional (no num_class_embeds), got {config['num_class_embeds']}.")
+    return config
+
+
+def predict(network: UNet2DModel, noisy_samples: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    r"""The network's output, `(B, C, H, W)` or, with variances, `(B, 2C, H, W)`.
+
+    Args:
+        noisy_samples: latents, `(B, C, H, W)`; brought to the network's dtype here.
+        timesteps: one each, `(B,)`.
+    """
+    return network(noisy_samples.to(network.dtype), timesteps.to(noisy_samples.device)).sample
+
+
+def load_pretrained(arguments: argparse.Namespace) -> UNet2DModel:
+    r"""The network of `--pretrained_model_name_or_path`, a pipeline in a folder or on the Hub.
+
+    Raises:
+        ValueError: what is no pipeline of a `UNet2DModel`, and one whose output means something else than the run's.
+    """
+    name = arguments.pretrained_model_name_or_path
+    try:
+        pipe = VLBDDPMPipeline.from_pretrained(name)
+    except Exception as error:  # of diffusers, of the Hub, of a damaged file
+        raise ValueError(f"`pretrained_model_name_or_path` must be a DDPM pipeline, got {name!r}: {error}") from error
+    trained_for = pipe.scheduler.config.prediction_type
+    if trained_for != arguments.prediction_type:
+        raise ValueError(
+            f"`prediction_type` must be what {name!r} was trained for, {trained_for!r}, got {arguments.prediction_type!r}."
+        )
+    return pipe.unet
+
+
+def take_weights(unet: UNet2DModel, pretrained: UNet2DModel) -> None:
+    r"""Copy the weights. A network without variances gets zeros for them: in the middle of the learned range.
+
+    Raises:
+        ValueError: networks of other shapes.
+    """
+    weights, wanted = pretrained.state_dict(), unet.state_dict()
+    for name in ("conv_out.weight", "conv_out.bias"):
+        if 2 * len(weights[name]) == len(wanted[name]):
+            weights[name] = torch.cat([weights[name], torch.zeros_like(weights[name])])
+    try:
+        unet.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"`unet` must keep the shapes of the pretrained network, got others: {error}") from error
+
+
+def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Of a configuration of diffusers', what its owner set; not what diffusers keeps beside it."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}

@@ -1,0 +1,75 @@
+r"""What `train_vlb_ddpm.py` minimises: the scheduler that the flags describe, and the loss of an image."""
+
+import argparse
+from typing import Any
+
+import torch
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
+
+from .network import predict, public_config
+
+
+def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLBDDPMScheduler:
+    r"""The scheduler that the flags describe, checked to be one that can be scored."""
+    config = {
+        "num_train_timesteps": arguments.ddpm_num_steps,
+        "rescale_betas_zero_snr": arguments.rescale_betas_zero_snr,
+        "prediction_type": arguments.prediction_type,
+        "variance_type": arguments.variance_type,
+        "num_pixel_levels": num_pixel_levels,
+    }
+    if arguments.beta_schedule == "linear_log_snr":
+        process = linear_log_snr(arguments.ddpm_num_steps, arguments.log_snr_max, arguments.log_snr_min)
+        config["trained_betas"] = process.betas.tolist()
+    else:
+        betas = {"beta_start": arguments.beta_start, "beta_end": arguments.beta_end, "beta_schedule": arguments.beta_schedule}
+        config.update(betas)
+    scheduler = VLBDDPMScheduler(**config)
+    scheduler.reverse_process()
+    return scheduler
+
+
+class Objective(torch.nn.Module):
+    r"""Network, forward variances and loss as one module, so that every gradient passes through DistributedDataParallel.
+
+    Called with images and noise `(B, C, H, W)` and timesteps `(B,)`; returns the loss of each image, `(B,)`.
+    """
+
+    def __init__(self, network: torch.nn.Module, scheduler: VLBDDPMScheduler, loss_type: str, learn_betas: bool):
+        super().__init__()
+        # `unet` is the network's name in pipelines and checkpoints.
+        self.unet, self.scheduler, self.loss_type = network, scheduler, loss_type
+        self.noise_schedule = LearnedNoiseSchedule(scheduler.forward_process()) if learn_betas else None
+
+    def forward(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        forward_process = self.scheduler.forward_process() if self.noise_schedule is None else self.noise_schedule()
+        # Formed in float64; autocast, if any, is the network's own affair.
+        noisy_images = forward_process.q_sample(images, noise, timesteps)
+        model_output = predict(self.unet, noisy_images, timesteps)
+        # A clipped prediction has no gradient.
+        return self.scheduler.training_loss(
+            model_output,
+            images,
+            noise,
+            noisy_images,
+            timesteps,
+            self.loss_type,
+            clip_sample=False,
+            thresholding=False,
+            forward_process=forward_process,
+        )
+
+    def configuration(self) -> dict[str, Any]:
+        r"""Of the network and of the scheduler."""
+        return {"unet": public_config(self.unet.config), "scheduler": public_config(self.scheduler.config)}
+
+    def pipeline(self) -> VLBDDPMPipeline:
+        r"""What is scored, sampled and saved: the network with the betas as plain numbers."""
+        scheduler = self.scheduler
+        if self.noise_schedule is not None:
+            scheduler = VLBDDPMScheduler.from_config(scheduler.config, trained_betas=self.noise_schedule.betas())
+        pipe = VLBDDPMPipeline(self.unet, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe

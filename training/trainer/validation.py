@@ -1,0 +1,56 @@
+r"""A look at the model on the way: the bound on some images, and samples. With averaged weights; see `Trainer.averaged`."""
+
+import argparse
+import io
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.evaluation import estimate_nll, image_grid
+from ddpm_vlb.files import write_atomically
+from ddpm_vlb.noise import mix
+
+from .data import SAMPLING, SCORING
+
+
+def bits_per_dim(
+    pipe: VLBDDPMPipeline, levels: torch.Tensor, arguments: argparse.Namespace, accelerator: Accelerator
+) -> dict[str, float]:
+    r"""Means over the images `levels` `(N, C, H, W)`, in bits/dim, each process scoring its share of them.
+
+    Raises:
+        ValueError: a network whose output is not finite.
+    """
+    a = arguments
+    share = range(accelerator.process_index, len(levels), accelerator.num_processes)
+    terms = torch.zeros(4, len(levels), dtype=torch.float64)
+    if share:
+        seeds = [mix(mix(a.seed, SCORING), index) for index in share]
+        estimate = estimate_nll(pipe, levels[list(share)], seeds, a.evaluations_per_image, a.eval_batch_size)
+        terms[:, list(share)] = torch.stack(estimate[:4])
+    # Each column is filled by one process: the sum puts them together, and rounds nothing.
+    terms = accelerator.reduce(terms.to(accelerator.device), "sum").cpu()
+    names = ("bits_per_dim", "prior", "transitions", "decoder")
+    values = dict(zip(names, terms.mean(dim=1).tolist()))
+    if len(levels) > 1:
+        values["standard_error"] = (terms[0].var() / len(levels)).sqrt().item()
+    return values | {"num_images": len(levels)}
+
+
+def draw_samples(pipe: VLBDDPMPipeline, step: int, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+    r"""A grid of samples, into `samples/` and to the trackers that take pictures."""
+    a = arguments
+    generator = torch.Generator().manual_seed(mix(a.seed, SAMPLING) % 2**63)
+    steps = min(a.ddpm_num_inference_steps, a.ddpm_num_steps)
+    images = pipe(a.num_sample_images, generator=generator, num_inference_steps=steps).images
+    buffer = io.BytesIO()
+    image_grid(images).save(buffer, format="png")
+    (a.output_dir / "samples").mkdir(exist_ok=True)
+    write_atomically(a.output_dir / "samples" / f"step-{step:07d}.png", buffer.getvalue())
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": pixels}, step=step, **layout)
