@@ -22,6 +22,15 @@ Both Gaussians of :math:`L_t` have means :math:`\tilde\mu_t` at the true and the
 The difference of the two means is never formed. With :math:`\sigma_t^2 = \tilde\beta_t` it is
 :math:`\tfrac12 (\mathrm{SNR}(s) - \mathrm{SNR}(t)) \|x - \hat x\|^2` (Section 4, Kingma et al. 2021).
 
+A draw in place of the expectation, at :math:`x_s = \tilde\mu_t + \tilde\beta_t^{1/2} \epsilon`, adds terms of mean zero to that
+(`sampled_transition`). With :math:`\delta = c_t (x - \hat x) / \sigma_t`, the difference of the means in units of
+:math:`\sigma_t`,
+
+.. math::
+    \log \frac{q(x_s | x_t, x)}{p(x_s | x_t)}
+    = \sum_{\text{dims}} \tfrac12 \left[ (\delta + e^{d/2} \epsilon)^2 - \epsilon^2 - d \right]
+    = L_t + \sum_{\text{dims}} \left[ \tfrac12 (e^d - 1) (\epsilon^2 - 1) + \delta e^{d/2} \epsilon \right] .
+
 Every function returns nats per image, shape `(B,)`, in the working dtype (float64).
 """
 
@@ -70,13 +79,51 @@ def transition_kl(
     Returns:
         Nats, shape `(B,)`; never negative.
     """
+    gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    return _sum_dims(0.5 * (variance_gap(gap) + weight * error**2))
+
+
+def sampled_transition(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    r""":math:`\log q(x_s | x_t, x) - \log p(x_s | x_t)` at an :math:`x_s` drawn from q: what `transition_kl` is the mean of.
+
+    Arguments as `transition_kl`, and:
+        noise: standard normal, of the shape of `original_samples`: the draw is the posterior's mean and so many of its
+            standard deviations.
+
+    Returns:
+        Nats, shape `(B,)`; it may be negative.
+
+    Raises:
+        ValueError: `noise` of another shape.
+    """
+    _, noise = to_working(original_samples=original_samples, noise=noise)
+    gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    closed_form = 0.5 * (variance_gap(gap) + weight * error**2)
+    added = 0.5 * torch.expm1(gap) * (noise**2 - 1) + weight.sqrt() * error * torch.exp(0.5 * gap) * noise
+    return _sum_dims(closed_form + added)
+
+
+def _compare(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""By what the two Gaussians of :math:`L_t` differ: :math:`d`, :math:`c_t^2 / \sigma_t^2` and :math:`x - \hat x`."""
     forward = reverse.forward
     x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
     pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
     posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
-    gap = variance_gap(posterior_log_variance - log_variance)
     weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(-log_variance)
-    return _sum_dims(0.5 * (gap + weight * (x - pred_original_sample) ** 2))
+    return posterior_log_variance - log_variance, weight, x - pred_original_sample
 
 
 def decoder_nll(

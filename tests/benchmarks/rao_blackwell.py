@@ -10,9 +10,8 @@ import math
 import torch
 
 from ddpm_vlb import VLBDDPMPipeline
-from ddpm_vlb.bound import prior_kl, trajectory_bound, vlb_terms
+from ddpm_vlb.bound import prior_kl, sampled_transition, trajectory_bound, vlb_terms
 from ddpm_vlb.data import load_images
-from ddpm_vlb.gaussians import normal_log_density
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 
@@ -41,12 +40,8 @@ def main() -> None:
         term = vlb_terms(reverse, output, x, x_t, t, levels)
         closed = closed + term
         if t > 0:
-            q = reverse.forward.q_posterior_mean_variance(x, x_t, t)
-            p = reverse.p_mean_variance(output, x_t, t)
-            x_s = q.mean + q.variance.sqrt() * torch.randn(x.shape, generator=generator)
-            log_ratio = normal_log_density(x_s, q.mean, q.log_variance) - normal_log_density(x_s, p.mean, p.log_variance)
             kl = term
-            term = log_ratio.flatten(1).sum(1)
+            term = sampled_transition(reverse, output, x, x_t, t, torch.randn(x.shape, generator=generator))
             ratios.append((term.var() / kl.var()).item())
         sampled = sampled + term
     first = trajectory_bound(reverse, network, x, levels, generator)
