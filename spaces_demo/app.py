@@ -9,6 +9,7 @@ import gc
 import os
 import re
 import sys
+from collections.abc import Sequence
 
 # Before gradio is imported: nothing is told to anybody.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -18,10 +19,11 @@ import gradio as gr
 import torch
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from vlb_demo import bound, choose, drawing, forward, gaussian, pictures, rates, reverse, score
+from vlb_demo import drawing, pictures
 from vlb_demo.layout import Tab, guarded, refuse_addresses
 from vlb_demo.models import Models
-from vlb_demo.texts import I18N, T, both
+from vlb_demo.tabs import find_tabs
+from vlb_demo.texts import I18N, T
 from vlb_demo.uploads import MAX_BYTES
 
 DAY = 24 * 60 * 60
@@ -33,44 +35,30 @@ def build(models: Models) -> gr.Blocks:
     with gr.Blocks(title="ddpm_vlb", analytics_enabled=False, fill_width=True, delete_cache=(DAY // 24, DAY // 24)) as demo:
         gr.Markdown(T("title"), elem_classes="vlb-title")
         model = gr.Dropdown(models.names, value=models.names[0], label=T("model"), elem_id="model", render=False)
-        tabs, changing = {}, {}
+        tabs = []
         with gr.Tabs():
-            for name, module, endpoint in (
-                ("gaussian", gaussian, "gaussian"),
-                ("forward", forward, "forward"),
-                ("reverse", reverse, "sample"),
-                ("bound", bound, "bound"),
-                ("score", score, "score"),
-                ("rates", rates, "rate_distortion"),
-                ("models", choose, "model"),
-            ):
+            for name, module in find_tabs().items():
                 with gr.Tab(T(name), id=name, elem_id=f"tab-{name}"):
-                    tabs[name] = Tab(name, endpoint)
-                    changing[name] = module.build(tabs[name], *([] if module is gaussian else [models, model]))
-        _follow(models, model, tabs, changing)
+                    tabs.append(Tab(name, module.ENDPOINT))
+                    module.build(tabs[-1], models, model)
+        _follow(models, model, tabs)
     refuse_addresses(demo)
     return demo
 
 
-def _follow(models: Models, model: gr.Dropdown, tabs: dict[str, Tab], changing: dict) -> None:
+def _follow(models: Models, model: gr.Dropdown, tabs: Sequence[Tab]) -> None:
     r"""When another model is chosen: sliders that reach over its images and timesteps, and no results of the former one."""
-    (image, timestep), (scored, canvas) = changing["forward"], changing["score"]
-    images = [image, scored, changing["bound"], changing["rates"]]
-    stale = [tabs[name].picture for name in ("reverse", "bound", "score", "rates")]
+    following = [entry for tab in tabs for entry in tab.following]
 
     def follow(name: str) -> list:
         chosen = models[name]
-        last = chosen.num_train_timesteps - 1
-        return [
-            *(gr.update(maximum=len(chosen.examples) - 1, value=0) for _ in images),
-            gr.update(maximum=last, value=round(0.3 * last)),
-            drawing.blank(chosen.shape),
-            *(pictures.note(both("model_changed")) for _ in stale),
-        ]
+        return [update(chosen) for _, update in following]
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    followed = model.change(guarded(follow), [model], [*images, timestep, canvas, *stale], **private)
-    followed.then(*tabs["forward"].event, **private)
+    followed = model.change(guarded(follow), [model], [component for component, _ in following], **private)
+    for tab in tabs:
+        if tab.after_model is not None:
+            followed.then(*tab.after_model, **private)
 
 
 class NoAddresses:

@@ -16,9 +16,10 @@ import space_server
 import torch
 from conftest import generator, quiet, tiny_unet
 from PIL import Image
-from vlb_demo import bound, choose, drawing, forward, gaussian, pictures, rates, reverse, score, texts, uploads
+from vlb_demo import drawing, pictures, tabs, texts, uploads
 from vlb_demo.models import Models
 from vlb_demo.running import Stopped, Watch, watched
+from vlb_demo.tabs import bound, choose, forward, gaussian, rates, reverse, score
 from vlb_demo.texts import Refusal
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
@@ -491,6 +492,81 @@ def test_both_languages_say_the_same():
         assert f'"{key}"' in source, key
 
 
+TOY = '''
+import gradio as gr
+
+from vlb_demo.texts import T
+
+ENDPOINT = "toy"
+
+
+def compute(steps: int):
+    """The number that is given.
+
+    Args:
+        steps: the number.
+    """
+    return {"steps": steps}, f"<p>{steps}</p>", f"steps = {steps}"
+
+
+def build(tab, models, model):
+    with tab.controls():
+        steps = gr.Slider(0, models[model.value].num_train_timesteps, label=T("steps"), elem_id="toy-steps")
+    tab.follows(steps, lambda chosen: gr.update(maximum=chosen.num_train_timesteps))
+    tab.show(compute(0))
+    tab.live(compute, [steps])
+'''
+
+
+def test_a_tab_is_a_module_and_its_words(tmp_path, models, monkeypatch):
+    import app
+
+    folder = tmp_path / "tabs"
+    folder.mkdir()
+    (folder / "toy.py").write_text(TOY)
+    monkeypatch.setattr(tabs, "__path__", [*tabs.__path__, str(folder)])
+    with pytest.raises(ValueError, match="`tabs` of words.toml must name the modules of tabs/"):
+        app.build(models)
+    monkeypatch.setitem(texts.WORDS, "tabs", ["toy", *texts.WORDS["tabs"]])
+    config = app.build(models).config
+    named = [component["props"]["id"] for component in config["components"] if component["type"] == "tabitem"]
+    assert [name for name in named if name in texts.WORDS["tabs"]] == texts.WORDS["tabs"]
+    (endpoint,) = (event for event in config["dependencies"] if event["api_name"] == "toy")
+    assert len(endpoint["outputs"]) == 3 and "The number that is given." in endpoint["api_description"]
+    # What follows the model: of every tab what it said, the toy's slider among it.
+    ids = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
+    (follow, *_) = (
+        event
+        for event in config["dependencies"]
+        if event["targets"] == [(ids["model"], "change")] and len(event["outputs"]) > 3
+    )
+    expected = ["toy-steps", "forward-number", "forward-t", "score-drawing"]
+    expected += [f"{name}-number" for name in ("bound", "score", "rates")] + [
+        f"{name}-picture" for name in ("reverse", "bound", "score", "rates")
+    ]
+    assert sorted(follow["outputs"]) == sorted(ids[name] for name in expected)
+
+
+def test_without_the_package_its_modules_are_the_carried_file(tmp_path):
+    python = space_server.environment_without_the_package(tmp_path / "venv")
+    code = """
+import sys, vlb_demo
+import ddpm_vlb.bound, ddpm_vlb.likelihoods.rate_distortion
+from ddpm_vlb.data.levels import images_to_levels
+from ddpm_vlb.likelihoods.rate_distortion import rate_distortion
+from ddpm_vlb.no.place.yet import VLBDDPMPipeline
+from ddpm_vlb import VLBDDPMScheduler
+names = [name for name in sys.modules if name.split(".")[0] == "ddpm_vlb"]
+assert {"ddpm_vlb.likelihoods", "ddpm_vlb.data.levels", "ddpm_vlb.no.place"} <= set(names), names
+assert all(sys.modules[name] is sys.modules["ddpm_vlb"] for name in names)
+assert callable(rate_distortion) and ddpm_vlb.__file__ == str(vlb_demo.CARRIED) == ddpm_vlb.__spec__.origin
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean |= {"SOCKETS": str(tmp_path / "sockets.txt")}
+    done = subprocess.run([python, "-c", code], cwd=space_server.SPACE, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_carried_file_is_the_package():
     path = space_server.SPACE / "checkpoints" / DIGITS / "pipeline.py"
     assert path.read_text() == standalone_source(), f"make {path.relative_to(space_server.SPACE.parent)}"
@@ -501,10 +577,10 @@ def test_zero_gpu_is_asked_for_where_it_is(tmp_path):
     (tmp_path / "spaces.py").write_text(
         "asked = []\ndef GPU(function):\n    asked.append(function.__module__)\n    return function\n"
     )
-    code = "import spaces; from vlb_demo import bound, rates, reverse, score; print(sorted(spaces.asked))"
+    code = "import spaces; from vlb_demo.tabs import bound, rates, reverse, score; print(sorted(spaces.asked))"
     path = os.pathsep.join([str(tmp_path), str(space_server.SPACE)])
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.stdout.strip() == str([f"vlb_demo.{name}" for name in ("bound", "rates", "reverse", "score")]), done.stderr
+    assert done.stdout.strip() == str([f"vlb_demo.tabs.{name}" for name in ("bound", "rates", "reverse", "score")]), done.stderr
 
 
 def test_a_wrong_model_ends_the_start_with_a_line(tmp_path):

@@ -22,7 +22,7 @@ if space_server.CHROMIUM is None:
         "no chromium here (Debian's package is `chromium`): the demo is not tried in a browser", allow_module_level=True
     )
 
-TABS = ("gaussian", "forward", "reverse", "bound", "score", "rates", "models")
+TABS = ("gaussian", "forward", "reverse", "bound", "score", "rates", "choose")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 DIGIT = space_server.SPACE / "examples" / "pictures" / "digit-3.png"
 
@@ -131,7 +131,7 @@ def test_every_tab_is_there_and_fits(any_page, request):
         assert not any(sentence.is_visible() for sentence in hidden.all())
         # Nothing reaches over the edge.
         assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth"), name
-        if name != "models":
+        if name != "choose":
             assert panel.locator(".katex").count()
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -228,10 +228,10 @@ def test_the_bound_adds_up_and_can_be_sampled(page):
 def test_cancelling_leaves_what_was_there(page):
     open_tab(page, "forward")
     move(page, "#forward-number", 300)  # more than the next model has
-    open_tab(page, "models")
+    open_tab(page, "choose")
     page.locator("#model input").click()
     page.get_by_role("option", name="ddpm-vlb-mnist").click()
-    page.wait_for_function("document.getElementById('models-picture').innerText.includes('28 × 28')")
+    page.wait_for_function("document.getElementById('choose-picture').innerText.includes('28 × 28')")
     open_tab(page, "bound")
     page.get_by_text(WORDS["en"]["said"]["model_changed"]).first.wait_for()
     move(page, "#bound-steps", 1000)
@@ -267,11 +267,11 @@ def test_two_visitors_choose_for_themselves(browser, address):
     pages = [open_page(browser, address, language, DESKTOP, "light") for language in ("en-GB", "ja-JP")]
     one, other = (next(page) for page in pages)
     for page, model in ((one, "ddpm-vlb-mnist"), (other, None)):
-        open_tab(page, "models")
+        open_tab(page, "choose")
         if model:
             page.locator("#model input").click()
             page.get_by_role("option", name=model).click()
-            page.wait_for_function("document.getElementById('models-picture').innerText.includes('28 × 28')")
+            page.wait_for_function("document.getElementById('choose-picture').innerText.includes('28 × 28')")
     open_tab(other, "score")
     run(other, "score") if move(other, "#score-seed", 0) else None
     assert "8 × 8" in other.locator("#score-picture figcaption").first.inner_text()

@@ -118,7 +118,7 @@ def test_the_requirements_are_all_that_is_imported():
     names = {"PIL": "pillow"}
     needed = {re.split(r"[<>=]", line)[0] for line in (SPACE / "requirements.txt").read_text().split()}
     imported = set()
-    for path in [SPACE / "app.py", *(SPACE / "vlb_demo").glob("*.py"), SPACE / CARRIED]:
+    for path in [SPACE / "app.py", *(SPACE / "vlb_demo").rglob("*.py"), SPACE / CARRIED]:
         for node in ast.walk(ast.parse(path.read_text())):
             found = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []

@@ -12,8 +12,10 @@ from typing import Any
 
 import gradio as gr
 
+from . import pictures
+from .models import Model
 from .running import Stopped
-from .texts import Refusal, T, say
+from .texts import Refusal, T, both, say
 
 # Of all events that evaluate a network, together: one core each.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 2}
@@ -86,6 +88,9 @@ class Tab:
 
     def __init__(self, name: str, endpoint: str | None = None):
         self.name, self.endpoint = name, endpoint or name
+        # What another model changes: components, each with its update, and the event that is due after them, if there is one.
+        self.following: list[tuple[gr.components.Component, Callable[[Model], Any]]] = []
+        self.after_model: tuple[Callable, Sequence, Sequence] | None = None
         gr.Markdown(T(f"{name}_text"), latex_delimiters=LATEX, elem_classes="vlb-text")
         self._row = gr.Row(equal_height=False)
         with self._row:
@@ -108,28 +113,42 @@ class Tab:
     def seed(self, value: int = 0) -> gr.Number:
         return gr.Number(value, label=T("seed"), precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{self.name}-seed")
 
-    def number(self, count: int, value: int = 0) -> gr.Slider:
+    def number(self, model: Model, value: int = 0) -> gr.Slider:
         r"""Chooses one of a model's images."""
-        return gr.Slider(0, count - 1, value, step=1, label=T("image"), elem_id=f"{self.name}-number")
+        last = len(model.examples) - 1
+        slider = gr.Slider(0, last, value, step=1, label=T("image"), elem_id=f"{self.name}-number")
+        self.follows(slider, lambda chosen: gr.update(maximum=len(chosen.examples) - 1, value=0))
+        return slider
+
+    def follows(self, component: gr.components.Component, update: Callable[[Model], Any]) -> None:
+        r"""Have a component changed whenever another model is chosen.
+
+        Args:
+            component: any of the tab's.
+            update: called with the model; returns the component's new value, or a `gr.update`.
+        """
+        self.following.append((component, update))
 
     def show(self, values: Sequence[Any]) -> None:
         r"""What is there before anybody has done anything."""
         for component, value in zip(self.outputs, values):
             component.value = component.postprocess(value) if component is not self.code else value
 
-    def live(self, compute: Callable, inputs: Sequence, triggers: Sequence | None = None) -> None:
+    def live(self, compute: Callable, inputs: Sequence, model: gr.Dropdown | None = None) -> None:
         r"""Computed anew whenever a control moves; of quick moves the last one counts.
 
         Args:
             compute: the event's function.
-            inputs: its components.
-            triggers: those whose moves count; by default all.
+            inputs: its components, but for `model`.
+            model: the choice of a model, if it comes with changes to `inputs` (`follows`): the first of the function's
+                arguments, and computed anew once all has followed.
         """
-        # For those who know of another reason to compute it anew.
-        self.event = guarded(compute), inputs, self.outputs
+        event = guarded(compute), inputs if model is None else [model, *inputs], self.outputs
+        if model is not None:
+            self.after_model = event
         gr.on(
-            [component.change for component in triggers or inputs],
-            *self.event,
+            [component.change for component in inputs],
+            *event,
             api_name=self.endpoint,
             api_description=_description(compute),
             show_progress="hidden",
@@ -139,7 +158,8 @@ class Tab:
         )
 
     def long(self, compute: Callable, inputs: Sequence) -> None:
-        r"""Computed when asked for, with results on the way, until it is done or cancelled."""
+        r"""Computed when asked for, with results on the way, until it is done or cancelled. Of another model it says so."""
+        self.follows(self.picture, lambda chosen: pictures.note(both("model_changed")))
         with self._controls, gr.Row():
             run = gr.Button(T("run"), variant="primary", elem_id=f"{self.name}-run", min_width=100)
             cancel = gr.Button(T("cancel"), elem_id=f"{self.name}-cancel", min_width=100)

@@ -49,6 +49,20 @@ class Model:
     scores: np.ndarray | None = field(repr=False)
     seconds: float = 0.0
 
+    def predict(self, noisy_samples: torch.Tensor, timestep: int) -> torch.Tensor:
+        r"""The network's output, with whatever it says of variances."""
+        return self.unet(noisy_samples, timestep).sample
+
+    @property
+    def has_variances(self) -> bool:
+        r"""Whether the network has channels for variances."""
+        return self.unet.config.out_channels != self.shape[0]
+
+    @property
+    def num_parameters(self) -> int:
+        r"""Of the network."""
+        return self.unet.num_parameters()
+
     def check_time(self, evaluations: int) -> None:
         r"""Refuse what would keep others waiting for long."""
         if self.seconds * evaluations > MAX_SECONDS:
@@ -87,6 +101,14 @@ class Model:
         if not 0 <= number < len(self.examples):
             raise Refusal("number_range", last=len(self.examples) - 1, got=number)
         return self.examples[number][None]
+
+    def image_code(self, number: int, stop: int | None = None) -> str:
+        r"""Python that makes `image` an example, or those from `number` up to before `stop`."""
+        stop = number + 1 if stop is None else stop
+        if self.examples_file is not None:
+            return f"image = load_images({self.examples_file!r}).images[{number}:{stop}]"
+        images = self.examples[number:stop]
+        return f"image = torch.tensor({images.flatten().tolist()}).view({', '.join(map(str, images.shape))})"
 
 
 class Models:

@@ -7,10 +7,12 @@ import gradio as gr
 import numpy as np
 import torch
 
-from . import pictures
-from .layout import Tab
-from .texts import Refusal, T
+from .. import pictures
+from ..layout import Tab
+from ..models import Models
+from ..texts import Refusal, T
 
+ENDPOINT = "gaussian"
 MAX_POINTS = 1000
 MAX_SAMPLES = 500
 
@@ -77,7 +79,7 @@ def compute(
     with np.errstate(over="ignore", under="ignore"):
         products = np.cumprod(repeated.astype(np.float32))
     sums = np.cumsum(np.log(repeated))
-    wrong = np.flatnonzero((products == 0) | ~np.isfinite(products))
+    wrong = _wrong(products)
     numbers = {
         "points": len(repeated),
         "likelihood_float32": float(products[-1]) if np.isfinite(products[-1]) else None,
@@ -89,27 +91,7 @@ def compute(
         "entropy": gaussian.entropy().item(),
     }
 
-    def draw(plane, line) -> None:
-        angles = np.linspace(0, 2 * math.pi, 100)
-        circle = np.stack([np.cos(angles), np.sin(angles)])
-        for radius, alpha in ((1, 0.9), (2, 0.55), (3, 0.3)):
-            ellipse = mean.numpy()[:, None] + radius * factor.numpy() @ circle
-            plane.plot(*ellipse, color=pictures.BLUE, alpha=alpha)
-        plane.plot(*samples.T.numpy(), ".", color=pictures.ORANGE, markersize=3.5, alpha=0.8)
-        plane.plot(*mean.numpy(), "+", color=pictures.INK, markersize=9)
-        plane.set(xlim=(-10, 10), ylim=(-7.4, 7.4), aspect="equal", xlabel="x₁", ylabel="x₂")
-        plane.set_title("samples, and 1, 2, 3 standard deviations")
-        counts = np.arange(1, len(repeated) + 1)
-        with np.errstate(divide="ignore"):
-            logs = np.log10(products, where=products > 0, out=np.full(len(products), np.nan))
-        line.plot(counts, sums / math.log(10), color=pictures.BLUE, label="sum of logarithms")
-        line.plot(counts, logs, ".", color=pictures.ORANGE, markersize=4, label="product in float32")
-        if len(wrong):
-            line.axvline(wrong[0] + 1, color=pictures.RED, linestyle="--", label="the product is 0 or infinite from here on")
-        line.set(xlabel="points", ylabel="log₁₀ likelihood")
-        line.legend(loc="best")
-
-    picture = pictures.plot(draw, 2, "A two-dimensional Gaussian with samples; product and sum of likelihoods", height=3.4)
+    picture = _plots(mean, factor, samples, products, sums)
     rows = [
         ("likelihood, float32", f"{products[-1]:.6g}"),
         ("log-likelihood", f"{sums[-1]:.6g}"),
@@ -129,11 +111,49 @@ def compute(
     return numbers, picture + pictures.table(rows, strong=(2,)), code
 
 
+def _plots(mean: torch.Tensor, factor: torch.Tensor, samples: torch.Tensor, products: np.ndarray, sums: np.ndarray) -> str:
+    r"""The Gaussian with its samples; and what product and sum of the logarithms say, point after point.
+
+    Args:
+        mean, factor: of the Gaussian, `(2,)` and `(2, 2)`, the Cholesky factor of its covariance.
+        samples: `(N, 2)`.
+        products, sums: of the first likelihoods and of their logarithms.
+    """
+    wrong = _wrong(products)
+
+    def draw(plane, line) -> None:
+        angles = np.linspace(0, 2 * math.pi, 100)
+        circle = np.stack([np.cos(angles), np.sin(angles)])
+        for radius, alpha in ((1, 0.9), (2, 0.55), (3, 0.3)):
+            ellipse = mean.numpy()[:, None] + radius * factor.numpy() @ circle
+            plane.plot(*ellipse, color=pictures.BLUE, alpha=alpha)
+        plane.plot(*samples.T.numpy(), ".", color=pictures.ORANGE, markersize=3.5, alpha=0.8)
+        plane.plot(*mean.numpy(), "+", color=pictures.INK, markersize=9)
+        plane.set(xlim=(-10, 10), ylim=(-7.4, 7.4), aspect="equal", xlabel="x₁", ylabel="x₂")
+        plane.set_title("samples, and 1, 2, 3 standard deviations")
+        counts = np.arange(1, len(products) + 1)
+        with np.errstate(divide="ignore"):
+            logs = np.log10(products, where=products > 0, out=np.full(len(products), np.nan))
+        line.plot(counts, sums / math.log(10), color=pictures.BLUE, label="sum of logarithms")
+        line.plot(counts, logs, ".", color=pictures.ORANGE, markersize=4, label="product in float32")
+        if len(wrong):
+            line.axvline(wrong[0] + 1, color=pictures.RED, linestyle="--", label="the product is 0 or infinite from here on")
+        line.set(xlabel="points", ylabel="log₁₀ likelihood")
+        line.legend(loc="best")
+
+    return pictures.plot(draw, 2, "A two-dimensional Gaussian with samples; product and sum of likelihoods", height=3.4)
+
+
+def _wrong(products: np.ndarray) -> np.ndarray:
+    r"""Where a product has left what a float can hold."""
+    return np.flatnonzero((products == 0) | ~np.isfinite(products))
+
+
 DEFAULTS = (0.0, 0.0, 2.0, 1.0, 0.6, 200, 0, "0.1, 0.5, 0.2, 0.4", 25)
 
 
-def build(tab: Tab) -> None:
-    r"""Lay the tab out."""
+def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
+    r"""Lay the tab out; no model has anything to do with it."""
     mean_1, mean_2, sigma_1, sigma_2, correlation, num_samples, seed, points, repeats = DEFAULTS
     with tab.controls():
         inputs = [

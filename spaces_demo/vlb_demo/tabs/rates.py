@@ -10,12 +10,13 @@ import torch
 
 from ddpm_vlb.likelihoods.rate_distortion import RateDistortion, progressive_decoding, rate_distortion
 
-from . import pictures
-from .layout import Tab
-from .models import Models
-from .running import Watch, gpu, watched
-from .texts import Refusal, T
+from .. import pictures
+from ..layout import Tab
+from ..models import Models
+from ..running import Watch, gpu, watched
+from ..texts import Refusal, T
 
+ENDPOINT = "rate_distortion"
 MAX_STEPS, MAX_IMAGES = 250, 32
 SHOWN, MOMENTS = 4, 7  # images, and moments of the progressive decoding
 
@@ -64,14 +65,8 @@ def compute(
     pipe = chosen.pipe(unet=watch.network(chosen.unet))
     grid = pipe.scheduler.inference_grid(steps)
     moments = [grid[round(index * (steps - 1) / (MOMENTS - 1))] for index in range(MOMENTS)]
-    image = (
-        f"image = load_images({chosen.examples_file!r}).images[{number}:{last}]"
-        if chosen.examples_file
-        else f"image = torch.tensor({images.flatten().tolist()}).view({', '.join(map(str, images.shape))})"
-    )
-    code = CODE.format(
-        source=chosen.source, image=image, steps=steps, seed=seed, shown=min(SHOWN, len(images)), moments=moments
-    )
+    image, shown = chosen.image_code(number, last), min(SHOWN, len(images))
+    code = CODE.format(source=chosen.source, image=image, steps=steps, seed=seed, shown=shown, moments=moments)
     decoded = progressive_decoding(pipe, images[:SHOWN], moments, seed=seed)
     film = _film(chosen, moments, decoded, images[:SHOWN])
     # Counted are those of the curve.
@@ -145,11 +140,11 @@ def _curve(curve: RateDistortion, moments: list[int]) -> str:
 DEFAULTS = (0, 16, 100, 0)
 
 
-def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
-    r"""Lay the tab out; returns the slider of images, which depends on the model."""
+def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
+    r"""Lay the tab out."""
     number_, num_images, steps, seed = DEFAULTS
     with tab.controls():
-        number = tab.number(len(models[model.value].examples), number_)
+        number = tab.number(models[model.value], number_)
         inputs = [
             model,
             number,
@@ -160,4 +155,3 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
     *_, last = compute(models, model.value, *DEFAULTS)
     tab.show(last)
     tab.long(partial(compute, models), inputs)
-    return number

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import pictures
-from .drawing import pad, to_picture
-from .forward import image_code
-from .layout import Tab
-from .models import Model, Models
-from .running import Watch, gpu, watched
-from .texts import Refusal, T, both
-from .uploads import complexity, fit, open_picture
+from .. import pictures
+from ..drawing import blank, pad, to_picture
+from ..layout import Tab
+from ..models import Model, Models
+from ..running import Watch, gpu, watched
+from ..texts import Refusal, T, both
+from ..uploads import complexity, fit, open_picture
 
+ENDPOINT = "score"
 SOURCES = ("pick", "upload", "draw")
 CHANGES = ("as it is", "inverted", "noise", "constant")
 MIN_EVALUATIONS, MAX_EVALUATIONS = 64, 2048
@@ -60,7 +60,7 @@ def prepare(
     levels_count, (channels, height, width) = model.num_pixel_levels, model.shape
     before = None
     if source == "pick":
-        levels, imports, code = model.image(number), "from ddpm_vlb.data import load_images", image_code(model, number)
+        levels, imports, code = model.image(number), "from ddpm_vlb.data import load_images", model.image_code(number)
     else:
         if source == "upload" and upload is None:
             raise Refusal("no_upload")
@@ -208,13 +208,13 @@ def _histograms(model: Model, score: float, error: float, size: float | None) ->
 DEFAULTS = ("pick", 0, "as it is", 256, 0)
 
 
-def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.HTML]:
-    r"""Lay the tab out; returns what depends on the model: the slider of images and the drawing pad."""
+def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
+    r"""Lay the tab out."""
     source, number_, change, evaluations, seed = DEFAULTS
     with tab.controls():
         with gr.Tabs():
             with gr.Tab(T("pick"), id="pick") as pick:
-                number = tab.number(len(models[model.value].examples), number_)
+                number = tab.number(models[model.value], number_)
             with gr.Tab(T("upload"), id="upload") as uploading:
                 upload = gr.Image(
                     type="filepath",
@@ -228,6 +228,7 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.H
                 )
             with gr.Tab(T("draw"), id="draw") as drawing_tab:
                 canvas = pad(models[model.value].shape)
+                tab.follows(canvas, lambda chosen: blank(chosen.shape))
         chosen = gr.Radio([(T(name), name) for name in SOURCES], value=source, label=T("source"), elem_id="score-source")
         inputs = [
             model,
@@ -249,4 +250,3 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.H
     *_, last = compute(models, model.value, *DEFAULTS)
     tab.show(last)
     tab.long(partial(compute, models), inputs)
-    return number, canvas

@@ -12,11 +12,12 @@ from ddpm_vlb.forward_process import ForwardProcess
 from ddpm_vlb.noise_schedules import make_betas
 from ddpm_vlb.pixel_grid import levels_to_samples
 
-from . import pictures
-from .layout import Tab
-from .models import Models
-from .texts import Refusal, T
+from .. import pictures
+from ..layout import Tab
+from ..models import Model, Models
+from ..texts import Refusal, T
 
+ENDPOINT = "forward"
 # Random numbers of a walk: every step for small images, fewer and longer steps for large ones.
 MAX_NORMALS = 2**21
 SCHEDULES = {"linear": pictures.ORANGE, "scaled_linear": pictures.GREEN, "squaredcos_cap_v2": pictures.PURPLE}
@@ -110,16 +111,9 @@ def compute(models: Models, model: str, number: int, t: int, seed: int) -> tuple
             f"{residual.mean().item():+.3f}, {residual.std().item():.3f}",
         ),
     ]
-    image = image_code(chosen, int(number))
+    image = chosen.image_code(int(number))
     code = CODE.format(source=chosen.source, t=t, seed=int(seed), image=image, hops=hops, walks=len(walked))
     return numbers, shown + pictures.table(rows) + curves, code
-
-
-def image_code(chosen, number: int) -> str:
-    r"""Python that makes `image` a model's example."""
-    if chosen.examples_file is None:
-        return f"image = torch.tensor({chosen.image(number).flatten().tolist()}).view(1, {', '.join(map(str, chosen.shape))})"
-    return f"image = load_images({chosen.examples_file!r}).images[{number}:{number + 1}]"
 
 
 def _walk(process: ForwardProcess, x: torch.Tensor, t: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
@@ -162,14 +156,19 @@ def _alphas_cumprod(schedule: str, steps: int) -> torch.Tensor:
     return (1 - make_betas(schedule, steps)).cumprod(0)
 
 
-def build(tab: Tab, models: Models, model: gr.Dropdown) -> tuple[gr.Slider, gr.Slider]:
-    r"""Lay the tab out; returns what depends on the model: the sliders of images and of timesteps."""
+def _timesteps(chosen: Model) -> dict[str, Any]:
+    r"""The slider of timesteps, for another model."""
+    last = chosen.num_train_timesteps - 1
+    return gr.update(maximum=last, value=round(0.3 * last))
+
+
+def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
+    r"""Lay the tab out."""
     chosen = models[model.value]
     with tab.controls():
-        number = tab.number(len(chosen.examples))
+        number = tab.number(chosen)
         t = gr.Slider(0, chosen.num_train_timesteps - 1, 300, step=1, label=T("timestep"), elem_id="forward-t")
         seed = tab.seed()
     tab.show(compute(models, model.value, 0, 300, 0))
-    # A model comes with sliders of its own; `number` and `t` are right only after it.
-    tab.live(partial(compute, models), [model, number, t, seed], triggers=[number, t, seed])
-    return number, t
+    tab.follows(t, _timesteps)
+    tab.live(partial(compute, models), [number, t, seed], model)

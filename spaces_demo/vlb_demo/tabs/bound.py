@@ -8,17 +8,17 @@ import gradio as gr
 import numpy as np
 import torch
 
-from ddpm_vlb.bound import vlb_terms
-from ddpm_vlb.gaussians import nats_to_bits_per_dim, normal_log_density
+from ddpm_vlb.bound import sampled_transition, vlb_terms
+from ddpm_vlb.gaussians import nats_to_bits_per_dim
 from ddpm_vlb.noise import draw_seeds, keyed_noise, mix
 
-from . import pictures
-from .forward import image_code
-from .layout import Tab
-from .models import Models
-from .running import Pace, gpu
-from .texts import Refusal, T, both
+from .. import pictures
+from ..layout import Tab
+from ..models import Models
+from ..running import Pace, gpu
+from ..texts import Refusal, T, both
 
+ENDPOINT = "bound"
 MAX_STEPS, MAX_DRAWS, MAX_EVALUATIONS = 1000, 64, 20_000
 ESTIMATORS = ("closed-form KL", "naive Monte Carlo")
 LOOKS = 10  # pictures on the way, and more where they take long
@@ -41,25 +41,22 @@ print(out.prior.mean(), out.transitions_total.mean(), out.decoder.mean())  # L_T
 
 NAIVE = """
 # In place of each KL: log q(x_s | x_t, x_0) - log p(x_s | x_t), at an x_s drawn from q.
-from ddpm_vlb.gaussians import nats_to_bits_per_dim, normal_log_density
-from ddpm_vlb.pixel_grid import levels_to_samples
+from ddpm_vlb.bound import sampled_transition
+from ddpm_vlb.gaussians import nats_to_bits_per_dim
 from ddpm_vlb.noise import draw_seeds, keyed_noise, mix
+from ddpm_vlb.pixel_grid import levels_to_samples
 
-scheduler, grid = pipe.scheduler, [out.timesteps.tolist()[-1 - i] for i in range(len(out.timesteps))]
-x = levels_to_samples(images, scheduler.config.num_pixel_levels)
+reverse = pipe.scheduler.reverse_process(pipe.scheduler.inference_grid({steps}))
+grid = out.timesteps.flip(0).tolist()
+x = levels_to_samples(images, pipe.scheduler.config.num_pixel_levels)
 seeds = draw_seeds({draws}, torch.Generator().manual_seed({seed}))
 others = [mix(seed, 1) for seed in seeds]
-inference_timesteps = scheduler.inference_grid({steps})
 ratios = 0
 for t, noise, other in zip(grid, keyed_noise(seeds, grid, x.shape[1:]), keyed_noise(others, grid, x.shape[1:])):
-    x_t = scheduler.forward_process(inference_timesteps).q_sample(x, noise.double(), t)
+    x_t = reverse.forward.q_sample(x, noise, t)
     with torch.no_grad():
         output = pipe.unet(x_t.float(), t).sample
-    q = scheduler.q_posterior_mean_variance(x, x_t, t, inference_timesteps=inference_timesteps)
-    p = scheduler.p_mean_variance(output, x_t, t, inference_timesteps=inference_timesteps)
-    x_s = q.mean + q.variance.sqrt() * other
-    ratio = normal_log_density(x_s, q.mean, q.log_variance) - normal_log_density(x_s, p.mean, p.log_variance)
-    ratios = ratios + ratio.flatten(1).sum(dim=1)
+    ratios = ratios + sampled_transition(reverse, output, x, x_t, t, other)
 naive = out.prior + nats_to_bits_per_dim(ratios, x[0].numel()) + out.decoder
 print(naive.mean().item(), naive.std().item() / {draws} ** 0.5)
 """
@@ -98,7 +95,7 @@ def compute(
     grid = forward.timesteps.flip(0).tolist()
     # Noise of x_s, which only the naive estimate needs.
     others = keyed_noise([mix(key, 1) for key in seeds], grid, samples.shape[1:])
-    code = CODE.format(source=chosen.source, image=image_code(chosen, number), draws=draws, seed=int(seed), steps=steps)
+    code = CODE.format(source=chosen.source, image=chosen.image_code(number), draws=draws, seed=int(seed), steps=steps)
     if estimator != ESTIMATORS[0]:
         code += NAIVE.format(draws=draws, seed=int(seed), steps=steps)
     prior = nats_to_bits_per_dim(scorer.prior(samples).cpu().double(), dimensions)
@@ -110,10 +107,7 @@ def compute(
             term = vlb_terms(reverse, output, samples, x_t, t, chosen.num_pixel_levels, validate_args=False)
             ratio = term
             if t != grid[-1]:
-                q, p = forward.q_posterior_mean_variance(samples, x_t, t), reverse.p_mean_variance(output, x_t, t)
-                x_s = q.mean + q.variance.sqrt() * other.to(samples)
-                ratio = normal_log_density(x_s, q.mean, q.log_variance) - normal_log_density(x_s, p.mean, p.log_variance)
-                ratio = ratio.flatten(1).sum(dim=1)
+                ratio = sampled_transition(reverse, output, samples, x_t, t, other.to(samples))
         closed.append(nats_to_bits_per_dim(term.cpu().double(), dimensions))
         naive.append(nats_to_bits_per_dim(ratio.cpu().double(), dimensions))
         if pace.due(done):
@@ -235,11 +229,11 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
 DEFAULTS = (0, 100, 16, ESTIMATORS[0], 0)
 
 
-def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
-    r"""Lay the tab out; returns the slider of images, which depends on the model."""
+def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
+    r"""Lay the tab out."""
     number_, steps, draws, estimator, seed = DEFAULTS
     with tab.controls():
-        number = tab.number(len(models[model.value].examples), number_)
+        number = tab.number(models[model.value], number_)
         inputs = [
             model,
             number,
@@ -256,4 +250,3 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> gr.Slider:
     *_, last = compute(models, model.value, *DEFAULTS)
     tab.show(last)
     tab.long(partial(compute, models), inputs)
-    return number

@@ -7,12 +7,13 @@ from typing import Any
 import gradio as gr
 import torch
 
-from . import pictures
-from .layout import Tab
-from .models import Models
-from .running import Pace, gpu
-from .texts import Refusal, T
+from .. import pictures
+from ..layout import Tab
+from ..models import Models
+from ..running import Pace, gpu
+from ..texts import Refusal, T
 
+ENDPOINT = "sample"
 MAX_STEPS, MAX_IMAGES = 250, 16
 SPACINGS = ("leading", "linspace", "trailing")
 VARIANCES = ("as trained", "fixed_small", "fixed_large")
@@ -69,7 +70,7 @@ def compute(
     pipe = chosen.pipe(**settings)
     scheduler, device, channels = pipe.scheduler, models.device, chosen.shape[0]
     # A network of learned variances has twice the channels; the second half is theirs.
-    drop = variance != "as trained" and chosen.unet.config.out_channels != channels
+    drop = variance != "as trained" and chosen.has_variances
     scheduler.set_timesteps(steps)
     grid = scheduler.timesteps.tolist()
     generator = torch.Generator().manual_seed(int(seed))
@@ -86,7 +87,7 @@ def compute(
     kept = {round(index * (steps - 1) / max(1, SNAPSHOTS - 1)) for index in range(min(SNAPSHOTS, steps))}
     for index, t in enumerate(grid):
         with torch.no_grad():
-            output = chosen.unet(x, t).sample
+            output = chosen.predict(x, t)
         before = x
         x, predicted = scheduler.step(output[:, :channels] if drop else output, t, x, generator=generator, return_dict=False)
         if index in kept:

@@ -5,10 +5,12 @@ from typing import Any
 
 import gradio as gr
 
-from . import pictures
-from .layout import Tab
-from .models import Models
-from .texts import both
+from .. import pictures
+from ..layout import Tab
+from ..models import Models
+from ..texts import both
+
+ENDPOINT = "model"
 
 CODE = """\
 from ddpm_vlb import VLBDDPMPipeline
@@ -31,7 +33,7 @@ def compute(models: Models, model: str) -> tuple[dict[str, Any], str, str]:
         "model": chosen.name,
         "models": models.names,
         "image_shape": list(chosen.shape),
-        "num_parameters": chosen.unet.num_parameters(),
+        "num_parameters": chosen.num_parameters,
         "num_pixel_levels": chosen.num_pixel_levels,
         "num_train_timesteps": chosen.num_train_timesteps,
         "prediction_type": config["prediction_type"],
@@ -48,7 +50,7 @@ def compute(models: Models, model: str) -> tuple[dict[str, Any], str, str]:
     rows = [
         ("model", chosen.name),
         ("images", f"{width} × {height} × {channels}, {chosen.num_pixel_levels} levels"),
-        ("parameters", f"{chosen.unet.num_parameters():,}"),
+        ("parameters", f"{chosen.num_parameters:,}"),
         ("T", f"{chosen.num_train_timesteps}"),
         ("prediction_type", config["prediction_type"]),
         ("variance_type", config["variance_type"]),
