@@ -153,11 +153,14 @@ def test_every_public_name_is_there_and_old_paths_give_the_same():
     )
 
 
-def test_every_command_has_its_function():
+def test_every_command_has_its_file():
     from ddpm_vlb.cli.main import COMMANDS, build_parser
 
-    (commands,) = (action for action in build_parser()._actions if action.dest == "command")
-    assert sorted(commands.choices) == sorted(COMMANDS)
+    shared = {"__init__", "main", "options", "common"}
+    files = {module.removeprefix("cli.") for module in modules() if room_of(module) == "cli"}
+    assert files - shared == {command.__name__.rpartition(".")[2] for command in COMMANDS}
+    (parsers,) = (action for action in build_parser()._actions if action.dest == "command")
+    assert [parser.get_default("run") for parser in parsers.choices.values()] == [command.run for command in COMMANDS]
 
 
 def test_help_is_quick():

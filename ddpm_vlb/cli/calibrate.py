@@ -2,24 +2,66 @@ r"""`ddpm-vlb calibrate`."""
 
 import argparse
 
-from .common import check_new_folder, data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
+from .common import check_library, check_new_folder, data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
+from .options import (
+    DEFAULT,
+    add_checkpoint_options,
+    add_data_options,
+    add_network_options,
+    check_data_options,
+    check_model_options,
+    new_command,
+)
+
+# As `calibration.measure` has them, which imports torch.
+EVALUATIONS = 8192
+NUM_TIMESTEPS = 32
 
 
-def run_calibrate(arguments: argparse.Namespace) -> None:
-    r"""`ddpm-vlb calibrate`."""
+def add(commands) -> argparse.ArgumentParser:
+    r"""The command's parser."""
+    parser = new_command(
+        commands,
+        "calibrate",
+        help="better variances, decoder and sub-schedules for the same weights",
+        description="Look at the network once, on images that are not reported on, and make a folder with the same weights and"
+        " a scheduler that knows how far its predictions are off.",
+        examples=(
+            "runs/quickstart/pipeline --dataset digits --split train --output runs/quickstart/calibrated",
+            "runs/mnist/pipeline --dataset runs/mnist/validation.npz --max-images 256 --plot steps.png --output calibrated",
+        ),
+    )
+    add_checkpoint_options(parser)
+    add_data_options(parser, "train")
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help=f"of the network {DEFAULT}")
+    parser.add_argument("--num-timesteps", type=int, default=NUM_TIMESTEPS, help=f"timesteps to look at {DEFAULT}")
+    parser.add_argument("--target-se", type=float, help="refuse a larger standard error of the best bound, in bits/dim")
+    add_network_options(parser)
+    parser.add_argument("--output", required=True, help="folder to make: the pipeline with its calibration")
+    parser.add_argument("--plot", help="where a plot of bits/dim over the number of steps goes, a PNG file")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    r"""Calibrate, save, print."""
     import json
 
-    from ..calibration.measure import calibrate
-    from ..calibration.show import describe, format_calibration, plot_calibration
     from ..files import check_output_path, new_folder, write_atomically
 
+    check_data_options(arguments)
+    check_model_options(arguments, (arguments.checkpoint, arguments.revision))
     output = check_new_folder(arguments.output)
     if arguments.plot is not None:
         check_output_path(arguments.plot)
+        check_library("plot", "matplotlib")
+
+    from ..calibration.measure import calibrate
+    from ..calibration.show import describe, format_calibration, plot_calibration
+
     workers, data = open_data(arguments)
     if workers.count > 1:
         raise ValueError(f"`calibrate` must run in one process, got {workers.count}.")
-    pipe, _ = load_pipeline(arguments, revision=arguments.revision)
+    pipe, _ = load_pipeline(arguments, arguments.checkpoint, arguments.revision)
     set_levels(pipe, arguments.num_pixel_levels)
     result = calibrate(
         pipe,
@@ -30,7 +72,7 @@ def run_calibrate(arguments: argparse.Namespace) -> None:
         max_images=arguments.max_images,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
-        class_labels=labels_for(pipe, data, None),
+        class_labels=labels_for(pipe, data),
         **data_settings(data),
     )
     pipe.unet.float()  # what was loaded; half precision is for the evaluations alone

@@ -3,30 +3,67 @@ r"""`ddpm-vlb card`."""
 import argparse
 from pathlib import Path
 
-from .common import SAMPLES, card_pictures, load_folder, save_samples
+from .common import SAMPLES, card_pictures, draw_samples, load_folder, save_grid
+from .options import DEFAULT, NUM_SAMPLES, new_command
 
 
-def run_card(arguments: argparse.Namespace) -> None:
-    r"""`ddpm-vlb card`."""
-    from ..files import write_atomically
-    from ..hub.cards import check_card, model_card
-    from ..hub.repository import PICTURES
+def add(commands) -> argparse.ArgumentParser:
+    r"""The command's parser."""
+    parser = new_command(
+        commands,
+        "card",
+        help="the model card of a scored checkpoint, made from its report",
+        description="Write a checkpoint's README.md, every number of which is from its report, with samples and a plot of the"
+        " terms; or check the one that is there.",
+        examples=(
+            'runs/quickstart/pipeline --description "A small DDPM of handwritten digits."',
+            "--check runs/quickstart/pipeline",
+        ),
+    )
+    folder = "a pipeline's folder; with --check, one with README.md and report.json"
+    parser.add_argument("folder", metavar="FOLDER", help=folder)
+    parser.add_argument("--report", help="what `ddpm-vlb evaluate` wrote (default: FOLDER/report.json)")
+    parser.add_argument("--repository", metavar="REPO", help="name on the Hub (default: your-name/FOLDER)")
+    parser.add_argument("--description", help="what only you know; kept in the report")
+    parser.add_argument("--num-images", type=int, default=NUM_SAMPLES, help=f"samples to draw for it; 0: none {DEFAULT}")
+    parser.add_argument("--check", action="store_true", help="check the card that is there against its report; writes nothing")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    r"""Check a card, or make one."""
     from ..reports.schema import read_report
-    from ..reports.show import write_report
 
+    if arguments.num_images < 0:
+        raise ValueError(f"`num_images` must not be negative, got {arguments.num_images}.")
     folder = Path(arguments.folder)
     report = read_report(arguments.report or folder / "report.json")
     if arguments.check:
-        try:
-            text = (folder / "README.md").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"`folder` must hold a card, README.md, got {str(folder)!r}: {error}") from error
-        check_card(text, report)
-        print(f"{folder / 'README.md'} agrees with its report: {report['bits_per_dim']:.4f} bits/dim")
-        return
+        check(folder, report)
+    else:
+        write(folder, report, arguments)
+
+
+def check(folder: Path, report: dict) -> None:
+    r"""Raise `ValueError` unless the card that is there agrees with the report."""
+    from ..hub.cards import check_card
+
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`folder` must hold a card, README.md, got {str(folder)!r}: {error}") from error
+    check_card(text, report)
+    print(f"{folder / 'README.md'} agrees with its report: {report['bits_per_dim']:.4f} bits/dim")
+
+
+def write(folder: Path, report: dict, arguments: argparse.Namespace) -> None:
+    r"""Draw samples and terms, and write the card, with the report beside it."""
+    from ..files import write_atomically
+    from ..hub.cards import model_card
+    from ..hub.repository import PICTURES
+    from ..reports.show import write_report
+
     repository = arguments.repository or f"your-name/{folder.resolve().name}"
-    if arguments.num_images < 0:
-        raise ValueError(f"`num_images` must not be negative, got {arguments.num_images}.")
     if arguments.description is not None:
         report["config"]["description"] = arguments.description
     model_card(report, repository=repository)  # refused, if it is, before the work
@@ -35,7 +72,7 @@ def run_card(arguments: argparse.Namespace) -> None:
     if arguments.num_images:
         num_classes = pipe.network.num_classes
         labels = None if num_classes is None else [index % num_classes for index in range(arguments.num_images)]
-        save_samples(pipe, arguments.num_images, 0, folder / SAMPLES, class_labels=labels)
+        save_grid(draw_samples(pipe, arguments.num_images, 0, class_labels=labels), folder / SAMPLES)
     pictures = card_pictures(folder, report, with_samples=bool(arguments.num_images))
     for name, content in pictures.items():
         write_atomically(folder / name, content)

@@ -1,15 +1,17 @@
-r"""What commands share."""
+r"""What commands share when they run. torch is imported when it is needed: a command that is refused never waits for it."""
 
 import argparse
-import math
-import os
+import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from .options import BATCH_SIZE, DTYPES
 
 SAMPLES = "samples.png"
 
 
-def load_pipeline(arguments: argparse.Namespace, checkpoint: str | None = None, revision: str | None = None, device=None):
+def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str | None = None, device=None):
     r"""The pipeline of a checkpoint, and, where its network is to be in half precision, the one in float32."""
     import copy
 
@@ -17,16 +19,11 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str | None = None, 
 
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
-    checkpoint = arguments.checkpoint if checkpoint is None else checkpoint
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"`seed` must lie in [0, 2^63), got {arguments.seed}.")
-    if revision is not None and os.path.isdir(checkpoint):
-        raise ValueError(f"`revision` must be left out for a folder, which has only one, got {revision!r}.")
     revision = {} if revision is None else {"revision": revision}
     dtype = getattr(torch, DTYPES[arguments.dtype])
     try:
         device = torch.device(arguments.device or device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # read back, which "meta" refuses
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
@@ -41,42 +38,13 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str | None = None, 
     return pipe, float32_unet
 
 
-def check_outputs(output: str, plot: str | None, scores: str | None) -> Path:
-    from ..files import check_output_path
-    from ..reports.show import check_scores_path
+def load_folder(folder: Path):
+    r"""The pipeline of a folder, or `ValueError`."""
+    if not folder.is_dir():
+        raise ValueError(f"`folder` must be a pipeline's folder, got {str(folder)!r}.")
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
-    paths = [check_output_path(path) for path in (output, plot, scores) if path is not None]
-    if scores is not None:
-        check_scores_path(scores)
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError(f"`output`, `plot` and `scores` must be different files, got {', '.join(map(str, paths))}.")
-    return paths[0]
-
-
-def write_outputs(report: dict, output: Path, plot: str | None, scores: str | None) -> None:
-    from ..reports.show import plot_terms, write_report, write_scores
-
-    write_report(report, output)
-    for path, write in ((plot, plot_terms), (scores, write_scores)):
-        if path is not None:
-            write(report, path)
-
-
-def set_levels(pipe, num_pixel_levels: int | None) -> list[str]:
-    r"""Score on another grid than the scheduler's; what was overridden."""
-    from ..scheduling_vlb_ddpm import VLBDDPMScheduler
-
-    if num_pixel_levels in (None, pipe.scheduler.config.num_pixel_levels):
-        return []
-    pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, num_pixel_levels=num_pixel_levels)
-    return ["num_pixel_levels"]
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not int(parts[0]) < int(parts[1]):
-        raise ValueError(f"`shard` must be I/N with 0 <= I < N, got {text!r}.")
-    return int(parts[0]), int(parts[1])
+    return VLBDDPMPipeline.from_pretrained(folder)
 
 
 def open_data(arguments: argparse.Namespace):
@@ -84,10 +52,6 @@ def open_data(arguments: argparse.Namespace):
     from ..data.sources import open_images, stream_images
     from ..evaluation.run import Workers
 
-    if arguments.max_images is not None and arguments.max_images < 1:
-        raise ValueError(f"`max_images` must be at least 1, got {arguments.max_images}.")
-    if not 0 < arguments.buffer_mb < math.inf:
-        raise ValueError(f"`buffer_mb` must be a positive number, got {arguments.buffer_mb}.")
     workers = Workers()
     if arguments.expected_processes not in (None, workers.count):
         raise ValueError(
@@ -99,6 +63,16 @@ def open_data(arguments: argparse.Namespace):
         default = arguments.default_split if not folder.is_dir() or (folder / arguments.default_split).is_dir() else "train"
         return workers, stream_images(arguments.dataset, arguments.split or default)
     return workers, open_images(arguments.dataset, arguments.split, arguments.default_split)
+
+
+def set_levels(pipe, num_pixel_levels: int | None) -> list[str]:
+    r"""Score on another grid than the scheduler's; what was overridden."""
+    from ..scheduling_vlb_ddpm import VLBDDPMScheduler
+
+    if num_pixel_levels in (None, pipe.scheduler.config.num_pixel_levels):
+        return []
+    pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, num_pixel_levels=num_pixel_levels)
+    return ["num_pixel_levels"]
 
 
 def on_grid(data, pipe, quantized: bool):
@@ -120,46 +94,96 @@ def on_grid(data, pipe, quantized: bool):
 
 
 def data_settings(data) -> dict:
+    r"""What a report says of a data set, without the path that leads to it here."""
     from ..reports.schema import public_name
 
     name = public_name(str(Path(data.name).resolve())) if Path(data.name).exists() else data.name
     return {"dataset": name, "split": data.split_name if hasattr(data, "split_name") else data.split}
 
 
-def labels_for(pipe, data, label: int | None):
+def labels_for(pipe, data, label: int | None = None):
     r"""The class that was asked for, or else the images' own for a class-conditional network."""
     if label is not None or pipe.network.num_classes is None:
         return label
     return getattr(data, "labels", None)
 
 
-def save_samples(pipe, num_images: int, seed: int, output: Path, **options) -> None:
-    import io
+def check_outputs(output: str, plot: str | None, scores: str | None) -> Path:
+    r"""The path of `output`; `ValueError` where one of the three cannot be written, or two are the same."""
+    from ..files import check_output_path
+    from ..reports.show import check_scores_path
 
-    import torch
+    paths = [check_output_path(path) for path in (output, plot, scores) if path is not None]
+    for name, path, library in (("plot", plot, "matplotlib"), ("scores", scores, "pyarrow")):
+        if path is not None:
+            check_library(name, library)
+    if scores is not None:
+        check_scores_path(scores)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"`output`, `plot` and `scores` must be different files, got {', '.join(map(str, paths))}.")
+    return paths[0]
 
-    from ..files import write_atomically
-    from ..reports.show import image_grid
 
-    images = pipe(batch_size=num_images, generator=torch.Generator().manual_seed(seed), **options).images
-    buffer = io.BytesIO()
-    image_grid(images).save(buffer, format="png")
-    write_atomically(output, buffer.getvalue())
+def check_library(name: str, library: str) -> None:
+    r"""Raise `ValueError` where what an argument asks for needs a library that is not installed."""
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(f"`{name}` needs {library}: pip install {library}.")
 
 
 def check_new_folder(path: str) -> Path:
+    r"""A folder to make, or `ValueError` where there is something in its place."""
     folder = Path(path)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"`output` must be a folder that does not exist yet, or an empty one, got {path!r}.")
     return folder
 
 
-def load_folder(folder: Path):
-    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
+def write_outputs(report: dict, output: Path, plot: str | None, scores: str | None) -> None:
+    r"""Write a report, and what is made of it."""
+    from ..reports.show import plot_terms, write_report, write_scores
 
-    if not folder.is_dir():
-        raise ValueError(f"`folder` must be a pipeline's folder, got {str(folder)!r}.")
-    return VLBDDPMPipeline.from_pretrained(folder)
+    write_report(report, output)
+    for path, write in ((plot, plot_terms), (scores, write_scores)):
+        if path is not None:
+            write(report, path)
+
+
+def draw_samples(
+    pipe, num_images: int, seed: int, batch_size: int = BATCH_SIZE, class_labels: int | Sequence[int] | None = None, **options
+) -> list:
+    r"""PIL images, each from a generator of its own: no picture depends on the batch size, beyond rounding, nor on the others.
+
+    Args:
+        pipe: a `VLBDDPMPipeline`.
+        num_images: how many.
+        seed: of all; image i has the generator of `mix(seed, i)`.
+        batch_size: images per network call.
+        class_labels: one for all, or one for each.
+        options: of the pipeline's call.
+    """
+    import torch
+
+    from ..noise import mix
+
+    images = []
+    for start in range(0, num_images, batch_size):
+        numbers = range(start, min(start + batch_size, num_images))
+        labels = [class_labels[number] for number in numbers] if isinstance(class_labels, Sequence) else class_labels
+        generators = [torch.Generator().manual_seed(mix(seed, number)) for number in numbers]
+        images += pipe(batch_size=len(numbers), generator=generators, class_labels=labels, **options).images
+    return images
+
+
+def save_grid(images: list, path: Path) -> None:
+    r"""Write images as one PNG file."""
+    import io
+
+    from ..files import write_atomically
+    from ..reports.show import image_grid
+
+    buffer = io.BytesIO()
+    image_grid(images).save(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
 
 
 def card_pictures(folder: Path, report: dict | None, with_samples: bool) -> dict[str, bytes]:
@@ -179,49 +203,3 @@ def card_pictures(folder: Path, report: dict | None, with_samples: bool) -> dict
     if with_samples and (folder / SAMPLES).is_file():
         pictures[SAMPLES] = (folder / SAMPLES).read_bytes()
     return pictures
-
-
-DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
-DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def add_data_arguments(parser: argparse.ArgumentParser, default_split: str = "test") -> None:
-    parser.add_argument(
-        "--dataset", required=True, help="digits, a folder of images, an idx or npz file, or a data set of the Hub"
-    )
-    parser.add_argument("--split", help=f"part of the data set (default: {default_split}, where there are parts)")
-    parser.set_defaults(default_split=default_split)
-    parser.add_argument("--max-images", type=int, help="the first MAX_IMAGES only")
-    parser.add_argument("--streaming", action="store_true", help="read the data set as a stream; no class labels")
-    parser.add_argument("--num-pixel-levels", type=int, help="levels of the model's grid (default: as its scheduler says)")
-    parser.add_argument(
-        "--quantize", action="store_true", help="bring the images onto the model's grid first; changes what is scored"
-    )
-    parser.add_argument(
-        "--buffer-mb", type=float, default=1024, help="memory for images, of a sampled evaluation (default: 1024)"
-    )
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--expected-processes", type=int, help="fail unless so many processes take part")
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="FOLDER_OR_REPO", help="a pipeline's folder, or its name on the Hub")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub checkpoint")
-    parser.add_argument("--num-inference-steps", type=int, metavar="K", help="the K-step model (default: all steps)")
-    add_network_arguments(parser)
-
-
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="a non-negative integer below 2^63")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the network")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--channels-last", action="store_true", help="another layout of the network's memory; can be faster")
-    parser.add_argument("--compile", action="store_true", help="compile the network first (torch.compile); can be faster")
-
-
-def add_push_arguments(parser: argparse.ArgumentParser, message: str) -> None:
-    parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="refused where REPO exists and is not so")
-    parser.add_argument("--revision", help="branch, made where it does not exist (default: main)")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request")
-    parser.add_argument("--message", default=message, help="of the commit")
-    parser.add_argument("--token", help="default: the one that is logged in, or HF_TOKEN")

@@ -3,50 +3,82 @@ r"""`ddpm-vlb compare`."""
 import argparse
 
 from .common import data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
+from .options import (
+    DEFAULT,
+    add_data_options,
+    add_network_options,
+    add_stopping_options,
+    check_data_options,
+    check_model_options,
+    new_command,
+)
 
 
-def run_compare(arguments: argparse.Namespace) -> None:
-    r"""`ddpm-vlb compare`."""
+def add(commands) -> argparse.ArgumentParser:
+    r"""The command's parser."""
+    parser = new_command(
+        commands,
+        "compare",
+        help="the difference of two checkpoints' bounds, from the same images and noise",
+        description="A's bound minus B's, in bits/dim. Both meet the same images, timesteps and noise, so that the difference"
+        " is known far better than either bound.",
+        examples=(
+            "runs/quickstart/pipeline spaces_demo/checkpoints/ddpm-vlb-digits --dataset digits",
+            "runs/digits/pipeline runs/digits/pipeline --dataset digits --num-inference-steps-b 50",
+        ),
+    )
+    parser.add_argument("checkpoint", metavar="A", help="a pipeline's folder, or its name on the Hub")
+    parser.add_argument("other", metavar="B", help="the one to subtract; may be A, with other settings")
+    add_data_options(parser)
+    add_stopping_options(parser)
+    for name in ("a", "b"):
+        of = name.upper()
+        parser.add_argument(f"--num-inference-steps-{name}", type=int, metavar="K", help=f"of {of} (default: all steps)")
+        parser.add_argument(f"--class-label-{name}", type=int, metavar="CLASS", help=f"of all images, for {of}")
+        parser.add_argument(f"--revision-{name}", help=f"branch, tag or commit of {of} on the Hub")
+    add_network_options(parser)
+    parser.add_argument("--output", default="comparison.json", help=f"where the result goes {DEFAULT}")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    r"""Compare, write, print."""
     import json
 
-    from ..evaluation.compare import compare, format_comparison
     from ..files import check_output_path, write_atomically
+
+    names = arguments.checkpoint, arguments.other
+    checkpoints = list(zip(names, (arguments.revision_a, arguments.revision_b)))
+    check_data_options(arguments)
+    check_model_options(arguments, *checkpoints)
+    output = check_output_path(arguments.output)
+
+    from ..evaluation.compare import compare, format_comparison
     from ..reports.schema import public_name
 
-    output = check_output_path(arguments.output)
     workers, data = open_data(arguments)
-    names = arguments.checkpoint, arguments.other
-    pipes, float32_unets = zip(
-        *(
-            load_pipeline(arguments, name, revision, workers.device)
-            for name, revision in zip(names, (arguments.revision_a, arguments.revision_b))
-        )
-    )
+    pipes, float32_unets = zip(*(load_pipeline(arguments, *checkpoint, workers.device) for checkpoint in checkpoints))
     for pipe in pipes:
         set_levels(pipe, arguments.num_pixel_levels)
         images = on_grid(data, pipe, arguments.quantize)
+    labels = arguments.class_label_a, arguments.class_label_b
     journal = output.with_name(f"{output.name}.journal")
+    context = {"checkpoints": [public_name(name) for name in names], "quantized": arguments.quantize}
     comparison = compare(
         pipes,
         images,
+        context=context | data_settings(data),
         target_se=arguments.target_se,
         max_evaluations=arguments.max_evaluations,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         num_inference_steps=(arguments.num_inference_steps_a, arguments.num_inference_steps_b),
-        class_labels=[
-            labels_for(pipe, data, label) for pipe, label in zip(pipes, (arguments.class_label_a, arguments.class_label_b))
-        ],
+        class_labels=[labels_for(pipe, data, label) for pipe, label in zip(pipes, labels)],
         max_images=arguments.max_images,
         buffer_bytes=int(arguments.buffer_mb * 2**20),
         float32_unets=float32_unets,
         journal=journal,
         workers=workers,
-        context={
-            "checkpoints": [public_name(name) for name in names],
-            "quantized": arguments.quantize,
-            **data_settings(data),
-        },
     )
     if workers.rank:
         return

@@ -3,46 +3,93 @@ r"""`ddpm-vlb evaluate`."""
 import argparse
 import math
 
-from .common import check_outputs, data_settings, load_pipeline, on_grid, open_data, parse_shard, set_levels, write_outputs
+from ..likelihoods.method import Method
+from ..likelihoods.methods import METHODS, own_options
+from .common import (
+    check_outputs,
+    data_settings,
+    labels_for,
+    load_pipeline,
+    on_grid,
+    open_data,
+    set_levels,
+    write_outputs,
+)
+from .options import (
+    DEFAULT,
+    add_checkpoint_options,
+    add_data_options,
+    add_network_options,
+    add_options,
+    add_report_options,
+    add_steps_option,
+    check_data_options,
+    check_model_options,
+    new_command,
+)
 
 
-def run_evaluate(arguments: argparse.Namespace) -> None:
-    r"""`ddpm-vlb evaluate`."""
+def add(commands) -> argparse.ArgumentParser:
+    r"""The command's parser; a likelihood method's own options are those of its row."""
+    parser = new_command(
+        commands,
+        "evaluate",
+        help="the variational bound of a data set under a checkpoint",
+        description="Score a data set under a checkpoint, in bits/dim, and write a report of the number, its errors and all"
+        " settings. What was stopped goes on where the same command is given again.",
+        examples=(
+            "runs/quickstart/pipeline --dataset digits --plot terms.png",
+            "runs/quickstart/pipeline --dataset digits --target-se 0.002 --max-evaluations 200000",
+            "runs/quickstart/pipeline --dataset digits --method iw --k 64 --max-images 16 --scores scores.csv",
+        ),
+    )
+    add_checkpoint_options(parser)
+    add_steps_option(parser)
+    add_network_options(parser)
+    add_data_options(parser)
+    words = "; ".join(f"{method.name}: {method.help}" for method in METHODS.values()).replace("%", "%%")
+    parser.add_argument("--method", choices=tuple(METHODS), default="sampled", help=f"{words} {DEFAULT}")
+    for method in METHODS.values():
+        if method.options:
+            add_options(parser.add_argument_group(f"with --method {method.name}"), method.options)
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th image from image I on (see `merge`)")
+    parser.add_argument("--no-calibration", action="store_true", help="leave the checkpoint's calibration aside")
+    parser.add_argument("--clip-sample", action=argparse.BooleanOptionalAction, help="override the scheduler's clip_sample")
+    add_report_options(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    r"""Score, write, print."""
+    method, shard = METHODS[arguments.method], parse_shard(arguments.shard)
+    given = {option.name: getattr(arguments, option.name) for row in METHODS.values() for option in row.options}
+    options = own_options(method, given)
+    check_wanted(arguments, method, shard)
+    check_data_options(arguments)
+    check_model_options(arguments, (arguments.checkpoint, arguments.revision))
+    output = check_outputs(arguments.output, arguments.plot, arguments.scores)
+
     from ..evaluation.evaluate import evaluate
     from ..reports.show import format_images, format_report
-    from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
-    output = check_outputs(arguments.output, arguments.plot, arguments.scores)
-    if arguments.scores is not None and arguments.method == "sampled" and arguments.per_image is None:
-        raise ValueError("`scores` needs a score for each image: give --per-image K, or another method.")
-    if arguments.plot is not None and arguments.method in ("iw", "ode"):
-        raise ValueError(f"`plot` draws the terms of the bound, and there are none with --method {arguments.method}.")
-    shard = parse_shard(arguments.shard)
     workers, data = open_data(arguments)
-    pipe, float32_unet = load_pipeline(arguments, revision=arguments.revision, device=workers.device)
-    overridden = set_levels(pipe, arguments.num_pixel_levels)
-    if arguments.no_calibration and pipe.scheduler.config.calibration is not None:
-        overridden.append("calibration")
-        pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, calibration=None)
-    levels = pipe.scheduler.config.num_pixel_levels
+    pipe, float32_unet = load_pipeline(arguments, arguments.checkpoint, arguments.revision, workers.device)
+    overridden = override(pipe, arguments)
     images = on_grid(data, pipe, arguments.quantize)
-    conditional = pipe.network.num_classes is not None
-    if conditional and getattr(data, "labels", None) is None:
+    if pipe.network.num_classes is not None and getattr(data, "labels", None) is None:
         raise ValueError(f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}.")
     journal = output.with_name(f"{output.name}.journal")
+    context = {"checkpoint": arguments.checkpoint, "revision": arguments.revision, "quantized": arguments.quantize}
     report = evaluate(
         pipe,
         images,
-        method=arguments.method,
-        target_se=arguments.target_se,
-        max_evaluations=arguments.max_evaluations,
-        evaluations_per_image=arguments.per_image,
-        k=arguments.k,
-        trace=arguments.trace,
+        context=context | data_settings(data),
+        overridden=overridden,
+        method=method.name,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         num_inference_steps=arguments.num_inference_steps,
-        class_labels=data.labels if conditional else None,
+        class_labels=labels_for(pipe, data),
         clip_sample=arguments.clip_sample,
         max_images=arguments.max_images,
         shard=shard,
@@ -50,20 +97,45 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         float32_unet=float32_unet,
         journal=journal,
         workers=workers,
-        context={
-            "checkpoint": arguments.checkpoint,
-            "revision": arguments.revision,
-            "quantized": arguments.quantize,
-            **data_settings(data),
-        },
-        overridden=overridden,
+        **options,
     )
     if workers.rank:
         return
     write_outputs(report, output, arguments.plot, arguments.scores)
     journal.unlink(missing_ok=True)
-    uniform = {"uniform over the levels": math.log2(levels)}
-    print(format_images(report) if arguments.method in ("iw", "ode") else format_report(report, uniform))
+    uniform = {"uniform over the levels": math.log2(pipe.scheduler.config.num_pixel_levels)}
+    print(format_report(report, uniform) if method.columns is None else format_images(report))
     if workers.count > 1:
         print(f"{workers.count} processes")
     print(f"report: {output}")
+
+
+def check_wanted(arguments: argparse.Namespace, method: Method, shard: tuple[int, int]) -> None:
+    r"""Raise `ValueError` for a plot, scores or a shard that a method's reports are not for."""
+    if shard[1] > 1 and not method.merges:
+        raise ValueError(f"`shard` must be left out with method={method.name!r}, whose reports cannot be merged, got {shard}.")
+    if arguments.plot is not None and method.columns is not None:
+        raise ValueError(f"`plot` draws the terms of the bound, and there are none with --method {method.name}.")
+    # A method that can evaluate every image has a score for each only where it does.
+    on_demand = any(option.name == "evaluations_per_image" for option in method.options)
+    if arguments.scores is not None and on_demand and arguments.evaluations_per_image is None:
+        raise ValueError("`scores` needs a score for each image: give --per-image K, or another method.")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    r"""(index, count) of `"I/N"`, or `ValueError`."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not int(parts[0]) < int(parts[1]):
+        raise ValueError(f"`shard` must be I/N with 0 <= I < N, got {text!r}.")
+    return int(parts[0]), int(parts[1])
+
+
+def override(pipe, arguments: argparse.Namespace) -> list[str]:
+    r"""Give a pipeline's scheduler what the command says; returns what of the checkpoint was overridden."""
+    overridden = set_levels(pipe, arguments.num_pixel_levels)
+    if arguments.no_calibration and pipe.scheduler.config.calibration is not None:
+        from ..scheduling_vlb_ddpm import VLBDDPMScheduler
+
+        pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, calibration=None)
+        overridden.append("calibration")
+    return overridden

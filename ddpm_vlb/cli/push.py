@@ -1,13 +1,32 @@
-r"""`ddpm-vlb push` and `ddpm-vlb push-space`."""
+r"""`ddpm-vlb push`."""
 
 import argparse
 from pathlib import Path
 
 from .common import SAMPLES, card_pictures, load_folder
+from .options import add_push_options, new_command
 
 
-def run_push(arguments: argparse.Namespace) -> None:
-    r"""`ddpm-vlb push`: the pipeline as it is loaded, saved anew, so that nothing else in the folder goes with it."""
+def add(commands) -> argparse.ArgumentParser:
+    r"""The command's parser."""
+    parser = new_command(
+        commands,
+        "push",
+        help="a pipeline's folder to the Hub, with its card and the package in one file",
+        description="Send a pipeline's folder to the Hub in one commit, and nothing else that lies in it. Its card is made from"
+        " its report.json, which must be of this very network and scheduler.",
+        examples=(
+            "runs/quickstart/pipeline your-name/ddpm-vlb-digits --private",
+            'runs/quickstart/pipeline your-name/ddpm-vlb-digits --create-pr --message "Longer training"',
+        ),
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a pipeline's folder, with its report.json if it has been scored")
+    add_push_options(parser, "Upload VLBDDPMPipeline")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    r"""Push the pipeline as it is loaded, saved anew, so that nothing else in the folder goes with it."""
     from ..hub.cards import check_card
     from ..hub.push import check_repository
     from ..hub.repository import check_no_link, pipeline_files
@@ -41,19 +60,3 @@ def run_push(arguments: argparse.Namespace) -> None:
     print(f"pushed {folder} to {commit.pr_url or commit.commit_url}")
     if report is None:
         print("Its card says that it was not scored: `ddpm-vlb evaluate` writes the report.json that a card is made from.")
-
-
-def run_push_space(arguments: argparse.Namespace) -> None:
-    r"""`ddpm-vlb push-space`."""
-    from ..hub.space import push_space
-
-    commit = push_space(
-        arguments.folder,
-        arguments.repository,
-        commit_message=arguments.message,
-        private=arguments.private,
-        revision=arguments.revision,
-        create_pr=arguments.create_pr,
-        token=arguments.token,
-    )
-    print(f"pushed {arguments.folder} to {commit.pr_url or commit.commit_url}")
