@@ -1,4 +1,7 @@
+import inspect
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +12,9 @@ from conftest import generator, quiet, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.cli import main
+from ddpm_vlb.cli import build_parser, main
 from ddpm_vlb.data import load_images
+from ddpm_vlb.evaluation import compare, evaluate
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,6 +121,149 @@ def test_mistakes_are_one_line_on_stderr(checkpoint, tmp_path, monkeypatch, caps
     assert main([argument.format(checkpoint) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and not (tmp_path / "report.json").exists()
+
+
+def test_what_flags_alone_forbid_is_refused_before_torch_is_there(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    data = ["folder", "--dataset", "digits"]
+    cases = [
+        (["evaluate", *data, "--k", "4"], "`k` must be left out unless method='iw', got 4."),
+        (
+            ["evaluate", *data, "--method", "iw", "--trace", "exact"],
+            "`trace` must be left out unless method='ode', got 'exact'.",
+        ),
+        (["evaluate", *data, "--method", "full", "--target-se", "0.1"], "`target_se` must be left out unless method='sampled'"),
+        (["evaluate", *data, "--method", "ode", "--per-image", "2"], "`evaluations_per_image` must be left out unless"),
+        (["evaluate", *data, "--method", "iw", "--plot", "a.png"], "`plot` draws the terms of the bound, and there are none"),
+        (["evaluate", *data, "--scores", "a.csv"], "`scores` needs a score for each image: give --per-image K"),
+        (["evaluate", *data, "--method", "full", "--scores", "a.txt"], "`scores` must end in .csv or .parquet, got 'a.txt'."),
+        (["evaluate", *data, "--shard", "1"], "`shard` must be I/N with 0 <= I < N, got '1'."),
+        (["evaluate", *data, "--seed", "-1"], "`seed` must lie in [0, 2^63), got -1."),
+        (["evaluate", *data, "--batch-size", "0"], "`batch_size` must be a positive integer, got 0."),
+        (
+            ["evaluate", *data, "--revision", "main"],
+            "`revision` must be left out for a folder, which has only one, got 'main'.",
+        ),
+        (["compare", "folder", *data, "--max-images", "0"], "`max_images` must be at least 1, got 0."),
+        (["compare", "folder", *data, "--revision-b", "main"], "`revision` must be left out for a folder"),
+        (["calibrate", *data, "--output", "folder"], "`output` must be a folder that does not exist yet, or an empty one"),
+        (["merge", "missing.json"], "`report` must be a JSON file"),
+        (["sample", "folder", "--batch-size", "0"], "`batch_size` must be at least 1, got 0."),
+        (["card", "folder", "--num-images", "-1"], "`num_images` must not be negative, got -1."),
+        (["push", "folder", "a/b/c"], "`repository` must be"),
+        (["convert-openai", "weights.pt", "folder"], "`output` must be a folder that does not exist yet, or an empty one"),
+    ]
+    code = f"""
+import sys
+from ddpm_vlb.cli import build_parser, main
+for arguments in {[arguments for arguments, _ in cases]}:
+    assert main(arguments) == 2 and "torch" not in sys.modules, arguments
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(cases)
+    for line, (arguments, message) in zip(lines, cases):
+        assert line.startswith(f"ddpm-vlb {arguments[0]}: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_help_has_examples_that_are_understood():
+    (commands,) = (action for action in build_parser()._actions if action.dest == "command")
+    for name, parser in commands.choices.items():
+        title, *lines = parser.epilog.splitlines()
+        assert title == "examples:" and 1 <= len(lines) <= 3 and parser.description
+        for line in lines:
+            assert shlex.split(line)[:2] == ["ddpm-vlb", name]
+            build_parser().parse_args(shlex.split(line)[1:])  # exits where it is not
+
+
+def test_help_says_the_defaults_of_the_code():
+    import ddpm_vlb.calibration.measure as calibration
+    from ddpm_vlb.cli import options
+    from ddpm_vlb.data.frame import BUFFER_BYTES
+    from ddpm_vlb.evaluation.evaluate import MAX_EVALUATIONS, TARGET_SE
+
+    (commands,) = (action for action in build_parser()._actions if action.dest == "command")
+    calibrate = commands.choices["calibrate"]
+    assert calibrate.get_default("evaluations") == calibration.EVALUATIONS
+    assert calibrate.get_default("num_timesteps") == calibration.NUM_TIMESTEPS
+    assert options.BUFFER_MB * 2**20 == BUFFER_BYTES
+    for function in (evaluate, compare, calibration.calibrate):
+        assert inspect.signature(function).parameters["batch_size"].default == options.BATCH_SIZE
+    for name in ("evaluate", "compare"):
+        text = " ".join(commands.choices[name].format_help().split())
+        assert f"(default: {TARGET_SE} bits/dim)" in text and f"(default: {MAX_EVALUATIONS:,})" in text
+    assert "trajectories of an image (default: 16)" in " ".join(commands.choices["evaluate"].format_help().split())
+
+
+def test_batches_change_no_sample(checkpoint, tmp_path):
+    def sample(count, *options):
+        arguments = ["sample", str(checkpoint), "--num-images", str(count), "--num-inference-steps", "5", "--seed", "7"]
+        assert main([*arguments, "--output", str(tmp_path / "grid.png"), *options]) == 0
+        with Image.open(tmp_path / "grid.png") as grid:
+            return np.array(grid).astype(int)
+
+    whole = sample(6)  # 3 rows of 2
+    assert abs(whole - sample(6, "--batch-size", "4")).max() <= 1 and abs(whole - sample(6, "--batch-size", "1")).max() <= 1
+    assert abs(whole - sample(6, "--seed", "8")).max() > 1
+    # The first ones of more are the same: here 4 rows of 2.
+    assert abs(whole - sample(8, "--batch-size", "5")[: len(whole)]).max() <= 1
+
+
+FAULTS = """
+import sys, torch
+from ddpm_vlb.cli import main
+from ddpm_vlb.likelihoods.method import Method, Option
+from ddpm_vlb.likelihoods.methods import add_method
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory.\\nTried to allocate 2 GiB.")
+
+faults = {
+    "device": out_of_memory,
+    "memory": lambda: torch.empty(10**15),
+    "library": lambda: __import__("no_such_library"),
+    "value": lambda: int("x"),
+    "bug": lambda: torch.zeros(2) + torch.zeros(3),
+}
+
+def begin(scorer, trained, num_dimensions, batch_size, options):
+    faults[options["fault"]]()
+
+fault = Option("fault", str, "which it has", choices=tuple(faults))
+add_method(Method(name="toy", help="nothing", options=(fault,), columns={"bits_per_dim": "nothing"}, begin=begin))
+evaluate = ["evaluate", sys.argv[1], "--dataset", "digits", "--max-images", "2"]
+
+def status(*options):
+    print("next", file=sys.stderr)
+    return main([*evaluate, *options])
+
+assert [status("--method", "toy", "--fault", fault) for fault in faults if fault != "bug"] == [2, 2, 2, 2]
+assert status("--method", "toy", "--fault", "value", "--debug") == 2
+assert status("--method", "full", "--compile") == 2
+status("--method", "toy", "--fault", "bug")
+"""
+
+
+def test_faults_have_a_traceback_and_what_can_be_mended_is_one_line(checkpoint, tmp_path):
+    # Where there is no compiler, which can be mended.
+    environment = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", FAULTS, str(checkpoint)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    *mended, debugged, compiled, bug = result.stderr.split("next\n")[1:]
+    device, memory, library, value = mended
+    assert device.endswith("ddpm-vlb evaluate: CUDA out of memory. Tried to allocate 2 GiB.\n")
+    assert "can't allocate memory: you tried to allocate 4000000000000000 bytes" in memory.splitlines()[-1]
+    assert library.endswith("ddpm-vlb evaluate: No module named 'no_such_library'\n")
+    assert value.endswith("ddpm-vlb evaluate: invalid literal for int() with base 10: 'x'\n")
+    assert "`compile` must be left out where torch cannot compile: " in compiled.splitlines()[-1]
+    assert not any("Traceback" in part for part in (*mended, compiled))
+    assert "Traceback" in debugged and debugged.endswith(value.splitlines()[-1] + "\n")
+    assert "Traceback" in bug and "ddpm-vlb evaluate:" not in bug and "must match" in bug.splitlines()[-1]
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_the_quickstart_script(tmp_path):

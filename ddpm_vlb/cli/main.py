@@ -38,21 +38,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except Exception as error:
-        if not (isinstance(error, (ValueError, OSError, ImportError)) or is_out_of_memory(error)):
+        reason = what_can_be_mended(error)
+        if reason is None:
             raise
         if arguments.debug:
             traceback.print_exc()
-        print(f"ddpm-vlb {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ddpm-vlb {arguments.command}: {' '.join(reason.split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    r"""Whether it is torch's word for too little memory; of a CPU's it has none but its message."""
+def what_can_be_mended(error: Exception) -> str | None:
+    r"""What the user is told, or `None` where it is a fault of the code.
+
+    Of what torch raises besides, that is too little memory (a CPU's has no type of its own), and `--compile` where there is
+    nothing to compile with.
+    """
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return str(error)
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(error, RuntimeError):
-        return False
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    if torch is not None and isinstance(error, RuntimeError):
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+            return str(error)
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            return f"`compile` must be left out where torch cannot compile: {str(error).strip().splitlines()[0]}"
+    return None
 
 
 if __name__ == "__main__":
