@@ -128,10 +128,10 @@ def test_what_flags_alone_forbid_is_refused_before_torch_is_there(tmp_path):
     (tmp_path / "folder" / "file").touch()
     data = ["folder", "--dataset", "digits"]
     cases = [
-        (["evaluate", *data, "--k", "4"], "`k` must be left out unless method='iw', got 4."),
+        (["evaluate", *data, "--k", "4"], "`k` must be left out unless method='iw', got 4 with"),
         (
             ["evaluate", *data, "--method", "iw", "--trace", "exact"],
-            "`trace` must be left out unless method='ode', got 'exact'.",
+            "`trace` must be left out unless method='ode', got 'exact' with",
         ),
         (["evaluate", *data, "--method", "full", "--target-se", "0.1"], "`target_se` must be left out unless method='sampled'"),
         (["evaluate", *data, "--method", "ode", "--per-image", "2"], "`evaluations_per_image` must be left out unless"),
@@ -183,7 +183,7 @@ def test_help_says_the_defaults_of_the_code():
     import ddpm_vlb.calibration.measure as calibration
     from ddpm_vlb.cli import options
     from ddpm_vlb.data.frame import BUFFER_BYTES
-    from ddpm_vlb.evaluation.evaluate import MAX_EVALUATIONS, TARGET_SE
+    from ddpm_vlb.likelihoods.methods import MAX_EVALUATIONS, METHODS, TARGET_SE
 
     (commands,) = (action for action in build_parser()._actions if action.dest == "command")
     calibrate = commands.choices["calibrate"]
@@ -195,7 +195,11 @@ def test_help_says_the_defaults_of_the_code():
     for name in ("evaluate", "compare"):
         text = " ".join(commands.choices[name].format_help().split())
         assert f"(default: {TARGET_SE} bits/dim)" in text and f"(default: {MAX_EVALUATIONS:,})" in text
-    assert "trajectories of an image (default: 16)" in " ".join(commands.choices["evaluate"].format_help().split())
+    text = " ".join(commands.choices["evaluate"].format_help().split())
+    for method in METHODS.values():
+        assert f"{method.name}: {method.help}" in text and (f"with --method {method.name}:" in text) == bool(method.options)
+        for option in method.options:
+            assert option.argument in text and (option.default is None or f"{option.help} (default: {option.default})" in text)
 
 
 def test_batches_change_no_sample(checkpoint, tmp_path):

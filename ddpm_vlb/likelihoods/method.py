@@ -20,7 +20,7 @@ class Option:
     Args:
         name: of the argument.
         kind: `int`, `float` or `str`.
-        help: for the command line.
+        help: for the command line, which adds the default.
         choices: of a `str`.
         flag: of the command line; by default the name's own.
         metavar: as argparse.

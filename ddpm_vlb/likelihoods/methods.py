@@ -103,7 +103,7 @@ add_method(
         name="iw",
         help="importance-weighted",
         metric="bits/dim (importance-weighted bound)",
-        options=(Option("k", int, "trajectories of an image, with --method iw (default: 16)", default=16, positive=True),),
+        options=(Option("k", int, "trajectories of an image", default=16, positive=True),),
         columns={
             "bits_per_dim": "importance-weighted bound",
             "vlb": "the bound of the same trajectories, each by itself",
@@ -117,7 +117,7 @@ add_method(
         name="ode",
         help="of the probability-flow ODE",
         metric="bits/dim (bound of the probability-flow ODE)",
-        options=(Option("trace", str, "with --method ode (default: exact where D <= 256)", choices=("exact", "hutchinson")),),
+        options=(Option("trace", str, "of the divergence (default: exact where D <= 256)", choices=("exact", "hutchinson")),),
         columns={
             "density": "density",
             "dequantisation": "dequantisation",
