@@ -24,15 +24,16 @@ demo: $(READY) $(CARRIED)
 $(CARRIED): $(READY) $(wildcard ddpm_vlb/*.py ddpm_vlb/*/*.py) model_cards/template.md
 	$(RUN) -m ddpm_vlb.hub.standalone $@
 
-# The README's pictures of the demo, from a run of its tests in a browser.
+# The demo's pictures, from a run of its tests in a browser.
 screenshots: $(READY)
 	$(RUN) -m pytest tests/test_demo_browser.py --screenshots runs/screenshots
-	cp runs/screenshots/demo-{bound,score}-{en-desktop-light,ja-desktop-dark}.png tests/pictures/
+	cp runs/screenshots/demo-{bound,score}-{en-desktop-light,ja-desktop-dark}.png spaces_demo/pictures/
 
-# Measurements, kept in runs/benchmarks; `make readme` puts them into the READMEs. MNIST=t10k-images-idx3-ubyte.gz adds MNIST,
+# Measurements, kept in runs/benchmarks; `make readme` puts them into the pages. MNIST=t10k-images-idx3-ubyte.gz adds MNIST,
 # and MNIST_TRAIN=train-images-idx3-ubyte.gz beside it its calibration.
 bench: $(READY) runs/quickstart/report.json
 	@mkdir -p runs/benchmarks
+	$(RUN) tests/benchmarks/cost.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/cost.txt
 	$(RUN) tests/benchmarks/step.py | tee runs/benchmarks/step.txt
 	$(RUN) tests/benchmarks/sweep.py | tee runs/benchmarks/sweep.txt
 	$(RUN) tests/benchmarks/rao_blackwell.py | tee runs/benchmarks/rao_blackwell.txt

@@ -167,8 +167,8 @@ def test_a_calibration_goes_with_the_pipeline(hub, client, stranger, folder, tmp
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
-def test_the_examples_of_the_readme(name, shipped, clients):
-    text = (ROOT / name).read_text()
+def test_the_examples_of_the_page(name, shipped, clients):
+    text = (ROOT / "ddpm_vlb" / "hub" / name).read_text()
     found = re.findall(r"<!-- hub: (\w+) -->\n```python\n(.*?)```", text, flags=re.DOTALL)
     assert [way for way, _ in found] == ["package", "diffusers", "trusted"]
     results = ("out.bits_per_dim.tolist()", "len(images)", "out.bits_per_dim.tolist()")
@@ -180,8 +180,8 @@ def test_the_examples_of_the_readme(name, shipped, clients):
     assert got[0] == got[2] and len(got[0]) == got[1] == 4
 
 
-def test_the_shell_lines_of_the_readme(hub, client, folder):
-    text = (ROOT / "README.md").read_text().partition("## On the Hub")[2]
+def test_the_shell_lines_of_the_page(hub, client, folder):
+    text = (ROOT / "ddpm_vlb" / "hub" / "README.md").read_text()
     commands = re.search(r"```bash\n(.*?)\n```", text, flags=re.DOTALL)[1]
     for line in commands.split("\n"):
         line = line.replace("runs/quickstart/pipeline", str(folder)).replace("your-name/", "me/shell-")

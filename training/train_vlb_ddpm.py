@@ -48,7 +48,7 @@ def set_up(arguments: argparse.Namespace) -> Accelerator:
     if a.expected_processes not in (None, accelerator.num_processes):
         raise ValueError(
             f"`expected_processes` must be what was launched, got {a.expected_processes} for {accelerator.num_processes}."
-            " (`accelerate launch --cpu --num_processes 2` starts one; see the README.)"
+            " (`accelerate launch --cpu --num_processes 2` starts one; see training/README.md.)"
         )
     logging.set_verbosity_error()
     return accelerator

@@ -10,9 +10,9 @@ from .push import push_files
 from .repository import check_no_link, strip_paths
 from .standalone import standalone_source
 
-NEEDED = ("README.md", "requirements.txt", "app.py")
+NEEDED = ("README.md", "README.ja.md", "requirements.txt", "app.py")
 # Folders that are the demo's own; what is no longer in them leaves the Space, too.
-FOLDERS = ("vlb_demo", "checkpoints", "examples")
+FOLDERS = ("vlb_demo", "checkpoints", "examples", "pictures")
 SUFFIXES = (".json", ".md", ".npz", ".png", ".py", ".safetensors", ".toml")
 # Where the package is carried; the demo imports it from there.
 CARRIED = "checkpoints/ddpm-vlb-digits/pipeline.py"
