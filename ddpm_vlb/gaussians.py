@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 
 from .checks import working_dtype
-from .pixel_grid import check_num_pixel_levels, nearest_levels, samples_to_levels
+from .pixel_grid import check_num_pixel_levels, levels_to_samples, nearest_levels, samples_to_levels  # noqa: F401
 
 LN_2 = math.log(2.0)
 

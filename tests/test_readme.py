@@ -106,6 +106,29 @@ def test_commands_are_understood():
     assert counts["ddpm-vlb"] > 30 and counts["train"] > 4 and counts["make"] > 4
 
 
+# What pages told to import before the package had folders.
+DOCUMENTED = {
+    "": "VLBDDPMPipeline VLBDDPMScheduler",
+    ".bound": "trajectory_bound transition_kl",
+    ".calibration": "calibrate",
+    ".comparison": "compare",
+    ".data": "load_images open_images quantize stream_images",
+    ".error_model": "ErrorModel",
+    ".evaluation": "estimate_nll evaluate format_report make_report merge_reports",
+    ".gaussians": "discretized_gaussian_log_likelihood levels_to_samples nats_to_bits_per_dim normal_kl normal_log_density",
+    ".importance_weighted": "importance_weighted_nll",
+    ".probability_flow": "ode_nll",
+    ".rate_distortion": "progressive_decoding rate_distortion",
+    ".sub_schedules": "best_sub_schedules",
+}
+
+
+@pytest.mark.parametrize("module, names", DOCUMENTED.items())
+def test_documented_paths_stay(module, names):
+    home = importlib.import_module(f"ddpm_vlb{module}")
+    assert all(callable(getattr(home, name)) for name in names.split())
+
+
 # Twins.
 
 
