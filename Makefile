@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 CARRIED := spaces_demo/checkpoints/ddpm-vlb-digits/pipeline.py
 
-.PHONY: quickstart test demo screenshots bench bench-training readme lint clean
+.PHONY: quickstart test demo screenshots bench bench-training readme docs lint clean
 
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
@@ -59,6 +60,12 @@ readme: bench bench-training
 runs/quickstart/report.json: | $(READY)
 	$(RUN) training/quickstart.py
 
+# The API's pages; a warning is an error.
+docs: $(DOCS)
+	rm -rf runs/docs
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --builder html .ci/docs runs/docs
+	@echo "runs/docs/index.html"
+
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -69,6 +76,10 @@ $(READY): pyproject.toml constraints.txt
 	# compat: a plain path entry, which holds its own against a folder of the same name (this clone) in the working directory.
 	$(RUN) -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[train,demo,dev]'
 	@touch $(READY)
+
+$(DOCS): $(READY)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[docs]'
+	@touch $(DOCS)
 
 clean:
 	rm -rf $(VENV) runs

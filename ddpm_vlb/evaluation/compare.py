@@ -55,7 +55,7 @@ def compare(
     they have in common cancels.
 
     Args:
-        pipes: two `VLBDDPMPipeline`s of the same image size and number of levels; may be the same one twice.
+        pipes: two of `VLBDDPMPipeline`, of the same image size and number of levels; may be the same one twice.
         images: as `evaluate`.
         target_se, max_evaluations: as `evaluate`; the error is that of the difference.
         num_inference_steps, class_labels: of each model.
