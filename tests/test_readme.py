@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ddpm_vlb"
 sys.path.insert(0, str(ROOT / "training"))
 
-from train_arguments import parse_arguments  # noqa: E402
+from trainer.arguments import parse_arguments  # noqa: E402
 
 # The cards of checkpoints are made from reports, and have tests of their own.
 FOLDERS = ("ddpm_vlb", "training", "spaces_demo", "tests")
