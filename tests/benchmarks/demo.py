@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from playwright.sync_api import sync_playwright
 from space_server import CHROMIUM, CHROMIUM_FLAGS, running_space

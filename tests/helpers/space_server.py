@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-SPACE = Path(__file__).parents[1] / "spaces_demo"
+SPACE = Path(__file__).parents[2] / "spaces_demo"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 # Without these the browser itself asks for hosts of its maker.
 CHROMIUM_FLAGS = [

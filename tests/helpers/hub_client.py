@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hub_server import environment
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parent
 
 
 class Failure(Exception):
@@ -57,7 +57,7 @@ class Client:
 def serve():
     if sys.argv[1:] == ["without"]:
         sys.modules["ddpm_vlb"] = None  # an import of it fails, as where it is not installed
-        sys.path = [path for path in sys.path if Path(path).resolve() != TESTS]
+        sys.path = [path for path in sys.path if Path(path).resolve() != HELPERS]
     import torch
 
     torch.set_num_threads(1)
