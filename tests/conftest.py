@@ -1,6 +1,9 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is imported, and for every child: two threads are no faster than one on networks this small, several times as
+# much work beside other processes, and their sums differ from run to run. Whatever the machine's own setting is.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -9,8 +12,7 @@ from hypothesis import settings
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 
-# Two threads are no faster than one on networks this small, and their sums differ from run to run.
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # where torch was there before
 # The same examples in every run, however slow the machine.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")

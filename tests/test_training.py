@@ -75,7 +75,7 @@ def command(*arguments, **flags):
 
 
 def environment(**extra):
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", **extra}
 
 
 def train(*arguments, expect=0, **flags):
