@@ -272,10 +272,9 @@ def test_faults_have_a_traceback_and_what_can_be_mended_is_one_line(checkpoint, 
 
 def test_the_quickstart_script(tmp_path):
     script = [sys.executable, str(ROOT / "training" / "quickstart.py"), "--output", "runs/quickstart"]
+    script += ["--train-steps", "3", "--num-images", "4", "--num-samples", "4"]
     for _ in range(2):  # the second run replaces what the first one made
-        result = subprocess.run(
-            [*script, "--train-steps", "3", "--num-images", "4"], cwd=tmp_path, capture_output=True, text=True
-        )
+        result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     made = sorted(path.name for path in (tmp_path / "runs" / "quickstart").iterdir())
     assert made == ["pipeline", "report.json", "samples.png", "terms.png", "trajectories.png"]

@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--train-steps", type=int, default=2000)
     parser.add_argument("--num-images", type=int, default=360, help="held-out digits to score (at most 360)")
+    parser.add_argument("--num-samples", type=int, default=64, help="images to sample")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     start = time.monotonic()
@@ -149,7 +150,7 @@ def main() -> None:
         write_report(report, folder / "report.json")
         plot_terms(report, folder / "terms.png")
         pipe.set_progress_bar_config(desc="sampling", unit="step", mininterval=1.0)
-        image_grid(pipe(batch_size=64, generator=generator).images).save(folder / "samples.png")
+        image_grid(pipe(batch_size=arguments.num_samples, generator=generator).images).save(folder / "samples.png")
         image_grid(reverse_trajectories(pipe, 6, 11, generator), columns=11).save(folder / "trajectories.png")
 
     print()
@@ -159,7 +160,7 @@ def main() -> None:
         ("pipeline", "the model: VLBDDPMPipeline.from_pretrained(...), or stock DDPMPipeline"),
         ("report.json", "all terms, errors and settings"),
         ("terms.png", "the terms of the bound over t"),
-        ("samples.png", "64 samples"),
+        ("samples.png", f"{arguments.num_samples} samples"),
         ("trajectories.png", "six samples on their way from noise to image"),
     ):
         print(f"{arguments.output / name!s:34} {what}")
