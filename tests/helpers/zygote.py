@@ -1,0 +1,260 @@
+r"""Python's command line without Python's start: a process that has imported the libraries forks a child for each command.
+
+Importing torch and diffusers takes five seconds of a processor, a fork a tenth of one. The child is a process like any other,
+with its own folder, environment, files and pid, and imports this package itself; it ends like any other too. What it cannot
+have of its own is what Python and the libraries read when they start: a `Zygote` stands for one such environment.
+
+    done = shared().run("-m", "ddpm_vlb", "evaluate", folder, cwd=tmp_path)   # a subprocess.CompletedProcess
+    process = shared().start("script.py", "--flag")                         # in the manner of subprocess.Popen
+
+Forking is safe as long as nothing else runs in the process, which is checked before each fork.
+"""
+
+import atexit
+import functools
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+LIBRARIES = (
+    "torch.utils.tensorboard",
+    "accelerate",
+    "diffusers.optimization",
+    "diffusers.training_utils",
+    "matplotlib.figure",
+    "scipy.stats",
+    "sklearn.datasets",
+    "yaml",
+)
+# Variables that are read at the start begin with one of these.
+READ_AT_THE_START = ("PYTHON", "HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "MKL_", "TORCH_", "LD_")
+NUMBER = struct.Struct("i")
+
+
+class Process:
+    r"""A command that runs in a fork; what it prints is kept in files."""
+
+    def __init__(self, arguments, status, output):
+        self.args, self.returncode, self._status, self._output = arguments, None, status, output
+        self.pid = self._read()
+
+    def _read(self):
+        number = os.read(self._status, NUMBER.size)
+        if not number:
+            raise RuntimeError("The process that forks the tests' commands has ended.")
+        return NUMBER.unpack(number)[0]
+
+    def poll(self):
+        r"""The exit status, or None while it runs; -9 where it was killed by signal 9."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout=None):
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = self._read()
+            os.close(self._status)
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        r"""What it printed, and what it printed as errors, once it has ended."""
+        self.wait(timeout)
+        printed = []
+        for file in self._output:
+            file.seek(0)
+            printed.append(file.read().decode())
+            file.close()
+        return tuple(printed)
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+class Zygote:
+    r"""The libraries, imported under `environment`: by default this process's."""
+
+    def __init__(self, environment=None):
+        self.environment = dict(os.environ if environment is None else environment)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())],
+                env=self.environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the tests; they take everything with them as they end
+            )
+
+    def start(self, *arguments, cwd=None, env=None, stdin=subprocess.DEVNULL, stdout=None, stderr=None):
+        r"""Start `python *arguments`: a script, `-m` and a module, or `-c` and a program.
+
+        `stdin`, `stdout` and `stderr` are files; by default nothing is read, and `communicate` gives what is printed.
+        """
+        env = self.environment if env is None else dict(env)
+        differing = {
+            name
+            for name in env.keys() | self.environment.keys()
+            if name.startswith(READ_AT_THE_START) and env.get(name) != self.environment.get(name)
+        }
+        if differing:
+            raise ValueError(f"`env` must not change what is read at the start, got {sorted(differing)}: make another Zygote")
+        request = {"arguments": list(map(str, arguments)), "cwd": str(Path(cwd or ".").resolve()), "env": env}
+        output = [tempfile.TemporaryFile() for _ in range(2)]
+        with open(os.devnull, "rb") as nothing:
+            files = [nothing if stdin == subprocess.DEVNULL else stdin, stdout or output[0], stderr or output[1]]
+            status, theirs = os.pipe()
+            try:
+                socket.send_fds(self._socket, [repr(request).encode()], [*(file.fileno() for file in files), theirs])
+            finally:
+                os.close(theirs)
+        return Process(request["arguments"], status, output)
+
+    def run(self, *arguments, timeout=300, **options):
+        r"""Run `python *arguments` to its end; `options` are those of `start`."""
+        process = self.start(*arguments, **options)
+        try:
+            printed = process.communicate(timeout)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, *printed)
+
+    def close(self):
+        r"""End it, and every command that still runs."""
+        self._socket.close()
+        self._process.wait()
+
+
+@functools.cache
+def shared():
+    r"""The zygote of the tests' own environment."""
+    return Zygote()
+
+
+def close_shared():
+    if shared.cache_info().currsize:
+        shared().close()
+        shared.cache_clear()
+
+
+def threads():
+    r"""What runs beside the main thread; jemalloc, which comes with pyarrow, sees to its own across forks."""
+    tasks = [task for task in Path("/proc/self/task").glob("*/comm") if task.read_text().strip() != "jemalloc_bg_thd"]
+    return max(len(tasks), threading.active_count()) - 1
+
+
+def serve(requests):
+    r"""Fork a child for each request and report how it ended; returns in the child, with the request."""
+    ends = {}  # of the pipes that are told, by pid
+
+    def reap(*_):
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                end = ends.pop(ended[0])
+                with suppress(BrokenPipeError):
+                    os.write(end, NUMBER.pack(os.waitstatus_to_exitcode(ended[1])))
+                os.close(end)
+
+    signal.signal(signal.SIGCHLD, reap)
+    while True:
+        message, files, *_ = socket.recv_fds(requests, 1 << 20, 4)
+        if not message:  # the tests have ended: take along what still runs, and what that has started
+            for pid in list(ends):
+                os.kill(pid, signal.SIGKILL)
+            while ends:
+                time.sleep(0.001)
+            os.killpg(0, signal.SIGKILL)
+        *files, end = files
+        assert not threads(), "forking is not safe beside other threads"
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number, file in enumerate(files):
+                os.dup2(file, number)
+            for file in (*files, end, *ends.values()):
+                os.close(file)
+            requests.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            return eval(message)
+        ends[pid] = end
+        os.write(end, NUMBER.pack(pid))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        for file in files:
+            os.close(file)
+
+
+def command(arguments, cwd, env):
+    r"""What `python *arguments` does once it has started."""
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    first, *rest = arguments
+    if first == "-m":
+        sys.argv, sys.path[0] = ["-m", *rest[1:]], cwd
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv, sys.path[0] = arguments, str(Path(first).resolve().parent)
+        runpy.run_path(first, run_name="__main__")
+
+
+def end(error):
+    r"""Python's end, but for taking the libraries apart: half a second for each command."""
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else error.code is not None
+        if not isinstance(error.code, int | None):
+            print(error.code, file=sys.stderr)
+    elif error:
+        status = 1
+        sys.excepthook(type(error), error, error.__traceback__)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status & 0xFF)
+
+
+if __name__ == "__main__":
+    import gc
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    assert DDPMPipeline and UNet2DModel and DDPMScheduler().compatibles  # which imports those schedulers
+    assert "ddpm_vlb" not in sys.modules
+    gc.collect()
+    gc.freeze()
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        request = serve(requests)
+    failure = None
+    try:
+        command(**request)
+    except (Exception, SystemExit) as error:
+        failure = error
+    end(failure)
