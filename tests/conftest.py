@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from hypothesis import settings
+from zygote import close_shared
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 
@@ -20,6 +21,10 @@ settings.load_profile("reproducible")
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="FOLDER", help="where the browser's tests leave pictures of the demo")
+
+
+def pytest_sessionfinish():
+    close_shared()
 
 
 def tiny_unet(channels=1, out_channels=None, seed=0, **overrides) -> UNet2DModel:

@@ -3,14 +3,13 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from conftest import generator
+from zygote import shared
 
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import load_images
@@ -242,5 +241,5 @@ def test_the_command_line(pipe, images, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["ddpm-vlb-digits", "ddpm-vlb-mnist"])
 def test_the_shipped_cards_pass_the_check_without_a_network(name, tmp_path):
     shutil.copytree(CHECKPOINTS / name, tmp_path / name)
-    done = subprocess.run([sys.executable, "-m", "ddpm_vlb", "card", "--check", str(tmp_path / name)], capture_output=True)
+    done = shared().run("-m", "ddpm_vlb", "card", "--check", tmp_path / name)
     assert done.returncode == 0, done.stderr

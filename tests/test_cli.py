@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import generator, quiet, tiny_unet
 from PIL import Image
+from zygote import shared
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.cli import build_parser, main
@@ -25,27 +26,20 @@ def checkpoint(pipe, tmp_path):
     return tmp_path / "pipeline"
 
 
-def run(*arguments, cwd):
-    command = [str(Path(sys.executable).with_name("ddpm-vlb")), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-
-
 def test_evaluate_in_a_process_of_its_own(checkpoint, pipe, tmp_path):
-    result = run(
+    command = [
+        Path(sys.executable).with_name("ddpm-vlb"),
         "evaluate",
         checkpoint,
         "--dataset",
         "digits",
-        "--max-images",
-        6,
+        "--max-images=6",
         "--method",
         "full",
-        "--batch-size",
-        4,
-        "--seed",
-        3,
-        cwd=tmp_path,
-    )
+        "--batch-size=4",
+        "--seed=3",
+    ]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     images = load_images("digits", "test", 6).images
@@ -56,7 +50,8 @@ def test_evaluate_in_a_process_of_its_own(checkpoint, pipe, tmp_path):
 
 
 def test_sample(checkpoint, tmp_path):
-    result = run("sample", checkpoint, "--num-images", 4, "--num-inference-steps", 5, "--output", "grid.png", cwd=tmp_path)
+    sample = ["-m", "ddpm_vlb", "sample", checkpoint, "--num-images", 4, "--num-inference-steps", 5, "--output", "grid.png"]
+    result = shared().run(*sample, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (136, 136) and len(grid.getcolors(100000)) > 4
@@ -271,10 +266,12 @@ def test_faults_have_a_traceback_and_what_can_be_mended_is_one_line(checkpoint, 
 
 
 def test_the_quickstart_script(tmp_path):
-    script = [sys.executable, str(ROOT / "training" / "quickstart.py"), "--output", "runs/quickstart"]
+    script = [str(ROOT / "training" / "quickstart.py"), "--output", "runs/quickstart"]
     script += ["--train-steps", "3", "--num-images", "4", "--num-samples", "4"]
-    for _ in range(2):  # the second run replaces what the first one made
-        result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    for result in (
+        subprocess.run([sys.executable, *script], cwd=tmp_path, capture_output=True, text=True),
+        shared().run(*script, cwd=tmp_path),  # replaces what the first one made
+    ):
         assert result.returncode == 0, result.stderr
     made = sorted(path.name for path in (tmp_path / "runs" / "quickstart").iterdir())
     assert made == ["pipeline", "report.json", "samples.png", "terms.png", "trajectories.png"]

@@ -1,7 +1,5 @@
 import gzip
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from zygote import shared
 
 from ddpm_vlb.data import StoredImages, images_to_levels, load_images, open_images, quantize, stream_images
 from ddpm_vlb.pixel_grid import levels_to_samples
@@ -236,7 +235,7 @@ def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
             rows = [",".join(map(str, [*image.flatten(), 7])) for image in images]
             files[-1].write_text("\n".join(["# levels and class", *rows, ""]))
         script = ROOT / "training" / "shipped" / "make_optdigits.py"
-        return subprocess.run([sys.executable, script, *files, output], capture_output=True, text=True)
+        return shared().run(script, *files, output)
 
     first, second = tmp_path / "new" / "first.npz", tmp_path / "second.npz"
     done = make(first, np.concatenate([further, held_out[:3], train[:2], further[:1]]))
@@ -251,9 +250,5 @@ def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
     for images, message in [(further[:, :7], "64 levels and a class"), (further + 12, "levels from 0 to 16")]:
         refused = make(tmp_path / "refused.npz", images)
         assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
-    missing = subprocess.run(
-        [sys.executable, ROOT / "training" / "shipped" / "make_optdigits.py", tmp_path / "none.tra", tmp_path / "refused.npz"],
-        capture_output=True,
-        text=True,
-    )
+    missing = shared().run(ROOT / "training" / "shipped" / "make_optdigits.py", tmp_path / "none.tra", tmp_path / "refused.npz")
     assert missing.returncode == 2 and "numbers and commas" in missing.stderr and not (tmp_path / "refused.npz").exists()

@@ -21,6 +21,7 @@ from vlb_demo.models import Models
 from vlb_demo.running import Stopped, Watch, watched
 from vlb_demo.tabs import bound, choose, forward, gaussian, rates, reverse, score
 from vlb_demo.texts import Refusal
+from zygote import shared
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
@@ -578,8 +579,8 @@ def test_zero_gpu_is_asked_for_where_it_is(tmp_path):
         "asked = []\ndef GPU(function):\n    asked.append(function.__module__)\n    return function\n"
     )
     code = "import spaces; from vlb_demo.tabs import bound, rates, reverse, score; print(sorted(spaces.asked))"
-    path = os.pathsep.join([str(tmp_path), str(space_server.SPACE)])
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    code = f"import sys; sys.path[:0] = {[str(tmp_path), str(space_server.SPACE)]}; {code}"
+    done = shared().run("-c", code)
     assert done.stdout.strip() == str([f"vlb_demo.tabs.{name}" for name in ("bound", "rates", "reverse", "score")]), done.stderr
 
 

@@ -5,8 +5,6 @@ import pickle
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +91,6 @@ def folder(tmp_path):
     return tmp_path / "tiny"
 
 
-def command(client, *arguments):
-    line = [sys.executable, "-m", "ddpm_vlb", *map(str, arguments)]
-    return subprocess.run(line, env=client.environment, cwd=client.cache, capture_output=True, text=True, timeout=300)
-
-
 def upload(hub, name, folder):
     r"""Files as somebody else may have put them there."""
     from hub_server import Repository
@@ -109,7 +102,7 @@ def upload(hub, name, folder):
 
 @pytest.fixture(scope="module")
 def shipped(hub, clients):
-    done = command(clients[0], "push", DIGITS, REPOSITORY)
+    done = clients[0].command("push", DIGITS, REPOSITORY)
     assert done.returncode == 0, done.stderr[-3000:]
     return hub.repositories[REPOSITORY].files
 
@@ -153,9 +146,9 @@ def test_all_three_ways_give_the_same(shipped, client, stranger):
 
 
 def test_a_calibration_goes_with_the_pipeline(hub, client, stranger, folder, tmp_path):
-    done = command(client, "calibrate", folder, "--dataset", "digits", "--evaluations", 640, "--output", tmp_path / "better")
+    done = client.command("calibrate", folder, "--dataset", "digits", "--evaluations", 640, "--output", tmp_path / "better")
     assert done.returncode == 0, done.stderr[-3000:]
-    done = command(client, "push", tmp_path / "better", "me/better")
+    done = client.command("push", tmp_path / "better", "me/better")
     assert done.returncode == 0, done.stderr[-3000:]
     files = hub.repositories["me/better"].files
     assert json.loads(files["scheduler/scheduler_config.json"])["calibration"]["dataset"] == "digits"
@@ -187,7 +180,7 @@ def test_the_shell_lines_of_the_page(hub, client, folder):
         line = line.replace("runs/quickstart/pipeline", str(folder)).replace("your-name/", "me/shell-")
         # A network that was never trained has losses so far apart that an evaluation goes on to the largest number allowed.
         stop = ["--max-evaluations", 2000] if line.startswith("ddpm-vlb evaluate") else []
-        done = command(client, *shlex.split(line)[1:], *stop)
+        done = client.command(*shlex.split(line)[1:], *stop)
         assert done.returncode == 0, (line, done.stderr)
     repository = hub.repositories["me/shell-ddpm-vlb-digits"]
     assert repository.private and set(repository.files) == PIPELINE | {"report.json", "terms.png", "samples.png"}
@@ -272,23 +265,23 @@ assert all((a == b).all() for a, b in zip(pipe.unet.parameters(), UNet2DModel.fr
 def test_a_push_is_a_revision_and_old_ones_keep_their_numbers(hub, client, folder):
     score = LOAD.replace("name)", "name, revision=revision)") + SCORE
     repository = "me/revised"
-    assert command(client, "push", folder, repository).returncode == 0
+    assert client.command("push", folder, repository).returncode == 0
     first = hub.repositories[repository].head
     before = client.run(score, name=repository, revision=first)
     report = folder / "report.json"
-    done = command(
-        client, "evaluate", folder, "--dataset", "digits", "--max-images", 3, "--max-evaluations", 1000, "--output", report
+    done = client.command(
+        "evaluate", folder, "--dataset", "digits", "--max-images", 3, "--max-evaluations", 1000, "--output", report
     )
     assert done.returncode == 0, done.stderr
-    assert command(client, "card", folder, "--num-images", 2).returncode == 0
-    assert command(client, "push", folder, repository, "--message", "With numbers").returncode == 0
+    assert client.command("card", folder, "--num-images", 2).returncode == 0
+    assert client.command("push", folder, repository, "--message", "With numbers").returncode == 0
     assert {"report.json", "terms.png", "samples.png"} < set(hub.repositories[repository].files)
     # Another model: what was measured of the old one goes with it.
     quiet(VLBDDPMPipeline(tiny_unet(seed=1), VLBDDPMScheduler(20, num_pixel_levels=17))).save_pretrained(folder)
-    done = command(client, "push", folder, repository)
+    done = client.command("push", folder, repository)
     assert done.returncode == 2 and "`report` must be of this pipeline, got network_sha256" in done.stderr
     report.unlink()
-    assert command(client, "push", folder, repository).returncode == 0
+    assert client.command("push", folder, repository).returncode == 0
     latest = hub.repositories[repository]
     assert set(latest.files) == PIPELINE and b"has not been scored" in latest.files["README.md"]
     assert (
@@ -339,7 +332,7 @@ def test_a_part_that_changes_the_model_takes_its_numbers_away(hub, client, folde
     def scored(name):
         report = folder / "report.json"
         arguments = ("evaluate", folder, "--dataset", "digits", "--max-images", 2, "--method", "full", "--output", report)
-        assert command(client, *arguments).returncode == 0 and command(client, "push", folder, name).returncode == 0
+        assert client.command(*arguments).returncode == 0 and client.command("push", folder, name).returncode == 0
         assert "report.json" in hub.repositories[name].files and b"bits/dim**" in hub.repositories[name].files["README.md"]
 
     scored("me/variant")
@@ -399,7 +392,7 @@ def test_checkpoints_in_every_shape(hub, client, stranger, folder, tmp_path):
             shutil.copy(folder / "model_index.json", made)
         upload(hub, f"others/{name}", made)
         assert client.run(LOAD + SCORE, name=f"others/{name}") == expected, name
-    done = command(client, "evaluate", "others/flat-no-index", "--dataset", "digits", "--max-images", 2, "--method", "full")
+    done = client.command("evaluate", "others/flat-no-index", "--dataset", "digits", "--max-images", 2, "--method", "full")
     assert done.returncode == 0 and "bits/dim" in done.stdout, done.stderr
 
 
@@ -442,32 +435,32 @@ def test_schedulers_of_other_models_are_refused(hub, client, folder, scheduler, 
 
 
 def test_refusals_of_the_hub(hub, client, folder):
-    done = command(client, "evaluate", "nobody/nothing", "--dataset", "digits")
+    done = client.command("evaluate", "nobody/nothing", "--dataset", "digits")
     assert done.returncode == 2 and "nobody/nothing" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     with pytest.raises(Failure, match="`subfolder` must be left out"):
         client.run(LOAD.replace("name)", "name, subfolder='b')"), name="me/any")
-    done = command(client, "push", folder, "me/../up")
+    done = client.command("push", folder, "me/../up")
     assert done.returncode == 2 and "`repository` must be a name on the Hub" in done.stderr
-    assert command(client, "push", folder, "me/private", "--private").returncode == 0
+    assert client.command("push", folder, "me/private", "--private").returncode == 0
     hub.token = "another"
     before = len(hub.repositories)
-    done = command(client, "push", folder, "me/unauthorised")
+    done = client.command("push", folder, "me/unauthorised")
     assert done.returncode == 2 and "401" in done.stderr and len(hub.repositories) == before and "Traceback" not in done.stderr
-    done = command(client, "evaluate", "me/private", "--dataset", "digits")
+    done = client.command("evaluate", "me/private", "--dataset", "digits")
     assert done.returncode == 2 and "me/private" in done.stderr and "Traceback" not in done.stderr
-    assert command(client, "push", folder, "me/unauthorised", "--token", "another").returncode == 0
+    assert client.command("push", folder, "me/unauthorised", "--token", "another").returncode == 0
     hub.token = None
     hub.faults["POST /api/repos/create"] = [403]
-    done = command(client, "push", folder, "me/forbidden")
+    done = client.command("push", folder, "me/forbidden")
     assert done.returncode == 2 and "403" in done.stderr
 
 
 def test_somebody_else_pushes_at_the_same_time(hub, client, folder):
-    assert command(client, "push", folder, "me/busy").returncode == 0
+    assert client.command("push", folder, "me/busy").returncode == 0
     repository = hub.repositories["me/busy"]
     hub.faults["POST /api/models/me/busy/commit"] = [412]
     head = repository.head
-    done = command(client, "push", folder, "me/busy")
+    done = client.command("push", folder, "me/busy")
     assert done.returncode == 2 and "412" in done.stderr and repository.head == head
     parents = [json.loads(body.splitlines()[0])["value"] for _, path, body, _ in hub.requests if "busy/commit" in path]
     assert parents[-1]["parentCommit"] == head
@@ -480,11 +473,11 @@ def test_connections_that_are_cut(hub, client, folder):
     before = content()
     # While sending: once, and for good.
     hub.faults["PUT /blobs"] = ["cut"]
-    done = command(client, "push", folder, "me/cut")
+    done = client.command("push", folder, "me/cut")
     assert done.returncode == 0 and set(hub.repositories["me/cut"].files) == PIPELINE, done.stderr
     head = hub.repositories["me/cut"].head
     hub.faults["POST /api/models/me/cut/commit"] = ["cut"] * 10
-    done = command(client, "push", folder, "me/cut")
+    done = client.command("push", folder, "me/cut")
     assert done.returncode == 2 and "`repository` must be one that can be pushed to" in done.stderr
     assert "Traceback" not in done.stderr and hub.repositories["me/cut"].head == head and content() == before
     hub.faults.clear()
@@ -543,10 +536,10 @@ def test_hostile_repositories(hub, client, folder, tmp_path):
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
     (folder / "samples.png").symlink_to(secret)
-    done = command(client, "push", folder, "me/link")
+    done = client.command("push", folder, "me/link")
     assert done.returncode == 2 and "a link to" in done.stderr and "me/link" not in hub.repositories
     (folder / "samples.png").unlink()
     save_file({"secret": torch.zeros(3)}, secret)
     (folder / "unet" / "diffusion_pytorch_model.secret.safetensors").symlink_to(secret)
-    done = command(client, "push", folder, "me/link")
+    done = client.command("push", folder, "me/link")
     assert done.returncode == 2 and "a link to" in done.stderr and "me/link" not in hub.repositories

@@ -417,7 +417,7 @@ def files_behind(module, known=()):
 
 
 def table_key(*parts):
-    """SHA-256 of what the table's numbers depend on: the network, the size, the libraries, and the sources of the arithmetic."""
+    """SHA-256 of what the table's numbers depend on: the network, the size, the libraries and the arithmetic's sources."""
     digest = hashlib.sha256(repr((*parts, torch.__version__, diffusers.__version__)).encode())
     for file in sorted(files_behind(DrawScorer.__module__) | files_behind(VLBDDPMScheduler.__module__)):
         digest.update(Path(file).read_bytes())

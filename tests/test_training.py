@@ -1,4 +1,4 @@
-r"""The training script, run as users run it: real processes, killed for real."""
+r"""The training script in processes of its own, killed for real; some of the runs start Python as users do."""
 
 import ast
 import json
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hub_server import environment as hub_environment
 from hub_server import local_hub
 from PIL import Image
 from safetensors.torch import load_file
+from zygote import Zygote, shared
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
@@ -74,14 +76,8 @@ def command(*arguments, **flags):
     return [*map(str, arguments), *named]
 
 
-def environment(**extra):
-    return {**os.environ, "HF_HUB_OFFLINE": "1", **extra}
-
-
 def train(*arguments, expect=0, **flags):
-    done = subprocess.run(
-        [sys.executable, *command(SCRIPT, *arguments, **flags)], env=environment(), capture_output=True, text=True, timeout=300
-    )
+    done = shared().run(*command(SCRIPT, *arguments, **flags))
     assert done.returncode == expect, done.stderr[-3000:]
     return done
 
@@ -125,12 +121,14 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(full_run, tmp_p
         lambda: any(output.glob(".pipeline-*")),
     ]
     for moment in moments:
-        process = subprocess.Popen([sys.executable, *arguments], env=environment(), stderr=subprocess.DEVNULL)
+        process = shared().start(*arguments)
         while process.poll() is None and not moment():
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    train(*arguments[1:])
+    # To the end in a Python of its own, with another seed of its hashes.
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
     expected = full_run / "run"
     assert metrics(output) == metrics(expected)
@@ -209,7 +207,7 @@ def test_two_processes_see_what_one_with_the_whole_batch_sees(full_run, tmp_path
             *launch,
             *command(SCRIPT, output_dir=tmp_path / "two", train_batch_size=12, **flags),
         ],
-        env=environment(ACCELERATE_USE_CPU="true"),
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -232,12 +230,7 @@ def test_a_signal_saves_and_exits(full_run, tmp_path):
     flags = {"config": full_run / "full.yaml", "output_dir": output, "resume_from_checkpoint": "latest"}
     arguments = command(SCRIPT, **flags, max_train_steps=100_000)
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen(
-            [sys.executable, *arguments, "--resume_from_checkpoint=latest"],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        process = shared().start(*arguments)
         before = len(metrics(output)) if output.exists() else 0
         while not (output / "metrics.jsonl").exists() or len((output / "metrics.jsonl").read_text().split("\n")) < before + 5:
             assert process.poll() is None
@@ -292,7 +285,7 @@ def test_a_full_disk_loses_nothing(full_run, tmp_path, size):
 def test_without_validation_the_latest_model_is_kept_whenever_it_is_killed(full_run, tmp_path):
     output = tmp_path / "run"
     flags = {"config": full_run / "full.yaml", "output_dir": output, "eval_nll_every": 0, "max_train_steps": 14}
-    process = subprocess.Popen([sys.executable, *command(SCRIPT, **flags)], env=environment(), stderr=subprocess.DEVNULL)
+    process = shared().start(*command(SCRIPT, **flags))
     while not list(output.glob(".pipeline-*")) or not (output / "checkpoint-7").exists():  # the second time it is published
         assert process.poll() is None
         time.sleep(0.0005)
@@ -387,10 +380,9 @@ PIPELINE += ("unet/diffusion_pytorch_model.safetensors",)
 def test_push_to_hub(full_run, tmp_path):
     flags = {"config": full_run / "full.yaml", "max_train_steps": 2, "eval_nll_every": 0, "output_dir": tmp_path / "run"}
     pull = "from ddpm_vlb import VLBDDPMPipeline; print(VLBDDPMPipeline.from_pretrained('me/digits').scheduler.config)"
-    with local_hub() as hub:
-        extra = environment(**hub_environment(hub, tmp_path / "cache"))
+    with local_hub() as hub, closing(Zygote(os.environ | hub_environment(hub, tmp_path / "cache"))) as zygote:
         arguments = command(SCRIPT, "--push_to_hub", "--hub_private_repo", hub_model_id="digits", **flags)
-        done = subprocess.run([sys.executable, *arguments], env=extra, capture_output=True, text=True, timeout=300)
+        done = zygote.run(*arguments)
         assert done.returncode == 0, done.stderr[-3000:]
         repository = hub.repositories["me/digits"]
         assert repository.private and "pushed" in done.stdout
@@ -400,11 +392,13 @@ def test_push_to_hub(full_run, tmp_path):
             pushed["unet/diffusion_pytorch_model.safetensors"]
             == (tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
         )
-        pulled = subprocess.run([sys.executable, "-c", pull], env=extra, capture_output=True, text=True, timeout=300)
+        pulled = zygote.run("-c", pull)
         assert pulled.returncode == 0 and "trained_betas" in pulled.stdout, pulled.stderr[-3000:]
-    # No Hub in reach: told before anything is trained.
-    arguments = command(SCRIPT, "--push_to_hub", hub_model_id="digits", **{**flags, "output_dir": tmp_path / "other"})
-    done = subprocess.run([sys.executable, *arguments], env=extra, capture_output=True, text=True, timeout=300)
+        # No Hub in reach: told before anything is trained.
+        hub.shutdown()
+        hub.server_close()
+        arguments = command(SCRIPT, "--push_to_hub", hub_model_id="digits", **{**flags, "output_dir": tmp_path / "other"})
+        done = zygote.run(*arguments)
     assert done.returncode == 2 and "`push_to_hub`" in done.stderr and not (tmp_path / "other" / "metrics.jsonl").exists()
 
 

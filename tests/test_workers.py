@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from zygote import shared
 
 from ddpm_vlb.evaluation.run import Journal, Workers, run_batches
 
 SETTINGS = {"seed": 0, "model": "a"}
 # The command line, with an exchange after every batch.
 EVALUATE = (
-    "import sys, ddpm_vlb.workers as w; w.SECONDS_BETWEEN_EXCHANGES = 0.0;"
+    "import sys, ddpm_vlb.evaluation.run as w; w.SECONDS_BETWEEN_EXCHANGES = 0.0;"
     " from ddpm_vlb.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 
@@ -25,8 +26,7 @@ def checkpoint(pipe, tmp_path):
 
 
 def evaluate(checkpoint, folder, *options):
-    arguments = ["evaluate", str(checkpoint), "--dataset", "digits", *map(str, options)]
-    return [sys.executable, "-c", EVALUATE, *arguments], {"cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return ["-c", EVALUATE, "evaluate", checkpoint, "--dataset", "digits", *options], {"cwd": folder}
 
 
 def run(batches, journal, log):
@@ -92,20 +92,24 @@ def numbers(path):
 def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(checkpoint, tmp_path, options):
     options = (*options, "--batch-size", 12, "--seed", 4)
     command, how = evaluate(checkpoint, tmp_path, *options, "--output", "whole.json")
-    assert subprocess.run(command, **how).returncode == 0
+    assert shared().run(*command, **how).returncode == 0
     command, how = evaluate(checkpoint, tmp_path, *options, "--output", "cut.json")
     journal, done = tmp_path / "cut.json.journal", []
     for wanted in (3, 9):
-        process = subprocess.Popen(command, **how)
+        process = shared().start(*command, **how)
         lines = 0
         while process.poll() is None and lines < wanted:
             lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / "cut.json").exists()
         done.append(journal.read_bytes().count(b"\n"))
-    assert subprocess.run(command, **how).returncode == 0 and not journal.exists()
+    if "--max-evaluations" in options:  # to the end in a Python of its own, with another seed of its hashes
+        assert subprocess.run([sys.executable, *map(str, command)], **how).returncode == 0
+    else:
+        assert shared().run(*command, **how).returncode == 0
+    assert not journal.exists()
     # The second time it went on: at its kill there were more batches than a run of its own would have had.
     assert done[0] >= 3 and done[1] > done[0] - 1
     assert numbers(tmp_path / "cut.json") == numbers(tmp_path / "whole.json")
@@ -118,15 +122,20 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(checkpoint, tmp_pat
 )
 def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, options):
     # 23 images in batches of 5: the last batch is not full, and the last round has a batch for one process alone.
-    common = ["evaluate", str(checkpoint), "--dataset", "digits", *map(str, options)]
-    one = [sys.executable, "-m", "ddpm_vlb", *common, "--output", "one.json", "--batch-size", "64"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ddpm_vlb"]
-    two = [sys.executable, *launch, *common, "--output", "two.json", "--batch-size", "5", "--expected-processes", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    for command in (one, two):
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    common = ["-m", "ddpm_vlb", "evaluate", str(checkpoint), "--dataset", "digits", *map(str, options)]
+    one = [*common, "--output", "one.json", "--batch-size", "64"]
+    two = [*common, "--output", "two.json", "--batch-size", "5", "--expected-processes", "2"]
+    how = {"cwd": tmp_path, "env": os.environ | {"ACCELERATE_USE_CPU": "true"}}
+    if "full" in options:  # as users start them
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        starts = [sys.executable, *one], [sys.executable, *launch, *two]
+        results = [subprocess.run(start, **how, capture_output=True, text=True) for start in starts]
+    else:
+        results = [shared().run(*one, **how), *shared().run_ranks(2, *two, **how)]
+    for result in results:
         assert result.returncode == 0, result.stderr[-2000:]
-    assert "2 processes" in result.stdout and result.stdout.count("report: two.json") == 1
+    said = "".join(result.stdout for result in results[1:])
+    assert "2 processes" in said and said.count("report: two.json") == 1
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert (first["config"]["num_processes"], second["config"]["num_processes"]) == (1, 2)
     assert first["num_images"] == second["num_images"] and first["config"]["data_sha256"] == second["config"]["data_sha256"]
@@ -137,5 +146,5 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, options):
 
 def test_fewer_processes_than_expected_are_refused(checkpoint, tmp_path):
     command, how = evaluate(checkpoint, tmp_path, "--expected-processes", 2)
-    result = subprocess.run(command, **how)
-    assert result.returncode == 2 and b"`expected_processes` must be the 1 that take part, got 2" in result.stderr
+    result = shared().run(*command, **how)
+    assert result.returncode == 2 and "`expected_processes` must be the 1 that take part, got 2" in result.stderr

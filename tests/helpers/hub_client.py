@@ -1,7 +1,7 @@
 r"""A process that talks to a local Hub with the real `huggingface_hub`, and runs what it is told.
 
 The address of the Hub is read when the client is imported, so that the tests' own process cannot be one. It is kept for many
-tests, since torch and diffusers take seconds to import.
+tests, and forks children for commands of their own (`command`), since torch and diffusers take seconds to import.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from hub_server import environment
+from zygote import Zygote
 
 HELPERS = Path(__file__).parent
 
@@ -24,34 +25,43 @@ class Failure(Exception):
 
 
 class Client:
-    r"""`without_package=True` is a machine on which `ddpm_vlb` is not installed."""
+    r"""`without_package=True` is a machine on which `ddpm_vlb` is not installed: a Python of its own."""
 
-    def __init__(self, hub, cache, without_package=False, **extra):
-        self.cache, self.environment = cache, os.environ | environment(hub, cache) | extra
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *(["without"] if without_package else [])],
-            env=self.environment,
-            cwd=cache,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(cache / "stderr.txt").open("w"),
-            text=True,
-        )
+    def __init__(self, hub, cache, without_package=False):
+        self.cache, self.environment = cache, os.environ | environment(hub, cache)
+        requests, self.requests = os.pipe()
+        self.answers, answers = os.pipe()
+        self.requests, self.answers = open(self.requests, "w"), open(self.answers)
+        with open(requests) as stdin, open(answers, "w") as stdout, (cache / "stderr.txt").open("w") as stderr:
+            how = {"env": self.environment, "cwd": cache, "stdin": stdin, "stdout": stdout, "stderr": stderr}
+            if without_package:
+                self.zygote = None
+                self.process = subprocess.Popen([sys.executable, __file__, "without"], **how)
+            else:
+                self.zygote = Zygote(self.environment)
+                self.process = self.zygote.start(__file__, **how)
 
     def run(self, code, **arguments):
         r"""Run `code`, whose names are `arguments`, and return what it leaves in `result`."""
-        self.process.stdin.write(json.dumps({"code": code, "arguments": arguments}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        self.requests.write(json.dumps({"code": code, "arguments": arguments}) + "\n")
+        self.requests.flush()
+        answer = self.answers.readline()
         assert answer, (self.cache / "stderr.txt").read_text()[-3000:]
         answer = json.loads(answer)
         if "error" in answer:
             raise Failure(answer["error"], answer["kinds"])
         return answer["result"]
 
+    def command(self, *arguments):
+        r"""Run a command of the package in a process of its own."""
+        return self.zygote.run("-m", "ddpm_vlb", *arguments, cwd=self.cache)
+
     def close(self):
-        self.process.stdin.close()
+        self.requests.close()
         self.process.wait(timeout=30)
+        self.answers.close()
+        if self.zygote:
+            self.zygote.close()
 
 
 def serve():

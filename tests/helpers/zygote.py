@@ -128,13 +128,29 @@ class Zygote:
 
     def run(self, *arguments, timeout=300, **options):
         r"""Run `python *arguments` to its end; `options` are those of `start`."""
-        process = self.start(*arguments, **options)
+        return self._finish(self.start(*arguments, **options), timeout)
+
+    def _finish(self, process, timeout=300):
         try:
             printed = process.communicate(timeout)
         except BaseException:
             process.kill()
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, *printed)
+
+    def run_ranks(self, count, *arguments, env, **options):
+        r"""Run `python *arguments` as `torchrun --nproc_per_node count` would: a list of `count` results."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        processes = [self.start(*arguments, env=dict(env) | world | rank, **options) for rank in ranks]
+        try:
+            return [self._finish(process) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
 
     def close(self):
         r"""End it, and every command that still runs."""
