@@ -107,8 +107,9 @@ NAMED_SCHEDULES: dict[str, Callable[[int, float, float], torch.Tensor]] = {
     "sigmoid": _sigmoid,
     "laplace": lambda steps, start, end: _betas_from_alpha_bar(_laplace_alpha_bar, steps),
 }
-# Those that the stock scheduler knows by name; any other must travel as `trained_betas`.
 BETA_SCHEDULES = tuple(NAMED_SCHEDULES)
+# Those that diffusers' schedulers know by name; any other travels as `trained_betas`.
+STOCK_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 
 
 class LearnedNoiseSchedule(torch.nn.Module):

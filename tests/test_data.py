@@ -212,12 +212,12 @@ def test_streams(tmp_path):
 
     assert sorted(order(0)) == sorted(GREY[:, 0, 0].tolist()) and order(0) == order(0)
     assert len({tuple(order(seed)) for seed in range(8)}) > 1
-    rest, first = stream.split(2)
+    rest, first = stream.split_off(2)
     assert np.array_equal(first[:, 0].numpy(), GREY[:2]) and sorted(order(0, rest)) == sorted(GREY[2:, 0, 0].tolist())
     with pytest.raises(ValueError, match="`index` must be 0 for a stream"):
         stream[1]
     with pytest.raises(ValueError, match="`dataset` must hold at least one image, got none"):
-        stream.split(5)
+        stream.split_off(5)
     with pytest.raises(ValueError, match="`dataset` must be a folder or a data set of the Hub to be streamed, got 'digits'"):
         stream_images("digits")
     with pytest.raises(ValueError, match="split 'nope'"):

@@ -98,7 +98,7 @@ def data_settings(data) -> dict:
     from ..reports.schema import public_name
 
     name = public_name(str(Path(data.name).resolve())) if Path(data.name).exists() else data.name
-    return {"dataset": name, "split": data.split_name if hasattr(data, "split_name") else data.split}
+    return {"dataset": name, "split": data.split}
 
 
 def labels_for(pipe, data, label: int | None = None):

@@ -102,12 +102,12 @@ class StreamedImages:
 
     Args:
         dataset: a `datasets.IterableDataset` with an image column.
-        name, split: as `ImageSet` (the attribute is `split_name`).
+        name, split: as `ImageSet`.
         buffer_size: images in memory among which the next is drawn.
     """
 
     def __init__(self, dataset: Any, name: str, split: str | None = None, buffer_size: int = 1000):
-        self.name, self.split_name, self._buffer_size = name, split, buffer_size
+        self.name, self.split, self._buffer_size = name, split, buffer_size
         self._dataset, self._column = dataset, image_column(dataset)
         first = next(iter(dataset), None)
         if first is None:
@@ -126,14 +126,14 @@ class StreamedImages:
             raise ValueError(f"`index` must be 0 for a stream, of which only the first image is at hand, got {index}.")
         return self._levels(self._first)
 
-    def split(self, count: int) -> tuple["StreamedImages", torch.Tensor]:
+    def split_off(self, count: int) -> tuple["StreamedImages", torch.Tensor]:
         r"""The stream without its first `count` images, and those `(count, C, H, W)`.
 
         Raises:
             ValueError: a stream of no more images than that.
         """
         first = [self._decode(row[self._column]) for row in self._dataset.take(count)]
-        return StreamedImages(self._dataset.skip(count), self.name, self.split_name, self._buffer_size), torch.stack(first)
+        return StreamedImages(self._dataset.skip(count), self.name, self.split, self._buffer_size), torch.stack(first)
 
     def in_order(self) -> Iterator[Callable[[], torch.Tensor]]:
         r"""One pass in the stream's own order: for each image a function that decodes it to levels `(C, H, W)`."""

@@ -60,7 +60,7 @@ class Data:
             self.images = stream_images(a.dataset, a.split, a.shuffle_buffer_size)
             self.count = None
             if wanted:
-                self.images, self.validation = self.images.split(wanted)
+                self.images, self.validation = self.images.split_off(wanted)
         else:
             self.images = open_images(a.dataset, a.split, default_split="train")
             self.count = len(self.images) - wanted
@@ -79,8 +79,7 @@ class Data:
         self.num_pixel_levels = a.num_pixel_levels or self.images.num_pixel_levels
         if a.eval_split or a.eval_dataset:
             held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
-            trained_on = self.images.split_name if a.streaming else self.images.split
-            if (held_out.name, held_out.split) == (self.images.name, trained_on):
+            if (held_out.name, held_out.split) == (self.images.name, self.images.split):
                 raise ValueError(
                     "`eval_split` and `eval_dataset` must name images that are not trained on,"
                     f" got {held_out.name!r} (split {held_out.split!r}) for both."

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.noise_schedules import LearnedNoiseSchedule, linear_log_snr
+from ddpm_vlb.noise_schedules import STOCK_SCHEDULES, LearnedNoiseSchedule, linear_log_snr, make_betas
 
 from .network import predict, public_config
 
@@ -25,6 +25,8 @@ def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLB
         config["trained_betas"] = process.betas.tolist()
     else:
         betas = {"beta_start": arguments.beta_start, "beta_end": arguments.beta_end, "beta_schedule": arguments.beta_schedule}
+        if arguments.beta_schedule not in STOCK_SCHEDULES:
+            betas = {"trained_betas": make_betas(num_train_timesteps=arguments.ddpm_num_steps, **betas).tolist()}
         config.update(betas)
     scheduler = VLBDDPMScheduler(**config)
     scheduler.reverse_process()
