@@ -293,11 +293,11 @@ def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas:
     checked = {kind: cost(fit(half), ~half) + cost(fit(~half), half) for kind, fit in kinds.items()}
     kind = min(checked, key=checked.get)
     numbers = kinds[kind](slice(None))
-    some = torch.linspace(0, squares.numel() - 1, min(DECODER_PIXELS, squares.numel())).long()
+    chosen = torch.linspace(0, squares.numel() - 1, min(DECODER_PIXELS, squares.numel())).long()
     decoder = fit_decoder(
-        features.flatten(1)[:, some],
-        look.samples.flatten()[some],
-        look.predictions.flatten()[some],
+        features.flatten(1)[:, chosen],
+        look.samples.flatten()[chosen],
+        look.predictions.flatten()[chosen],
         scorer.num_pixel_levels,
         numbers if bool(numbers.any()) else one_variance(slice(None)),
     )

@@ -7,7 +7,7 @@ bound: a bad calibration makes a worse model, never a wrong number.
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,8 @@ class Calibration:
 
     config: dict[str, Any]
     trained: ForwardProcess
+    # The best chains found so far: the same for any number of steps up to theirs.
+    _table: list[SubSchedules] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
         config = self.config
@@ -88,7 +90,7 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        r"""Of the calibration."""
+        r"""SHA-256 of the calibration."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -120,11 +122,9 @@ class Calibration:
 
     def sub_schedules(self, max_steps: int) -> SubSchedules:
         r"""The best chains of up to so many steps."""
-        known = self.__dict__.get("_sub_schedules")
-        if known is None or len(known.costs) < max_steps:
-            known = best_sub_schedules(*self.costs, max_steps)
-            self.__dict__["_sub_schedules"] = known
-        return known
+        if not self._table or len(self._table[0].costs) < max_steps:
+            self._table[:] = [best_sub_schedules(*self.costs, max_steps)]
+        return self._table[0]
 
     def timesteps(self, num_inference_steps: int) -> list[int]:
         r"""The best chain of so many steps, strictly descending."""

@@ -107,7 +107,7 @@ def check_network(unet: Any, name: str) -> Any:
 
 
 def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""Of `from_pretrained`'s arguments, those in `DOWNLOAD_ARGUMENTS` that are given."""
+    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
     return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 

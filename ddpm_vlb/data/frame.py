@@ -66,7 +66,7 @@ class Frame:
             self._drop()
 
     def _drop(self) -> None:
-        r"""Of the images at hand keep those with the smallest hashes, in their order."""
+        r"""Keep the images with the smallest hashes, in their order."""
         numbers = np.concatenate([numbers for numbers, _, _ in self._kept])
         levels = torch.cat([levels for _, levels, _ in self._kept])
         labels = None if self._kept[0][2] is None else torch.cat([labels for _, _, labels in self._kept])
@@ -79,7 +79,7 @@ class Frame:
 
     @property
     def sha256(self) -> str:
-        r"""Of all images and classes so far."""
+        r"""SHA-256 of all images and classes so far."""
         return self._digest.hexdigest()
 
     @property

@@ -47,15 +47,15 @@ def own_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option of another method, or of none.
     """
-    of = {option.name: other.name for other in METHODS.values() for option in other.options}
+    owners = {option.name: other.name for other in METHODS.values() for option in other.options}
     for name, value in given.items():
-        if name not in of:
-            near = difflib.get_close_matches(name, [*of, *ARGUMENTS], n=1)
+        if name not in owners:
+            near = difflib.get_close_matches(name, [*owners, *ARGUMENTS], n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"`{name}` must be an argument or an option of a method, got {value!r} for no such thing.{hint}")
-        if of[name] != method.name and value is not None:
+        if owners[name] != method.name and value is not None:
             raise ValueError(
-                f"`{name}` must be left out unless method={of[name]!r}, got {value!r} with method={method.name!r}."
+                f"`{name}` must be left out unless method={owners[name]!r}, got {value!r} with method={method.name!r}."
             )
     options = {o.name: o.default if given.get(o.name) is None else given[o.name] for o in method.options}
     if method.name == "sampled" and all(value is None for value in options.values()):

@@ -185,7 +185,7 @@ class Flow:
 
     @torch.no_grad()
     def terms(self, levels: torch.Tensor, key: int, num_probes: int | None, rtol: float, atol: float, labels=None):
-        r"""Of one image `(1, C, H, W)` and one draw: :math:`-\log p_\mathrm{ODE}(x_0)`, :math:`\log q(x_0 | x)` and
+        r"""The parts of one image `(1, C, H, W)` with one draw: :math:`-\log p_\mathrm{ODE}(x_0)`, :math:`\log q(x_0 | x)` and
         :math:`-\log p(x | x_0)` in nats, and how many images went through the network.
 
         Args:

@@ -103,7 +103,7 @@ def rate_distortion(
 
 
 def _terms_and_errors(scorer: Scorer, levels, seeds, labels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""Of a batch: the prior `(B,)` and the terms `(B, K)` in nats, and the predictions' squared errors `(B, K)`; ascending."""
+    r"""The prior `(B,)` and the terms `(B, K)` of a batch in nats, and the predictions' squared errors `(B, K)`; ascending."""
     samples, reverse = scorer.samples(levels), scorer.reverse
     terms, errors = [], []
     timesteps = reverse.forward.timesteps.tolist()

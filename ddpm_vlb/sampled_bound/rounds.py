@@ -40,7 +40,7 @@ class Sums:
 
     @property
     def num_evaluations(self) -> int:
-        r"""Of all rounds, without the pilot."""
+        r"""Evaluations of all rounds, without the pilot."""
         return sum(one.evaluations for one in self.rounds)
 
     def add(self, draws: Draws, values, noise_features) -> None:
