@@ -212,7 +212,7 @@ def test_batches_change_no_sample(checkpoint, tmp_path):
 
 
 FAULTS = """
-import sys, torch
+import sys, torch, torch._inductor.config
 from ddpm_vlb.cli import main
 from ddpm_vlb.likelihoods.method import Method, Option
 from ddpm_vlb.likelihoods.methods import add_method
@@ -241,16 +241,15 @@ def status(*options):
 
 assert [status("--method", "toy", "--fault", fault) for fault in faults if fault != "bug"] == [2, 2, 2, 2]
 assert status("--method", "toy", "--fault", "value", "--debug") == 2
+torch._inductor.config.cpp.cxx = (None, "/nonexistent")  # as where there is no compiler
 assert status("--method", "full", "--compile") == 2
 status("--method", "toy", "--fault", "bug")
 """
 
 
 def test_faults_have_a_traceback_and_what_can_be_mended_is_one_line(checkpoint, tmp_path):
-    # Where there is no compiler, which can be mended.
-    environment = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", FAULTS, str(checkpoint)]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    result = shared().run("-c", FAULTS, checkpoint, cwd=tmp_path, env=environment)
     assert result.returncode == 1, result.stderr
     *mended, debugged, compiled, bug = result.stderr.split("next\n")[1:]
     device, memory, library, value = mended

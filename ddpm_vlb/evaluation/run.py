@@ -47,12 +47,20 @@ class Workers:
             self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
 
     def gather(self, part: Any) -> list[Any]:
-        r"""What each process has, in their order, for all."""
+        r"""What each process has, in their order, for all.
+
+        Raises:
+            ConnectionError: another process is gone.
+        """
         if self.count == 1:
             return [part]
         from accelerate.utils import gather_object
 
-        return gather_object([part])
+        try:
+            return gather_object([part])
+        except RuntimeError as error:  # of whatever carries it, which has no type of its own for this
+            reason = str(error).strip().split("\n")[0]
+            raise ConnectionError(f"All {self.count} processes must take part to the end, but one is gone: {reason}") from error
 
 
 class Journal:
