@@ -79,8 +79,8 @@ def transition_kl(
     Returns:
         Nats, shape `(B,)`; never negative.
     """
-    gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
-    return _sum_dims(0.5 * (variance_gap(gap) + weight * error**2))
+    _, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    return _sum_dims(0.5 * (gap + weight * error**2))
 
 
 def sampled_transition(
@@ -104,9 +104,9 @@ def sampled_transition(
         ValueError: `noise` of another shape.
     """
     _, noise = to_working(original_samples=original_samples, noise=noise)
-    gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
-    closed_form = 0.5 * (variance_gap(gap) + weight * error**2)
-    added = 0.5 * torch.expm1(gap) * (noise**2 - 1) + weight.sqrt() * error * torch.exp(0.5 * gap) * noise
+    log_ratio, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    closed_form = 0.5 * (gap + weight * error**2)
+    added = 0.5 * torch.expm1(log_ratio) * (noise**2 - 1) + weight.sqrt() * error * torch.exp(0.5 * log_ratio) * noise
     return _sum_dims(closed_form + added)
 
 
@@ -116,14 +116,16 @@ def _compare(
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
     timesteps: int | torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""By what the two Gaussians of :math:`L_t` differ: :math:`d`, :math:`c_t^2 / \sigma_t^2` and :math:`x - \hat x`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""By what the Gaussians of :math:`L_t` differ: :math:`d, e^d - 1 - d, c_t^2 / \sigma_t^2` and :math:`x - \hat x`."""
     forward = reverse.forward
     x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
     pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
     posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
+    log_ratio = posterior_log_variance - log_variance
+    gap = variance_gap(log_ratio)
     weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(-log_variance)
-    return posterior_log_variance - log_variance, weight, x - pred_original_sample
+    return log_ratio, gap, weight, x - pred_original_sample
 
 
 def decoder_nll(
