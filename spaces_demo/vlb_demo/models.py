@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.model.network import Network, network_of
 
 from . import SPACE
 from .texts import Refusal
@@ -41,7 +41,7 @@ class Model:
 
     name: str
     source: str
-    unet: UNet2DModel
+    unet: torch.nn.Module
     scheduler_config: dict[str, Any] = field(repr=False)
     examples: torch.Tensor = field(repr=False)
     examples_file: str | None
@@ -49,19 +49,15 @@ class Model:
     scores: np.ndarray | None = field(repr=False)
     seconds: float = 0.0
 
-    def predict(self, noisy_samples: torch.Tensor, timestep: int) -> torch.Tensor:
-        r"""The network's output, with whatever it says of variances."""
-        return self.unet(noisy_samples, timestep).sample
-
     @property
-    def has_variances(self) -> bool:
-        r"""Whether the network has channels for variances."""
-        return self.unet.config.out_channels != self.shape[0]
+    def network(self) -> Network:
+        r"""The network, to be asked."""
+        return network_of(self.unet)
 
     @property
     def num_parameters(self) -> int:
         r"""Of the network."""
-        return self.unet.num_parameters()
+        return sum(parameter.numel() for parameter in self.unet.parameters())
 
     def check_time(self, evaluations: int) -> None:
         r"""Refuse what would keep others waiting for long."""
@@ -152,12 +148,13 @@ class Models:
         source = self._sources[name]
         pipe = VLBDDPMPipeline.from_pretrained(source).to(self.device)
         pipe.scorer()  # refuses what cannot be scored
-        if getattr(pipe.unet.config, "num_class_embeds", None) is not None:
+        network = pipe.network
+        if network.num_classes is not None:
             raise ValueError(f"`--model` must be an unconditional model for this demo, got {source!r} with classes.")
-        if pipe.image_size is None:
+        if network.size is None:
             raise ValueError(f"`--model` must say the size of its images (`sample_size`), got {source!r} without.")
         unet = pipe.unet.eval().requires_grad_(False)
-        shape = (unet.config.in_channels, *pipe.image_size)
+        shape = (network.channels, *network.size)
         beside = Path(source).parent == CHECKPOINTS
         examples, scores, file = None, None, None
         report = _read_json(Path(source) / "report.json") if Path(source).is_dir() else None
@@ -179,17 +176,17 @@ class Models:
             examples_file=file,
             report=report,
             scores=scores,
-            seconds=_seconds(unet, shape, self.device),
+            seconds=_seconds(network, shape),
         )
 
 
 @torch.no_grad()
-def _seconds(unet: UNet2DModel, shape: tuple[int, int, int], device: str, batch: int = 8) -> float:
+def _seconds(network: Network, shape: tuple[int, int, int], batch: int = 8) -> float:
     r"""That an evaluation takes in a small batch."""
-    samples = torch.zeros(batch, *shape, device=device)
+    samples = torch.zeros(batch, *shape, device=network.device)
     for _ in range(2):  # the first one warms up
         started = time.perf_counter()
-        unet(samples, 0).sample.cpu()
+        network(samples, 0).cpu()
     return (time.perf_counter() - started) / batch
 
 

@@ -1,6 +1,6 @@
 r"""The network that is trained: the one file that knows what a `UNet2DModel` is.
 
-Everything else asks for what is here: one that is built from the flags, its output, and its configuration.
+It is built here from the flags. Everything else asks the `Network` that stands for it.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.model.network import Network, network_of
 
 DEFAULTS = {
     "block_out_channels": (64, 128, 128),
@@ -22,7 +23,7 @@ DEFAULTS = {
 }
 
 
-def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool) -> UNet2DModel:
+def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool) -> Network:
     r"""The network for images `(C, H, W)`: one that is trained already, a configuration file's or a small default one, with
     `--unet`'s arguments over its own.
 
@@ -45,7 +46,7 @@ def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_va
         take_weights(unet, pretrained)
     if arguments.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return unet
+    return network_of(unet)
 
 
 def _configuration(
@@ -69,16 +70,6 @@ def _configuration(
     if config.get("num_class_embeds") is not None:
         raise ValueError(f"`unet` must be unconditional (no num_class_embeds), got {config['num_class_embeds']}.")
     return config
-
-
-def predict(network: UNet2DModel, noisy_samples: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    r"""The network's output, `(B, C, H, W)` or, with variances, `(B, 2C, H, W)`.
-
-    Args:
-        noisy_samples: latents, `(B, C, H, W)`; brought to the network's dtype here.
-        timesteps: one each, `(B,)`.
-    """
-    return network(noisy_samples.to(network.dtype), timesteps.to(noisy_samples.device)).sample
 
 
 def load_pretrained(arguments: argparse.Namespace) -> UNet2DModel:

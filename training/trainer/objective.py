@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.model.network import Network
 from ddpm_vlb.noise_schedules import STOCK_SCHEDULES, LearnedNoiseSchedule, linear_log_snr, make_betas
 
-from .network import predict, public_config
+from .network import public_config
 
 
 def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLBDDPMScheduler:
@@ -39,17 +40,18 @@ class Objective(torch.nn.Module):
     Called with images and noise `(B, C, H, W)` and timesteps `(B,)`; returns the loss of each image, `(B,)`.
     """
 
-    def __init__(self, network: torch.nn.Module, scheduler: VLBDDPMScheduler, loss_type: str, learn_betas: bool):
+    def __init__(self, network: Network, scheduler: VLBDDPMScheduler, loss_type: str, learn_betas: bool):
         super().__init__()
-        # `unet` is the network's name in pipelines and checkpoints.
-        self.unet, self.scheduler, self.loss_type = network, scheduler, loss_type
+        # `unet` is the module's name in pipelines and checkpoints.
+        self.network, self.unet = network, network.module
+        self.scheduler, self.loss_type = scheduler, loss_type
         self.noise_schedule = LearnedNoiseSchedule(scheduler.forward_process()) if learn_betas else None
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         forward_process = self.scheduler.forward_process() if self.noise_schedule is None else self.noise_schedule()
         # Formed in float64; autocast, if any, is the network's own affair.
         noisy_images = forward_process.q_sample(images, noise, timesteps)
-        model_output = predict(self.unet, noisy_images, timesteps)
+        model_output = self.network(noisy_images, timesteps)
         # A clipped prediction has no gradient.
         return self.scheduler.training_loss(
             model_output,

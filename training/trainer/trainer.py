@@ -58,7 +58,7 @@ class Trainer:
         scheduler = build_scheduler(a, data.num_pixel_levels)
         network = build_network(a, data.shape, scheduler.reverse_process().learns_variance)
         objective = Objective(network, scheduler, a.loss_type, a.learn_betas)
-        groups = [{"params": list(network.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
+        groups = [{"params": list(network.module.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
         if a.learn_betas:
             betas = list(objective.noise_schedule.parameters())
             groups.append({"params": betas, "lr": a.learning_rate_betas, "weight_decay": 0.0})

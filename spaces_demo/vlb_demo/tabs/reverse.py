@@ -70,7 +70,7 @@ def compute(
     pipe = chosen.pipe(**settings)
     scheduler, device, channels = pipe.scheduler, models.device, chosen.shape[0]
     # A network of learned variances has twice the channels; the second half is theirs.
-    drop = variance != "as trained" and chosen.has_variances
+    drop = variance != "as trained" and chosen.network.out_channels != channels
     scheduler.set_timesteps(steps)
     grid = scheduler.timesteps.tolist()
     generator = torch.Generator().manual_seed(int(seed))
@@ -87,7 +87,7 @@ def compute(
     kept = {round(index * (steps - 1) / max(1, SNAPSHOTS - 1)) for index in range(min(SNAPSHOTS, steps))}
     for index, t in enumerate(grid):
         with torch.no_grad():
-            output = chosen.predict(x, t)
+            output = chosen.network(x, t)
         before = x
         x, predicted = scheduler.step(output[:, :channels] if drop else output, t, x, generator=generator, return_dict=False)
         if index in kept:
