@@ -16,7 +16,7 @@ quickstart: $(READY)
 	$(RUN) training/quickstart.py
 
 test: $(READY)
-	$(RUN) -m pytest --numprocesses auto --dist loadfile -r s
+	$(RUN) -m pytest --numprocesses auto --dist loadgroup -r s
 
 demo: $(READY) $(CARRIED)
 	$(RUN) spaces_demo/app.py $(if $(PORT),--port $(PORT)) $(foreach model,$(MODEL),--model $(model))

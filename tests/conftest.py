@@ -19,8 +19,20 @@ settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 
+# Files of long tests that share nothing, or say in groups what they share.
+SPREAD = {"test_sampled_bound.py"}
+
+
 def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="FOLDER", help="where the browser's tests leave pictures of the demo")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    r"""A file's tests stay in one process, for what they share; but those of `SPREAD` go where there is time, at the end."""
+    for item in items:
+        if item.path.name not in SPREAD and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_sessionfinish():
@@ -55,6 +67,15 @@ def pipe():
 @pytest.fixture
 def images():
     return torch.randint(17, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def sweeps(pipe, images, count, class_labels=None, **options) -> torch.Tensor:
+    r"""Bits/dim of `count` full sweeps with other noise each, (count, N): all in one batch, as fast as a few sweeps."""
+    if torch.is_tensor(class_labels):
+        class_labels = class_labels.repeat(count)
+    many = images.repeat(count, 1, 1, 1)
+    out = pipe.evaluate_nll(many, len(many), generator(), class_labels=class_labels, **options)
+    return out.bits_per_dim.reshape(count, len(images))
 
 
 def generator(seed=0) -> torch.Generator:

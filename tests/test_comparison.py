@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import generator, quiet, tiny_unet
+from conftest import generator, quiet, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.cli import main
@@ -18,10 +18,9 @@ def images():
     return torch.randint(17, (12, 1, 8, 8), generator=generator(1)).to(torch.uint8)
 
 
-def sweeps(pipe, images, **options):
+def means(pipe, images, **options):
     r"""Means over the images of some full sweeps, (30,)."""
-    runs = [pipe.evaluate_nll(images, generator=generator(seed), **options).bits_per_dim.mean() for seed in range(30)]
-    return torch.stack(runs)
+    return sweeps(pipe, images, 30, **options).mean(dim=1)
 
 
 def of_runs(pipes, images, count=25, **options):
@@ -33,7 +32,7 @@ def of_runs(pipes, images, count=25, **options):
 @pytest.mark.parametrize("steps", [(None, None), (None, 7), (4, 20)], ids=["one grid", "a sub-sequence", "the other"])
 def test_the_difference_is_that_of_the_bounds(images, steps):
     pipes = make_pipe(0), make_pipe(3)
-    first, second = (sweeps(pipe, images, num_inference_steps=k) for pipe, k in zip(pipes, steps))
+    first, second = (means(pipe, images, num_inference_steps=k) for pipe, k in zip(pipes, steps))
     runs, values = of_runs(pipes, images, num_inference_steps=steps)
     truth = first.mean() - second.mean()
     error = ((first.var() + second.var()) / 30 + values.var() / 25).sqrt()
@@ -50,7 +49,7 @@ def test_common_noise_is_worth_it(images):
     with torch.no_grad():
         pipes[1].unet.conv_out.weight *= 1.01
     _, together = of_runs(pipes, images, count=10)
-    apart = [sweeps(pipe, images).std() for pipe in pipes]
+    apart = [means(pipe, images).std() for pipe in pipes]
     # A sweep takes 240 evaluations, these 1200: apart, five sweeps of each would have a fifth of the variance.
     assert together.std() < 0.2 * torch.stack(apart).square().sum().sqrt() / 5**0.5
 
@@ -77,7 +76,7 @@ def test_a_model_is_no_better_than_itself(images):
 def test_classes(images):
     pipe = make_pipe(num_class_embeds=10)
     labels = torch.arange(12) % 10
-    bounds = [sweeps(pipe, images, class_labels=label) for label in (labels, 3)]
+    bounds = [means(pipe, images, class_labels=label) for label in (labels, 3)]
     _, values = of_runs([pipe, pipe], images, class_labels=(labels, 3))
     error = (sum(bound.var() for bound in bounds) / 30 + values.var() / 25).sqrt()
     assert abs(values.mean() - (bounds[0].mean() - bounds[1].mean())) < 4 * error
@@ -108,7 +107,7 @@ def test_half_precision_says_what_it_costs(images):
     result = compare(half, images, max_evaluations=4000, float32_unets=unets, quiet=True)
     bias = result["half_precision_bias"]
     assert bias["includes_rounding_of_weights"] and bias["num_network_evaluations"] <= 2 * 2 * 512
-    truth = [torch.stack([sweeps(a, images) - sweeps(b, images)]).mean().item() for a, b in zip(half, exact)]
+    truth = [torch.stack([means(a, images) - means(b, images)]).mean().item() for a, b in zip(half, exact)]
     # Under the same noise, sweep by sweep: what is left over is far below the bias's own error.
     assert abs(truth[0] - truth[1] - bias["bits_per_dim"]) < 4 * bias["monte_carlo_error"]
     assert f"half precision instead of float32: {bias['bits_per_dim']:+.5f}" in format_comparison(result, ("A", "B"))

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import generator, tiny_unet
+from conftest import generator, sweeps, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
@@ -61,7 +61,7 @@ def test_reports_with_numbers_json_does_not_know_are_refused(report, tmp_path):
 
 
 def test_the_estimate_is_unbiased_and_exact_where_it_sees_everything(pipe, images):
-    full = torch.stack([pipe.evaluate_nll(images, generator=generator(seed)).bits_per_dim for seed in range(40)])
+    full = sweeps(pipe, images, 40)
     for evaluations in (2, 7, 20):
         few = [estimate_nll(pipe, images, [100 * run + i for i in range(5)], evaluations) for run in range(300)]
         totals = torch.stack([estimate.bits_per_dim for estimate in few])
@@ -110,7 +110,7 @@ def digits_of(count):
 
 def test_a_sampled_evaluation_is_unbiased_and_its_error_true(pipe):
     images = digits_of(40)
-    truth = torch.stack([pipe.evaluate_nll(images.images, generator=generator(s)).bits_per_dim.mean() for s in range(40)])
+    truth = sweeps(pipe, images.images, 40).mean(dim=1)
     reports = [evaluate(pipe, images, max_evaluations=800, seed=seed, quiet=True) for seed in range(60)]
     values = torch.tensor([report["bits_per_dim"] for report in reports], dtype=torch.float64)
     error = (values.var() / 60 + truth.var() / 40).sqrt()
@@ -152,7 +152,7 @@ def test_scores_of_images(pipe):
     images = digits_of(10)
     report = evaluate(pipe, images, evaluations_per_image=200, quiet=True)
     assert report["num_network_evaluations"] == 2000 + report["config"]["num_pilot_evaluations"]
-    truth = torch.stack([pipe.evaluate_nll(images.images, generator=generator(s)).bits_per_dim for s in range(60)])
+    truth = sweeps(pipe, images.images, 60)
     error = torch.tensor(report["per_image_monte_carlo_error"]).square() + truth.var(dim=0) / 60
     assert (abs(torch.tensor(report["per_image"]) - truth.mean(dim=0)) < 4.5 * error.sqrt()).all()
 
@@ -185,12 +185,9 @@ def test_half_precision_says_what_it_costs(pipe):
     half = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16), pipe.scheduler)
     rounded = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16).float(), pipe.scheduler)
     # Under the same noise, sweep by sweep, against the network as it was and against its rounded weights.
-    sweeps = [
-        torch.stack([model.evaluate_nll(images.images, generator=generator(s)).bits_per_dim.mean() for s in range(8)])
-        for model in (half, pipe, rounded)
-    ]
-    for unet, exact in ((pipe.unet, sweeps[1]), (None, sweeps[2])):
-        gaps = sweeps[0] - exact
+    bounds = [sweeps(model, images.images, 8).mean(dim=1) for model in (half, pipe, rounded)]
+    for unet, exact in ((pipe.unet, bounds[1]), (None, bounds[2])):
+        gaps = bounds[0] - exact
         for options in ({"max_evaluations": 600}, {"method": "full"}):
             report = evaluate(half, images, float32_unet=unet, quiet=True, **options)
             bias = report["half_precision_bias"]
@@ -239,7 +236,7 @@ def test_more_images_than_memory_holds(pipe):
 
 def test_a_chain_of_one_step(pipe):
     images = digits_of(40)
-    truth = torch.stack([one_step().evaluate_nll(images.images, generator=generator(s)).bits_per_dim.mean() for s in range(80)])
+    truth = sweeps(one_step(), images.images, 80).mean(dim=1)
     reports = [evaluate(one_step(), images, max_evaluations=60, seed=seed, quiet=True) for seed in range(100)]
     values = torch.tensor([report["bits_per_dim"] for report in reports], dtype=torch.float64)
     assert abs(values.mean() - truth.mean()) < 4 * (values.var() / 100 + truth.var() / 80).sqrt()

@@ -284,7 +284,14 @@ def test_few_images_to_a_target():
     check(estimates, SMALL.bounds.mean())
 
 
-@pytest.mark.parametrize("world", [LARGE, World(750), SMALL], ids=["many images", "half of the images", "few images"])
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param(LARGE, id="many images"),
+        pytest.param(World(750), id="half of the images"),
+        pytest.param(SMALL, marks=pytest.mark.xdist_group("few images"), id="few images"),
+    ],
+)
 def test_to_a_number_of_evaluations(world):
     estimates = repeat(world, max_evaluations=1000)
     assert all(0.98 * 1000 <= one.num_evaluations <= 1000 for one in estimates)
@@ -308,6 +315,7 @@ def test_every_image_alike(evaluations):
         assert np.abs(scores).max() < 4.5
 
 
+@pytest.mark.xdist_group("few images")
 def test_the_terms_of_single_rows():
     estimates = repeat(SMALL, max_evaluations=1000)
     terms, counts = (torch.stack([getattr(one, name) for one in estimates]) for name in ("terms", "term_evaluations"))
@@ -450,6 +458,7 @@ def table():
     return Table(values, features, prior, image_features)
 
 
+@pytest.mark.xdist_group("table")
 def test_the_table_is_the_networks(table):
     _, _, draw_scorer = digits_scorer()
     rng = np.random.default_rng(0)
@@ -459,6 +468,7 @@ def test_the_table_is_the_networks(table):
     assert np.allclose(values.numpy(), table.values[at], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.xdist_group("table")
 def test_the_digits_to_a_target(table):
     estimates = repeat(table, target_se=0.02)
     assert (np.array([one.num_rounds for one in estimates]) >= 2).sum() >= 20
@@ -466,6 +476,7 @@ def test_the_digits_to_a_target(table):
     check(estimates, table.truth)
 
 
+@pytest.mark.xdist_group("table")
 def test_control_variates_save_evaluations(table):
     class Without(Table):
         def __init__(self, table):
