@@ -14,7 +14,7 @@ from scipy.special import ndtri
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
 from ddpm_vlb.noise import keyed_uniform, mix, mix_array, order_of, uniform_array
-from ddpm_vlb.sampled_bound.design import _Design, _pilot_draws, bin_edges
+from ddpm_vlb.sampled_bound.design import Design, bin_edges, pilot_draws
 from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer, known_parts
 from ddpm_vlb.sampled_bound.draws import Draws
 from ddpm_vlb.sampled_bound.estimate import check_rules, estimate_bound
@@ -131,9 +131,9 @@ def test_bin_edges(steps):
 def a_design(world, seed=0, evaluations=1000):
     count = len(world.prior)
     edges = bin_edges(world.steps)
-    pilot = _pilot_draws(edges, np.arange(count), np.arange(count), seed, evaluations)
+    pilot = pilot_draws(edges, np.arange(count), np.arange(count), seed, evaluations)
     values, features = world(pilot, None)
-    return _Design(edges, pilot, values, features, torch.tensor(world.features))
+    return Design(edges, pilot, values, features, torch.tensor(world.features))
 
 
 def row_probabilities(design):
@@ -152,7 +152,7 @@ def chi_square(counts, expected):
 def test_the_pilot_is_uniform_within_bins():
     edges = bin_edges(200)
     ids = np.arange(3000)
-    draws = _pilot_draws(edges, ids, ids, 5, 3000 * (len(edges) - 1))
+    draws = pilot_draws(edges, ids, ids, 5, 3000 * (len(edges) - 1))
     assert draws.rows.shape == (3000, len(edges) - 1)
     assert (draws.rows >= edges[:-1]).all() and (draws.rows < edges[1:]).all()
     assert len(np.unique(draws.images[:, 0])) == 3000 and (draws.images == draws.images[:, :1]).all()
@@ -163,7 +163,7 @@ def test_the_pilot_is_uniform_within_bins():
 
 def test_a_pilot_of_few_images_repeats_them_with_other_draws():
     edges = bin_edges(50)
-    draws = _pilot_draws(edges, np.arange(3), np.arange(3), 0, 1000)
+    draws = pilot_draws(edges, np.arange(3), np.arange(3), 0, 1000)
     assert draws.images.shape[0] == math.ceil(1000 / (len(edges) - 1)) and set(draws.images.ravel()) == {0, 1, 2}
     assert len(np.unique(draws.keys)) == draws.keys.size
     first, again = draws.rows[0], draws.rows[3]
@@ -219,7 +219,7 @@ def test_an_images_draws_are_a_function_of_seed_round_and_id():
             assert by_id[ids[part.images[i, 0, 0]]] == (part.rows[i].tolist(), part.keys[i].tolist())
         # The order of the frame is that of the whole, with gaps.
         assert [i for i in order_of(ids, np.arange(40), 9) if i in frame] == order_of(ids, frame, 9).tolist()
-        pilots = [_pilot_draws(edges, ids, some, 4, 40 * (len(edges) - 1)) for some in (np.arange(40), frame)]
+        pilots = [pilot_draws(edges, ids, some, 4, 40 * (len(edges) - 1)) for some in (np.arange(40), frame)]
         mine = {i: row.tolist() for i, row in zip(pilots[0].images[:, 0], pilots[0].keys)}
         assert all(row.tolist() == mine[i] for i, row in zip(pilots[1].images[: len(frame), 0], pilots[1].keys))
     others = [design.draw(ids, np.arange(40), key, 40, 3).keys for key in (9, 10)]
