@@ -12,6 +12,8 @@ Forking is safe as long as nothing else runs in the process, which is checked be
 
 import atexit
 import functools
+import gc
+import importlib
 import os
 import runpy
 import select
@@ -27,14 +29,24 @@ from contextlib import suppress
 from pathlib import Path
 
 LIBRARIES = (
-    "torch.utils.tensorboard",
     "accelerate",
+    "diffusers.models.unets.unet_2d",
     "diffusers.optimization",
+    "diffusers.pipelines.ddpm.pipeline_ddpm",
     "diffusers.training_utils",
     "matplotlib.figure",
     "scipy.stats",
     "sklearn.datasets",
+    "torch.utils.tensorboard",
     "yaml",
+    # What diffusers looks through for each scheduler that is loaded.
+    "diffusers.schedulers.scheduling_ddpm",
+    "diffusers.schedulers.scheduling_deis_multistep",
+    "diffusers.schedulers.scheduling_dpmsolver_singlestep",
+    "diffusers.schedulers.scheduling_edm_euler",
+    "diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete",
+    "diffusers.schedulers.scheduling_k_dpm_2_discrete",
+    "diffusers.schedulers.scheduling_unipc_multistep",
 )
 # Variables that are read at the start begin with one of these.
 READ_AT_THE_START = ("PYTHON", "HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "MKL_", "TORCH_", "LD_")
@@ -89,12 +101,12 @@ class Process:
 class Zygote:
     r"""The libraries, imported under `environment`: by default this process's."""
 
-    def __init__(self, environment=None):
+    def __init__(self, environment=None, libraries=LIBRARIES):
         self.environment = dict(os.environ if environment is None else environment)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *libraries],
                 env=self.environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -252,21 +264,13 @@ def end(error):
 
 
 if __name__ == "__main__":
-    import gc
-    import importlib
-
-    import torch
-
-    torch.set_num_threads(1)
-    for library in LIBRARIES:
+    number, *libraries = sys.argv[1:]
+    for library in libraries:
         importlib.import_module(library)
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    assert DDPMPipeline and UNet2DModel and DDPMScheduler().compatibles  # which imports those schedulers
     assert "ddpm_vlb" not in sys.modules
     gc.collect()
-    gc.freeze()
-    with socket.socket(fileno=int(sys.argv[1])) as requests:
+    gc.freeze()  # so that collections of the children write to no memory that they share
+    with socket.socket(fileno=int(number)) as requests:
         request = serve(requests)
     failure = None
     try:
