@@ -1,12 +1,14 @@
 r"""Files and folders that are written whole or not at all: beside their place first, then renamed."""
 
 import ctypes
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def check_output_path(path: str | Path) -> Path:
@@ -45,6 +47,21 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def png_bytes(picture: Any) -> bytes:
+    r"""A PIL image or a figure of Matplotlib as a PNG file; a figure at 120 dots an inch."""
+    buffer = io.BytesIO()
+    if hasattr(picture, "savefig"):
+        picture.savefig(buffer, format="png", dpi=120)
+    else:
+        picture.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def write_png(path: str | Path, picture: Any) -> None:
+    r"""Write a PIL image or a figure of Matplotlib as a PNG file, whole or not at all."""
+    write_atomically(path, png_bytes(picture))
 
 
 @contextmanager

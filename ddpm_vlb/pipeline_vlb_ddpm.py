@@ -35,7 +35,7 @@ from .model.network import DEFAULT_MODULE, Network, network_of
 from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
 from .noise import check_generator, draw_seeds, fresh_seed
 from .pixel_grid import to_grid
-from .reports.schema import OVERRIDABLE, REPORTED_SETTINGS, check_report
+from .reports.schema import Report
 from .sampled_bound.draw_scorer import estimate_frame, evaluating_at_once, known_parts
 from .sampled_bound.estimate import check_rules
 from .scheduling_vlb_ddpm import VLBDDPMScheduler
@@ -141,7 +141,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         folder = Path(save_directory)
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
         if options.get("report") is not None:
-            self.check_report(options["report"])
+            options["report"] = self.check_report(options["report"])
         with saving(folder, variant):
             super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
         if push_to_hub:
@@ -190,7 +190,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         if subfolder is not None:
             raise ValueError(f"`subfolder` must be left out: no pipeline can be loaded from one, got {subfolder!r}.")
         if report is not None:
-            self.check_report(report)
+            report = self.check_report(report)
         options = {} if commit_message is None else {"commit_message": commit_message}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
@@ -207,21 +207,15 @@ class VLBDDPMPipeline(DDPMPipeline):
                 **options,
             )
 
-    def check_report(self, report: dict[str, Any]) -> None:
-        r"""Raise `ValueError` unless a report is complete, agrees with itself, and is of this very model: its network, its
+    def check_report(self, report: dict[str, Any]) -> Report:
+        r"""The report, or `ValueError` unless it is complete, agrees with itself, and is of this very model: its network, its
         scheduler, and the sub-sequence that its number of steps stands for."""
-        check_report(report)
-        config = report["config"]
-        steps = config["num_inference_steps"]
-        timesteps = config["inference_timesteps"] if steps is None else None
-        scorer = self.scorer(steps, timesteps)
-        now = scorer.describe() | {"network_sha256": scorer.network.sha256(getattr(torch, str(config["dtype"]), None))}
-        overridden = [key for key in OVERRIDABLE if key in (config.get("overridden") or ())]
-        for key in REPORTED_SETTINGS:
-            # Reports from before there were calibrations have none.
-            if key not in overridden and config.get(key, None if key == "calibration" else "nothing") != now[key]:
-                was, is_ = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (config.get(key), now[key]))
-                raise ValueError(f"`report` must be of this pipeline, got {key} = {was} for {is_}.")
+        report = Report.of(report)
+        steps = report.config["num_inference_steps"]
+        scorer = self.scorer(steps, report.config["inference_timesteps"] if steps is None else None)
+        dtype = getattr(torch, report.config["dtype"], None)
+        report.check_model(scorer.describe() | {"network_sha256": scorer.network.sha256(dtype)})
+        return report
 
     # Sampling.
 

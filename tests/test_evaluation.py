@@ -12,7 +12,6 @@ from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_repo
 from ddpm_vlb.hub.cards import reproducing_command
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
 from ddpm_vlb.likelihoods.probability_flow import ode_nll
-from ddpm_vlb.reports.show import format_images
 
 
 @pytest.fixture
@@ -172,12 +171,17 @@ def test_other_likelihoods_of_a_data_set(pipe, options, tmp_path):
     assert report["per_image"] == pytest.approx(alone.bits_per_dim.tolist(), rel=1e-5)
     assert report["num_network_evaluations"] == alone.num_network_evaluations
     assert report["standard_error"] == pytest.approx(alone.bits_per_dim.std().item() / 5**0.5, rel=1e-4)
-    assert f"{report['bits_per_dim']:.4f} bits/dim" in format_images(report)
-    # Others may be shards, and are read back; they are no bound of the chain's to be merged or put on a card.
+    assert f"{report['bits_per_dim']:.4f} bits/dim" in format_report(report)
+    # Shards are merged: of other images, each with a number of its own.
     shards = [evaluate(pipe, images, quiet=True, seed=2, shard=(index, 2), **options) for index in range(2)]
     assert shards[0]["per_image"] == pytest.approx(report["per_image"][::2], rel=1e-5)
-    with pytest.raises(ValueError, match="`report` must have"):
-        merge_reports(shards)
+    merged = merge_reports(shards[::-1])
+    assert "a part of the data set" in format_report(shards[0]) and "a part of" not in format_report(merged)
+    for name in (*report.method.columns, "standard_error", "per_image", "num_images", "num_network_evaluations"):
+        assert merged[name] == pytest.approx(report[name], rel=1e-4)
+    again = evaluate(pipe, images, quiet=True, seed=3, **options)
+    with pytest.raises(ValueError, match="must be of disjoint shards, got two of the same images: they do not tell"):
+        merge_reports([report, again])
 
 
 def test_half_precision_says_what_it_costs(pipe):
@@ -224,7 +228,7 @@ def test_sixteen_bit_images_in_memory():
 def test_more_images_than_memory_holds(pipe):
     images = ImageSet(torch.randint(17, (700, 1, 8, 8), generator=generator(1)).to(torch.uint8), 17, "random")
     report = evaluate(pipe, images, buffer_bytes=300 * 64, max_evaluations=600, quiet=True)
-    report["config"] |= {"split": None, "quantized": False}
+    report = report.with_settings(split=None, quantized=False)
     assert report["config"]["num_images_in_memory"] == 300 and report["num_images"] == 700
     assert "a random 300 of these images, which the memory held" in format_report(report)
     words = reproducing_command(report, "me/tiny").split()

@@ -140,21 +140,21 @@ def main() -> None:
     pipe.set_progress_bar_config(desc="scoring", unit="step", mininterval=1.0)
     result = pipe.evaluate_nll(test_set.images, batch_size=120, generator=torch.Generator().manual_seed(arguments.seed))
     report = make_report(result, dataset="digits", split="test", training_steps=arguments.train_steps)
-    report["baselines"] = {
+    baselines = {
         "uniform over the levels": math.log2(NUM_PIXEL_LEVELS),
         "per-pixel marginal": marginal_bits_per_dim(train_set.images, test_set.images),
     }
 
     with new_folder(arguments.output) as folder:
         pipe.save_pretrained(folder / "pipeline")
-        write_report(report, folder / "report.json")
+        write_report(report | {"baselines": baselines}, folder / "report.json")
         plot_terms(report, folder / "terms.png")
         pipe.set_progress_bar_config(desc="sampling", unit="step", mininterval=1.0)
         image_grid(pipe(batch_size=arguments.num_samples, generator=generator).images).save(folder / "samples.png")
         image_grid(reverse_trajectories(pipe, 6, 11, generator), columns=11).save(folder / "trajectories.png")
 
     print()
-    print(format_report(report, report["baselines"]))
+    print(format_report(report, baselines))
     print()
     for name, what in (
         ("pipeline", "the model: VLBDDPMPipeline.from_pretrained(...), or stock DDPMPipeline"),

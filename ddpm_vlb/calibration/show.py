@@ -1,12 +1,11 @@
 r"""What a calibration found, as plain values, lines and a plot."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
+from ..files import write_png
 from .measure import CalibrationResult, rounded
 
 # Of the result, with their standard errors.
@@ -65,6 +64,4 @@ def plot_calibration(result: CalibrationResult, path: str | Path) -> None:
     right.axvspan(result.timesteps[-1], result.timesteps[0], alpha=0.15, label="the best chain")
     right.set_xlabel("timestep t")
     right.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
+    write_png(path, figure)

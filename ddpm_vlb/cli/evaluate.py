@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     output = check_outputs(arguments.output, arguments.plot, arguments.scores)
 
     from ..evaluation.evaluate import evaluate
-    from ..reports.show import format_images, format_report
+    from ..reports.show import format_report
 
     workers, data = open_data(arguments)
     pipe, float32_unet = load_pipeline(arguments, arguments.checkpoint, arguments.revision, workers.device)
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_outputs(report, output, arguments.plot, arguments.scores)
     journal.unlink(missing_ok=True)
     uniform = {"uniform over the levels": math.log2(pipe.scheduler.config.num_pixel_levels)}
-    print(format_report(report, uniform) if method.columns is None else format_images(report))
+    print(format_report(report, uniform))
     if workers.count > 1:
         print(f"{workers.count} processes")
     print(f"report: {output}")

@@ -17,7 +17,7 @@ from ..data.frame import BLOCK, BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE
 from ..model.scorer import Scorer
-from ..reports.make import report_of_estimate
+from ..reports.make import estimate_fields
 from ..reports.schema import check_context
 from ..reports.show import half_precision_line, own_error
 from ..sampled_bound.draws import BoundEstimate
@@ -144,7 +144,7 @@ def _check_alike(scorers: Sequence[Scorer]) -> None:
 
 def _comparison(estimate: BoundEstimate, num_evaluations: int, models, num_images: int) -> dict[str, Any]:
     # Of two grids there are no common timesteps to name.
-    report = report_of_estimate(estimate, range(len(estimate.terms)), num_images, {})
+    report = estimate_fields(estimate, range(len(estimate.terms)), num_images)
     names = ("monte_carlo_error", "data_error", "standard_error", "confidence_level")
     names += ("monte_carlo_interval", "confidence_interval")
     return {

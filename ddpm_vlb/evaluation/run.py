@@ -19,10 +19,9 @@ from ..data.sources import Source
 from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
+from ..reports.schema import settings_that_are
 
 SECONDS_BETWEEN_EXCHANGES = 5.0
-# Who does the work may change from one run of an evaluation to the next.
-FREE_IN_JOURNALS = ("num_processes", "device", "buffer_bytes")
 
 
 class Workers:
@@ -221,7 +220,8 @@ class Run:
 
     def journal(self, **more: Any) -> Journal:
         r"""Refused unless it is of the same model, settings and data; who does the work may change."""
-        settings = {key: value for key, value in self.settings.items() if key not in FREE_IN_JOURNALS}
+        who = settings_that_are("who")
+        settings = {key: value for key, value in self.settings.items() if key not in who}
         return Journal(self.path, settings | more, self.workers)
 
 

@@ -7,14 +7,17 @@ is checked by making it again: nothing but the pictures that it shows is its own
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..reports.schema import SETTINGS, check_plain, check_report, public_report
+from ..likelihoods.method import Method
+from ..likelihoods.methods import method_named
+from ..reports.checks import check_plain
+from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report
 from .standalone import card_template
 
 # diffusers' own scheduler samples NaN, or something else, with these.
@@ -24,13 +27,35 @@ METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index
 TASK = "unconditional-image-generation"
 METRIC = "bits_per_dim"
 TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
+BOUND = "an upper bound on the\nnegative log-likelihood"
+# The order of a command's words; further ones follow. Cards are checked by making them again, old ones too.
+FLAG_ORDER = (
+    "--dataset",
+    "--revision",
+    "--split",
+    "--max-images",
+    "--shard",
+    "--method",
+    "--target-se",
+    "--max-evaluations",
+    "--per-image",
+    "--buffer-mb",
+    "--num-inference-steps",
+    "--num-pixel-levels",
+    "--batch-size",
+    "--dtype",
+    "--seed",
+    "--clip-sample",
+    "--no-clip-sample",
+    "--quantize",
+)
 
 
 def model_card(
-    report: dict[str, Any] | None,
+    report: Mapping[str, Any] | None,
     *,
     repository: str,
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     pictures: Sequence[tuple[str, str]] = (),
 ) -> ModelCard:
     r"""The card of a checkpoint.
@@ -44,36 +69,47 @@ def model_card(
         pictures: pairs of a caption and a file name beside the card.
 
     Raises:
-        ValueError: a report that `check_report` refuses.
+        ValueError: anything that is no `Report`.
     """
-    if report is not None:
-        check_report(report)
-        report = public_report(report, repository)
-    config = settings or {} if report is None else report["config"]
+    scored = {} if report is None else _scored(Report.of(report), repository)
+    config = settings or {} if report is None else scored["report"]["config"]
     name = repository.rpartition("/")[2]
     steps = config.get("num_train_timesteps") or 1000
     not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
     return ModelCard.from_template(
-        _card_data(report, name),
+        _card_data(name, **scored),
         template_str=card_template(),
-        report=report,
         name=name,
         repository=repository,
         description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
         limits=config.get("limits"),
-        dataset=_dataset_and_split(config),
-        error="" if report is None else _error(report),
-        terms="" if report is None else "\n".join(_term_rows(report)),
-        settings="" if report is None else "\n".join(_setting_rows(report)),
-        command=None if report is None else reproducing_command(report, repository),
         pictures=list(pictures),
         num_inference_steps=min(1000, steps),
         not_for_stock=" and ".join(not_for_stock),
         conditional=config.get("num_class_embeds") is not None,
+        **scored,
     )
 
 
-def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
+def _scored(report: Report, repository: str) -> dict[str, Any]:
+    r"""What a card says of a number, and of what was scored."""
+    method, shown = report.method, public_report(report, repository)
+    config = shown["config"]
+    return {
+        "report": shown,
+        "metric": method.metric,
+        "dataset": f"{config['dataset']} ({config['split']} split)" if config.get("split") else config["dataset"],
+        "error": _error(shown),
+        "what": BOUND if method.columns is None else f"the {method.columns['bits_per_dim']} ({shown['method']})",
+        "columns": method.columns is not None,
+        "note": method.note,
+        "terms": "\n".join(_term_rows(shown, method)),
+        "settings": "\n".join(_setting_rows(shown)),
+        "command": reproducing_command(shown, repository),
+    }
+
+
+def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = "", **_: Any) -> ModelCardData:
     data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
     if report is None:
         return ModelCardData(**data)
@@ -84,7 +120,7 @@ def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
         dataset_name=config["dataset"],
         dataset_split=config.get("split"),
         metric_type=METRIC,
-        metric_name="bits/dim (variational bound)",
+        metric_name=metric,
         metric_value=report["bits_per_dim"],
         metric_args=_metric_arguments(report),
     )
@@ -93,33 +129,38 @@ def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
 
 def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
     arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
-    config = report["config"]
-    return arguments | {key: _shortened(config[key]) for key in SETTINGS if config.get(key) is not None}
+    return arguments | {row.name: _shortened(report["config"][row.name]) for row in _shown_settings(report)}
 
 
 def _error(report: dict[str, Any]) -> str:
     if report["standard_error"] is None:
         return ""
-    if report["method"].startswith("full"):
+    if "monte_carlo_interval" not in report:
         return f" ({report['standard_error']:.4f} standard error)"
     low, high = report["monte_carlo_interval"]
     level = f"{report['confidence_level']:.0%}"
     return f" ({report['standard_error']:.4f} standard error; of these very images {low:.4f} to {high:.4f}, {level})"
 
 
-def _dataset_and_split(config: dict[str, Any]) -> str:
-    return f"{config.get('dataset')} ({config['split']} split)" if config.get("split") else f"{config.get('dataset')}"
+def _term_rows(report: dict[str, Any], method: Method) -> list[str]:
+    r"""What the number is made of: the terms of the bound, or a method's columns."""
+    if method.columns is None:
+        head, total = "| term | bits/dim |", "bound"
+        rows = {row.name: row.shown for row in FIELDS if row.shown is not None}
+    else:
+        head, rows = "| number | mean over images |", dict(method.columns)
+        total = rows.pop("bits_per_dim")
+    lines = [f"| {words} | {report[name]:.4f} |" for name, words in rows.items()]
+    return [head, "|---|---|", *lines, f"| **{total}** | **{report['bits_per_dim']:.4f}** |"]
 
 
-def _term_rows(report: dict[str, Any]) -> list[str]:
-    rows = {"L_T (prior)": "prior", "sum of L_t (KL terms)": "transitions_total", "L_0 (decoder)": "decoder"}
-    lines = [f"| {text} | {report[key]:.4f} |" for text, key in rows.items()]
-    return ["| term | bits/dim |", "|---|---|", *lines, f"| **bound** | **{report['bits_per_dim']:.4f}** |"]
+def _shown_settings(report: dict[str, Any]) -> list[Setting]:
+    return [row for row in SETTINGS if row.shown is not None and report["config"].get(row.name) is not None]
 
 
 def _setting_rows(report: dict[str, Any]) -> list[str]:
     config = report["config"]
-    rows = [f"| {text} | {_cell(config[key])} |" for key, text in SETTINGS.items() if config.get(key) is not None]
+    rows = [f"| {row.shown} | {_cell(config[row.name])} |" for row in _shown_settings(report)]
     method = f"| method | {report['method']}: {report['num_network_evaluations']} network evaluations |"
     versions = " ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
     return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
@@ -139,44 +180,56 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
+def reproducing_command(report: Mapping[str, Any], repository: str) -> str | None:
     r"""The command line that makes the report of a checkpoint again: its own `command`, or `ddpm-vlb evaluate` with all that
     its config says; `None` where no command line can say it."""
     config = report["config"]
     if config.get("command"):
         return config["command"]
-    shard = config.get("shard") or {"of": 1, "indices": [0]}
-    by_command = "max_images" in config and type(config["seed"]) is int and "thresholding" not in config.get("overridden", ())
-    by_command = by_command and len(shard["indices"]) == 1
-    if not by_command or (config["inference_timesteps"] is not None and config["num_inference_steps"] is None):
+    method, said = method_named(report["method"]), {}
+    rows = {row.name: row for row in all_settings() if row.flag is not None}
+    overridden = config.get("overridden") or ()
+    of_evaluate = "max_images" in config and config["dataset"] != IN_MEMORY
+    # A number of several sweeps has more to its method than its name; a grid that was named has no flag.
+    by_name = method.columns is not None or report["method"] == method.name
+    on_named_grid = config["inference_timesteps"] is not None and config["num_inference_steps"] is None
+    if not (of_evaluate and by_name) or on_named_grid or any(name not in rows for name in overridden):
         return None
-    in_memory = config.get("num_images_in_memory", report["num_images"])
-    words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
-    optional = {
-        "--revision": config.get("revision") if config.get("checkpoint") == repository else None,
-        "--split": config.get("split"),
-        "--max-images": config["max_images"],
-        "--shard": None if shard["of"] == 1 else f"{shard['indices'][0]}/{shard['of']}",
-        "--method": report["method"].partition(",")[0],
-        "--target-se": config.get("target_se"),
-        "--max-evaluations": config.get("max_evaluations"),
-        "--per-image": config.get("evaluations_per_image"),
-        "--buffer-mb": None if in_memory == report["num_images"] else config["buffer_bytes"] / 2**20,
-        "--num-inference-steps": config["num_inference_steps"],
-        "--num-pixel-levels": config["num_pixel_levels"],
-        "--batch-size": config.get("batch_size"),
-        "--dtype": config["dtype"],
-        "--seed": config["seed"],
-    }
-    words += [str(word) for flag, value in optional.items() if value is not None for word in (flag, value)]
-    words += ["--clip-sample" if config["clip_sample"] else "--no-clip-sample"]
-    words += ["--quantize"] if config.get("quantized") else []
-    return shlex.join(words)
+    for row in rows.values():
+        words = _words(row, report, repository)
+        if words is None:
+            return None
+        said |= {words[0]: words} if words else {}
+    said["--method"] = ["--method", method.name]
+    order = [flag for flag in FLAG_ORDER if flag in said] + [flag for flag in said if flag not in FLAG_ORDER]
+    return shlex.join(["ddpm-vlb", "evaluate", repository, *(word for flag in order for word in said[flag])])
 
 
-def check_card(text: str, report: dict[str, Any]) -> None:
+def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str] | None:
+    r"""A setting as words of a command line: none where there is nothing to say, `None` where they cannot say it."""
+    config = report["config"]
+    value = config.get(row.name)
+    if row.name == "calibration" and "calibration" not in (config.get("overridden") or ()):
+        return []
+    if row.name == "revision" and config.get("checkpoint") != repository:
+        return []
+    if row.name == "seed" and type(value) is not int:
+        return None
+    if isinstance(row.flag, Mapping):
+        return shlex.split(row.flag[value]) if value in row.flag else [] if row.name not in config else None
+    if row.name == "buffer_bytes" and value is not None:
+        all_in_memory = config.get("num_images_in_memory", report["num_images"]) == report["num_images"]
+        value = None if all_in_memory else value / 2**20
+    elif row.name == "shard" and value is not None:
+        if len(value["indices"]) > 1:
+            return None
+        value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
+    return [] if value is None else [row.flag, str(value)]
+
+
+def check_card(text: str, report: Mapping[str, Any]) -> None:
     r"""Raise `ValueError` unless a card has the metadata of ours, in plain and finite values, and says what its report says."""
-    check_report(report)
+    report = Report.of(report)
     parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
     if len(parts) != 3 or parts[0].strip():
         raise ValueError("`card` must begin with its metadata between two lines `---`.")

@@ -2,7 +2,7 @@ r"""Pushes to the Hub, each in one commit."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
+from ..reports.schema import Report
 from .cards import model_card
-from .repository import PICTURES, is_stale, repository_files
+from .repository import PICTURES, is_stale, pipeline_files, repository_files
 
 # Of a scheduler that is pushed by itself.
 SCHEDULER_CARD = """---
@@ -42,8 +43,8 @@ def push_folder(
     folder: str | Path,
     repository: str,
     *,
-    report: dict[str, Any] | None = None,
-    pictures: dict[str, bytes] | None = None,
+    report: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
     variant: str | None = None,
     commit_message: str = "Upload VLBDDPMPipeline",
     **options: Any,
@@ -58,11 +59,13 @@ def push_folder(
         variant: of the weights, where they are not the ones that are loaded by default.
 
     Raises:
-        ValueError: a folder that is not a saved pipeline, or a report that `check_report` refuses: nothing is sent.
+        ValueError: a folder that is not a saved pipeline, or anything that is no `Report`: nothing is sent.
     """
-    repository_files(folder, check_repository(repository), report, pictures)
+    check_repository(repository)
+    # What could be refused is, before the repository is made; the card waits for its full name.
+    files, report = pipeline_files(folder), None if report is None else Report.of(report)
     return push_files(
-        lambda name, there: repository_files(folder, name, report, pictures),
+        lambda name, there: repository_files(files, name, report, pictures),
         repository,
         commit_message=commit_message,
         remove=lambda name: is_stale(name, variant),

@@ -14,13 +14,13 @@ weights, a report of other weights) leave in that commit.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
-from ..reports.schema import check_report, public_report
+from ..reports.schema import Report, public_report
 from .cards import model_card
 from .standalone import standalone_source
 
@@ -69,25 +69,32 @@ def check_no_link(path: Path, folder: Path) -> None:
 
 
 def repository_files(
-    folder: str | Path, repository: str, report: dict[str, Any] | None = None, pictures: dict[str, bytes] | None = None
+    files: Mapping[str, Path | bytes],
+    repository: str,
+    report: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
 ) -> dict[str, Path | bytes]:
     r"""Everything that a repository of ours contains: `pipeline_files`, the remote code, card, report and pictures.
 
+    Args:
+        files: what `pipeline_files` says of the pipeline.
+        repository: its full name.
+        report: what the card is made from, or `None`.
+        pictures: PNG files by their names, of those in `PICTURES`.
+
     Raises:
-        ValueError: as `pipeline_files`; a report that `check_report` refuses.
+        ValueError: anything that is no `Report`.
     """
-    files = pipeline_files(folder)
     scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
-    pictures = pictures or {}
+    report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,
         repository=repository,
         settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
         pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
     )
-    files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
+    files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
     if report is not None:
-        check_report(report)
         files["report.json"] = _json_bytes(public_report(report, repository))
     return files
 

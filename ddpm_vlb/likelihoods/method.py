@@ -26,6 +26,7 @@ class Option:
         metavar: as argparse.
         default: where nothing is given.
         positive: whether it must be a positive integer.
+        free: whether reports that differ in it can be merged.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Option:
     metavar: str | None = None
     default: Any = None
     positive: bool = False
+    free: bool = False
 
     @property
     def argument(self) -> str:
@@ -72,6 +74,7 @@ class Method:
         columns: of the numbers that each image gets, their names and what they are in words, `"bits_per_dim"` among them;
             `None` of a method whose reports hold the terms of the bound.
         merges: whether reports of shards can be put together.
+        line: its numbers beside `"bits_per_dim"` in one line, their names in braces; by default each after its words.
         note: a line below its numbers.
         begin: from the scorer, the forward process on all T steps, the number of dimensions, the batch size and the options, a
             `Columns`; or where in this folder that function is, `"module:function"`. `None` where `evaluation` knows how.
@@ -83,6 +86,7 @@ class Method:
     options: tuple[Option, ...] = ()
     columns: Mapping[str, str] | None = None
     merges: bool = True
+    line: str | None = None
     note: str | None = None
     begin: Callable[..., Columns] | str | None = None
 

@@ -85,14 +85,15 @@ add_method(
         help="an unbiased estimate with its error",
         metric="bits/dim (variational bound)",
         options=(
-            Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)"),
-            Option("max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})"),
+            Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
+            Option("max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True),
             Option(
                 "evaluations_per_image",
                 int,
                 "K evaluations of every image, and a score for each",
                 flag="--per-image",
                 metavar="K",
+                free=True,
             ),
         ),
     )
@@ -109,6 +110,7 @@ add_method(
             "vlb": "the bound of the same trajectories, each by itself",
             "effective_sample_size": "trajectories that count",
         },
+        line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
         begin="importance_weighted:importance_weighted",
     )
 )

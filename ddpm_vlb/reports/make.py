@@ -15,12 +15,14 @@ evaluations: never by their variances, which go with the estimates. Both are ind
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..sampled_bound.draws import BoundEstimate
+from .checks import to_plain
+from .schema import IN_MEMORY, Report, check_context
 
 CONFIDENCE = 0.95
 
@@ -32,9 +34,7 @@ def student_quantile(degrees_of_freedom: float) -> float:
     return float(t.ppf(0.5 + CONFIDENCE / 2, degrees_of_freedom))
 
 
-def report_of_estimate(
-    estimate: BoundEstimate, timesteps: Sequence[int], num_images: int, config: dict[str, Any]
-) -> dict[str, Any]:
+def report_of_estimate(estimate: BoundEstimate, timesteps: Sequence[int], num_images: int, config: Mapping[str, Any]) -> Report:
     r"""The report of a sampled evaluation.
 
     Args:
@@ -44,13 +44,29 @@ def report_of_estimate(
         config: what was scored, and with what.
 
     Returns:
-        As `make_report`, and: `data_error`; `monte_carlo_interval`, for the bound of these images, and `confidence_interval`,
-        for that of more such images (`None` for a single one), of `confidence_level`; `strata`, the sums over groups of
-        timesteps; `evaluations_per_timestep` (K, the pilot's apart). A term of `transitions` is `None` where no evaluation
-        fell. `per_image` and `per_image_monte_carlo_error` are `None` unless all images were evaluated alike.
+        As `make_report`, and what `estimate_fields` says.
     """
+    rounds = {"num_rounds": estimate.num_rounds, "num_pilot_evaluations": estimate.num_pilot_evaluations}
+    return Report(with_intervals(_of_estimate(estimate, timesteps, num_images) | {"config": to_plain(config) | rounds}))
+
+
+def estimate_fields(estimate: BoundEstimate, timesteps: Sequence[int], num_images: int) -> dict[str, Any]:
+    r"""What a report says of an estimate, in bits/dim: no report yet, and not checked. Arguments as `report_of_estimate`.
+
+    Returns:
+        Of the number `bits_per_dim`, its `standard_error`, of which `monte_carlo_error` is the noise's part and `data_error`
+        the images' own, `degrees_of_freedom`; `monte_carlo_interval`, for the bound of these images, and
+        `confidence_interval`, for that of more such images (`None` for a single one), of `confidence_level`; `strata`, the
+        sums over groups of timesteps; `evaluations_per_timestep` (K, the pilot's apart). A term of `transitions` is `None`
+        where no evaluation fell. `per_image` and `per_image_monte_carlo_error` are `None` unless all images were evaluated
+        alike.
+    """
+    return with_intervals(_of_estimate(estimate, timesteps, num_images))
+
+
+def _of_estimate(estimate: BoundEstimate, timesteps: Sequence[int], num_images: int) -> dict[str, Any]:
     decoder, total = estimate.bins[0].bits_per_dim, sum(one.bits_per_dim for one in estimate.bins[1:])
-    report = {
+    return {
         "bits_per_dim": estimate.prior + decoder + total,
         "standard_error": None,
         "monte_carlo_error": estimate.monte_carlo_error,
@@ -76,13 +92,11 @@ def report_of_estimate(
         "num_network_evaluations": estimate.num_evaluations,
         "per_image": None if estimate.per_image is None else estimate.per_image.tolist(),
         "per_image_monte_carlo_error": None if estimate.per_image_error is None else estimate.per_image_error.tolist(),
-        "config": config | {"num_rounds": estimate.num_rounds, "num_pilot_evaluations": estimate.num_pilot_evaluations},
     }
-    return with_intervals(report)
 
 
 def with_intervals(report: dict[str, Any]) -> dict[str, Any]:
-    r"""The report with the errors and intervals that follow from `monte_carlo_error` and `data_error`."""
+    r"""Fields with the errors and intervals that follow from `monte_carlo_error` and `data_error`."""
     value, freedom = report["bits_per_dim"], report["degrees_of_freedom"]
     noise, images = report["monte_carlo_error"], report["data_error"]
 
@@ -103,12 +117,13 @@ def with_intervals(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_report(output, **context: Any) -> dict[str, Any]:
+def make_report(output, **context: Any) -> Report:
     r"""The report of a `VLBOutput`.
 
     Args:
         output: what `VLBDDPMPipeline.evaluate_nll` returned for N images.
-        context: further entries of `config`, such as the data set and the checkpoint.
+        context: further settings for `config`, such as `dataset`, `split` and `checkpoint`; `schema.py` says which there are.
+            The data set that nobody names is "images in memory".
 
     Returns:
         A dictionary of plain Python values: means over images in bits/dim (`bits_per_dim`, `prior`, `transitions`, ascending
@@ -117,7 +132,8 @@ def make_report(output, **context: Any) -> dict[str, Any]:
         `config`.
 
     Raises:
-        ValueError: a sampled output, which lacks what a report says of its timesteps; `evaluate` reports on those.
+        ValueError: a sampled output, which lacks what a report says of its timesteps; `evaluate` reports on those. A setting
+            that reports do not know.
     """
     if output.transitions is None:
         raise ValueError(
@@ -125,12 +141,11 @@ def make_report(output, **context: Any) -> dict[str, Any]:
         )
     terms = torch.cat([output.decoder[:, None], output.transitions], dim=1)
     squares = (terms - terms.mean(dim=0)).square().sum().item()
-    config = {**output.config, **context}
-    means = output.transitions.mean(dim=0)
-    report = full_report(
-        output.prior, output.decoder, output.transitions_total, means, squares, output.timesteps.tolist(), config
-    )
-    return report | {"num_network_evaluations": output.num_network_evaluations}
+    config = {**output.config, **check_context(context)}
+    config.setdefault("dataset", IN_MEMORY)
+    means, timesteps = output.transitions.mean(dim=0), output.timesteps.tolist()
+    fields = _of_sweep(output.prior, output.decoder, output.transitions_total, means, squares, timesteps, config)
+    return Report(fields | {"num_network_evaluations": output.num_network_evaluations})
 
 
 def full_report(
@@ -140,8 +155,8 @@ def full_report(
     transitions: torch.Tensor,
     squares: float,
     timesteps: list[int],
-    config: dict[str, Any],
-) -> dict[str, Any]:
+    config: Mapping[str, Any],
+) -> Report:
     r"""As `make_report`, from sums.
 
     Args:
@@ -151,6 +166,10 @@ def full_report(
         timesteps: of `transitions`.
         config: what was scored, and with what.
     """
+    return Report(_of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config))
+
+
+def _of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config) -> dict[str, Any]:
     values = prior + decoder + transitions_total
     count = len(values)
     standard_error = monte_carlo_error = None
@@ -170,22 +189,30 @@ def full_report(
         "num_images": count,
         "num_network_evaluations": count * (len(transitions) + 1),
         "per_image": values.tolist(),
-        "config": config,
+        "config": to_plain(config),
     }
 
 
-def report_of_images(method: str, results: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
-    r"""The report of all images' columns: means, the standard error over images of the number that counts, and each image's."""
+def report_of_images(method: str, results: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Report:
+    r"""The report of all images' columns: means, the standard error over images of the number that counts, and each image's.
+
+    Args:
+        method: its name and what of its options tells numbers apart, "iw, k = 16".
+        results: of batches: columns, and `num_network_evaluations` of all.
+        config: what was scored, and with what.
+    """
     names = [name for name in results[0] if name != "num_network_evaluations"]
     columns = {name: [value for result in results for value in result[name]] for name in names}
     values = torch.tensor(columns["bits_per_dim"], dtype=torch.float64)
     count = len(values)
-    return {
-        **{name: math.fsum(column) / count for name, column in columns.items()},
-        "standard_error": (values.std() / count**0.5).item() if count > 1 else None,
-        "method": method,
-        "num_images": count,
-        "num_network_evaluations": sum(result["num_network_evaluations"] for result in results),
-        "per_image": columns["bits_per_dim"],
-        "config": config,
-    }
+    return Report(
+        {
+            **{name: math.fsum(column) / count for name, column in columns.items()},
+            "standard_error": (values.std() / count**0.5).item() if count > 1 else None,
+            "method": method,
+            "num_images": count,
+            "num_network_evaluations": sum(result["num_network_evaluations"] for result in results),
+            "per_image": columns["bits_per_dim"],
+            "config": to_plain(config),
+        }
+    )

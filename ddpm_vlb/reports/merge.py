@@ -3,59 +3,55 @@ r"""One report of several."""
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..likelihoods.method import Method
+from .checks import error_of_mean
 from .make import with_intervals
-from .schema import FREE_SETTINGS, check_report
+from .schema import Report, settings_that_are
 
 
-def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_reports(reports: Sequence[Mapping[str, Any]]) -> Report:
     r"""One report of several: of disjoint shards of a data set, or of more evaluations of the same images.
 
     Args:
-        reports: at least two, of the same model, settings and method.
+        reports: at least two, of the same model, settings and method. Where each image has one number, as with `"iw"` and
+            `"ode"`, they must be shards.
 
     Raises:
         ValueError: reports that do not belong together, with the reason: other models, settings or methods, shards or seeds
-            that overlap, other images under the same name.
+            that overlap, other images under the same name; a method whose reports cannot be merged.
     """
     if len(reports) < 2:
         raise ValueError(f"`reports` must be at least two, got {len(reports)}.")
+    reports = [Report.of(report) for report in reports]
     for report in reports:
-        check_report(report)
-        if "shard" not in report["config"] or "data_sha256" not in report["config"]:
+        if not report.method.merges:
+            raise ValueError(f"`reports` must be of a method whose reports can be merged, got {report['method']!r}.")
+        if "shard" not in report.config or "data_sha256" not in report.config:
             raise ValueError("`reports` must say which images they are of (config.shard, config.data_sha256).")
     # Shards of one seed first: then seeds are of the same images.
-    by_seed: dict[str, dict[str, Any]] = {}
+    by_seed: dict[str, Mapping[str, Any]] = {}
     for report in reports:
-        key = json.dumps(report["config"]["seed"])
-        by_seed[key] = _merge_two(by_seed[key], report) if key in by_seed else report
-    return functools.reduce(_merge_two, by_seed.values())
+        key = json.dumps(report.config["seed"])
+        by_seed[key] = _merge_two(by_seed[key], report, report.method) if key in by_seed else report
+    method = reports[0].method
+    return Report(functools.reduce(lambda one, other: _merge_two(one, other, method), by_seed.values()))
 
 
-def _merge_two(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _merge_two(one: Mapping[str, Any], other: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    _check_alike(one, other)
     first, second = one["config"], other["config"]
-    for name, a, b in (
-        [("method", one["method"], other["method"])]
-        + [
-            (f"config.{key}", first.get(key), second.get(key))
-            for key in sorted(first.keys() | second.keys())
-            if key not in FREE_SETTINGS
-        ]
-        + [("config.versions.ddpm_vlb", *(config.get("versions", {}).get("ddpm_vlb") for config in (first, second)))]
-    ):
-        if a != b:
-            raise ValueError(f"`reports` must agree in {name} to be merged, got {a!r} and {b!r}.")
     shards, others = _shards(first), _shards(second)
     if first["shard"]["of"] != second["shard"]["of"]:
         raise ValueError(
             f"`reports` must cut the data set alike, got {first['shard']['of']} and {second['shard']['of']} shards."
         )
     if shards == others:
-        return _merge_evaluations(one, other)
+        return _merge_evaluations(one, other, method)
     common = sorted(shards.keys() & others.keys())
     if any(shards[index] != others[index] for index in common):
         raise ValueError(
@@ -67,7 +63,21 @@ def _merge_two(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         )
     if first["seed"] != second["seed"]:
         raise ValueError(f"`reports` of several shards must have the same seed, got {first['seed']} and {second['seed']}.")
-    return _merge_shards(one, other)
+    return _merge_shards(one, other, method)
+
+
+def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless two reports agree in all that must not differ."""
+    first, second, free = one["config"], other["config"], settings_that_are("free")
+    names = [name for name in sorted(first.keys() | second.keys()) if name not in free]
+    ours = [config.get("versions", {}).get("ddpm_vlb") for config in (first, second)]
+    for name, a, b in (
+        ("method", one["method"], other["method"]),
+        *((f"config.{name}", first.get(name), second.get(name)) for name in names),
+        ("config.versions.ddpm_vlb", *ours),
+    ):
+        if a != b:
+            raise ValueError(f"`reports` must agree in {name} to be merged, got {a!r} and {b!r}.")
 
 
 def _shards(config: dict[str, Any]) -> dict[int, str]:
@@ -79,7 +89,12 @@ def _seeds(config: dict[str, Any]) -> list[int]:
     return config["seed"] if isinstance(config["seed"], list) else [config["seed"]]
 
 
-def _merge_evaluations(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _merge_evaluations(one: Mapping[str, Any], other: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    if method.columns is not None:
+        raise ValueError(
+            f"`reports` of method {one['method']!r} must be of disjoint shards, got two of the same images: they do not tell"
+            " what the noise adds to their numbers, so that nothing could be said of a mean of them."
+        )
     common = set(_seeds(one["config"])) & set(_seeds(other["config"]))
     if common or None in _seeds(one["config"]) + _seeds(other["config"]):
         raise ValueError(
@@ -91,7 +106,7 @@ def _merge_evaluations(one: dict[str, Any], other: dict[str, Any]) -> dict[str, 
         "seed": sorted(_seeds(one["config"]) + _seeds(other["config"])),
         "versions": _versions(one, other),
     }
-    merged = _weighted(one, other, weights) | {"num_images": one["num_images"]}
+    merged = _weighted(one, other, weights, method) | {"num_images": one["num_images"]}
     for key in ("per_image", "per_image_monte_carlo_error"):
         if one.get(key) is not None and other.get(key) is not None:
             pairs = zip(one[key], other[key])
@@ -99,10 +114,10 @@ def _merge_evaluations(one: dict[str, Any], other: dict[str, Any]) -> dict[str, 
     data = None
     if one.get("data_error") is not None and other.get("data_error") is not None:
         data = math.sqrt(weights[0] * one["data_error"] ** 2 + weights[1] * other["data_error"] ** 2)
-    return _finish(merged, data, config)
+    return _finish(merged, data, config, method)
 
 
-def _merge_shards(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _merge_shards(one: Mapping[str, Any], other: Mapping[str, Any], method: Method) -> dict[str, Any]:
     counts = one["num_images"], other["num_images"]
     total = sum(counts)
     weights = [count / total for count in counts]
@@ -113,12 +128,14 @@ def _merge_shards(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "data_sha256": [shards[index] for index in indices],
         "versions": _versions(one, other),
     }
-    merged = _weighted(one, other, weights) | {"num_images": total}
+    if method.columns is not None:
+        return _finish(_columns(one, other, weights, method) | {"num_images": total}, None, config, method)
+    merged = _weighted(one, other, weights, method) | {"num_images": total}
     for key in ("per_image", "per_image_monte_carlo_error"):
         if one.get(key) is not None and other.get(key) is not None:
             merged[key] = _interleave(one, other, key)
     data = None
-    if one["method"].startswith("sampled"):
+    if method.name == "sampled":
         # Within shards, and between them less what their noise adds.
         squares = 0.0
         for report, count in zip((one, other), counts):
@@ -126,10 +143,10 @@ def _merge_shards(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
             squares += count * (report["bits_per_dim"] - merged["bits_per_dim"]) ** 2
             squares -= count * (1 - count / total) * report["monte_carlo_error"] ** 2
         data = math.sqrt(max(squares, 0.0) / (total - 1) / total)
-    return _finish(merged, data, config)
+    return _finish(merged, data, config, method)
 
 
-def _versions(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+def _versions(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
     r"""The versions of both; where they differ, one after the other."""
     first, second = (report["config"].get("versions", {}) for report in (one, other))
     both = {name: {*f"{first.get(name, '?')}".split(", "), *f"{second.get(name, '?')}".split(", ")} for name in first | second}
@@ -145,7 +162,19 @@ def _of_mean(errors: Sequence[float], weights: Sequence[float]) -> float:
     return math.hypot(*(weight * error for weight, error in zip(weights, errors)))
 
 
-def _weighted(one: dict[str, Any], other: dict[str, Any], weights: Sequence[float]) -> dict[str, Any]:
+def _columns(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence[float], method: Method) -> dict[str, Any]:
+    r"""The means of all columns, and each image's number."""
+    per_image = _interleave(one, other, "per_image")
+    return {
+        **one,
+        **{name: _mean((one[name], other[name]), weights) for name in method.columns},
+        "bits_per_dim": math.fsum(per_image) / len(per_image),
+        "num_network_evaluations": one["num_network_evaluations"] + other["num_network_evaluations"],
+        "per_image": per_image,
+    }
+
+
+def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence[float], method: Method) -> dict[str, Any]:
     r"""What is a weighted mean of two reports, or a sum, and the Monte Carlo error of it."""
     merged = dict(one)
     for key in ("prior", "transitions_total", "decoder"):
@@ -163,7 +192,7 @@ def _weighted(one: dict[str, Any], other: dict[str, Any], weights: Sequence[floa
         }
     merged["num_network_evaluations"] = one["num_network_evaluations"] + other["num_network_evaluations"]
     merged["per_image"] = merged["per_image_monte_carlo_error"] = None
-    if one["method"].startswith("full"):
+    if method.name == "full":
         merged["transitions"] = [_mean(pair, weights) for pair in zip(one["transitions"], other["transitions"])]
         del merged["per_image_monte_carlo_error"]
         return merged
@@ -189,7 +218,7 @@ def _weighted(one: dict[str, Any], other: dict[str, Any], weights: Sequence[floa
     return merged
 
 
-def _interleave(one: dict[str, Any], other: dict[str, Any], key: str) -> list[float]:
+def _interleave(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> list[float]:
     r"""Numbers of images in the order of the data set: image i is in shard i modulo the number of shards."""
     of = one["config"]["shard"]["of"]
     placed = {}
@@ -201,13 +230,15 @@ def _interleave(one: dict[str, Any], other: dict[str, Any], key: str) -> list[fl
     return [placed[number] for number in sorted(placed)]
 
 
-def _finish(merged: dict[str, Any], data_error: float | None, config: dict[str, Any]) -> dict[str, Any]:
-    of_one = ("command", "num_images_in_memory", "num_pilot_evaluations", "num_rounds")
-    merged |= {"config": {key: value for key, value in config.items() if key not in of_one}}
-    if merged["method"].startswith("full"):
-        values = torch.tensor(merged["per_image"], dtype=torch.float64)
-        merged["standard_error"] = (values.var() / len(values)).sqrt().item()
-        if merged["monte_carlo_error"] is None:
-            merged["monte_carlo_error"] = merged["standard_error"]  # of single images nothing else is known
-        return merged
-    return with_intervals(merged | {"data_error": data_error})
+def _finish(merged: dict[str, Any], data_error: float | None, config: dict[str, Any], method: Method) -> dict[str, Any]:
+    of_one_run = settings_that_are("of_one_run")
+    merged |= {"config": {key: value for key, value in config.items() if key not in of_one_run}}
+    if method.name == "sampled":
+        return with_intervals(merged | {"data_error": data_error})
+    if method.columns is not None:
+        return merged | {"standard_error": error_of_mean(merged["per_image"])}
+    values = torch.tensor(merged["per_image"], dtype=torch.float64)
+    merged["standard_error"] = (values.var() / len(values)).sqrt().item() if len(values) > 1 else None
+    if merged["monte_carlo_error"] is None:
+        merged["monte_carlo_error"] = merged["standard_error"]  # of single images nothing else is known
+    return merged

@@ -1,159 +1,334 @@
-r"""What a report holds."""
+r"""What a report holds: a row for each of its fields, and for each setting in its `config`; and `Report`, which is checked.
 
+Whatever reads reports goes by these rows: the check, `merge`, cards, what may be shown, the command that makes a number again,
+the journal of an evaluation. A new field is a row here and a line where it is made. Of a method that gives each image numbers
+of its own (`columns` in `likelihoods.methods.METHODS`) a report has the mean of each column under its name, and of a method's
+options its settings: there is nothing to say here of either.
+"""
+
+import difflib
 import json
-import math
 import re
 import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from statistics import NormalDist
-from typing import Any
+from typing import Any, NoReturn, get_args
 
-# What a report says of the model itself.
-REPORTED_SETTINGS = (
-    "network_sha256",
-    "num_train_timesteps",
-    "num_steps",
-    "inference_timesteps",
-    "beta_schedule",
-    "trained_betas",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-    "variance_type",
-    "decoder_variance",
-    "calibration",
-    "clip_sample",
-    "clip_sample_range",
-    "thresholding",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "num_pixel_levels",
-)
-# Of these, what a user may choose anew when scoring; a report says which were.
-OVERRIDABLE = ("clip_sample", "thresholding", "num_pixel_levels")
-REPORT_KEYS = {
-    "bits_per_dim": float,
-    "prior": float,
-    "transitions_total": float,
-    "decoder": float,
-    "standard_error": float,
-    "transitions": list,
-    "timesteps": list,
-    "per_image": list,
-    "method": str,
-    "num_images": int,
-    "num_network_evaluations": int,
-    "config": dict,
-}
-# What a sampled report has besides.
-SAMPLED_KEYS = {
-    "monte_carlo_error": float,
-    "degrees_of_freedom": float,
-    "confidence_level": float,
-    "monte_carlo_interval": list,
-    "strata": list,
-    "evaluations_per_timestep": list,
-}
-# What else of a report may be shown.
-FURTHER_KEYS = (
-    "monte_carlo_error",
-    "data_error",
-    "confidence_interval",
-    "per_image_monte_carlo_error",
-    "half_precision_bias",
-)
-# Settings of a report's `config` that a reader of its number needs: a number is one of these settings, or it is none.
-SETTINGS = {
-    "num_train_timesteps": "number of steps T",
-    "num_steps": "steps scored",
-    "inference_timesteps": "the sub-sequence scored",
-    "beta_schedule": "forward variances",
-    "prediction_type": "prediction type",
-    "variance_type": "reverse variances",
-    "decoder_variance": "decoder variance (t = 0)",
-    "calibration": "calibrated on",
-    "num_pixel_levels": "pixel levels",
-    "quantized": "images brought onto these levels first",
-    "clip_sample": "clip_sample",
-    "thresholding": "thresholding",
-    "dtype": "dtype",
-    "seed": "seed",
-    "split": "split",
-}
-REQUIRED_SETTINGS = (
-    "num_train_timesteps",
-    "num_steps",
-    "prediction_type",
-    "variance_type",
-    "decoder_variance",
-    "num_pixel_levels",
-    "clip_sample",
-    "inference_timesteps",
-    "num_inference_steps",
-    "dtype",
-    "seed",
-    "dataset",
-    "network_sha256",
-)
-# What else of a report's `config` may be shown; anything else that lies in it stays at home.
-FURTHER_SETTINGS = (
-    "checkpoint",
-    "revision",
-    "trained_betas",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-    "clip_sample_range",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "overridden",
-    "timestep_spacing",
-    "num_class_embeds",
-    "image_shape",
-    "batch_size",
-    "device",
-    "versions",
-    "max_images",
-    "shard",
-    "data_sha256",
-    "buffer_bytes",
-    "num_images_in_memory",
-    "target_se",
-    "max_evaluations",
-    "evaluations_per_image",
-    "num_pilot_evaluations",
-    "num_rounds",
-    "num_processes",
-    "rows",
-    "description",
-    "limits",
-    "command",
-)
-# Settings that may differ between reports that are merged; all others must agree.
-FREE_SETTINGS = (
-    "batch_size",
-    "buffer_bytes",
-    "checkpoint",
-    "command",
-    "data_sha256",
-    "device",
-    "evaluations_per_image",
-    "max_evaluations",
-    "max_images",
-    "num_images_in_memory",
-    "num_pilot_evaluations",
-    "num_processes",
-    "num_rounds",
-    "seed",
-    "shard",
-    "target_se",
-    "versions",  # but for this package's own
-)
+from ..likelihoods.method import Method
+from ..likelihoods.methods import METHODS, method_named
+from .checks import check_numbers, check_plain, is_of_kind, kind_words, to_plain
+
+IN_MEMORY = "images in memory"  # the data set that nobody named
+BOUNDS = ("sampled", "full")  # the methods whose reports hold the terms of the bound
 
 
-def read_report(path: str | Path) -> dict[str, Any]:
-    r"""A report from its file, checked as `check_report` does.
+@dataclass(frozen=True)
+class Field:
+    r"""An entry of a report.
+
+    Args:
+        name: of the entry.
+        kind: of its value, a type or a union of types.
+        needed_by: the methods whose reports must have it; `None` for all, `()` for none.
+        or_null: says of a report whether it may have `None` here.
+        shown: in words, among the terms on a card.
+        public: whether it may be shown.
+    """
+
+    name: str
+    kind: Any
+    needed_by: tuple[str, ...] | None = None
+    or_null: Callable[[Mapping[str, Any]], bool] | None = None
+    shown: str | None = None
+    public: bool = True
+
+
+@dataclass(frozen=True)
+class Setting:
+    r"""An entry of a report's `config`.
+
+    Args:
+        name: of the entry.
+        kind: of its value, a type or a union of types.
+        required: a number is one of this setting, or it is none.
+        shown: in words, among the settings on a card.
+        public: whether it may be shown. What has no row stays at home.
+        identity: whether it says which model was scored.
+        overridable: of the model, whether a caller may score with another one than the checkpoint's; the report says so.
+        free: whether reports that differ in it can be merged; they must agree in all else, what has no row among it.
+        of_one_run: whether a merged report has none.
+        who: whether it says who does the work, which may change before an evaluation is gone on with from its journal.
+        context: whether a caller may say it beside a report.
+        flag: of `ddpm-vlb evaluate`, in front of the value; or for each value that the command line can say its own words.
+    """
+
+    name: str
+    kind: Any = str
+    required: bool = False
+    shown: str | None = None
+    public: bool = True
+    identity: bool = False
+    overridable: bool = False
+    free: bool = False
+    of_one_run: bool = False
+    who: bool = False
+    context: bool = False
+    flag: str | Mapping[Any, str] | None = None
+
+
+def _of_one_image(report: Mapping[str, Any]) -> bool:
+    return report["num_images"] == 1
+
+
+def _of_draws(report: Mapping[str, Any]) -> bool:
+    return method_named(report["method"]).name == "sampled"
+
+
+FIELDS = (
+    Field("bits_per_dim", float),
+    Field("prior", float, BOUNDS, shown="L_T (prior)"),
+    Field("transitions_total", float, BOUNDS, shown="sum of L_t (KL terms)"),
+    Field("decoder", float, BOUNDS, shown="L_0 (decoder)"),
+    Field("standard_error", float, or_null=_of_one_image),
+    Field("transitions", list, BOUNDS),  # in a sampled report null where no evaluation fell
+    Field("timesteps", list, BOUNDS),
+    Field("per_image", list, or_null=_of_draws),  # not all images may have been evaluated, or alike
+    Field("method", str),
+    Field("num_images", int),
+    Field("num_network_evaluations", int),
+    Field("config", dict),
+    Field("monte_carlo_error", float | None, ("sampled",)),
+    Field("degrees_of_freedom", float, ("sampled",)),
+    Field("confidence_level", float, ("sampled",)),
+    Field("monte_carlo_interval", list, ("sampled",)),
+    Field("strata", list, ("sampled",)),
+    Field("evaluations_per_timestep", list, ("sampled",)),
+    Field("data_error", float | None, ()),
+    Field("confidence_interval", list | None, ()),
+    Field("per_image_monte_carlo_error", list | None, ()),
+    Field("half_precision_bias", dict, ()),
+)
+# Cards show the settings in this order. The options of the methods follow.
+SETTINGS = (
+    Setting("network_sha256", required=True, identity=True),
+    Setting("num_train_timesteps", int, required=True, identity=True, shown="number of steps T"),
+    Setting("num_steps", int, required=True, identity=True, shown="steps scored"),
+    Setting("inference_timesteps", list | None, required=True, identity=True, shown="the sub-sequence scored"),
+    Setting("num_inference_steps", int | None, required=True, flag="--num-inference-steps"),
+    Setting("timestep_spacing"),
+    Setting("beta_schedule", str | None, identity=True, shown="forward variances"),
+    Setting("trained_betas", list | None, identity=True),
+    Setting("beta_start", float | None, identity=True),
+    Setting("beta_end", float | None, identity=True),
+    Setting("rescale_betas_zero_snr", bool | None, identity=True),
+    Setting("prediction_type", required=True, identity=True, shown="prediction type"),
+    Setting("variance_type", required=True, identity=True, shown="reverse variances"),
+    Setting("decoder_variance", required=True, identity=True, shown="decoder variance (t = 0)"),
+    # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
+    # the checkpoint, so it is not overridable.
+    Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),
+    Setting(
+        "num_pixel_levels",
+        int,
+        required=True,
+        identity=True,
+        overridable=True,
+        shown="pixel levels",
+        flag="--num-pixel-levels",
+    ),
+    Setting(
+        "quantized",
+        bool | None,
+        context=True,
+        shown="images brought onto these levels first",
+        flag={True: "--quantize", False: ""},
+    ),
+    Setting(
+        "clip_sample",
+        bool,
+        required=True,
+        identity=True,
+        overridable=True,
+        shown="clip_sample",
+        flag={True: "--clip-sample", False: "--no-clip-sample"},
+    ),
+    Setting("clip_sample_range", float | None, identity=True),
+    Setting("thresholding", bool, identity=True, overridable=True, shown="thresholding"),
+    Setting("dynamic_thresholding_ratio", float | None, identity=True),
+    Setting("sample_max_value", float | None, identity=True),
+    Setting(
+        "dtype", required=True, shown="dtype", flag={name: f"--dtype {name}" for name in ("float32", "bfloat16", "float16")}
+    ),
+    # Of reports that were merged a list. None of a generator that nobody named, which no command makes again.
+    Setting("seed", int | list | None, required=True, free=True, shown="seed", flag="--seed"),
+    Setting("dataset", required=True, context=True, flag="--dataset"),
+    Setting("split", str | None, context=True, shown="split", flag="--split"),
+    Setting("checkpoint", str | None, free=True, context=True),
+    Setting("revision", str | None, context=True, flag="--revision"),
+    Setting("overridden", list),
+    Setting("num_class_embeds", int | None),
+    Setting("image_shape", list),
+    Setting("batch_size", int, free=True, flag="--batch-size"),
+    Setting("device", free=True, who=True),
+    Setting("versions", dict, free=True),  # but for this package's own
+    Setting("max_images", int | None, free=True, flag="--max-images"),
+    Setting("shard", dict, free=True, flag="--shard"),
+    Setting("data_sha256", list, free=True),
+    Setting("buffer_bytes", int, free=True, who=True, flag="--buffer-mb"),
+    Setting("num_images_in_memory", int, free=True, of_one_run=True),
+    Setting("num_pilot_evaluations", int, free=True, of_one_run=True),
+    Setting("num_rounds", int, free=True, of_one_run=True),
+    Setting("num_processes", int, free=True, who=True),
+    Setting("rows", object, context=True, flag={None: ""}),  # of the data set, where not all were taken
+    Setting("description", str | None, context=True),
+    Setting("limits", str | None, context=True),
+    Setting("command", str | None, free=True, of_one_run=True, context=True),
+    Setting("training_steps", int, context=True, public=False),
+    Setting("recipe", context=True, public=False),
+    Setting("checkpoints", list, context=True, public=False),  # of a comparison
+)
+COUNTS = ("num_train_timesteps", "num_steps", "num_pixel_levels")  # which must be positive
+
+
+def all_settings() -> list[Setting]:
+    r"""The rows of all settings, the options of the methods among them."""
+    options = [option for method in METHODS.values() for option in method.options]
+    return [*SETTINGS, *(Setting(o.name, o.kind | None, free=o.free, flag=o.argument) for o in options)]
+
+
+def settings_that_are(attribute: str) -> tuple[str, ...]:
+    r"""The names of the settings whose rows say so: `settings_that_are("free")`."""
+    return tuple(row.name for row in all_settings() if getattr(row, attribute))
+
+
+def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Further settings that a caller says, as plain values.
+
+    Raises:
+        ValueError: a setting that a caller cannot say, with those that have a name like it, or of another kind.
+    """
+    rows = {row.name: row for row in SETTINGS if row.context}
+    context = to_plain(context)
+    for name, value in context.items():
+        if name not in rows:
+            near = difflib.get_close_matches(str(name), rows, n=2)
+            hint = f" Did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else f" There are {', '.join(rows)}."
+            raise ValueError(f"`context` must have settings that a report knows, got {name!r}.{hint}")
+        if not is_of_kind(value, rows[name].kind):
+            raise ValueError(f"`context.{name}` must be {kind_words(rows[name].kind)}, got {value!r}.")
+        check_plain(value, f"context.{name}")
+    return context
+
+
+class Report(dict):
+    r"""A report: complete, of finite plain numbers that agree with each other. Checked when it is made, and read-only then.
+
+    It is a dictionary for all who read it. `report | {...}` is another report, and checked; `dict(report)` can be changed.
+
+    Args:
+        report: the entries.
+
+    Raises:
+        ValueError: anything that is no report, with the reason.
+    """
+
+    def __init__(self, report: Mapping[str, Any]):
+        if not isinstance(report, Mapping):
+            raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
+        super().__init__(report)
+        _check_fields(self)
+        _check_settings(self["config"])
+        check_numbers(self, self.method)
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> "Report":
+        r"""A report as it is, or any other dictionary as a report, checked."""
+        return report if isinstance(report, cls) else cls(report)
+
+    @property
+    def method(self) -> Method:
+        r"""The row of the likelihood method; `report["method"]` says with which options."""
+        return method_named(self["method"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        r"""What was scored, and with what."""
+        return self["config"]
+
+    @property
+    def has_terms(self) -> bool:
+        r"""Whether it has terms of the bound that can be drawn: all, or of groups of timesteps."""
+        return self.method.columns is None and (None not in self["transitions"] or bool(self.get("strata")))
+
+    def with_settings(self, **settings: Any) -> "Report":
+        r"""The report with further or other settings in its `config`."""
+        return self | {"config": self.config | settings}
+
+    def check_model(self, settings: Mapping[str, Any]) -> None:
+        r"""Raise `ValueError` unless the report is of the model with these settings, but for what it says was overridden."""
+        said = self.config.get("overridden") or ()
+        overridden = [name for name in settings_that_are("overridable") if name in said]
+        for name in settings_that_are("identity"):
+            # Reports from before there were calibrations have none.
+            got, now = self.config.get(name, None if name == "calibration" else "nothing"), settings[name]
+            if name not in overridden and got != now:
+                got, now = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (got, now))
+                raise ValueError(f"`report` must be of this pipeline, got {name} = {got} for {now}.")
+
+    def __or__(self, other: Mapping[str, Any]) -> "Report":
+        return type(self)({**self, **other}) if isinstance(other, Mapping) else NotImplemented
+
+    __ior__ = __or__
+
+    def __reduce__(self):
+        return type(self), (dict(self),)
+
+    def _read_only(self, *_, **__) -> NoReturn:
+        raise TypeError("A report is read-only: make another, `report | {...}`, or change `dict(report)`.")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _read_only
+
+
+def _check_fields(report: Report) -> None:
+    r"""Raise `ValueError` unless a report has all fields of its method, each of its kind, and nothing but plain values."""
+    try:
+        method = report.method
+    except KeyError:
+        method = None  # refused below
+    except ValueError as error:
+        names = " or ".join(map(repr, METHODS))
+        raise ValueError(f"`report` must have a method that begins with {names}, got {report['method']!r}.") from error
+    rows = [*FIELDS, *(Field(name, float) for name in (method and method.columns) or () if name != "bits_per_dim")]
+    for row in rows:
+        needed = row.needed_by is None or method is not None and method.name in row.needed_by
+        if needed and row.name not in report:
+            raise ValueError(f"`report` must have the key {row.name!r}, got {', '.join(sorted(map(str, report)))}.")
+    for row in rows:
+        value = report.get(row.name)
+        if row.name not in report or value is None and row.or_null is not None and row.or_null(report):
+            continue
+        if not is_of_kind(value, row.kind):
+            kinds = " or ".join(kind.__name__ for kind in get_args(row.kind) or (row.kind,))
+            raise ValueError(f"`report` must have a {kinds} for {row.name!r}, got {type(value).__name__}.")
+    check_plain(dict(report), "report")
+
+
+def _check_settings(config: dict[str, Any]) -> None:
+    r"""Raise `ValueError` unless the settings that a number is of are there, each of its kind."""
+    missing = [row.name for row in SETTINGS if row.required and row.name not in config]
+    if missing:
+        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
+    for name in COUNTS:
+        if type(config[name]) is not int or config[name] < 1:
+            raise ValueError(f"`report.config.{name}` must be a positive integer, got {config[name]!r}.")
+    for row in all_settings():
+        if row.name in config and not is_of_kind(config[row.name], row.kind):
+            raise ValueError(f"`report.config.{row.name}` must be {kind_words(row.kind)}, got {config[row.name]!r}.")
+
+
+def read_report(path: str | Path) -> Report:
+    r"""A report from its file.
 
     Raises:
         ValueError: a file that is not there, or not such a report.
@@ -162,145 +337,21 @@ def read_report(path: str | Path) -> dict[str, Any]:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"`report` must be a JSON file of `ddpm-vlb evaluate`, got {str(path)!r}: {error}") from error
-    check_report(report)
-    return report
+    return Report(report)
 
 
-def check_report(report: Any) -> None:
-    r"""Raise `ValueError` unless a report is complete, of finite Python numbers, and agrees with itself."""
-    if not isinstance(report, dict):
-        raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
-    sampled = str(report.get("method")).startswith("sampled")
-    for key, kind in (REPORT_KEYS | (SAMPLED_KEYS if sampled else {})).items():
-        if key not in report:
-            raise ValueError(f"`report` must have the key {key!r}, got {', '.join(sorted(map(str, report)))}.")
-        value = report[key]
-        if value is None and (key == "standard_error" and report["num_images"] == 1 or key == "per_image" and sampled):
-            continue
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"`report` must have a {kind.__name__} for {key!r}, got {type(value).__name__}.")
-    check_plain(report, "report")
-    config = report["config"]
-    missing = [key for key in REQUIRED_SETTINGS if key not in config]
-    if missing:
-        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
-    count, transitions, per_image = report["num_images"], report["transitions"], report["per_image"]
-    for key, kinds in (("transitions", (float, int, type(None))), ("per_image", (float, int)), ("timesteps", (int,))):
-        for index, value in enumerate(report[key] or ()):
-            if type(value) not in kinds:
-                raise ValueError(f"`report.{key}[{index}]` must be a number, got {value!r}.")
-    for key in ("num_train_timesteps", "num_steps", "num_pixel_levels"):
-        if type(config[key]) is not int or config[key] < 1:
-            raise ValueError(f"`report.config.{key}` must be a positive integer, got {config[key]!r}.")
-    if not isinstance(config.get("versions", {}), dict):
-        raise ValueError(f"`report.config.versions` must be a dictionary, got {config['versions']!r}.")
-    full = report["method"].startswith("full")
-    if not (sampled or full):
-        raise ValueError(f"`report` must have a method that begins with 'full' or 'sampled', got {report['method']!r}.")
-    evaluations = report["num_network_evaluations"]
-    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
-        raise ValueError(
-            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
-            f" evaluations of {count} images."
-        )
-    if full and None in transitions:
-        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
-    if (config["num_steps"] < config["num_train_timesteps"]) != (config["inference_timesteps"] is not None):
-        raise ValueError(
-            f"`report` must name the sub-sequence it is of, and only then, got {config['num_steps']} steps of"
-            f" {config['num_train_timesteps']} on {config['inference_timesteps']}."
-        )
-    if report["standard_error"] is not None and report["standard_error"] < 0:
-        raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
-    lengths = (len(transitions), len(report["timesteps"]), count if per_image is None else len(per_image))
-    if lengths != (config["num_steps"] - 1, config["num_steps"] - 1, count):
-        raise ValueError(
-            "`report` must have one transition and one timestep per step but the first, and one number per image, got"
-            f" {lengths} for {config['num_steps']} steps and {count} images."
-        )
-    terms = [report["prior"], report["transitions_total"], report["decoder"]]
-    if min(terms) < 0 and not sampled:
-        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
-    total = report["bits_per_dim"]
-    _check_same("terms that sum to its total", sum(terms), total)
-    if per_image is not None:
-        _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
-    if full:
-        _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
-    else:
-        _check_sampled(report)
-    if full and count > 1:
-        error = math.sqrt(math.fsum((value - total) ** 2 for value in per_image) / (count - 1) / count)
-        _check_same("a standard error that its images have", error, report["standard_error"])
-
-
-def _check_sampled(report: dict[str, Any]) -> None:
-    r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
-    data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
-    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
-        if type(value) not in (int, float) or value < 0:
-            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
-    if report["standard_error"] is not None:
-        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
-    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
-        interval = report.get(key)
-        if interval is None and error is None or interval is None and key == "confidence_interval":
-            continue
-        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
-            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
-        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
-        # Student's quantile is nowhere below the normal one.
-        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
-        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
-            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
-    first, *others = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in report["strata"]] or [
-        None
-    ]
-    if any(type(value) not in (int, float) for value in (first, *others)):
-        raise ValueError("`report` must have the bits per dimension of each of its strata.")
-    _check_same("a decoder that is its first stratum", first, report["decoder"])
-    _check_same("strata that sum to its transitions", math.fsum(others), report["transitions_total"])
-    counts = report["evaluations_per_timestep"]
-    if len(counts) != report["config"]["num_steps"] or any(type(n) is not int or n < 0 for n in counts):
-        raise ValueError(f"`report` must count the evaluations at each of its {report['config']['num_steps']} timesteps.")
-    if sum(counts) > report["num_network_evaluations"] or any(
-        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
-    ):
-        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
-
-
-def _check_same(what: str, got: float, expected: float) -> None:
-    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
-        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
-
-
-def check_plain(value: Any, name: str) -> None:
-    r"""Raise `ValueError` for anything that is not a plain, finite value: NaN, infinity, a NumPy number, bytes, a date."""
-    if type(value) is dict:
-        for key, entry in value.items():
-            check_plain(entry, f"{name}.{key}")
-    elif type(value) is list:
-        for index, entry in enumerate(value):
-            check_plain(entry, f"{name}[{index}]")
-    elif type(value) not in (str, int, float, bool, type(None)):
-        raise ValueError(f"`{name}` must be a plain value of Python, got {type(value).__name__}.")
-    elif type(value) is float and not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}.")
-
-
-def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
-    r"""A report as it may be shown: the checkpoint under the name of its repository, no path of this machine, and no setting
-    that is not known here."""
-    config = {
-        key: report["config"][key] for key in report["config"] if key in (*SETTINGS, *FURTHER_SETTINGS, *REQUIRED_SETTINGS)
-    }
+def public_report(report: Report, repository: str) -> dict[str, Any]:
+    r"""A report as it may be shown: the checkpoint under the name of its repository, no path of this machine, and nothing that
+    has no row here."""
+    known = {row.name for row in all_settings() if row.public}
+    config = {key: value for key, value in report.config.items() if key in known}
     if config.get("checkpoint") != repository:
         config.pop("revision", None)  # of another repository
-    config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
+    config |= {"checkpoint": repository, "dataset": public_name(config["dataset"])}
     if config.get("command"):
         config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
-    known = {*REPORT_KEYS, *SAMPLED_KEYS, *FURTHER_KEYS}
-    return {key: value for key, value in report.items() if key in known} | {"config": config}
+    fields = {row.name for row in FIELDS if row.public} | set(report.method.columns or ())
+    return {key: value for key, value in report.items() if key in fields} | {"config": config}
 
 
 def public_name(name: str) -> str:
@@ -310,16 +361,3 @@ def public_name(name: str) -> str:
         return f"{flag}={public_name(value)}"
     local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
     return PurePath(name.replace("\\", "/")).name if local else name
-
-
-def check_context(context: dict[str, Any]) -> dict[str, Any]:
-    r"""Further settings that a caller may say, as they are.
-
-    Raises:
-        ValueError: a setting that reports do not know.
-    """
-    known = (*SETTINGS, *REQUIRED_SETTINGS, *FURTHER_SETTINGS)
-    for name in context:
-        if name not in known:
-            raise ValueError(f"`context` must have settings that reports know, got {name!r}.")
-    return dict(context)

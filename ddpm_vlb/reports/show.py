@@ -3,76 +3,119 @@ r"""Reports as JSON, a table, a plot, and scores of the images."""
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..files import write_atomically, write_png
+from .schema import Report
 
 
-def write_report(report: dict[str, Any], path: str | Path) -> None:
+def write_report(report: Mapping[str, Any], path: str | Path) -> None:
     r"""Write a report as JSON, whole or not at all.
 
     Raises:
-        ValueError: numbers that are not finite, which JSON does not know.
+        ValueError: anything that is no report.
     """
-    write_atomically(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(Report.of(report), indent=2, allow_nan=False) + "\n").encode())
 
 
-def format_report(report: dict[str, Any], baselines: dict[str, float] | None = None) -> str:
-    r"""A report as a table of lines, in bits/dim; `baselines` maps names to bits/dim for comparison."""
+def format_report(report: Mapping[str, Any], baselines: Mapping[str, float] | None = None) -> str:
+    r"""A report as lines, in bits/dim; `baselines` maps names to bits/dim for comparison with the terms of the bound."""
+    report = Report.of(report)
+    if report.method.columns is not None:
+        return "\n".join(_column_lines(report))
+    return "\n".join([*_term_table(report, baselines or {}), *_error_lines(report), *_setting_lines(report)])
+
+
+def _column_lines(report: Report) -> Iterator[str]:
+    r"""The number, and what it is made of or stands beside; of a method that gives each image numbers of its own."""
+    method = report.method
+    error = "" if report["standard_error"] is None else f" +- {report['standard_error']:.4f} (standard error over images)"
+    yield f"{report['bits_per_dim']:.4f} bits/dim{error}: {report['method']}"
+    if method.line is not None:
+        yield method.line.format(**report)
+    elif len(method.columns) > 1:
+        yield ", ".join(f"{words} {report[name]:.4f}" for name, words in method.columns.items() if name != "bits_per_dim")
+    if method.note is not None:
+        yield method.note
+    yield f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
+    yield from _shard_lines(report)
+
+
+def _term_table(report: Report, baselines: Mapping[str, float]) -> Iterator[str]:
+    r"""The terms of the bound, a rule, their sum, and what it is compared with."""
     error = report["standard_error"]
-    sampled = report["method"].startswith("sampled")
-    rows = [
+    terms = [
         ("L_T   prior", report["prior"], ""),
         (f"L_t   {len(report['transitions'])} KL terms", report["transitions_total"], ""),
         ("L_0   decoder", report["decoder"], ""),
-        ("total", report["bits_per_dim"], "" if error is None else f"+- {error:.4f} (standard error)"),
-        *((f"baseline: {name}", value, "") for name, value in (baselines or {}).items()),
     ]
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{'':{width}}   bits/dim", *(f"{name:{width}}   {value:8.4f}  {note}".rstrip() for name, value, note in rows)]
-    lines.insert(4, "-" * (width + 11))
-    config = report["config"]
+    totals = [
+        ("total", report["bits_per_dim"], "" if error is None else f"+- {error:.4f} (standard error)"),
+        *((f"baseline: {name}", value, "") for name, value in baselines.items()),
+    ]
+    width = max(len(name) for name, _, _ in terms + totals)
+
+    def lines(rows) -> Iterator[str]:
+        yield from (f"{name:{width}}   {value:8.4f}  {note}".rstrip() for name, value, note in rows)
+
+    yield f"{'':{width}}   bits/dim"
+    yield from lines(terms)
+    yield "-" * (width + 11)
+    yield from lines(totals)
+
+
+def _error_lines(report: Report) -> Iterator[str]:
+    r"""How sure the number is, and of what."""
+    config, sampled = report.config, report.method.name == "sampled"
     if sampled:
         level = f"{report['confidence_level']:.0%}"
         low, high = report["monte_carlo_interval"]
-        lines.append(f"these images: {low:.4f} to {high:.4f} ({level}; Monte Carlo error {report['monte_carlo_error']:.4f})")
+        yield f"these images: {low:.4f} to {high:.4f} ({level}; Monte Carlo error {report['monte_carlo_error']:.4f})"
         if report["confidence_interval"] is not None:
             low, high = report["confidence_interval"]
-            own = own_error(report["data_error"], 4)
-            lines.append(f"more such images: {low:.4f} to {high:.4f} ({level}; {own})")
-    elif report["monte_carlo_error"] is not None:
-        lines.append(f"Monte Carlo error of these images' number: at most {report['monte_carlo_error']:.4f}")
-    target = config.get("target_se")
-    if sampled and target is not None and report["monte_carlo_error"] > target:
-        lines.append(f"stopped at {config['max_evaluations']} evaluations, before a Monte Carlo error of {target}")
-    if sampled and config.get("num_images_in_memory", report["num_images"]) < report["num_images"]:
-        lines.append(f"evaluated on a random {config['num_images_in_memory']} of these images, which the memory held")
+            yield f"more such images: {low:.4f} to {high:.4f} ({level}; {own_error(report['data_error'], 4)})"
+        target = config.get("target_se")
+        if target is not None and report["monte_carlo_error"] > target:
+            yield f"stopped at {config['max_evaluations']} evaluations, before a Monte Carlo error of {target}"
+        if config.get("num_images_in_memory", report["num_images"]) < report["num_images"]:
+            yield f"evaluated on a random {config['num_images_in_memory']} of these images, which the memory held"
+    elif report.get("monte_carlo_error") is not None:
+        yield f"Monte Carlo error of these images' number: at most {report['monte_carlo_error']:.4f}"
     if "half_precision_bias" in report:
-        lines.append(half_precision_line(report["half_precision_bias"], config["dtype"]))
-    sweep = report["num_images"] * config["num_steps"]
+        yield half_precision_line(report["half_precision_bias"], config["dtype"])
+
+
+def _setting_lines(report: Report) -> Iterator[str]:
+    r"""What it cost, and what was scored."""
+    config, sweep = report.config, report["num_images"] * report.config["num_steps"]
     evaluations = f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
-    lines += [
-        f"{evaluations} (a full sweep: {sweep}{_hint(report, sweep)})" if sampled else evaluations,
-        "all {num_train_timesteps} steps".format(**config)
-        if config["inference_timesteps"] is None
-        else "the {num_steps}-step model on a sub-sequence of {num_train_timesteps}".format(**config),
+    sampled = report.method.name == "sampled"
+    yield f"{evaluations} (a full sweep: {sweep}{_hint(report, sweep)})" if sampled else evaluations
+    if config["inference_timesteps"] is None:
+        yield "all {num_train_timesteps} steps".format(**config)
+    else:
+        yield "the {num_steps}-step model on a sub-sequence of {num_train_timesteps}".format(**config)
+    yield (
         f"{config['num_pixel_levels']} levels, {config['variance_type']}, clip_sample {str(config['clip_sample']).lower()},"
-        f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}",
-        f"decoder variance: {config['decoder_variance']}",
-    ]
+        f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}"
+    )
+    yield f"decoder variance: {config['decoder_variance']}"
     if config.get("calibration"):
-        lines.append(f"calibrated on {config['calibration']}")
-    shard = config.get("shard")
-    if shard and len(shard["indices"]) < shard["of"]:
-        lines.append(f"shard {', '.join(map(str, shard['indices']))} of {shard['of']} (counted from 0): a part of the data set")
+        yield f"calibrated on {config['calibration']}"
+    yield from _shard_lines(report)
     if config.get("quantized"):
-        lines.append(f"the images were brought onto {config['num_pixel_levels']} levels first: another data set")
-    return "\n".join(lines)
+        yield f"the images were brought onto {config['num_pixel_levels']} levels first: another data set"
 
 
-def _hint(report: dict[str, Any], sweep: int) -> str:
+def _shard_lines(report: Report) -> Iterator[str]:
+    shard = report.config.get("shard")
+    if shard and len(shard["indices"]) < shard["of"]:
+        yield f"shard {', '.join(map(str, shard['indices']))} of {shard['of']} (counted from 0): a part of the data set"
+
+
+def _hint(report: Report, sweep: int) -> str:
     return ", which --method full makes for less" if report["num_network_evaluations"] > sweep else ""
 
 
@@ -87,36 +130,24 @@ def half_precision_line(bias: dict[str, Any], dtype: str) -> str:
     return f"{dtype} instead of float32: {bias['bits_per_dim']:+.5f} +- {bias['monte_carlo_error']:.5f} bits/dim{what}"
 
 
-def format_images(report: dict[str, Any]) -> str:
-    r"""Such a report as lines."""
-    error = "" if report["standard_error"] is None else f" +- {report['standard_error']:.4f} (standard error over images)"
-    lines = [f"{report['bits_per_dim']:.4f} bits/dim{error}: {report['method']}"]
-    if report["method"].startswith("iw"):
-        size = report["effective_sample_size"]
-        lines.append(f"the bound of the same trajectories, each by itself: {report['vlb']:.4f}; {size:.1f} of them count")
-    else:
-        parts = ("density", "dequantisation", "reconstruction")
-        lines.append(", ".join(f"{part} {report[part]:.4f}" for part in parts))
-        lines.append("the ODE is another model than the chain: neither of their numbers bounds the other")
-    lines.append(f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations")
-    return "\n".join(lines)
-
-
-def plot_terms(report: dict[str, Any], path: str | Path) -> None:
+def plot_terms(report: Mapping[str, Any], path: str | Path) -> None:
     r"""Draw the terms of the bound over t (log axis, bits/dim) with their running sum, as a PNG file.
 
     Of a sampled report the terms are those of groups of timesteps, divided by their number, with a band of two Monte Carlo
     standard errors.
 
     Raises:
-        ValueError: a report with timesteps that were not evaluated (`None` in `transitions`) and no strata either.
+        ValueError: a report of no such terms (`Report.has_terms`).
     """
+    report = Report.of(report)
+    if not report.has_terms:
+        raise ValueError(f"`report` must have a term for every timestep to be drawn, got none of {report['method']!r}.")
     # No pyplot: no global state, and no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     timesteps, transitions = report["timesteps"], report["transitions"]
-    lowest = (report["config"]["inference_timesteps"] or [0])[-1]
+    lowest = (report.config["inference_timesteps"] or [0])[-1]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -138,8 +169,6 @@ def plot_terms(report: dict[str, Any], path: str | Path) -> None:
         axes.semilogy(
             edges, [max(mean, floor) for mean in means], label="$L_t$ (KL terms; means over strata, 2 standard errors)"
         )
-    elif None in transitions:
-        raise ValueError("`report` must have a term for every timestep to be drawn, got some that were not evaluated.")
     else:
         axes.semilogy(timesteps, [max(value, floor) for value in transitions], ".-", markersize=3, label="$L_t$ (KL terms)")
         ends, running = [lowest, *timesteps], [report["decoder"]]
@@ -158,12 +187,10 @@ def plot_terms(report: dict[str, Any], path: str | Path) -> None:
     axes.legend(handles=handles, loc="lower left")
     error = "" if report["standard_error"] is None else f" $\\pm$ {report['standard_error']:.4f}"
     axes.set_title(f"{report['bits_per_dim']:.4f}{error} bits/dim, {report['num_images']} images")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
+    write_png(path, figure)
 
 
-def write_scores(report: dict[str, Any], path: str | Path) -> None:
+def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
     r"""The images' scores as a table, CSV or Parquet by the name's ending: `image`, `bits_per_dim`, and, where it is known,
     `monte_carlo_error`.
 
@@ -175,9 +202,10 @@ def write_scores(report: dict[str, Any], path: str | Path) -> None:
 
     path = Path(path)
     check_scores_path(path)
+    report = Report.of(report)
     if report["per_image"] is None:
         raise ValueError("`report` must have scores of its images: a full sweep, or evaluations of each image, got none.")
-    shard = report["config"].get("shard", {"of": 1, "indices": [0]})
+    shard = report.config.get("shard", {"of": 1, "indices": [0]})
     count = len(report["per_image"])
     numbers = [base + index for base in range(0, shard["of"] * count, shard["of"]) for index in shard["indices"]][:count]
     columns = {"image": numbers, "bits_per_dim": report["per_image"]}

@@ -22,11 +22,12 @@ from ddpm_vlb.evaluation import evaluate, format_report, image_grid, make_report
 from ddpm_vlb.files import new_folder, write_atomically
 from ddpm_vlb.hub.cards import model_card
 from ddpm_vlb.hub.repository import PICTURES
+from ddpm_vlb.reports.schema import Report
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 
 
-def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argparse.Namespace) -> dict:
+def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argparse.Namespace) -> Report:
     r"""The report of several full sweeps' mean, with each image's own Monte Carlo error from how the sweeps differ."""
     sweeps = []
     for sweep in range(arguments.sweeps):
@@ -36,12 +37,12 @@ def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argp
     means = {name: torch.stack([sweep[name] for sweep in sweeps]).mean(dim=0) for name in names}
     evaluations = sum(sweep.num_network_evaluations for sweep in sweeps)
     report = make_report(dataclasses.replace(sweeps[0], **means, num_network_evaluations=evaluations))
-    report["method"] = f"full, mean of {len(sweeps)} sweeps"
+    fields = {"method": f"full, mean of {len(sweeps)} sweeps"}
     if len(sweeps) > 1:
         spread = torch.stack([sweep.bits_per_dim for sweep in sweeps]).std(dim=0) / len(sweeps) ** 0.5
-        report["per_image_monte_carlo_error"] = spread.tolist()
-        report["monte_carlo_error"] = (spread.square().sum().sqrt() / len(spread)).item()
-    return report
+        fields["per_image_monte_carlo_error"] = spread.tolist()
+        fields["monte_carlo_error"] = (spread.square().sum().sqrt() / len(spread)).item()
+    return report | fields
 
 
 def main() -> None:
@@ -73,13 +74,13 @@ def main() -> None:
     name = arguments.output.name
     dataset = arguments.dataset_name or arguments.dataset
     what = [f"{arguments.output}" if word == str(arguments.pipeline) else word for word in sys.argv[1:]]
-    report["config"] |= {
-        "checkpoint": name,
-        "dataset": dataset,
-        "split": arguments.split_name or arguments.split or source.split,
-        "description": arguments.description,
-        "command": "python training/shipped/ship_checkpoint.py " + shlex.join(what),
-    }
+    report = report.with_settings(
+        checkpoint=name,
+        dataset=dataset,
+        split=arguments.split_name or arguments.split or source.split,
+        description=arguments.description,
+        command="python training/shipped/ship_checkpoint.py " + shlex.join(what),
+    )
 
     with new_folder(arguments.output) as folder:
         pipe.save_pretrained(folder)
