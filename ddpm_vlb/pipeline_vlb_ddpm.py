@@ -34,7 +34,6 @@ from .likelihoods.full_sweep import sweep_images
 from .model.network import DEFAULT_MODULE, Network, network_of
 from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
 from .noise import check_generator, draw_seeds, fresh_seed
-from .pixel_grid import to_grid
 from .reports.schema import Report
 from .sampled_bound.draw_scorer import estimate_frame, evaluating_at_once, known_parts
 from .sampled_bound.estimate import check_rules
@@ -293,7 +292,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 finite &= torch.isfinite(model_output).all()
                 latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
         if draw_from_decoder and finite:
-            image = self._draw_from_decoder(model_output, latents, timestep, generator)
+            image = self.scheduler.draw_from_decoder(model_output, timestep, latents, generator)
 
         if not finite:
             raise NonFiniteOutput(f"NaN or infinity with dtype {str(dtype)[6:]}", dtype=dtype)
@@ -304,14 +303,6 @@ class VLBDDPMPipeline(DDPMPipeline):
                 image = self.numpy_to_pil(image)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
-
-    def _draw_from_decoder(self, model_output, latents, timestep: int, generator) -> torch.Tensor:
-        r"""An image of the discretised Gaussian decoder: its Gaussian's number in the bin of a level is that level."""
-        grid = self.scheduler.timesteps.tolist()
-        decoder = self.scheduler.p_mean_variance(model_output, latents, timestep, inference_timesteps=grid)
-        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        drawn = decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise
-        return to_grid(drawn, self.scheduler.config.num_pixel_levels).to(latents.dtype)
 
     # Scoring.
 

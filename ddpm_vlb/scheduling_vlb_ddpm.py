@@ -30,6 +30,7 @@ from .model.stepping import (
     step_coefficients,
     variance_of,
 )
+from .pixel_grid import to_grid
 from .scheduling_bound import BoundMixin, is_default
 
 logger = logging.get_logger(__name__)
@@ -290,6 +291,23 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def draw_from_decoder(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        r"""An image of the discretised Gaussian decoder, in place of `step` at the lowest timestep, which gives its mean: the
+        Gaussian's number in the bin of a level is that level.
+
+        Arguments as [`~VLBDDPMScheduler.step`]. Returns grid values in [-1, 1] of the shape and dtype of `sample`.
+        """
+        decoder = self.p_mean_variance(model_output, sample, timestep, inference_timesteps=self.timesteps.tolist())
+        noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        drawn = decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise
+        return to_grid(drawn, self.config.num_pixel_levels).to(sample.dtype)
 
     def _clip(self, x: torch.Tensor) -> torch.Tensor:
         config = self.config

@@ -190,7 +190,9 @@ def test_a_draw_from_the_decoder(one):
     pipe.scheduler.set_timesteps(5)
     timestep, count = int(pipe.scheduler.timesteps[-1]), 20000
     output, latents = (torch.randn(1, 1, 2, 2, generator=generator(seed)) for seed in range(2))
-    drawn = pipe._draw_from_decoder(output.expand(count, -1, -1, -1), latents.expand(count, -1, -1, -1), timestep, generator(3))
+    drawn = pipe.scheduler.draw_from_decoder(
+        output.expand(count, -1, -1, -1), timestep, latents.expand(count, -1, -1, -1), generator(3)
+    )
     grid = torch.linspace(-1, 1, 17, dtype=torch.float64)
     decoder = pipe.scheduler.p_mean_variance(output, latents, timestep, inference_timesteps=pipe.scheduler.timesteps.tolist())
     for pixel in range(4):

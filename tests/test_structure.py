@@ -46,6 +46,7 @@ CORE = ["scheduling_vlb_ddpm", "forward_process", "reverse_process", "bound", "g
 EDGES = ("hub", "reports", "checkpoints", "evaluation", "cli")
 # Imported by a method when it is called, and by nothing before: (from, to).
 LATE = {("scheduling_vlb_ddpm", "hub.push")}
+MAX_LINES, MAX_CODE = 450, 80
 
 
 def modules():
@@ -127,6 +128,20 @@ assert not reached, reached
 def test_no_folder_has_the_name_of_one_of_diffusers_pipelines():
     taken = {path.name for path in (Path(diffusers.__file__).parent / "pipelines").iterdir()}
     assert not taken & {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+
+
+def test_files_and_functions_are_small():
+    for path in modules().values():
+        lines = path.read_text().split("\n")
+        assert len(lines) <= MAX_LINES + 1, path
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                start = body[0].lineno if body else node.end_lineno
+                code = [
+                    line for line in lines[start - 1 : node.end_lineno] if line.strip() and not line.strip().startswith("#")
+                ]
+                assert len(code) <= MAX_CODE, (path, node.name, len(code))
 
 
 def test_importing_the_package_imports_neither_torch_nor_diffusers():

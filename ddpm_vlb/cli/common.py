@@ -193,7 +193,7 @@ def card_pictures(folder: Path, report: dict | None, with_samples: bool) -> dict
     from ..reports.show import plot_terms
 
     pictures = {}
-    if report is not None and (None not in report["transitions"] or report.get("strata")):
+    if report is not None and "transitions" in report and (None not in report["transitions"] or report.get("strata")):
         with tempfile.TemporaryDirectory() as temporary:
             try:
                 plot_terms(report, Path(temporary) / "terms.png")

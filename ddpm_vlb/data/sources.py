@@ -177,7 +177,8 @@ def source_of(
         ValueError: images or classes that do not fit the network.
     """
     channels, size = network.channels, network.size
-    options = {"shard": shard, "max_images": max_images, "name": getattr(images, "name", Source.name)}
+    name = getattr(images, "name", None)  # tensors have one of another kind
+    options = {"shard": shard, "max_images": max_images, "name": name if isinstance(name, str) else Source.name}
     if isinstance(images, StreamedImages):
         check_shape(images[0][None], channels, size)
         network.check_class_labels(class_labels, 1)
