@@ -2,16 +2,19 @@ import copy
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import generator
+from conftest import generator, quiet, tiny_unet
 from zygote import shared
 
-from ddpm_vlb.cli import main
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.calibration import calibrate
+from ddpm_vlb.cli import build_parser, main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import make_report, write_report
 from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
@@ -54,28 +57,57 @@ def test_without_a_report_there_is_no_number():
     assert "has not been scored" in text and "bits_per_dim" not in text and "num_inference_steps=300" in text
 
 
-def test_the_command_of_a_card_gives_its_number_again(pipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pipe.save_pretrained("tiny")
-    arguments = [
-        "evaluate",
-        "tiny",
-        "--dataset",
-        "digits",
-        "--max-images",
-        "3",
-        "--seed",
-        "5",
-        "--num-inference-steps",
-        "4",
-        "--method",
-        "full",
-    ]
-    assert main([*arguments, "--no-clip-sample", "--num-pixel-levels", "33", "--quantize", "--output", "first.json"]) == 0
-    first = read_report("first.json")
-    line = reproducing_command(first, "tiny").split()
-    assert line[:3] == ["ddpm-vlb", "evaluate", "tiny"] and main([*line[1:], "--output", "second.json"]) == 0
-    assert read_report("second.json")["per_image"] == first["per_image"]
+# What is asked of `ddpm-vlb evaluate`, and what its report's command says of it, and does not.
+COMMANDS = {
+    "full, another grid": (
+        ["--method", "full", "--no-clip-sample", "--num-pixel-levels", "33", "--quantize"],
+        ["--no-clip-sample", "--quantize"],
+    ),
+    "sampled": (["--max-evaluations", "300", "--target-se", "0.5"], ["--target-se 0.5", "--max-evaluations 300"]),
+    "per image": (["--per-image", "4", "--batch-size", "7"], ["--per-image 4", "--batch-size 7"]),
+    "iw": (["--method", "iw", "--k", "2"], ["--method iw", "--k 2"]),
+    "ode": (["--method", "ode", "--trace", "hutchinson", "--max-images", "1"], ["--method ode", "--trace hutchinson"]),
+    "a shard": (["--method", "full", "--shard", "1/2", "--split", "train"], ["--shard 1/2", "--split train"]),
+    "half": (["--method", "full", "--dtype", "bf16"], ["--dtype bfloat16"]),
+    "some in memory": (["--max-images", "300", "--buffer-mb", "0.01", "--max-evaluations", "300"], ["--buffer-mb 0.00"]),
+    "calibrated": (["--method", "full"], ["--num-inference-steps"]),
+    "not calibrated": (["--method", "full", "--no-calibration"], ["--no-calibration"]),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    r"""A checkpoint with a calibration, and one without."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(20, num_pixel_levels=17)))
+    pipe.save_pretrained(folder / "plain")
+    images = load_images("digits", "train", 32)
+    pipe.scheduler = calibrate(pipe, images, num_timesteps=6, evaluations=480, quiet=True).scheduler
+    pipe.save_pretrained(folder / "calibrated")
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_of_a_card_gives_its_number_again(name, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    arguments, said = COMMANDS[name]
+    folder = "calibrated" if "calibrated" in name else "plain"
+    steps = [] if "calibrated" in name else ["--num-inference-steps", "4"]
+    first, second = (str(tmp_path / f"{which}.json") for which in ("first", "second"))
+    evaluate = ["evaluate", folder, "--dataset", "digits", "--max-images", "3", "--seed", "5", *steps, *arguments]
+    assert main([*evaluate, "--output", first]) == 0
+    report = read_report(first)
+    text = str(model_card(report, repository=folder))
+    line = reproducing_command(report, folder)
+    check_card(text, report)
+    assert f"\n{line}\n" in text and all(words in line for words in said)
+    assert ("--no-calibration" in line) == ("--no-calibration" in arguments)
+    words = shlex.split(line)
+    assert words[:3] == ["ddpm-vlb", "evaluate", folder] and build_parser().parse_args(words[1:])
+    assert main([*words[1:], "--output", second]) == 0
+    # It says what the first left to the scheduler, too.
+    again = read_report(second)
+    assert again.with_settings(overridden=report.config["overridden"]) == report
 
 
 def test_what_no_command_can_say_has_none(pipe, images):
@@ -86,6 +118,19 @@ def test_what_no_command_can_say_has_none(pipe, images):
         text = str(model_card(report, repository="me/tiny"))
         assert "ddpm-vlb evaluate" not in text and "which no command line can say" in text
         check_card(text, report)
+    report = report.with_settings(max_images=5)
+    assert reproducing_command(report, "me/tiny")
+    settings = [
+        {"dtype": "float64"},
+        {"rows": [1, 5]},
+        {"overridden": ["something"]},
+        {"dataset": "images in memory"},
+        {"shard": {"of": 2, "indices": [0, 1]}},
+        {"seed": [0, 1]},
+        {"seed": None},
+    ]
+    for unsaid in (*map(lambda these: report.with_settings(**these), settings), report | {"method": "full, mean of 4 sweeps"}):
+        assert reproducing_command(unsaid, "me/tiny") is None
 
 
 def test_stock_diffusers_is_not_promised_what_it_cannot_do():

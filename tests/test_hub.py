@@ -328,6 +328,40 @@ result += [push(lambda: pipe.push_to_hub("me/true", report=report))]
     assert told[-1] == "pushed" and "me/lie" not in hub.repositories and "report.json" in hub.repositories["me/true"].files
 
 
+def test_a_push_checks_its_report_and_hashes_its_weights_once(hub, client, folder):
+    code = (
+        OPEN
+        + """
+import sys, torch
+from ddpm_vlb.data import load_images
+from ddpm_vlb.evaluation import make_report
+from ddpm_vlb.hub.cards import model_card
+from ddpm_vlb.hub.repository import repository_files
+from ddpm_vlb.model.network import network_digest
+from ddpm_vlb.reports.schema import Report
+pipe.set_progress_bar_config(disable=True)
+out = pipe.evaluate_nll(load_images("digits", "test", 3).images, num_inference_steps=4)
+report = dict(make_report(out, dataset="digits", split="test", checkpoint="tiny"))
+counted = {f.__code__: 0 for f in (Report.__init__, network_digest, model_card, repository_files)}
+def count(frame, event, argument):
+    if event == "call" and frame.f_code in counted:
+        counted[frame.f_code] += 1
+result = []
+for push in (lambda: pipe.push_to_hub("me/once", report=report),
+             lambda: pipe.save_pretrained(folder + "-2", push_to_hub=True, repo_id="me/once", report=report)):
+    counted = dict.fromkeys(counted, 0)
+    sys.setprofile(count)
+    try:
+        push()
+    finally:
+        sys.setprofile(None)
+    result.append(list(counted.values()))
+"""
+    )
+    assert client.run(code, folder=str(folder)) == [[1, 1, 1, 1]] * 2
+    assert {"report.json", "README.md"} < set(hub.repositories["me/once"].files)
+
+
 def test_a_part_that_changes_the_model_takes_its_numbers_away(hub, client, folder):
     def scored(name):
         report = folder / "report.json"

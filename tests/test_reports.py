@@ -1,19 +1,37 @@
 import copy
+import json
 import math
+import pickle
+import re
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import generator, sweeps, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.evaluation import evaluate, make_report
+from ddpm_vlb.evaluation import compare, evaluate, make_report
 from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
+from ddpm_vlb.likelihoods.method import Columns, Method, Option
+from ddpm_vlb.likelihoods.methods import METHODS, add_method
 from ddpm_vlb.reports.make import student_quantile
 from ddpm_vlb.reports.merge import merge_reports
-from ddpm_vlb.reports.schema import Report
+from ddpm_vlb.reports.schema import FIELDS, SETTINGS, Report, all_settings, check_context, read_report, settings_that_are
 from ddpm_vlb.reports.show import format_report, plot_terms, write_report, write_scores
+
+# Written, with their cards, by the commit before reports were a type.
+BEFORE = Path(__file__).parent / "reports"
+# Each method in each of its ways.
+EACH = {
+    "sampled": {"max_evaluations": 600},
+    "per image": {"evaluations_per_image": 4},
+    "full": {"method": "full"},
+    "iw": {"method": "iw", "k": 2},
+    "ode": {"method": "ode", "trace": "hutchinson"},
+}
 
 
 @pytest.fixture
@@ -243,3 +261,166 @@ def test_a_written_report_is_read_back_by_merge(pipe, images, tmp_path):
     assert main(["merge", *paths[:2], "--output", str(tmp_path / "none.json"), "--scores", str(tmp_path / "none.csv")]) == 2
     assert main(["merge", paths[0], paths[0], "--output", str(tmp_path / "none.json")]) == 2
     assert not (tmp_path / "none.json").exists()
+
+
+# The type, and its rows.
+
+
+def test_a_report_is_read_only_and_a_dictionary(pipe, images):
+    report = score(pipe, images[:3], max_evaluations=400)
+    for change in (
+        lambda: report.update(prior=0.0),
+        lambda: report.__setitem__("prior", 0.0),
+        lambda: report.__delitem__("prior"),
+        lambda: report.pop("prior"),
+        lambda: report.popitem(),
+        lambda: report.setdefault("prior", 0.0),
+        lambda: report.clear(),
+    ):
+        with pytest.raises(TypeError, match=re.escape("A report is read-only: make another, `report | {...}`")):
+            change()
+    for same in (copy.copy(report), copy.deepcopy(report), pickle.loads(pickle.dumps(report)), report | {}):
+        assert type(same) is Report and same is not report and same == report
+    assert json.loads(json.dumps(report)) == report == dict(report)
+    assert Report.of(report) is report and type(Report.of(dict(report))) is Report
+    other = report.with_settings(split="test")
+    assert other.config == report.config | {"split": "test"} and report.config["split"] is None
+    with pytest.raises(ValueError, match="must have terms that sum to its total"):
+        report | {"prior": 7.0}
+    kept = report
+    report |= {"note": "mine"}
+    assert type(report) is Report and "note" not in kept
+
+
+@pytest.mark.parametrize("options", EACH.values(), ids=EACH)
+def test_all_that_evaluate_writes_has_a_row_and_a_card(pipe, images, options):
+    if options.get("method") != "ode":
+        pipe.unet.to(torch.bfloat16)
+    context = {"checkpoint": "me/tiny", "revision": None}
+    report = evaluate(pipe, images[:4], quiet=True, context=context, **options)
+    fields = {row.name for row in FIELDS} | set(report.method.columns or ())
+    assert set(report) <= fields and set(report.config) <= {row.name for row in all_settings()}
+    card = str(model_card(report, repository="me/tiny"))
+    check_card(card, report)
+    assert f"name: {report.method.metric}" in card and f"**{report['bits_per_dim']:.4f} bits/dim**" in card
+    for name, words in (report.method.columns or {}).items():
+        assert f"{words}" in card and f"{report[name]:.4f}" in card
+    assert (report.method.note or "A bound is not the likelihood")[1:] in card and report["method"] in card
+    assert f"{report['bits_per_dim']:.4f}" in format_report(report)
+
+
+def test_rows_agree_with_each_other():
+    names = [row.name for row in all_settings()]
+    assert len(set(names)) == len(names) and len({row.name for row in FIELDS}) == len(FIELDS)
+    # Of another model no report can be merged, and nobody can say of a model what it is.
+    assert not set(settings_that_are("identity")) & {*settings_that_are("free"), *settings_that_are("context")}
+    assert set(settings_that_are("overridable")) <= set(settings_that_are("identity"))
+    assert all(row.public for row in SETTINGS if row.shown or row.flag)
+
+
+@pytest.mark.parametrize("path", sorted(BEFORE.glob("*.json")), ids=lambda path: path.stem)
+def test_reports_and_cards_of_before_are_still_good(path):
+    report = read_report(path)
+    assert report == json.loads(path.read_text()) and list(report) == list(json.loads(path.read_text()))
+    assert f"{report['bits_per_dim']:.4f}" in format_report(report) and model_card(report, repository="tiny")
+    if path.with_suffix(".md").exists():
+        check_card(path.with_suffix(".md").read_text(), report)
+    if path.stem.endswith("_0"):
+        merged = merge_reports([report, read_report(path.with_stem(path.stem.replace("_0", "_1")))])
+        assert merged["num_images"] == 2 and merged["standard_error"] > 0
+
+
+def test_a_setting_that_nobody_knows_is_refused_with_those_like_it(pipe, images):
+    output = pipe.evaluate_nll(images[:2])
+    report = make_report(output, split="test", training_steps=5)
+    assert (report.config["dataset"], report.config["training_steps"]) == ("images in memory", 5)
+    cases = (
+        ({"datset": "digits"}, "got 'datset'. Did you mean `dataset`?"),
+        ({"num_inference_step": 5}, "must have settings that a report knows, got 'num_inference_step'"),
+        ({"seed": 5}, "must have settings that a report knows, got 'seed'"),
+        ({"split": 5}, "`context.split` must be a text or null, got 5"),
+        ({"quantized": "no"}, "`context.quantized` must be true or false or null, got 'no'"),
+    )
+    for context, message in cases:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_context(context)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make_report(output, **context)
+        # Before any work.
+        pipe.unet.forward = None
+        for refused in (
+            lambda context=context: evaluate(pipe, images, quiet=True, context=context),
+            lambda context=context: compare([pipe, pipe], images, quiet=True, context=context),
+        ):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                refused()
+
+
+def test_numbers_of_numpy_are_plain_in_a_report(pipe, images):
+    report = score(pipe, images[:3], target_se=np.float64(5.0), max_evaluations=np.int64(400))
+    assert type(report.config["target_se"]) is float and type(report.config["max_evaluations"]) is int
+
+
+@pytest.fixture
+def toy():
+    r"""A method from outside, whose reports cannot be merged."""
+
+    def begin(scorer, trained, num_dimensions, batch_size, options):
+        def score(levels, seeds, labels):
+            values = levels.flatten(1).double().mean(dim=1)
+            return {
+                "bits_per_dim": (values + options["lift"]).tolist(),
+                "mean_level": values.tolist(),
+                "num_network_evaluations": len(levels),
+            }
+
+        return Columns(f"toy, lift {options['lift']}", batch_size, 1, score)
+
+    add_method(
+        Method(
+            name="toy",
+            help="the mean level",
+            metric="levels",
+            options=(Option("lift", int, "what is added", default=1),),
+            columns={"bits_per_dim": "lifted level", "mean_level": "level as it is"},
+            merges=False,
+            note="no likelihood",
+            begin=begin,
+        )
+    )
+    yield
+    del METHODS["toy"]
+
+
+def test_a_method_from_outside_is_reported_carded_and_not_merged(pipe, images, toy, tmp_path):
+    report = evaluate(pipe, images, method="toy", lift=3, quiet=True, context={"dataset": "random", "checkpoint": "me/tiny"})
+    mean = images.double().mean().item()
+    assert report["mean_level"] == pytest.approx(mean) and report["bits_per_dim"] == pytest.approx(mean + 3)
+    assert report.config["lift"] == 3 and not report.has_terms
+    lines = format_report(report).split("\n")
+    assert lines[0].endswith("(standard error over images): toy, lift 3")
+    assert lines[1:] == [f"level as it is {mean:.4f}", "no likelihood", "23 images, 23 network evaluations"]
+    card = str(model_card(report, repository="me/tiny"))
+    check_card(card, report)
+    assert "name: levels" in card and f"| level as it is | {mean:.4f} |" in card and "- No likelihood." in card
+    assert "--method toy" in card and "--lift 3" in card
+    write_report(report, tmp_path / "toy.json")
+    assert read_report(tmp_path / "toy.json") == report
+    write_scores(report, tmp_path / "toy.csv")
+    with pytest.raises(ValueError, match="`report` must have a term for every timestep to be drawn, got none of 'toy, lift 3'"):
+        plot_terms(report, tmp_path / "toy.png")
+    with pytest.raises(ValueError, match="must be of a method whose reports can be merged, got 'toy, lift 3'"):
+        merge_reports([report, report])
+    with pytest.raises(ValueError, match="`shard` must be left out with method='toy'"):
+        evaluate(pipe, images, method="toy", shard=(0, 2), quiet=True)
+    for bad, message in (
+        ({key: value for key, value in report.items() if key != "mean_level"}, "must have the key 'mean_level'"),
+        (dict(report) | {"mean_level": "high"}, "must have a float for 'mean_level', got str"),
+        (dict(report) | {"mean_level": math.nan}, "`report.mean_level` must be finite"),
+        (dict(report) | {"bits_per_dim": mean}, "images whose mean is its total"),
+        (dict(report) | {"standard_error": 1.0}, "a standard error that its images have"),
+        (dict(report) | {"per_image": report["per_image"][1:]}, "one number per image"),
+        (dict(report) | {"standard_error": None}, "must have a float for 'standard_error', got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Report(bad)

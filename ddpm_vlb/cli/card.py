@@ -2,9 +2,13 @@ r"""`ddpm-vlb card`."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .common import SAMPLES, card_pictures, draw_samples, load_folder, save_grid
 from .options import DEFAULT, NUM_SAMPLES, new_command
+
+if TYPE_CHECKING:
+    from ..reports.schema import Report
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -44,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         write(folder, report, arguments)
 
 
-def check(folder: Path, report: dict) -> None:
+def check(folder: Path, report: "Report") -> None:
     r"""Raise `ValueError` unless the card that is there agrees with the report."""
     from ..hub.cards import check_card
 
@@ -56,7 +60,7 @@ def check(folder: Path, report: dict) -> None:
     print(f"{folder / 'README.md'} agrees with its report: {report['bits_per_dim']:.4f} bits/dim")
 
 
-def write(folder: Path, report: dict, arguments: argparse.Namespace) -> None:
+def write(folder: Path, report: "Report", arguments: argparse.Namespace) -> None:
     r"""Draw samples and terms, and write the card, with the report beside it."""
     from ..files import write_atomically
     from ..hub.cards import model_card
@@ -65,7 +69,7 @@ def write(folder: Path, report: dict, arguments: argparse.Namespace) -> None:
 
     repository = arguments.repository or f"your-name/{folder.resolve().name}"
     if arguments.description is not None:
-        report["config"]["description"] = arguments.description
+        report = report.with_settings(description=arguments.description)
     model_card(report, repository=repository)  # refused, if it is, before the work
     pipe = load_folder(folder)
     pipe.check_report(report)

@@ -5,8 +5,12 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .options import BATCH_SIZE, DTYPES
+
+if TYPE_CHECKING:
+    from ..reports.schema import Report
 
 SAMPLES = "samples.png"
 
@@ -138,7 +142,7 @@ def check_new_folder(path: str) -> Path:
     return folder
 
 
-def write_outputs(report: dict, output: Path, plot: str | None, scores: str | None) -> None:
+def write_outputs(report: "Report", output: Path, plot: str | None, scores: str | None) -> None:
     r"""Write a report, and what is made of it."""
     from ..reports.show import plot_terms, write_report, write_scores
 
@@ -176,30 +180,23 @@ def draw_samples(
 
 def save_grid(images: list, path: Path) -> None:
     r"""Write images as one PNG file."""
-    import io
-
-    from ..files import write_atomically
+    from ..files import write_png
     from ..reports.show import image_grid
 
-    buffer = io.BytesIO()
-    image_grid(images).save(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    write_png(path, image_grid(images))
 
 
-def card_pictures(folder: Path, report: dict | None, with_samples: bool) -> dict[str, bytes]:
+def card_pictures(folder: Path, report: "Report | None", with_samples: bool) -> dict[str, bytes]:
     r"""The pictures of a card: the terms as the report says, and the samples that are there."""
-    import tempfile
-
-    from ..reports.show import plot_terms
+    from ..files import png_bytes
+    from ..reports.show import draw_terms
 
     pictures = {}
-    if report is not None and "transitions" in report and (None not in report["transitions"] or report.get("strata")):
-        with tempfile.TemporaryDirectory() as temporary:
-            try:
-                plot_terms(report, Path(temporary) / "terms.png")
-                pictures["terms.png"] = (Path(temporary) / "terms.png").read_bytes()
-            except ImportError as error:
-                print(f"The card has no plot of the terms: {error}", file=sys.stderr)
+    if report is not None and report.has_terms:
+        try:
+            pictures["terms.png"] = png_bytes(draw_terms(report))
+        except ImportError as error:
+            print(f"The card has no plot of the terms: {error}", file=sys.stderr)
     if with_samples and (folder / SAMPLES).is_file():
         pictures[SAMPLES] = (folder / SAMPLES).read_bytes()
     return pictures

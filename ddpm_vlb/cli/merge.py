@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     report = merge_reports(reports)
     if arguments.scores is not None and report["per_image"] is None:
         raise ValueError("`scores` needs a score for each image, got sampled reports without.")
+    if arguments.plot is not None and not report.has_terms:
+        raise ValueError(f"`plot` draws the terms of the bound, and there are none with {report['method']!r}.")
     write_outputs(report, output, arguments.plot, arguments.scores)
     print(format_report(report))
     print(f"report: {output}")

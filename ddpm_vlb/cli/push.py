@@ -41,12 +41,10 @@ def run(arguments: argparse.Namespace) -> None:
     pipe = load_folder(folder)
     # Samples are shown if a card beside them was made of the same report.
     with_samples = False
-    if report is not None:
-        pipe.check_report(report)
-        if (folder / "README.md").is_file():
-            text = (folder / "README.md").read_text(encoding="utf-8")
-            check_card(text, report)
-            with_samples = f"({SAMPLES})" in text
+    if report is not None and (folder / "README.md").is_file():
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        check_card(text, report)
+        with_samples = f"({SAMPLES})" in text
     commit = pipe.push_to_hub(
         arguments.repository,
         report=report,

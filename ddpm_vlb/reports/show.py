@@ -131,7 +131,12 @@ def half_precision_line(bias: dict[str, Any], dtype: str) -> str:
 
 
 def plot_terms(report: Mapping[str, Any], path: str | Path) -> None:
-    r"""Draw the terms of the bound over t (log axis, bits/dim) with their running sum, as a PNG file.
+    r"""Write `draw_terms` as a PNG file."""
+    write_png(path, draw_terms(report))
+
+
+def draw_terms(report: Mapping[str, Any]):
+    r"""A figure of the terms of the bound over t (log axis, bits/dim) with their running sum.
 
     Of a sampled report the terms are those of groups of timesteps, divided by their number, with a band of two Monte Carlo
     standard errors.
@@ -187,7 +192,7 @@ def plot_terms(report: Mapping[str, Any], path: str | Path) -> None:
     axes.legend(handles=handles, loc="lower left")
     error = "" if report["standard_error"] is None else f" $\\pm$ {report['standard_error']:.4f}"
     axes.set_title(f"{report['bits_per_dim']:.4f}{error} bits/dim, {report['num_images']} images")
-    write_png(path, figure)
+    return figure
 
 
 def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
