@@ -178,7 +178,9 @@ def test_a_data_format(families, pipe, checkpoint, tmp_path, monkeypatch, capsys
 def test_a_misspelt_argument_is_refused(pipe, images):
     with pytest.raises(ValueError, match="`num_inference_step` must be an argument .* Did you mean `num_inference_steps`"):
         evaluate(pipe, images, num_inference_step=5)
-    with pytest.raises(ValueError, match="`context` must have settings that a report knows, got 'datset'. Did you mean `dataset`?"):
+    with pytest.raises(
+        ValueError, match="`context` must have settings that a report knows, got 'datset'. Did you mean `dataset`?"
+    ):
         evaluate(pipe, images, context={"datset": "digits"})
 
 

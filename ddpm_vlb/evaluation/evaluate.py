@@ -14,7 +14,8 @@ from ..checks import check_count, check_seed
 from ..data.frame import BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import method_named, own_options
-from ..reports.schema import check_context
+from ..reports.checks import to_plain
+from ..reports.schema import check_context, check_settings
 from ..sampled_bound.estimate import check_rules
 from .methods import ENGINES, evaluate_columns
 from .run import Evaluation, Progress, Run, Workers
@@ -107,6 +108,8 @@ def evaluate(
         **({"dataset": source.name} | context),
     )
     config["overridden"] += overridden
+    config = to_plain(config)
+    check_settings(config)  # a report that would be refused is refused before the work
     progress = Progress(workers, quiet)
     path = None if journal is None else Path(journal)
     run = Run(batch_size, seed, config | {"method": row.name}, path, workers, progress)

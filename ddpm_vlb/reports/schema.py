@@ -111,7 +111,7 @@ FIELDS = (
 )
 # Cards show the settings in this order. The options of the methods follow.
 SETTINGS = (
-    Setting("network_sha256", required=True, identity=True),
+    Setting("network_sha256", str | None, required=True, identity=True),  # null where the weights were not at hand
     Setting("num_train_timesteps", int, required=True, identity=True, shown="number of steps T"),
     Setting("num_steps", int, required=True, identity=True, shown="steps scored"),
     Setting("inference_timesteps", list | None, required=True, identity=True, shown="the sub-sequence scored"),
@@ -162,7 +162,7 @@ SETTINGS = (
     ),
     # Of reports that were merged a list. None of a generator that nobody named, which no command makes again.
     Setting("seed", int | list | None, required=True, free=True, shown="seed", flag="--seed"),
-    Setting("dataset", required=True, context=True, flag="--dataset"),
+    Setting("dataset", str | None, required=True, context=True, flag="--dataset"),  # null in old reports of a tensor
     Setting("split", str | None, context=True, shown="split", flag="--split"),
     Setting("checkpoint", str | None, free=True, context=True),
     Setting("revision", str | None, context=True, flag="--revision"),
@@ -238,7 +238,7 @@ class Report(dict):
             raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
         super().__init__(report)
         _check_fields(self)
-        _check_settings(self["config"])
+        check_settings(self["config"])
         check_numbers(self, self.method)
 
     @classmethod
@@ -314,7 +314,7 @@ def _check_fields(report: Report) -> None:
     check_plain(dict(report), "report")
 
 
-def _check_settings(config: dict[str, Any]) -> None:
+def check_settings(config: Mapping[str, Any]) -> None:
     r"""Raise `ValueError` unless the settings that a number is of are there, each of its kind."""
     missing = [row.name for row in SETTINGS if row.required and row.name not in config]
     if missing:
@@ -347,7 +347,7 @@ def public_report(report: Report, repository: str) -> dict[str, Any]:
     config = {key: value for key, value in report.config.items() if key in known}
     if config.get("checkpoint") != repository:
         config.pop("revision", None)  # of another repository
-    config |= {"checkpoint": repository, "dataset": public_name(config["dataset"])}
+    config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
     if config.get("command"):
         config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
     fields = {row.name for row in FIELDS if row.public} | set(report.method.columns or ())
