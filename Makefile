@@ -10,7 +10,7 @@ SHELL := bash
 
 CARRIED := spaces_demo/checkpoints/ddpm-vlb-digits/pipeline.py
 
-.PHONY: quickstart test demo screenshots bench bench-training readme docs lint clean
+.PHONY: quickstart test demo screenshots bench bench-training readme same-numbers docs lint clean
 
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
@@ -56,6 +56,10 @@ bench-training: $(READY)
 
 readme: bench bench-training
 	$(RUN) tests/benchmarks/write_readme.py
+
+# Whether the working tree gives the numbers of an older commit, to the last bit, and reads what that wrote: OLD=d649ca4
+same-numbers: $(READY)
+	$(RUN) tests/benchmarks/same_numbers.py $(OLD)
 
 runs/quickstart/report.json: | $(READY)
 	$(RUN) training/quickstart.py
