@@ -17,11 +17,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..likelihoods.method import Method
 from ..likelihoods.methods import method_named
 from ..reports.checks import check_plain
+from ..parametrizations import VARIANCES
 from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report
 from .standalone import card_template
 
 # diffusers' own scheduler samples NaN, or something else, with these.
-NOT_FOR_STOCK = {"variance_type": ("learned", "fixed_large_log"), "timestep_spacing": ("trailing",)}
+NOT_FOR_STOCK = {
+    "variance_type": tuple(name for name, row in VARIANCES.items() if not row.for_stock),
+    "timestep_spacing": ("trailing",),
+}
 LONGEST_LIST = 32
 METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
 TASK = "unconditional-image-generation"

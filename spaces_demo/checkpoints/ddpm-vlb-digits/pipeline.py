@@ -1,11 +1,16 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, gaussians, forward_process, error_model, parametrizations, reverse_process, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_vlb_ddpm, checkpoints.loading, data.levels, files, reports.schema, hub.cards, hub.repository, hub.push, model.network, model.scorer, noise, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.draw_scorer, sampled_bound.design, sampled_bound.rounds, sampled_bound.estimate, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules model.network, checks, pixel_grid, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.levels, data.image_sets, data.readers, data.sources, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.rounds, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
+import copy
 import ctypes
+import difflib
 import diffusers
+import gzip
 import hashlib
+import importlib
 import inspect
+import io
 import json
 import math
 import numpy as np
@@ -15,13 +20,14 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import tempfile
 import torch
 import yaml
 from PIL import Image
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
@@ -32,10 +38,10 @@ from functools import cached_property, partial
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path, PurePath
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 __version__ = '0.1.0'
 
@@ -50,8 +56,7 @@ CARD_TEMPLATE = (
     '\n'
     '{{ description }}\n'
     '{% if report %}\n'
-    '**{{ "%.4f" | format(report.bits_per_dim) }} bits/dim**{{ error }} on {{ report.num_images }} images of {{ dataset }}: an upper bound on the\n'
-    'negative log-likelihood, computed with ddpm_vlb.\n'
+    '**{{ "%.4f" | format(report.bits_per_dim) }} bits/dim**{{ error }} on {{ report.num_images }} images of {{ dataset }}: {{ what }}, computed with ddpm_vlb.\n'
     '\n'
     '{{ terms }}\n'
     '\n'
@@ -116,8 +121,11 @@ CARD_TEMPLATE = (
     '\n'
     '## Limits\n'
     '\n'
-    '- A bound is not the likelihood: it is larger by the divergence of the true posterior over latents from q.\n'
+    '- A bound is not the likelihood: it is larger{% if columns %} on average{% else %} by the divergence of the true posterior over latents from q{% endif %}.\n'
     '- Bits/dim are those of one pixel grid and one data set, and compare with no other.\n'
+    '{%- if note %}\n'
+    '- {{ note[0] | upper }}{{ note[1:] }}.\n'
+    '{%- endif %}\n'
     '{%- if report %}\n'
     '- The standard error covers the choice of images and the noise, not the choice of the training run.\n'
     '{%- endif %}\n'
@@ -136,6 +144,202 @@ def standalone_source() -> str:
     r"""This file."""
     with open(__file__, encoding="utf-8") as file:
         return file.read()
+
+
+# ---- ddpm_vlb/model/network.py ----
+
+r"""The network that is scored: all that is asked of one, whatever class it is of.
+
+A `Network` stands for a module in scoring, sampling and training: how many channels and which size its images have, of how many
+classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this file asks a module itself, but for
+what every torch module can do. Another kind of network is a subclass, and a line of `add_network`.
+"""
+
+
+
+
+class Network:
+    r"""A module as scoring sees it; the base class of the kinds of networks.
+
+    A kind says in `__init__`, from the module's configuration, what its images are, and in `output` how it is called.
+
+    Args:
+        module: the network.
+        device: where it computes; by default where its weights are.
+
+    Attributes:
+        channels: of its images.
+        size: their (height, width), `None` where it takes any.
+        out_channels: of its output, `None` where nothing tells.
+        num_classes: of a class-conditional network, else `None`.
+        takes_fractions: whether it can be asked between timesteps.
+    """
+
+    channels: int
+    size: tuple[int, int] | None = None
+    out_channels: int | None = None
+    num_classes: int | None = None
+    takes_fractions: bool = True
+
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        self.module = module
+        self._device = device
+
+    def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
+        raise NotImplementedError
+
+    def __call__(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output.
+
+        Args:
+            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
+                network's.
+            timesteps: one for all, or one each, `(B,)`.
+            class_labels: of a class-conditional network, `(B,)`.
+        """
+        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
+        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        return self.output(noisy_samples.to(self.dtype), on_device, labels)
+
+    @property
+    def device(self) -> torch.device:
+        r"""Where it computes."""
+        if self._device is None:
+            return next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        r"""In which it computes."""
+        return getattr(self.module, "dtype", torch.float32)
+
+    @property
+    def is_half(self) -> bool:
+        r"""Whether it computes in half precision."""
+        return self.dtype in (torch.float16, torch.bfloat16)
+
+    @property
+    def architecture_sha256(self) -> str:
+        r"""SHA-256 of its configuration."""
+        return architecture_digest(self.module)
+
+    def sha256(self, dtype: torch.dtype | None = None) -> str | None:
+        r"""SHA-256 of its configuration and weights; see `network_digest`."""
+        return network_digest(self.module, dtype)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        r"""Dropout off, and every part of it back as it was afterwards."""
+        training = {module: module.training for module in self.module.modules()}
+        self.module.eval()
+        try:
+            yield
+        finally:
+            for module, was_training in training.items():
+                module.training = was_training
+
+    def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
+        r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
+        expected = self.channels * (2 if learns_variance else 1)
+        if self.out_channels not in (None, expected):
+            raise ValueError(
+                f"`unet` must have {expected} output channels for {self.channels} input channels and"
+                f" variance_type={variance_type!r}, got {self.out_channels}."
+            )
+
+    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
+        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
+        num_classes = self.num_classes
+        if (class_labels is None) != (num_classes is None):
+            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
+            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
+        if class_labels is None:
+            return None
+        try:
+            labels = torch.as_tensor(class_labels).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
+        labels = labels.expand(count) if labels.ndim == 0 else labels
+        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
+            )
+        return labels.long()
+
+
+class UNetNetwork(Network):
+    r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        super().__init__(module, device)
+        config = module.config
+        self.channels = config.in_channels
+        self.out_channels = getattr(config, "out_channels", None)
+        size = getattr(config, "sample_size", None)
+        self.size = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+        self.num_classes = getattr(config, "num_class_embeds", None)
+        # A table of embeddings has a row for each timestep, and none between.
+        self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
+
+    def output(self, samples, timesteps, class_labels):
+        arguments = {} if class_labels is None else {"class_labels": class_labels}
+        return self.module(samples, timesteps, **arguments).sample
+
+
+# Kinds of networks by the class of their module; the last that fits is taken.
+_KINDS: list[tuple[type, type[Network]]] = [(torch.nn.Module, UNetNetwork), (UNet2DModel, UNetNetwork)]
+# What `from_pretrained` loads where a folder does not say.
+DEFAULT_MODULE = UNet2DModel
+
+
+def add_network(module_class: type, network_class: type[Network]) -> None:
+    r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
+    _KINDS.append((module_class, network_class))
+
+
+def network_of(module: Any, device: torch.device | None = None) -> Network:
+    r"""The `Network` of a module."""
+    if isinstance(module, Network):
+        return module
+    # A compiled module stands for the one that it was made from.
+    inner = getattr(module, "_orig_mod", module)
+    kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
+    return kind(module, device)
+
+
+def known_module_class(library: str, name: str) -> type | None:
+    r"""The class of networks of this name in this library that can be scored, if there is one."""
+    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and cls.__module__.startswith(library)), None)
+
+
+def architecture_digest(network: torch.nn.Module) -> str:
+    r"""SHA-256 of a network's configuration."""
+    return hashlib.sha256(_public_config(network).encode()).hexdigest()
+
+
+def _public_config(network: torch.nn.Module) -> str:
+    config = getattr(network, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
+    whatever file it was loaded from. `None` where the weights are not at hand."""
+    digest = hashlib.sha256(_public_config(network).encode())
+    for name, weight in sorted(network.state_dict().items()):
+        if weight.is_meta:
+            return None
+        weight = weight.detach().cpu()
+        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 # ---- ddpm_vlb/checks.py ----
@@ -183,15 +387,52 @@ def check_count(name: str, value: Any) -> int:
     return count
 
 
-def check_finite(terms: torch.Tensor, grid: list[int]) -> None:
-    r"""Raise `ValueError` for terms `(N, K)` that are not finite; `grid` names the K timesteps."""
+def check_seed(seed: Any) -> int:
+    r"""A seed in [0, 2^63), or `ValueError`."""
+    try:
+        number = operator.index(seed if not isinstance(seed, bool) else None)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+    return number
+
+
+class NonFiniteOutput(ValueError):
+    r"""A network whose output is not finite.
+
+    Args:
+        got: what came of it, "a term of nan bits/dim", say.
+        image, timestep: where.
+        share: of how many, in words.
+        dtype: of the network: in half precision it may have overflowed.
+    """
+
+    def __init__(
+        self,
+        got: str,
+        *,
+        image: int | None = None,
+        timestep: int | float | None = None,
+        share: str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        where = ("" if image is None else f" for image {image}") + ("" if timestep is None else f" at timestep {timestep}")
+        hint = " It may have overflowed: try bfloat16 or float32." if dtype == torch.float16 else ""
+        super().__init__(f"`unet` must give finite outputs, got {got}{where}{'' if share is None else f' ({share})'}.{hint}")
+
+
+def check_finite(terms: torch.Tensor, grid: list[int], dtype: torch.dtype | None = None) -> None:
+    r"""Raise `NonFiniteOutput` for terms `(N, K)` in bits/dim that are not finite; `grid` names the K timesteps."""
     bad = (~torch.isfinite(terms)).nonzero()
     if len(bad):
         image, row = bad[0].tolist()
-        raise ValueError(
-            f"`unet` must give finite outputs, got a term of {terms[image, row].item()} bits/dim for image {image} at timestep"
-            f" {grid[row]} ({len(bad)} of {terms.numel()} terms are not finite). A float16 network may have overflowed:"
-            " try bfloat16 or float32."
+        raise NonFiniteOutput(
+            f"a term of {terms[image, row].item()} bits/dim",
+            image=image,
+            timestep=grid[row],
+            share=f"{len(bad)} of {terms.numel()} terms are not finite",
+            dtype=dtype,
         )
 
 
@@ -221,6 +462,13 @@ def nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor
     # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
     scale = 0.5 * (num_pixel_levels - 1)
     return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
+
+
+def to_grid(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    r"""Values of any shape, each at its nearest grid value; what lies outside [-1, 1] at the end."""
+    steps = num_pixel_levels - 1
+    levels = (0.5 * (samples + 1) * steps).round().clamp(0, steps)
+    return 2 * levels / steps - 1
 
 
 def samples_to_levels(samples: torch.Tensor, num_pixel_levels: int, name: str = "samples") -> torch.Tensor:
@@ -810,6 +1058,178 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
     return steps
 
 
+# ---- ddpm_vlb/parametrizations.py ----
+
+r"""What a network's output means, a row each: its prediction, and the variance of its reverse steps.
+
+**Predictions.** Whatever the network says, with :math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon` it
+amounts to an image that is linear in what it saw and in what it said:
+
+================  ============================  =============================================================================
+prediction type   the network's target          the image it amounts to
+================  ============================  =============================================================================
+`epsilon`         :math:`\epsilon`              :math:`\hat x = (x_t - \sqrt{1 - \bar\alpha_t}\, o) / \sqrt{\bar\alpha_t}`
+`sample`          :math:`x`                     :math:`\hat x = o`
+`v_prediction`    :math:`\sqrt{\bar\alpha_t}\,  :math:`\hat x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, o`
+                  \epsilon - \sqrt{1 -
+                  \bar\alpha_t}\, x`
+================  ============================  =============================================================================
+
+**Variances.** With :math:`\tilde\beta_t` the posterior variance and :math:`v` the network's second half of channels, the
+logarithm of the variance is a straight line in v:
+
+=====================  ======================================================================================================
+`fixed_small(_log)`    :math:`\log\tilde\beta_t`
+`fixed_large(_log)`    :math:`\log\beta_t`
+`learned`              :math:`v`
+`learned_range`        :math:`\tfrac{v + 1}{2} \log\beta_t + \tfrac{1 - v}{2} \log\tilde\beta_t` (eq. 15, Improved DDPM)
+=====================  ======================================================================================================
+
+At the lowest step :math:`\tilde\beta` is the next step's (`reverse_process.py`). The kinds `_log` name the same two Gaussians.
+
+A row is read by scoring (`reverse_process.py`, float64), by sampling (`model/stepping.py`, Python floats and the stock
+scheduler's order of operations, at whose rounding diffusers' own tests look), by the flow, the losses and the calibration. What
+a place does with it, and with how many digits, is its own: the rows share what is meant, not the arithmetic.
+"""
+
+
+
+Number = float | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    r"""A prediction type.
+
+    Args:
+        name: as `prediction_type`.
+        original: the image, from `ForwardProcess`, :math:`x_t`, the output `(B, C, H, W)` and timesteps.
+        target: what the network is trained to say, from `ForwardProcess`, x, :math:`\epsilon` and timesteps.
+        step: the image in `step`, from the sample, the output and `StepCoefficients`.
+        flow: the image on the probability-flow ODE, from :math:`u = x_t / \sqrt{\bar\alpha}`, :math:`x_t`, the output,
+            :math:`\sigma` and :math:`\sqrt{\bar\alpha}`.
+        needs_signal: whether there is no image where :math:`\bar\alpha_t = 0`.
+    """
+
+    name: str
+    original: Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]
+    target: Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]
+    step: Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+    flow: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, float], torch.Tensor]
+    needs_signal: bool = False
+
+
+def _sample_itself(forward, x_t, output, timesteps):
+    forward.rows(timesteps, len(x_t))  # refuses timesteps that are none
+    return output
+
+
+PREDICTIONS = {
+    row.name: row
+    for row in (
+        Prediction(
+            "epsilon",
+            original=lambda forward, x_t, output, t: forward.predict_original_from_epsilon(x_t, output, t),
+            target=lambda forward, x, epsilon, t: epsilon,
+            step=lambda x_t, output, c: torch.sub(x_t, output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
+            flow=lambda u, x_t, output, sigma, root: u - sigma * output,
+            needs_signal=True,
+        ),
+        Prediction(
+            "sample",
+            original=_sample_itself,
+            target=lambda forward, x, epsilon, t: x,
+            step=lambda x_t, output, c: output,
+            flow=lambda u, x_t, output, sigma, root: output,
+        ),
+        Prediction(
+            "v_prediction",
+            original=lambda forward, x_t, output, t: forward.predict_original_from_velocity(x_t, output, t),
+            target=lambda forward, x, epsilon, t: forward.velocity(x, epsilon, t),
+            step=lambda x_t, output, c: torch.mul(x_t, c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
+            flow=lambda u, x_t, output, sigma, root: root * x_t - sigma * root * output,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Variance:
+    r"""A variance type; `low` and `high` are :math:`\log\tilde\beta_t` and :math:`\log\beta_t`.
+
+    Args:
+        name: as `variance_type`.
+        decoder: what the decoder's variance is, in words.
+        log_variance: from `ends`, whose `low` and `high` are looked up when they are asked for, and v (`None` where variances
+            are fixed).
+        line: offset and slope of :math:`\log\sigma` in v, from low and high; `None` where variances are fixed.
+        above: how far the log-variance lies above low, from v, low and high; `None` where variances are fixed.
+        is_large: of the fixed ones, whether it is :math:`\beta_t` above the lowest step.
+        for_stock: whether diffusers' own scheduler samples correctly with it.
+    """
+
+    name: str
+    decoder: str
+    log_variance: Callable[[Any, torch.Tensor | None], Number]
+    line: Callable[[float, float], tuple[float, float]] | None = None
+    above: Callable[[torch.Tensor, float, float], torch.Tensor] | None = None
+    is_large: bool = False
+    for_stock: bool = True
+
+    @property
+    def is_learned(self) -> bool:
+        r"""Whether the network has a second half of channels for it."""
+        return self.line is not None
+
+    def error_numbers(self, one_minus_alphas_cumprod: float) -> tuple[float, float, float]:
+        r"""The numbers a, b and g of the error model (`error_model.py`) that amount to it on the chain of all steps."""
+        return one_minus_alphas_cumprod if self.is_large else 0.0, 0.0, float(self.is_learned)
+
+
+NEXT_STEP = "the posterior variance of the next step"
+VARIANCES = {
+    row.name: row
+    for row in (
+        Variance("fixed_small", NEXT_STEP, lambda ends, v: ends.low),
+        Variance("fixed_small_log", NEXT_STEP, lambda ends, v: ends.low),
+        Variance("fixed_large", NEXT_STEP, lambda ends, v: ends.high, is_large=True),
+        # The stock scheduler takes a log-variance for a variance here.
+        Variance("fixed_large_log", NEXT_STEP, lambda ends, v: ends.high, is_large=True, for_stock=False),
+        Variance(
+            "learned",
+            "the network's log-variance",
+            log_variance=lambda ends, v: v,
+            line=lambda low, high: (0.0, 0.5),
+            above=lambda v, low, high: v - low,
+            for_stock=False,  # takes the square root of a log-variance
+        ),
+        Variance(
+            "learned_range",
+            "between the posterior variance of the next step and the step's own beta, as the network says",
+            log_variance=lambda ends, v: ends.low + 0.5 * (v + 1.0) * (ends.high - ends.low),
+            line=lambda low, high: (0.25 * (high + low), 0.25 * (high - low)),
+            above=lambda v, low, high: (v + 1).mul_(0.5 * (high - low)),
+        ),
+    )
+}
+# What the decoder's variance is, where no row tells.
+CALIBRATED_DECODER = "as measured, with decoding from the lowest timestep that is scored"
+SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
+
+PREDICTION_TYPES = tuple(PREDICTIONS)
+VARIANCE_TYPES = tuple(VARIANCES)
+LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)
+
+
+def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
+    r"""What the decoder's variance is in a model of so many steps, in words."""
+    if calibrated:
+        return CALIBRATED_DECODER
+    row = VARIANCES[variance_type]
+    # A log-variance that is the network's own is it at any step.
+    return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
+
+
 # ---- ddpm_vlb/error_model.py ----
 
 r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
@@ -896,22 +1316,6 @@ def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch
     return torch.stack(costs, dim=1)
 
 
-# ---- ddpm_vlb/parametrizations.py ----
-
-r"""What a network's output means, and what its variances are."""
-
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
-VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED_VARIANCE_TYPES)
-DECODER_RULES = {
-    "fixed": "the posterior variance of the next step",
-    "learned": "the network's log-variance",
-    "learned_range": "between the posterior variance of the next step and the step's own beta, as the network says",
-    "calibrated": "as measured, with decoding from the lowest timestep that is scored",
-    "single": "the step's own beta (a single step has no next one)",
-}
-
-
 # ---- ddpm_vlb/reverse_process.py ----
 
 r"""The reverse process p, the learned Gaussians that turn noise back into an image (Section 3.2, Ho et al. 2020).
@@ -921,15 +1325,8 @@ prediction :math:`\hat x` of the image. The reverse step puts it where the poste
 
 .. math:: p(x_s | x_t) = N(\tilde\mu_t(x_t, \hat x),\; \sigma_t^2), \qquad s \text{ the step of the grid below } t.
 
-The variance is fixed or predicted, always through its logarithm:
-
-=============================  =================================================================================
-`fixed_small(_log)`            the posterior variance :math:`\tilde\beta_t`
-`fixed_large(_log)`            the forward variance :math:`\beta_t`
-`learned`                      the network's second half *is* :math:`\log\sigma_t^2`
-`learned_range`                :math:`\tfrac{v+1}{2} \log\beta_t + \tfrac{1-v}{2} \log\tilde\beta_t`, v the second half
-                               (eq. 15, Nichol & Dhariwal 2021)
-=============================  =================================================================================
+What the output means, and whether the variance is fixed or predicted, always through its logarithm, is a row each of
+`parametrizations.py`.
 
 **The lowest step** has no posterior variance (it is 0): it is the decoder, which must spread its mass over the pixel grid.
 There :math:`\tilde\beta` means the posterior variance of the *next* step of the grid, for `fixed_large` too, as in Ho et al.
@@ -960,7 +1357,7 @@ class ReverseProcess:
     Args:
         forward: the forward process on the grid that is scored.
         prediction_type: `"epsilon"`, `"sample"` or `"v_prediction"`.
-        variance_type: one of `VARIANCE_TYPES`.
+        variance_type: a row of `parametrizations.VARIANCES`.
         clip_sample, clip_sample_range: clamp the predicted image to [-range, range].
         thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of the predicted image
             (Section 2.3, Saharia et al. 2022); it takes precedence over clipping, as in diffusers.
@@ -984,10 +1381,10 @@ class ReverseProcess:
     trained: ForwardProcess | None = None
 
     def __post_init__(self):
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {self.prediction_type!r}.")
-        if self.variance_type not in VARIANCE_TYPES:
-            raise ValueError(f"`variance_type` must be one of {VARIANCE_TYPES}, got {self.variance_type!r}.")
+        if self.prediction_type not in PREDICTIONS:
+            raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {self.prediction_type!r}.")
+        if self.variance_type not in VARIANCES:
+            raise ValueError(f"`variance_type` must be one of {tuple(VARIANCES)}, got {self.variance_type!r}.")
         for name in ("clip_sample", "thresholding"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
@@ -997,9 +1394,9 @@ class ReverseProcess:
             raise ValueError(f"`clip_sample_range` must be positive, got {self.clip_sample_range!r}.")
         if not 0 <= self.dynamic_thresholding_ratio <= 1:
             raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {self.dynamic_thresholding_ratio!r}.")
-        if self.prediction_type == "epsilon" and self.forward.alphas_cumprod[-1] == 0:
+        if self.prediction.needs_signal and self.forward.alphas_cumprod[-1] == 0:
             raise ValueError(
-                "`prediction_type` must not be 'epsilon' where the terminal SNR is zero: at"
+                f"`prediction_type` must not be {self.prediction_type!r} where the terminal SNR is zero: at"
                 f" timestep {int(self.forward.timesteps[-1])} alphas_cumprod = 0 and the latent holds nothing of the image,"
                 " so that the noise determines no image. Use prediction_type='v_prediction' (and a network trained for it)."
             )
@@ -1009,9 +1406,19 @@ class ReverseProcess:
                 raise ValueError(f"`error_model` and `trained` must be of all {steps} steps, got others.")
 
     @property
+    def prediction(self) -> Prediction:
+        r"""The row of `prediction_type`."""
+        return PREDICTIONS[self.prediction_type]
+
+    @property
+    def variance(self) -> Variance:
+        r"""The row of `variance_type`."""
+        return VARIANCES[self.variance_type]
+
+    @property
     def learns_variance(self) -> bool:
         r"""Whether the network has a second half of channels for the variance."""
-        return self.variance_type in LEARNED_VARIANCE_TYPES
+        return self.variance.is_learned
 
     @cached_property
     def min_log_variance(self) -> torch.Tensor:
@@ -1021,8 +1428,10 @@ class ReverseProcess:
         return table
 
     @cached_property
-    def _fixed_large_log_variance(self) -> torch.Tensor:
-        return torch.cat([self.min_log_variance[:1], self.forward.log_betas[1:]])
+    def max_log_variance(self) -> torch.Tensor:
+        r"""The forward log-variance `(K,)`; where variances are fixed, with `min_log_variance` at the lowest step."""
+        betas = self.forward.log_betas
+        return betas if self.learns_variance else torch.cat([self.min_log_variance[:1], betas[1:]])
 
     def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
@@ -1068,7 +1477,7 @@ class ReverseProcess:
         """
         (x_t,) = to_working(noisy_samples=noisy_samples)
         prediction, predicted_variance = self.check_model_output(model_output, noisy_samples)
-        pred_original_sample = self.clip(self._predict_original(prediction.to(x_t.dtype), x_t, timesteps))
+        pred_original_sample = self.clip(self.prediction.original(self.forward, x_t, prediction.to(x_t.dtype), timesteps))
         if self.error_model is None:
             return pred_original_sample, self._log_variance(predicted_variance, x_t, timesteps)
         return pred_original_sample, self._calibrated_log_variance(pred_original_sample, predicted_variance, timesteps)
@@ -1084,14 +1493,6 @@ class ReverseProcess:
         mean = self.forward.posterior_mean(pred_original_sample, noisy_samples, timesteps)
         log_variance = log_variance.expand(mean.shape)
         return ReverseGaussian(mean, log_variance.exp(), log_variance, pred_original_sample)
-
-    def _predict_original(self, prediction, x_t, timesteps) -> torch.Tensor:
-        if self.prediction_type == "epsilon":
-            return self.forward.predict_original_from_epsilon(x_t, prediction, timesteps)
-        if self.prediction_type == "v_prediction":
-            return self.forward.predict_original_from_velocity(x_t, prediction, timesteps)
-        self.forward.rows(timesteps, len(x_t))
-        return prediction
 
     def clip(self, x: torch.Tensor) -> torch.Tensor:
         r"""A predicted image `(B, C, H, W)`, clipped as configured."""
@@ -1149,17 +1550,185 @@ class ReverseProcess:
         return torch.log(posterior + weight * errors)
 
     def _log_variance(self, predicted, x_t, timesteps) -> torch.Tensor:
-        def table(values):
-            entries = self.forward.gather(values, timesteps, x_t)
-            # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
-            return x_t.new_full((), entries) if isinstance(entries, float) else entries
+        predicted = None if predicted is None else predicted.to(x_t.dtype)
+        return self.variance.log_variance(_Ends(self, x_t, timesteps), predicted)
 
-        if self.variance_type == "learned":
-            return predicted.to(x_t.dtype)
-        if self.variance_type == "learned_range":
-            low, high = table(self.min_log_variance), table(self.forward.log_betas)
-            return low + 0.5 * (predicted.to(x_t.dtype) + 1.0) * (high - low)
-        return table(self._fixed_large_log_variance if self.variance_type.startswith("fixed_large") else self.min_log_variance)
+
+class _Ends:
+    r"""The two ends between which variances lie, at some timesteps."""
+
+    def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor):
+        self._reverse, self._like, self._timesteps = reverse, like, timesteps
+
+    @property
+    def low(self) -> torch.Tensor:
+        return self._look_up(self._reverse.min_log_variance)
+
+    @property
+    def high(self) -> torch.Tensor:
+        return self._look_up(self._reverse.max_log_variance)
+
+    def _look_up(self, table: torch.Tensor) -> torch.Tensor:
+        entries = self._reverse.forward.gather(table, self._timesteps, self._like)
+        # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
+        return self._like.new_full((), entries) if isinstance(entries, float) else entries
+
+
+# ---- ddpm_vlb/model/stepping.py ----
+
+r"""A step of the reverse process from Python floats: what `VLBDDPMScheduler.step` computes with.
+
+The same Gaussian as `reverse_process.py` tells, in the arithmetic of the samples: coefficients are looked up as floats once a
+grid is set, so that a step costs the device a handful of operations and no wait.
+"""
+
+
+
+
+
+class StepCoefficients(NamedTuple):
+    r"""What `step` needs at one timestep, as Python floats (s is the next lower step of the grid)."""
+
+    sqrt_alpha_prod: float
+    inverse_sqrt_alpha_prod: float
+    sqrt_beta_prod: float
+    pred_original_sample_coeff: float
+    current_sample_coeff: float
+    min_log_variance: float
+    max_log_variance: float
+    fixed_std: float
+    is_last: bool
+    calibrated: "CalibratedStep | None" = None
+
+
+class CalibratedStep(NamedTuple):
+    r"""The numbers of a calibrated variance at one timestep (`error_model.py`), as Python floats."""
+
+    posterior_variance: float
+    weight: float
+    offset: float
+    gain: float
+    learned_gain: float
+    # What learned variances mean on the chain of all steps.
+    trained_log_variance: float
+    trained_log_beta: float
+    trained_ratio: float
+
+
+def variance_of(variance_type: str) -> Variance:
+    r"""The row of a variance type; unknown ones act as `fixed_small`, as in the stock scheduler, and scoring refuses them."""
+    return VARIANCES.get(variance_type, VARIANCES["fixed_small"])
+
+
+def step_coefficients(
+    alphas_cumprod: torch.Tensor, grid: list[int], variance_type: str, calibrated: list[CalibratedStep] | None
+) -> dict[int, StepCoefficients]:
+    r"""The coefficients at each timestep of a strictly descending grid.
+
+    Args:
+        alphas_cumprod: the scheduler's table, `(T,)`.
+        grid: timesteps, K.
+        variance_type: of the scheduler.
+        calibrated: of a calibrated model, K.
+    """
+    # In float32 and in the stock scheduler's order of operations: diffusers' own tests compare sums of trajectories to
+    # places at which the rounding of these tables tells. Near t = 0 that rounding is relative to 1 - alphas_cumprod; the
+    # terms of the bound come from float64 tables.
+    table = torch.cat([alphas_cumprod.cpu(), torch.ones(1)])  # the entry at -1 is the data's
+    alpha_prod, alpha_prod_prev = table[torch.tensor(grid, dtype=torch.int64)], table[[*grid[1:], -1]]
+    beta_prod, beta_prod_prev = 1 - alpha_prod, 1 - alpha_prod_prev
+    alpha = alpha_prod / alpha_prod_prev
+    beta = 1 - alpha
+    variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
+    fixed_variance = beta if variance_of(variance_type).is_large else variance
+    columns = StepCoefficients(
+        sqrt_alpha_prod=alpha_prod**0.5,
+        inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
+        sqrt_beta_prod=beta_prod**0.5,
+        pred_original_sample_coeff=alpha_prod_prev**0.5 * beta / beta_prod,
+        current_sample_coeff=alpha**0.5 * beta_prod_prev / beta_prod,
+        min_log_variance=torch.log(variance),
+        max_log_variance=torch.log(beta),
+        fixed_std=fixed_variance**0.5,
+        is_last=torch.arange(1, len(grid) + 1) == len(grid),
+    )
+    steps = [StepCoefficients(*row) for row in zip(*(column.tolist() for column in columns if column is not None))]
+    if calibrated is not None:
+        steps = [step._replace(calibrated=numbers) for step, numbers in zip(steps, calibrated)]
+    return dict(zip(grid, steps))
+
+
+def calibrated_steps(reverse: ReverseProcess) -> list[CalibratedStep]:
+    r"""The numbers of a calibrated model at each timestep of its grid, descending."""
+    forward, trained, used = reverse.forward, reverse.trained, reverse.forward.timesteps
+    weight = trained.posterior_mean_coef1.square()
+    columns = (
+        forward.posterior_variance,
+        forward.posterior_mean_coef1.square(),
+        *reverse.error_tables,
+        trained.posterior_log_variance[used],
+        trained.log_betas[used],
+        (trained.posterior_variance / weight)[used],
+    )
+    return [CalibratedStep(*row) for row in zip(*(column.flip(0).tolist() for column in columns))]
+
+
+def split_output(model_output: torch.Tensor, num_channels: int, variance_type: str) -> tuple[torch.Tensor, ...]:
+    r"""The network's prediction and its second half.
+
+    Raises:
+        ValueError: a number of channels that does not fit the variance type.
+    """
+    learned = variance_of(variance_type).is_learned
+    if not learned or model_output.shape[1] != 2 * num_channels:
+        raise ValueError(
+            f"`model_output` must have {2 * num_channels if learned else num_channels} channels for"
+            f" {num_channels}-channel samples with variance_type={variance_type!r},"
+            f" got {model_output.shape[1]}."
+        )
+    return model_output.split(num_channels, dim=1)
+
+
+def predict_original(
+    prediction_type: str, model_output: torch.Tensor, sample: torch.Tensor, c: StepCoefficients
+) -> torch.Tensor:
+    r"""The image that an output amounts to, before clipping.
+
+    Raises:
+        ValueError: an unknown `prediction_type`.
+    """
+    row = PREDICTIONS.get(prediction_type)
+    if row is None:
+        raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {prediction_type!r}.")
+    return row.step(sample, model_output, c)
+
+
+def add_noise_of_step(
+    mean: torch.Tensor,
+    noise: torch.Tensor,
+    variance_type: str,
+    c: StepCoefficients,
+    pred_original_sample: torch.Tensor,
+    predicted_variance: torch.Tensor | None,
+) -> None:
+    r"""Add :math:`\sigma_t` times the noise to the mean, in place."""
+    row = variance_of(variance_type)
+    if c.calibrated is not None:
+        mean.addcmul_(_calibrated_std(c.calibrated, row, pred_original_sample, predicted_variance), noise)
+    elif predicted_variance is None:
+        mean.add_(noise, alpha=c.fixed_std)
+    else:
+        offset, slope = row.line(c.min_log_variance, c.max_log_variance)
+        predicted_variance = predicted_variance.to(mean.dtype)
+        mean.addcmul_(torch.mul(predicted_variance, slope).exp_(), noise, value=math.exp(offset))
+
+
+def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, predicted_variance) -> torch.Tensor:
+    errors = torch.clamp(1 - pred_original_sample.square(), min=0.0).mul_(c.gain).add_(c.offset)
+    if predicted_variance is not None and c.learned_gain:
+        above = row.above(predicted_variance.to(pred_original_sample.dtype), c.trained_log_variance, c.trained_log_beta)
+        errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
+    return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
 
 
 # ---- ddpm_vlb/bound.py ----
@@ -1187,6 +1756,15 @@ Both Gaussians of :math:`L_t` have means :math:`\tilde\mu_t` at the true and the
 
 The difference of the two means is never formed. With :math:`\sigma_t^2 = \tilde\beta_t` it is
 :math:`\tfrac12 (\mathrm{SNR}(s) - \mathrm{SNR}(t)) \|x - \hat x\|^2` (Section 4, Kingma et al. 2021).
+
+A draw in place of the expectation, at :math:`x_s = \tilde\mu_t + \tilde\beta_t^{1/2} \epsilon`, adds terms of mean zero to that
+(`sampled_transition`). With :math:`\delta = c_t (x - \hat x) / \sigma_t`, the difference of the means in units of
+:math:`\sigma_t`,
+
+.. math::
+    \log \frac{q(x_s | x_t, x)}{p(x_s | x_t)}
+    = \sum_{\text{dims}} \tfrac12 \left[ (\delta + e^{d/2} \epsilon)^2 - \epsilon^2 - d \right]
+    = L_t + \sum_{\text{dims}} \left[ \tfrac12 (e^d - 1) (\epsilon^2 - 1) + \delta e^{d/2} \epsilon \right] .
 
 Every function returns nats per image, shape `(B,)`, in the working dtype (float64).
 """
@@ -1230,13 +1808,53 @@ def transition_kl(
     Returns:
         Nats, shape `(B,)`; never negative.
     """
+    _, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    return _sum_dims(0.5 * (gap + weight * error**2))
+
+
+def sampled_transition(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:
+    r""":math:`\log q(x_s | x_t, x) - \log p(x_s | x_t)` at an :math:`x_s` drawn from q: what `transition_kl` is the mean of.
+
+    Arguments as `transition_kl`, and:
+        noise: standard normal, of the shape of `original_samples`: the draw is the posterior's mean and so many of its
+            standard deviations.
+
+    Returns:
+        Nats, shape `(B,)`; it may be negative.
+
+    Raises:
+        ValueError: `noise` of another shape.
+    """
+    _, noise = to_working(original_samples=original_samples, noise=noise)
+    log_ratio, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    closed_form = 0.5 * (gap + weight * error**2)
+    added = 0.5 * torch.expm1(log_ratio) * (noise**2 - 1) + weight.sqrt() * error * torch.exp(0.5 * log_ratio) * noise
+    return _sum_dims(closed_form + added)
+
+
+def _compare(
+    reverse: ReverseProcess,
+    model_output: torch.Tensor,
+    original_samples: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""By what the Gaussians of :math:`L_t` differ: :math:`d, e^d - 1 - d, c_t^2 / \sigma_t^2` and :math:`x - \hat x`."""
     forward = reverse.forward
     x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
     pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
     posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
-    gap = variance_gap(posterior_log_variance - log_variance)
+    log_ratio = posterior_log_variance - log_variance
+    gap = variance_gap(log_ratio)
     weight = forward.gather(forward.posterior_mean_coef1, timesteps, pred_original_sample) ** 2 * torch.exp(-log_variance)
-    return _sum_dims(0.5 * (gap + weight * (x - pred_original_sample) ** 2))
+    return log_ratio, gap, weight, x - pred_original_sample
 
 
 def decoder_nll(
@@ -1466,6 +2084,8 @@ class Calibration:
 
     config: dict[str, Any]
     trained: ForwardProcess
+    # The best chains found so far: the same for any number of steps up to theirs.
+    _table: list[SubSchedules] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self):
         config = self.config
@@ -1514,7 +2134,7 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        r"""Of the calibration."""
+        r"""SHA-256 of the calibration."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -1546,11 +2166,9 @@ class Calibration:
 
     def sub_schedules(self, max_steps: int) -> SubSchedules:
         r"""The best chains of up to so many steps."""
-        known = self.__dict__.get("_sub_schedules")
-        if known is None or len(known.costs) < max_steps:
-            known = best_sub_schedules(*self.costs, max_steps)
-            self.__dict__["_sub_schedules"] = known
-        return known
+        if not self._table or len(self._table[0].costs) < max_steps:
+            self._table[:] = [best_sub_schedules(*self.costs, max_steps)]
+        return self._table[0]
 
     def timesteps(self, num_inference_steps: int) -> list[int]:
         r"""The best chain of so many steps, strictly descending."""
@@ -1606,12 +2224,7 @@ def simple_loss(
     original_samples, noise = to_working(original_samples=original_samples, noise=noise)
     reverse.forward.rows(timesteps, len(original_samples))
     prediction, _ = reverse.split(model_output, original_samples.shape[1])
-    if reverse.prediction_type == "epsilon":
-        target = noise
-    elif reverse.prediction_type == "sample":
-        target = original_samples
-    else:
-        target = reverse.forward.velocity(original_samples, noise, timesteps)
+    target = reverse.prediction.target(reverse.forward, original_samples, noise, timesteps)
     if prediction.shape != target.shape:
         raise ValueError(
             f"`model_output` must be of the batch and image size of `noise`, {tuple(target.shape)},"
@@ -1667,13 +2280,16 @@ def hybrid_loss(
 
 # ---- ddpm_vlb/noise_schedules.py ----
 
-r"""Learnable forward variances: a monotone noise schedule trained on the bound together with the network.
+r"""Forward variances: those with a name, and learnable ones, a monotone schedule trained on the bound with the network.
 
-The forward process is all told by its log-signal-to-noise ratios :math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`,
-which descend from :math:`\lambda_0` (after the first step, nearly the image) to :math:`\lambda_{T-1}` (nearly noise). In the
-limit of many steps the bound depends on the two end points alone (Section 5, Kingma et al. 2021); at a finite T the spacing
-between them counts too, and both are learnt here. The schedule is the configured one, :math:`\lambda^0_t`, seen through an
-increasing piecewise linear map with M segments of equal width w on :math:`[\lambda^0_{T-1}, \lambda^0_0]`:
+**By name.** A table with the formulas of diffusers, in float64 from the start.
+
+**Learnt.** The forward process is all told by its log-signal-to-noise ratios
+:math:`\lambda_t = \log(\bar\alpha_t / (1 - \bar\alpha_t))`, which descend from :math:`\lambda_0` (after the first step, nearly
+the image) to :math:`\lambda_{T-1}` (nearly noise). In the limit of many steps the bound depends on the two end points alone
+(Section 5, Kingma et al. 2021); at a finite T the spacing between them counts too, and both are learnt here. The schedule is
+the configured one, :math:`\lambda^0_t`, seen through an increasing piecewise linear map with M segments of equal width w on
+:math:`[\lambda^0_{T-1}, \lambda^0_0]`:
 
 .. math::
     \lambda_t = \lambda^0_{T-1} + c + \sum_{m=1}^{M} e^{\theta_m}\, w_m(\lambda^0_t), \qquad
@@ -1689,8 +2305,6 @@ The result is a list of betas like any other: `betas()` is what a scheduler take
 
 
 
-
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 
 
 def make_betas(
@@ -1718,23 +2332,25 @@ def make_betas(
     Raises:
         ValueError: unknown `beta_schedule`.
     """
-    steps = num_train_timesteps
     if trained_betas is not None:
         betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
-    elif beta_schedule == "linear":
-        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
-    elif beta_schedule == "scaled_linear":
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
-    elif beta_schedule == "squaredcos_cap_v2":
-        betas = _betas_from_alpha_bar(_cosine_alpha_bar, steps)
-    elif beta_schedule == "laplace":
-        betas = _betas_from_alpha_bar(_laplace_alpha_bar, steps)
-    elif beta_schedule == "sigmoid":
-        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
-        betas = ramp * (beta_end - beta_start) + beta_start
+    elif beta_schedule in NAMED_SCHEDULES:
+        betas = NAMED_SCHEDULES[beta_schedule](num_train_timesteps, beta_start, beta_end)
     else:
-        raise ValueError(f"`beta_schedule` must be one of {BETA_SCHEDULES}, got {beta_schedule!r}.")
+        raise ValueError(f"`beta_schedule` must be one of {tuple(NAMED_SCHEDULES)}, got {beta_schedule!r}.")
     return _rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas
+
+
+def _linear(steps: int, start: float, end: float) -> torch.Tensor:
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def _scaled_linear(steps: int, start: float, end: float) -> torch.Tensor:
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+
+
+def _sigmoid(steps: int, start: float, end: float) -> torch.Tensor:
+    return torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64)) * (end - start) + start
 
 
 def _cosine_alpha_bar(time: float) -> float:
@@ -1759,6 +2375,19 @@ def _rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
     first, last = sqrt_alpha_bar[0].item(), sqrt_alpha_bar[-1].item()
     alpha_bar = ((sqrt_alpha_bar - last) * (first / (first - last) if first != last else math.nan)) ** 2
     return 1.0 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+# A row each: from T and the first and last beta, betas `(T,)`.
+NAMED_SCHEDULES: dict[str, Callable[[int, float, float], torch.Tensor]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": lambda steps, start, end: _betas_from_alpha_bar(_cosine_alpha_bar, steps),
+    "sigmoid": _sigmoid,
+    "laplace": lambda steps, start, end: _betas_from_alpha_bar(_laplace_alpha_bar, steps),
+}
+BETA_SCHEDULES = tuple(NAMED_SCHEDULES)
+# Those that diffusers' schedulers know by name; any other travels as `trained_betas`.
+STOCK_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 
 
 class LearnedNoiseSchedule(torch.nn.Module):
@@ -1817,21 +2446,17 @@ def linear_log_snr(num_timesteps: int, log_snr_max: float, log_snr_min: float) -
     return ForwardProcess.from_log_snr(torch.linspace(log_snr_max, log_snr_min, num_timesteps, dtype=torch.float64))
 
 
-# ---- ddpm_vlb/scheduling_vlb_ddpm.py ----
+# ---- ddpm_vlb/scheduling_bound.py ----
 
-r"""`VLBDDPMScheduler`: the maths of this package behind diffusers' scheduler API.
+r"""The scoring half of the scheduler: frozen processes on an explicit grid, and every term of the bound.
 
-Two uses of one configuration. *Sampling* keeps the methods, signatures and random streams of `diffusers.DDPMScheduler`, and
-reads its coefficients from Python floats. *Scoring* asks for frozen `ForwardProcess` and `ReverseProcess` objects, which
-depend on the configuration and on an explicit grid of timesteps alone: `set_timesteps` never changes a bound.
+What is computed here depends on the configuration and on a grid of timesteps that is given: `set_timesteps` never changes a
+bound. The maths is in `forward_process.py`, `reverse_process.py`, `bound.py` and `losses.py`; these are their doors for those
+who hold a scheduler.
 """
 
 
 
-# diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
-
-
-logger = logging.get_logger(__name__)
 
 # What the tables are made of.
 SCHEDULE_KEYS = (
@@ -1845,159 +2470,16 @@ SCHEDULE_KEYS = (
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
 
-class StepCoefficients(NamedTuple):
-    r"""What `step` needs at one timestep, as Python floats (s is the next lower step of the grid)."""
+class BoundMixin:
+    r"""What `VLBDDPMScheduler` knows of the likelihood; made for a class with diffusers' `config` of a DDPM."""
 
-    sqrt_alpha_prod: float
-    inverse_sqrt_alpha_prod: float
-    sqrt_beta_prod: float
-    pred_original_sample_coeff: float
-    current_sample_coeff: float
-    min_log_variance: float
-    max_log_variance: float
-    fixed_std: float
-    is_last: bool
-    calibrated: "CalibratedStep | None" = None
-
-
-class CalibratedStep(NamedTuple):
-    r"""The numbers of a calibrated variance at one timestep (`error_model.py`), as Python floats."""
-
-    posterior_variance: float
-    weight: float
-    offset: float
-    gain: float
-    learned_gain: float
-    # What learned variances mean on the chain of all steps.
-    trained_log_variance: float
-    trained_log_beta: float
-    trained_ratio: float
-
-
-class VLBDDPMScheduler(DDPMScheduler):
-    r"""
-    A `DDPMScheduler` that knows the likelihood of its model: exact posteriors, and every term of the variational bound.
-
-    Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, noise in
-    low precision, grids with a step -1) this class is right. Timesteps are zero-based.
-
-    Parameters:
-        num_train_timesteps (`int`, defaults to 1000):
-            Number of diffusion steps T.
-        beta_start (`float`, defaults to 0.0001), beta_end (`float`, defaults to 0.02):
-            First and last forward variance.
-        beta_schedule (`str`, defaults to `"linear"`):
-            `"linear"`, `"scaled_linear"`, `"squaredcos_cap_v2"`, `"sigmoid"` or `"laplace"`.
-        trained_betas (`np.ndarray` or `list[float]`, *optional*):
-            The forward variances themselves.
-        variance_type (`str`, defaults to `"fixed_small"`):
-            `"fixed_small"`, `"fixed_small_log"`, `"fixed_large"`, `"fixed_large_log"`, `"learned"` (the network's second half
-            is the log-variance) or `"learned_range"`.
-        clip_sample (`bool`, defaults to `True`), clip_sample_range (`float`, defaults to 1.0):
-            Clamp the predicted image.
-        prediction_type (`str`, defaults to `"epsilon"`):
-            `"epsilon"`, `"sample"` or `"v_prediction"`.
-        thresholding (`bool`, defaults to `False`), dynamic_thresholding_ratio (`float`, defaults to 0.995), sample_max_value
-            (`float`, defaults to 1.0): Dynamic thresholding of the predicted image.
-        timestep_spacing (`str`, defaults to `"leading"`), steps_offset (`int`, defaults to 0):
-            How `set_timesteps` places a sub-sequence.
-        rescale_betas_zero_snr (`bool`, defaults to `False`):
-            Rescale the betas to zero terminal SNR.
-        num_pixel_levels (`int`, defaults to 256):
-            Number of grey levels of the images that are scored; level k stands for 2 k / (num_pixel_levels - 1) - 1.
-        calibration (`dict`, *optional*):
-            What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
-            is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
-    """
-
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"] = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        variance_type: Literal[
-            "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
-        ] = "fixed_small",
-        clip_sample: bool = True,
-        prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-        num_pixel_levels: int = 256,
-        calibration: dict[str, Any] | None = None,
-    ):
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            variance_type=variance_type,
-            clip_sample=clip_sample,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            clip_sample_range=clip_sample_range,
-            sample_max_value=sample_max_value,
-            timestep_spacing=timestep_spacing,
-            steps_offset=steps_offset,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
-        # diffusers takes what is passed by position for a default, and `from_config` would drop it.
-        parameters = inspect.signature(type(self).__init__).parameters
-        if "_use_default_values" in self.config:
-            defaults = [n for n in self.config["_use_default_values"] if _is_default(self.config[n], parameters[n].default)]
-            self.register_to_config(_use_default_values=defaults)
+    def _build_tables(self) -> None:
+        r"""Build what scoring is made from; called once, when the configuration is there."""
         self._built_from = self._schedule_config()
-        self._forward_betas = make_betas(
-            beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas, rescale_betas_zero_snr
-        )
+        self._forward_betas = make_betas(**{name: self.config[name] for name in SCHEDULE_KEYS})
         self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
-        self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
-        self._step_coefficients: dict[int, StepCoefficients] = {}
         self._calibration: Calibration | None = None
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        subfolder: str | None = None,
-        revision: str | None = None,
-    ) -> str:
-        r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none; numbers that were measured with
-        another one leave.
-
-        Arguments, returns and errors as [`~VLBDDPMPipeline.push_to_hub`]; `safe_serialization` and `variant` are about weights,
-        of which a scheduler has none.
-        """
-        # The way to the Hub is looked up when it is wanted: no term of the bound leans on it.
-
-        return push_scheduler(
-            self.to_json_string(),
-            repo_id,
-            config_name=self.config_name,
-            subfolder=subfolder,
-            commit_message=commit_message or "Upload scheduler",
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            token=token,
-        )
-
-    # Scoring: frozen processes on an explicit grid, and the terms of the bound.
 
     def forward_process(self, inference_timesteps: InferenceTimesteps = None) -> ForwardProcess:
         r"""The forward process on all T steps, or on the strictly descending sub-sequence `inference_timesteps`.
@@ -2006,7 +2488,7 @@ class VLBDDPMScheduler(DDPMScheduler):
             ValueError: betas that cannot be scored (outside (0, 1), or not T of them), a bad sub-sequence.
         """
         for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
-            if built is not now and not _is_default(now, built):
+            if built is not now and not is_default(now, built):
                 raise ValueError(
                     f"`{name}` must be what the scheduler was built from, {built!r}, for the model to be scored, got {now!r}."
                     " Make a new scheduler with `from_config`."
@@ -2223,6 +2705,148 @@ class VLBDDPMScheduler(DDPMScheduler):
         loss = vlb_loss if loss_type == "vlb" else hybrid_loss
         return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
 
+
+def is_default(value: Any, default: Any) -> bool:
+    r"""Whether a value of a configuration is what it was or would be."""
+    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
+        return value is default
+    return value == default
+
+
+# ---- ddpm_vlb/scheduling_vlb_ddpm.py ----
+
+r"""`VLBDDPMScheduler`: the maths of this package behind diffusers' scheduler API.
+
+Two uses of one configuration. *Sampling* keeps the methods, signatures and random streams of `diffusers.DDPMScheduler`, and
+reads its coefficients from Python floats. *Scoring* asks for frozen `ForwardProcess` and `ReverseProcess` objects, which
+depend on the configuration and on an explicit grid of timesteps alone (`scheduling_bound.py`).
+"""
+
+
+
+# diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
+
+
+logger = logging.get_logger(__name__)
+
+
+class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
+    r"""
+    A `DDPMScheduler` that knows the likelihood of its model: exact posteriors, and every term of the variational bound.
+
+    Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, noise in
+    low precision, grids with a step -1) this class is right. Timesteps are zero-based.
+
+    Parameters:
+        num_train_timesteps (`int`, defaults to 1000):
+            Number of diffusion steps T.
+        beta_start (`float`, defaults to 0.0001), beta_end (`float`, defaults to 0.02):
+            First and last forward variance.
+        beta_schedule (`str`, defaults to `"linear"`):
+            `"linear"`, `"scaled_linear"`, `"squaredcos_cap_v2"`, `"sigmoid"` or `"laplace"`.
+        trained_betas (`np.ndarray` or `list[float]`, *optional*):
+            The forward variances themselves.
+        variance_type (`str`, defaults to `"fixed_small"`):
+            `"fixed_small"`, `"fixed_small_log"`, `"fixed_large"`, `"fixed_large_log"`, `"learned"` (the network's second half
+            is the log-variance) or `"learned_range"`.
+        clip_sample (`bool`, defaults to `True`), clip_sample_range (`float`, defaults to 1.0):
+            Clamp the predicted image.
+        prediction_type (`str`, defaults to `"epsilon"`):
+            `"epsilon"`, `"sample"` or `"v_prediction"`.
+        thresholding (`bool`, defaults to `False`), dynamic_thresholding_ratio (`float`, defaults to 0.995), sample_max_value
+            (`float`, defaults to 1.0): Dynamic thresholding of the predicted image.
+        timestep_spacing (`str`, defaults to `"leading"`), steps_offset (`int`, defaults to 0):
+            How `set_timesteps` places a sub-sequence.
+        rescale_betas_zero_snr (`bool`, defaults to `False`):
+            Rescale the betas to zero terminal SNR.
+        num_pixel_levels (`int`, defaults to 256):
+            Number of grey levels of the images that are scored; level k stands for 2 k / (num_pixel_levels - 1) - 1.
+        calibration (`dict`, *optional*):
+            What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
+            is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"] = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        variance_type: Literal[
+            "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
+        ] = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        num_pixel_levels: int = 256,
+        calibration: dict[str, Any] | None = None,
+    ):
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
+            variance_type=variance_type,
+            clip_sample=clip_sample,
+            prediction_type=prediction_type,
+            thresholding=thresholding,
+            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            clip_sample_range=clip_sample_range,
+            sample_max_value=sample_max_value,
+            timestep_spacing=timestep_spacing,
+            steps_offset=steps_offset,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
+        )
+        # diffusers takes what is passed by position for a default, and `from_config` would drop it.
+        parameters = inspect.signature(type(self).__init__).parameters
+        if "_use_default_values" in self.config:
+            defaults = [n for n in self.config["_use_default_values"] if is_default(self.config[n], parameters[n].default)]
+            self.register_to_config(_use_default_values=defaults)
+        self._build_tables()
+        self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
+        self._step_coefficients: dict[int, StepCoefficients] = {}
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none; numbers that were measured with
+        another one leave.
+
+        Arguments, returns and errors as [`~VLBDDPMPipeline.push_to_hub`]; `safe_serialization` and `variant` are about weights,
+        of which a scheduler has none.
+        """
+        # The way to the Hub is looked up when it is wanted: no term of the bound leans on it.
+
+        return push_scheduler(
+            self.to_json_string(),
+            repo_id,
+            config_name=self.config_name,
+            subfolder=subfolder,
+            commit_message=commit_message or "Upload scheduler",
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+        )
+
     # Sampling: diffusers' methods.
 
     def inference_grid(self, num_inference_steps: int) -> list[int]:
@@ -2281,7 +2905,11 @@ class VLBDDPMScheduler(DDPMScheduler):
         valid = [step for step in grid if 0 <= step < len(self.alphas_cumprod)]
         made_from = (self.config, self.alphas_cumprod)
         if self._step_key is None or self._step_key != valid or any(a is not b for a, b in zip(made_from, self._made_from)):
-            self._step_key, self._made_from, self._step_coefficients = valid, made_from, self._compute_coefficients(valid)
+            calibrated = None
+            if self.config.get("calibration") is not None and valid:
+                calibrated = calibrated_steps(self.reverse_process(valid))
+            coefficients = step_coefficients(self.alphas_cumprod, valid, self.config.variance_type, calibrated)
+            self._step_key, self._made_from, self._step_coefficients = valid, made_from, coefficients
 
     def _coefficients(self, timestep) -> StepCoefficients:
         # Never set, assigned from outside, or another configuration.
@@ -2297,48 +2925,6 @@ class VLBDDPMScheduler(DDPMScheduler):
                 f"`timestep` must be one of the scheduler's `timesteps` in [0, {len(self.alphas_cumprod)}), got {step}."
             )
         return coefficients
-
-    def _compute_coefficients(self, grid: list[int]) -> dict[int, StepCoefficients]:
-        # In float32 and in the stock scheduler's order of operations: diffusers' own tests compare sums of trajectories to
-        # places at which the rounding of these tables tells. Near t = 0 that rounding is relative to 1 - alphas_cumprod; the
-        # terms of the bound come from float64 tables.
-        table = torch.cat([self.alphas_cumprod.cpu(), torch.ones(1)])  # the entry at -1 is the data's
-        alpha_prod, alpha_prod_prev = table[torch.tensor(grid, dtype=torch.int64)], table[[*grid[1:], -1]]
-        beta_prod, beta_prod_prev = 1 - alpha_prod, 1 - alpha_prod_prev
-        alpha = alpha_prod / alpha_prod_prev
-        beta = 1 - alpha
-        variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
-        # Unknown variance types act as `fixed_small`, as in the stock scheduler; scoring refuses them.
-        fixed_variance = beta if self.config.variance_type in ("fixed_large", "fixed_large_log") else variance
-        columns = StepCoefficients(
-            sqrt_alpha_prod=alpha_prod**0.5,
-            inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
-            sqrt_beta_prod=beta_prod**0.5,
-            pred_original_sample_coeff=alpha_prod_prev**0.5 * beta / beta_prod,
-            current_sample_coeff=alpha**0.5 * beta_prod_prev / beta_prod,
-            min_log_variance=torch.log(variance),
-            max_log_variance=torch.log(beta),
-            fixed_std=fixed_variance**0.5,
-            is_last=torch.arange(1, len(grid) + 1) == len(grid),
-        )
-        steps = [StepCoefficients(*row) for row in zip(*(column.tolist() for column in columns if column is not None))]
-        if self.config.get("calibration") is not None and grid:
-            steps = [step._replace(calibrated=calibrated) for step, calibrated in zip(steps, self._calibrated_steps(grid))]
-        return dict(zip(grid, steps))
-
-    def _calibrated_steps(self, grid: list[int]) -> list[CalibratedStep]:
-        reverse = self.reverse_process(grid)
-        forward, trained, used = reverse.forward, reverse.trained, reverse.forward.timesteps
-        weight = trained.posterior_mean_coef1.square()
-        columns = (
-            forward.posterior_variance,
-            forward.posterior_mean_coef1.square(),
-            *reverse.error_tables,
-            trained.posterior_log_variance[used],
-            trained.log_betas[used],
-            (trained.posterior_variance / weight)[used],
-        )
-        return [CalibratedStep(*row) for row in zip(*(column.flip(0).tolist() for column in columns))]
 
     def step(
         self,
@@ -2367,8 +2953,8 @@ class VLBDDPMScheduler(DDPMScheduler):
         """
         c = self._coefficients(timestep)
         predicted_variance = None
-        if model_output.shape[1] != sample.shape[1] or self.config.variance_type in LEARNED_VARIANCE_TYPES:
-            model_output, predicted_variance = self._split(model_output, sample.shape[1])
+        if model_output.shape[1] != sample.shape[1] or variance_of(self.config.variance_type).is_learned:
+            model_output, predicted_variance = split_output(model_output, sample.shape[1], self.config.variance_type)
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"`model_output` must have the batch and image size of `sample`, got {tuple(model_output.shape)}"
@@ -2381,7 +2967,7 @@ class VLBDDPMScheduler(DDPMScheduler):
             working = torch.promote_types(dtype, torch.float32)
             model_output, sample = model_output.to(working), sample.to(working)
 
-        pred_original_sample = self._predict_original(model_output, sample, c)
+        pred_original_sample = self._clip(predict_original(self.config.prediction_type, model_output, sample, c))
         if c.is_last:
             # The image; a tensor of its own, so that writing to one output does not change the other.
             prev_sample = pred_original_sample.clone()
@@ -2391,62 +2977,36 @@ class VLBDDPMScheduler(DDPMScheduler):
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=noise_dtype)
             if mixed:
                 noise = noise.to(working)
-            if c.calibrated is not None:
-                prev_sample.addcmul_(self._calibrated_std(c.calibrated, pred_original_sample, predicted_variance), noise)
-            elif predicted_variance is None:
-                prev_sample.add_(noise, alpha=c.fixed_std)
-            else:
-                offset, slope = self._log_std_line(c)
-                if mixed:
-                    predicted_variance = predicted_variance.to(working)
-                prev_sample.addcmul_(torch.mul(predicted_variance, slope).exp_(), noise, value=math.exp(offset))
+            variance_type = self.config.variance_type
+            add_noise_of_step(prev_sample, noise, variance_type, c, pred_original_sample, predicted_variance)
         if mixed:
             prev_sample, pred_original_sample = prev_sample.to(dtype), pred_original_sample.to(dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
 
-    def _predict_original(self, model_output, sample, c: StepCoefficients) -> torch.Tensor:
+    def draw_from_decoder(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        r"""An image of the discretised Gaussian decoder, in place of `step` at the lowest timestep, which gives its mean: the
+        Gaussian's number in the bin of a level is that level.
+
+        Arguments as [`~VLBDDPMScheduler.step`]. Returns grid values in [-1, 1] of the shape and dtype of `sample`.
+        """
+        decoder = self.p_mean_variance(model_output, sample, timestep, inference_timesteps=self.timesteps.tolist())
+        noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        drawn = decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise
+        return to_grid(drawn, self.config.num_pixel_levels).to(sample.dtype)
+
+    def _clip(self, x: torch.Tensor) -> torch.Tensor:
         config = self.config
-        if config.prediction_type == "epsilon":
-            x = torch.sub(sample, model_output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod)
-        elif config.prediction_type == "sample":
-            x = model_output
-        elif config.prediction_type == "v_prediction":
-            x = torch.mul(sample, c.sqrt_alpha_prod).sub_(model_output, alpha=c.sqrt_beta_prod)
-        else:
-            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {config.prediction_type!r}.")
         if config.thresholding:
             return self._threshold_sample(x)
         return x.clamp(-config.clip_sample_range, config.clip_sample_range) if config.clip_sample else x
-
-    def _calibrated_std(self, c: CalibratedStep, pred_original_sample, predicted_variance) -> torch.Tensor:
-        errors = torch.clamp(1 - pred_original_sample.square(), min=0.0).mul_(c.gain).add_(c.offset)
-        if predicted_variance is not None and c.learned_gain:
-            above = predicted_variance.to(pred_original_sample.dtype)
-            if self.config.variance_type == "learned_range":
-                above = (above + 1).mul_(0.5 * (c.trained_log_beta - c.trained_log_variance))
-            else:
-                above = above - c.trained_log_variance
-            errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
-        return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
-
-    def _log_std_line(self, c: StepCoefficients) -> tuple[float, float]:
-        # log sigma = offset + slope v for the network's second half v.
-        if self.config.variance_type == "learned":
-            return 0.0, 0.5
-        low, high = c.min_log_variance, c.max_log_variance
-        return 0.25 * (high + low), 0.25 * (high - low)
-
-    def _split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-        learned = self.config.variance_type in LEARNED_VARIANCE_TYPES
-        if not learned or model_output.shape[1] != 2 * num_channels:
-            raise ValueError(
-                f"`model_output` must have {2 * num_channels if learned else num_channels} channels for"
-                f" {num_channels}-channel samples with variance_type={self.config.variance_type!r},"
-                f" got {model_output.shape[1]}."
-            )
-        return model_output.split(num_channels, dim=1)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         r""":math:`x_t = \sqrt{\bar\alpha_t} x_0 + \sqrt{1 - \bar\alpha_t} \epsilon`, formed in float32 or better.
@@ -2502,12 +3062,6 @@ class VLBDDPMScheduler(DDPMScheduler):
         return tuple(c.to(dtype).to(samples.device) for c in coefficients)
 
 
-def _is_default(value: Any, default: Any) -> bool:
-    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
-        return value is default
-    return value == default
-
-
 # ---- ddpm_vlb/checkpoints/loading.py ----
 
 r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
@@ -2534,8 +3088,78 @@ class CheckpointError(OSError, ValueError):
     """
 
 
+def check_name(name: Any, kwargs: dict[str, Any]) -> str:
+    r"""The folder or repository that `from_pretrained` is asked for; `kwargs` are its arguments, set as they must be.
+
+    Raises:
+        ValueError: no name, or a `subfolder`.
+        CheckpointError: a folder that does not exist.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"`pretrained_model_name_or_path` must be a folder or a repository, got {name!r}.")
+    if kwargs.get("subfolder"):
+        raise ValueError(f"`subfolder` must be left out: a pipeline is a whole repository, got {kwargs['subfolder']!r}.")
+    name = os.fspath(name)
+    # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
+    kwargs["low_cpu_mem_usage"] = True
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise CheckpointError(f"`pretrained_model_name_or_path` must be a folder that exists, got {name!r}.")
+    return name
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    r"""Whatever a damaged file makes the libraries underneath stumble over is a `CheckpointError`."""
+    # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
+    configuration_logger = logging.get_logger("diffusers.configuration_utils")
+    configuration_logger.addFilter(is_not_about_num_pixel_levels)
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint, got {name!r}: {error}"
+        ) from error
+    finally:
+        configuration_logger.removeFilter(is_not_about_num_pixel_levels)
+
+
+def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+    r"""The folder of a network and a scheduler without an index, downloaded where need be; `None` where there is one."""
+    folder = Path(name)
+    if not folder.is_dir() and not has_index(name, kwargs):
+        folder = download_parts(name, kwargs)
+    return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
+
+
+def check_network(unet: Any, name: str) -> Any:
+    r"""The network that was loaded, as it was trained.
+
+    Raises:
+        CheckpointError: weights that are missing, or a network of diffusers that cannot be scored.
+    """
+    missing = [key for key, weight in unet.state_dict().items() if weight.is_meta]
+    if missing:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must hold all weights of its network,"
+            f" got {name!r} without {', '.join(missing[:3])}"
+            f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
+        )
+    known = known_module_class(type(unet).__module__, type(unet).__name__)
+    if type(unet).__module__.startswith("diffusers.") and known is None:
+        raise CheckpointError(
+            f"`pretrained_model_name_or_path` must hold a {DEFAULT_MODULE.__name__}, got {name!r} with a {type(unet).__name__}."
+        )
+    unet = restore_single_head(unet)
+    if "_name_or_path" in getattr(unet, "config", {}):
+        # A folder of this machine, which the network would take along wherever it is pushed by itself.
+        unet.register_to_config(_name_or_path="")
+    return unet
+
+
 def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""Of `from_pretrained`'s arguments, those in `DOWNLOAD_ARGUMENTS` that are given."""
+    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
     return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 
@@ -2566,7 +3190,8 @@ def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> Non
         if part == "_class_name":
             safe = isinstance(value, str)
         else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in SAFE_LIBRARIES
+            safe = isinstance(value, (list, tuple)) and len(value) == 2
+            safe = safe and (value[0] in SAFE_LIBRARIES or part == "unet" and known_module_class(*value) is not None)
         if not safe and part not in kwargs:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
@@ -2587,7 +3212,7 @@ def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
                 "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
                 f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
             )
-        cls = UNet2DModel
+        cls = DEFAULT_MODULE
         if name == "scheduler":
             # What it is decides whether it can be scored; one that says nothing is a DDPM's.
             named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
@@ -2606,11 +3231,11 @@ def restore_single_head(unet: Any) -> Any:
     """
     config = unet.config
     unset = "attention_head_dim" in config.get("_use_default_values", ())
-    if not (unset and isinstance(unet, UNet2DModel) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
+    if not (unset and isinstance(unet, DEFAULT_MODULE) and str(config.get("_diffusers_version", "")).startswith("0.0.")):
         return unet
     logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
     values = {key: value for key, value in config.items() if not key.startswith("_")}
-    restored = UNet2DModel.from_config({**values, "attention_head_dim": None})
+    restored = DEFAULT_MODULE.from_config({**values, "attention_head_dim": None})
     restored.load_state_dict(unet.state_dict())
     return restored.to(device=unet.device, dtype=unet.dtype).eval()
 
@@ -2655,6 +3280,119 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     if config.pop("predict_epsilon", True) is False:
         config["prediction_type"] = "sample"
     return VLBDDPMScheduler.from_config(config)
+
+
+# ---- ddpm_vlb/noise.py ----
+
+r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
+
+Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
+of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
+timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
+of chance to save.
+"""
+
+
+
+_MASK = (1 << 64) - 1
+
+
+def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
+    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
+
+    Raises:
+        ValueError: a list of generators of another length than `count`.
+    """
+    check_generator(generator)
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != count:
+            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
+        return [seed for one in generator for seed in draw_seeds(1, one)]
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+
+
+def check_generator(generator: Any) -> None:
+    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them, or `None`."""
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    for one in generators:
+        if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
+            raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
+
+
+def fresh_seed(generator: Any) -> int | None:
+    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
+    if not isinstance(generator, torch.Generator):
+        return None
+    seed = generator.initial_seed()
+    untouched = torch.Generator(device=generator.device).manual_seed(seed)
+    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
+
+
+def mix(seed: int, number: int) -> int:
+    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
+    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
+    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(numbers, dtype=np.uint64)
+        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform_array(keys: np.ndarray) -> np.ndarray:
+    r"""`keyed_uniform` of each key."""
+    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
+
+
+def keyed_uniform(key: int) -> float:
+    r"""A number in [0, 1) that is a function of the key alone."""
+    return (mix(key, 0) >> 11) * 2.0**-53
+
+
+def keyed_normal(keys: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    r"""Standard normal noise of shape `(len(keys), *shape)`, float32 on the CPU, each row a function of its key alone."""
+    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
+    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
+    generator = torch.Generator()
+    noise = torch.empty(len(keys), *shape)
+    for row, key in zip(noise.unbind(), keys):
+        row.normal_(generator=generator.manual_seed(key))
+    return noise
+
+
+def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
+    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
+
+    Args:
+        seeds: one per image, length B.
+        timesteps: zero-based timesteps, in any order; cheapest where neighbours follow each other.
+        shape: shape of one image, `(C, H, W)`.
+
+    Yields:
+        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, whatever the device it is for.
+    """
+    # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
+    # The block is a function of t and of the shape, and the noise still one of (seed, t).
+    block = max(1, 1024 // math.prod(shape))
+    drawn = None
+    for timestep in timesteps:
+        if timestep // block != drawn:
+            drawn = timestep // block
+            noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
+        yield noise[:, timestep % block]
+
+
+def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
+    r"""The images of `frame` in an order that the key gives."""
+    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
 
 
 # ---- ddpm_vlb/data/levels.py ----
@@ -2837,6 +3575,1668 @@ def image_column(dataset: Any) -> str:
     return columns[0]
 
 
+# ---- ddpm_vlb/data/image_sets.py ----
+
+r"""Sets of images: in memory, on the disk, as a stream, or brought onto another grid."""
+
+
+
+
+
+class QuantizedImages:
+    r"""A data set whose images are brought onto another grid as they are read; what `quantize_images` returns."""
+
+    def __init__(self, source: Any, num_pixel_levels: int):
+        self._source, self.num_pixel_levels = source, num_pixel_levels
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return quantize(self._source[index], self.num_pixel_levels, source_levels=self._source.num_pixel_levels)
+
+
+def quantize_images(source: "ImageSet | StoredImages | StreamedImages", num_pixel_levels: int) -> Any:
+    r"""A data set with each image brought onto the grid of `num_pixel_levels` levels by `quantize` when it is read."""
+    check_num_pixel_levels(num_pixel_levels)
+    if isinstance(source, StreamedImages):
+        return source.quantized(num_pixel_levels)
+    return QuantizedImages(source, num_pixel_levels)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    r"""Images of a data set, as levels.
+
+    Args:
+        images: integer tensor `(N, C, H, W)`, uint8 or uint16.
+        num_pixel_levels: number of levels that the source has (256 for 8-bit images, 17 for the digits).
+        name: what was loaded.
+        split: which part of it, where it has parts.
+        labels: class labels, where the source has them.
+    """
+
+    images: torch.Tensor
+    num_pixel_levels: int
+    name: str
+    split: str | None = None
+    labels: torch.Tensor | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+class StoredImages:
+    r"""Images that stay where they are until one is asked for: what `open_images` returns for data that may not fit in memory.
+
+    `source[i]` is image i as integer levels `(C, H, W)`, checked to be of the size and type of image 0. Attributes as
+    `ImageSet`.
+
+    Args:
+        rows: file names, or a `datasets.Dataset`.
+        read: the pixels of a row, `(H, W)` or `(H, W, C)`, and the row's name.
+        name, split, labels: as `ImageSet`.
+    """
+
+    def __init__(self, rows: Sequence, read, name: str, split: str | None = None, labels: Sequence[int] | None = None):
+        self._rows, self._read, self.name, self.split, self.labels = rows, read, name, split, labels
+        if len(rows) == 0:
+            raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
+        self._first, self._first_name = read(rows, 0)
+        self.num_pixel_levels = image_set(self._first[None], name).num_pixel_levels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return array_to_tensor(self.array(index)[None], None)[0]
+
+    def array(self, index: int) -> np.ndarray:
+        r"""The pixels of image `index`, `(H, W)` or `(H, W, C)`."""
+        array, name = self._read(self._rows, index)
+        _check_alike(self._first, self._first_name, array, name)
+        return array
+
+    def load(self, max_images: int | None = None) -> ImageSet:
+        r"""The first `max_images` images, or all, in memory."""
+        count = min(len(self), max_images or len(self))
+        labels = None if self.labels is None else torch.tensor(self.labels[:count])
+        return image_set(np.stack([self.array(index) for index in range(count)]), self.name, self.split, labels)
+
+
+class StreamedImages:
+    r"""Images of a data set that can only be read in its order, shuffled through a buffer.
+
+    Args:
+        dataset: a `datasets.IterableDataset` with an image column.
+        name, split: as `ImageSet`.
+        buffer_size: images in memory among which the next is drawn.
+    """
+
+    def __init__(self, dataset: Any, name: str, split: str | None = None, buffer_size: int = 1000):
+        self.name, self.split, self._buffer_size = name, split, buffer_size
+        self._dataset, self._column = dataset, image_column(dataset)
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
+        self._first = pil_to_array(first[self._column], "row 0")
+        self.num_pixel_levels = self._source_levels = image_set(self._first[None], name).num_pixel_levels
+
+    def quantized(self, num_pixel_levels: int) -> "StreamedImages":
+        r"""The same stream, its images brought onto another grid by `quantize`."""
+        other = copy.copy(self)
+        other.num_pixel_levels = num_pixel_levels
+        return other
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index != 0:
+            raise ValueError(f"`index` must be 0 for a stream, of which only the first image is at hand, got {index}.")
+        return self._levels(self._first)
+
+    def split_off(self, count: int) -> tuple["StreamedImages", torch.Tensor]:
+        r"""The stream without its first `count` images, and those `(count, C, H, W)`.
+
+        Raises:
+            ValueError: a stream of no more images than that.
+        """
+        first = [self._decode(row[self._column]) for row in self._dataset.take(count)]
+        return StreamedImages(self._dataset.skip(count), self.name, self.split, self._buffer_size), torch.stack(first)
+
+    def in_order(self) -> Iterator[Callable[[], torch.Tensor]]:
+        r"""One pass in the stream's own order: for each image a function that decodes it to levels `(C, H, W)`."""
+        import datasets
+
+        decoder = datasets.Image()
+        for row in self._dataset.cast_column(self._column, datasets.Image(decode=False)):
+            yield lambda picture=row[self._column]: self._decode(decoder.decode_example(picture))
+
+    def epoch(self, seed: int) -> Iterator[Callable[[], torch.Tensor]]:
+        r"""One pass in the order that `seed` gives: for each image a function that decodes it to levels `(C, H, W)`, so that a
+        process pays only for those it uses."""
+        import datasets
+
+        stored = self._dataset.cast_column(self._column, datasets.Image(decode=False))
+        decoder = datasets.Image()
+        for row in stored.shuffle(seed=seed % 2**31, buffer_size=self._buffer_size):
+            yield lambda picture=row[self._column]: self._decode(decoder.decode_example(picture))
+
+    def _decode(self, image: Image.Image) -> torch.Tensor:
+        array = pil_to_array(image, "a row of the stream")
+        _check_alike(self._first, "row 0", array, "a row of the stream")
+        return self._levels(array)
+
+    def _levels(self, array: np.ndarray) -> torch.Tensor:
+        levels = array_to_tensor(array[None], None)[0]
+        if self.num_pixel_levels == self._source_levels:
+            return levels
+        return quantize(levels, self.num_pixel_levels, source_levels=self._source_levels)
+
+
+def image_set(array: np.ndarray, name: str, split: str | None = None, labels=None) -> ImageSet:
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"`dataset` must hold uint8 or uint16 images, got dtype {array.dtype} in {name!r}.")
+    if array.size == 0:
+        raise ValueError(f"`dataset` must hold at least one image, got shape {array.shape} in {name!r}.")
+    if array.ndim not in (3, 4):
+        raise ValueError(f"`dataset` must hold images of shape (N, H, W) or (N, H, W, C), got {array.shape} in {name!r}.")
+    return ImageSet(array_to_tensor(array, None), int(np.iinfo(array.dtype).max) + 1, name, split, labels)
+
+
+def _check_alike(first: np.ndarray, first_name: str, array: np.ndarray, name: str) -> None:
+    if (array.shape, array.dtype) != (first.shape, first.dtype):
+        raise ValueError(
+            f"`dataset` must hold images of one size and type: {first_name!r} is {first.shape} {first.dtype},"
+            f" {name!r} is {array.shape} {array.dtype}."
+        )
+
+
+# ---- ddpm_vlb/data/readers.py ----
+
+r"""Readers of data sets, a row a format: `FORMATS`.
+
+A row says which sources it is for, and opens them. The first that fits is taken; what no row is for is looked for on the Hub.
+A new format is a row, `add_format(file_format("a toy file", (".toy",), read))`, and nothing else.
+"""
+
+
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+DIGITS_NUM_TRAIN = 1437
+
+
+def read_digits(split: str) -> ImageSet:
+    r"""scikit-learn's 8 x 8 digits, 17 levels; its first 1437 are the training part."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError("`dataset` 'digits' needs scikit-learn: pip install scikit-learn.") from error
+    parts = {"train": slice(None, DIGITS_NUM_TRAIN), "test": slice(DIGITS_NUM_TRAIN, None)}
+    if split not in parts:
+        raise ValueError(f"`split` must be 'train' or 'test' for the digits, got {split!r}.")
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    return ImageSet(images[parts[split]], 17, "digits", split, labels[parts[split]])
+
+
+def open_folder(path: Path, split: str | None, default_split: str) -> StoredImages:
+    r"""A folder of images, or of parquet files."""
+    if split is None and (path / default_split).is_dir():
+        split = default_split
+    if split is not None and (path / split).is_dir():
+        path = path / split
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files and any(path.rglob("*.parquet")):
+        return open_hub(str(path), split or default_split)
+    if split is not None and path.name != split:
+        raise ValueError(f"`split` must name a sub-folder of the data set, got {split!r} for {str(path)!r}.")
+    if not files:
+        raise ValueError(
+            f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}) or parquet files, got none in {str(path)!r}."
+            " (Name an idx or npz file itself.)"
+        )
+    return StoredImages(files, _read_file, str(path), split)
+
+
+def _read_file(files: Sequence[Path], index: int) -> tuple[np.ndarray, str]:
+    file = files[index]
+    try:
+        with Image.open(file) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise ValueError(f"`dataset` must hold still images, got {image.n_frames} frames in {str(file)!r}.")
+            return pil_to_array(image, str(file)), str(file)
+    except Exception as error:  # a damaged file can make a decoder stumble over anything
+        if str(error).startswith("`"):
+            raise
+        raise ValueError(f"`dataset` must hold readable images, got {str(file)!r}: {error}.") from error
+
+
+def read_npz(path: Path) -> ImageSet:
+    r"""An array `images`, `(N, H, W[, C])`, and `labels`, if there are any."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
+            if key is None:
+                raise ValueError(
+                    f"`dataset` must have an array `images` in its npz file, got {archive.files} in {str(path)!r}."
+                )
+            array = archive[key]
+            labels = archive["labels"] if "labels" in archive.files else None
+    except ValueError as error:
+        if str(error).startswith("`dataset`"):
+            raise
+        raise ValueError(f"`dataset` must be a readable npz file, got {str(path)!r}: {error}.") from error
+    except Exception as error:  # zipfile and zlib have errors of their own
+        raise ValueError(f"`dataset` must be a readable npz file, got {str(path)!r}: {error}.") from error
+    if labels is not None:
+        if labels.dtype.kind not in "iu" or labels.shape != array.shape[:1]:
+            raise ValueError(
+                f"`dataset` must have one integer label per image, got `labels` of dtype {labels.dtype} and shape"
+                f" {labels.shape} for images of shape {array.shape} in {str(path)!r}."
+            )
+        labels = torch.from_numpy(labels.astype(np.int64))
+    return image_set(array, str(path), labels=labels)
+
+
+def read_idx(path: Path) -> ImageSet:
+    r"""The idx format of MNIST: two zero bytes, the type (8 = uint8), the number of dimensions, their sizes, the data."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"`dataset` must be a readable idx file, got {str(path)!r}: {error}.") from error
+    except Exception as error:  # zlib.error
+        raise ValueError(f"`dataset` must be an undamaged gzip file, got {str(path)!r}: {error}.") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or raw[3] not in (3, 4):
+        raise ValueError(
+            f"`dataset` must be {', '.join(kind.words for kind in FORMATS)}, or a Hub data set,"
+            f" got the file {str(path)!r} that starts with {raw[:4]!r}."
+        )
+    header = 4 + 4 * raw[3]
+    shape = struct.unpack(f">{raw[3]}I", raw[4:header]) if len(raw) >= header else ()
+    if len(shape) == 0 or len(raw) - header != math.prod(shape):
+        raise ValueError(f"`dataset` must be a whole idx file, got {len(raw)} bytes for shape {shape} in {str(path)!r}.")
+    return image_set(np.frombuffer(raw, np.uint8, offset=header).reshape(shape), str(path))
+
+
+def open_hub(name: str, split: str) -> StoredImages:
+    r"""A data set of the Hub."""
+    loaded = load_dataset(name, split)
+    image_column(loaded)
+    return StoredImages(loaded, _read_row, name, split, loaded["label"] if "label" in loaded.column_names else None)
+
+
+def _read_row(rows: Any, index: int) -> tuple[np.ndarray, str]:
+    return pil_to_array(rows[index][image_column(rows)], f"row {index}"), f"row {index}"
+
+
+def load_dataset(name: str, split: str, streaming: bool = False) -> Any:
+    r"""As `datasets.load_dataset`, with errors that say what a data set may be."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install datasets.") from error
+    try:
+        return datasets.load_dataset(name, split=split, streaming=streaming)
+    except Exception as error:  # the library has many
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"`dataset` must be 'digits', a file or folder that exists, or a Hub data set with the split {split!r},"
+            f" got {name!r}: {reason}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Format:
+    r"""A kind of data sets.
+
+    Args:
+        words: what it is, for refusals.
+        matches: whether a source, as text and as a path, is one.
+        open: the images, from the source, the split that was asked for or `None`, and the default one.
+        suffixes: of its files.
+    """
+
+    words: str
+    matches: Callable[[str, Path], bool]
+    open: Callable[[str, str | None, str], ImageSet | StoredImages]
+    suffixes: tuple[str, ...] = ()
+
+
+def file_format(words: str, suffixes: tuple[str, ...], read: Callable[[Path], ImageSet | StoredImages]) -> Format:
+    r"""The row of a format of single files; without suffixes, of all files that no other row is for."""
+
+    def matches(source: str, path: Path) -> bool:
+        return path.is_file() and (not suffixes or path.suffix in suffixes)
+
+    def open_file(source: str, split: str | None, default_split: str) -> ImageSet | StoredImages:
+        if split is not None:
+            raise ValueError(f"`split` must be left out for a single file, which has no parts, got {split!r}.")
+        return read(Path(source))
+
+    return Format(words, matches, open_file, suffixes)
+
+
+FORMATS = [
+    Format("'digits'", lambda source, path: source == "digits", lambda source, split, default: read_digits(split or default)),
+    Format("a folder", lambda source, path: path.is_dir(), lambda source, *splits: open_folder(Path(source), *splits)),
+    file_format("an npz file", (".npz",), read_npz),
+    file_format("an idx file of uint8 images", (), read_idx),
+]
+
+
+def add_format(kind: Format) -> None:
+    r"""Add a row; it comes before those that are there."""
+    FORMATS.insert(0, kind)
+
+
+# ---- ddpm_vlb/data/sources.py ----
+
+r"""Data sets in, pixel levels out: the bundled digits, folders of images, idx and npz files, data sets of the Hub.
+
+Levels are taken literally (see `levels.py`). Bringing other images onto a model's grid changes the data and hence the
+likelihood; `quantize` does it, as a step of its own.
+"""
+
+
+
+
+
+def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:
+    r"""Load a data set into memory.
+
+    Args:
+        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as
+            MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
+        split: the part to load, by default `"test"` where there are parts: of the digits, of a data set of the Hub, of a
+            folder with a sub-folder of that name. idx and npz files have no parts.
+        max_images: at most this many, from the first.
+
+    Raises:
+        ValueError: a source that is missing, damaged, empty, or has no such split; images that differ in size or are not 8-bit
+            or 16-bit grey or 8-bit RGB.
+    """
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
+    loaded = open_images(source, split)
+    if isinstance(loaded, StoredImages):
+        return loaded.load(max_images)
+    labels = None if loaded.labels is None else loaded.labels[:max_images]
+    return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
+
+
+def open_images(source: str | Path, split: str | None = None, default_split: str = "test") -> ImageSet | StoredImages:
+    r"""Open a data set: `source[i]` is image i, as integer levels `(C, H, W)`.
+
+    Folders of images and data sets of the Hub stay on the disk until an image is asked for, and may be larger than memory.
+
+    Arguments and errors as `load_images`; of a folder's images, all but the first are checked when they are read.
+        default_split: the part to open where there are parts and `split` names none.
+    """
+    source = str(source)
+    path = Path(source)
+    for kind in FORMATS:
+        if kind.matches(source, path):
+            return kind.open(source, split, default_split)
+    suffixes = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
+    if source.startswith(("/", ".", "~")) or path.suffix in (*suffixes, ".gz") or not source:
+        raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
+    return open_hub(source, split or default_split)
+
+
+def stream_images(source: str | Path, split: str | None = None, buffer_size: int = 1000) -> StreamedImages:
+    r"""Open a data set of the Hub, or a folder of images or parquet files, as a stream, with nothing kept on the disk.
+
+    Raises:
+        ValueError: as `load_images`; a source that is neither.
+    """
+    source = str(source)
+    if source == "digits" or Path(source).is_file():
+        raise ValueError(f"`dataset` must be a folder or a data set of the Hub to be streamed, got {source!r}.")
+    return StreamedImages(load_dataset(source, split or "train", streaming=True), source, split, buffer_size)
+
+
+def _batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    values = iter(values)
+    while some := list(islice(values, size)):
+        yield some
+
+
+class Block(NamedTuple):
+    r"""Some images: their numbers `(B,)`, levels `(B, C, H, W)` and classes `(B,)`."""
+
+    numbers: np.ndarray
+    levels: torch.Tensor
+    labels: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Source:
+    r"""Images to go over, as levels of a model's grid; each has a number, its place in the data set.
+
+    Args:
+        images: levels `(N, C, H, W)`, a set of images (`source[i]` is image i), or a stream.
+        num_pixel_levels: of the model.
+        channels, size: of its images; `size` may be `None`.
+        labels: classes, `(N,)` or `None`.
+        shard: (index, count): only images whose number is `index` modulo `count`.
+        max_images: the first so many only.
+        name: of the data set.
+    """
+
+    images: Any
+    num_pixel_levels: int
+    channels: int
+    size: tuple[int, int] | None
+    labels: torch.Tensor | None = None
+    shard: tuple[int, int] = (0, 1)
+    max_images: int | None = None
+    name: str = "images in memory"
+
+    @property
+    def is_stream(self) -> bool:
+        r"""Whether there is no way to it but its own order, and nobody knows how many there are."""
+        return isinstance(self.images, StreamedImages)
+
+    @property
+    def num_dimensions(self) -> int:
+        r"""D = C H W, of the first image."""
+        return math.prod(torch.as_tensor(self.images[0]).shape)
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        r"""One pass over the images, `size` at a time, in their order.
+
+        Raises:
+            ValueError: images off the grid, or of another size.
+        """
+        if isinstance(self.images, torch.Tensor):
+            for numbers in _batched(self._numbers(len(self.images)), size):
+                yield self._block(numbers, self.images[list(numbers)])
+            return
+        for some in _batched(self._readers(), size):
+            stacked = torch.stack([torch.as_tensor(read()) for _, read in some])
+            levels = images_to_levels(stacked, self.num_pixel_levels, channels=self.channels, size=self.size)
+            yield self._block([number for number, _ in some], levels)
+
+    def _block(self, numbers: Sequence[int], levels: torch.Tensor) -> Block:
+        chosen = np.array(numbers)
+        return Block(chosen, levels, None if self.labels is None else self.labels[torch.as_tensor(chosen)])
+
+    def _numbers(self, total: int) -> range:
+        index, count = self.shard
+        return range(index, total if self.max_images is None else min(total, self.max_images), count)
+
+    def _readers(self) -> Iterator[tuple[int, Callable[[], torch.Tensor]]]:
+        if not self.is_stream:
+            for number in self._numbers(len(self.images)):
+                yield number, partial(self.images.__getitem__, number)
+            return
+        index, count = self.shard
+        for number, read in enumerate(islice(self.images.in_order(), self.max_images)):
+            if number % count == index:
+                yield number, read
+
+
+def source_of(
+    images: Any,
+    network: Any,
+    num_pixel_levels: int,
+    class_labels: Any = None,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    max_images: int | None = None,
+) -> Source:
+    r"""The source of images of any kind.
+
+    Args:
+        images: what `images_to_levels` takes, or what `open_images` or `stream_images` returns.
+        network: a `model.network.Network`, which knows what its images are.
+        num_pixel_levels: of the model.
+        class_labels: of a class-conditional network, one for all or one each.
+        shard, max_images: as `Source`.
+
+    Raises:
+        ValueError: images or classes that do not fit the network.
+    """
+    channels, size = network.channels, network.size
+    name = getattr(images, "name", None)  # tensors have one of another kind
+    options = {"shard": shard, "max_images": max_images, "name": name if isinstance(name, str) else Source.name}
+    if isinstance(images, StreamedImages):
+        check_shape(images[0][None], channels, size)
+        network.check_class_labels(class_labels, 1)
+        return Source(images, num_pixel_levels, channels, size, None, **options)
+    if not hasattr(images, "num_pixel_levels"):
+        images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
+    labels = network.check_class_labels(class_labels, len(images))
+    return Source(images, num_pixel_levels, channels, size, labels, **options)
+
+
+# ---- ddpm_vlb/data/frame.py ----
+
+r"""One pass over a data set: what is known of all its images without the network, and as many of them as memory allows.
+
+Images are read in blocks, and each has a number, its place in the data set, by which all that is drawn for it is keyed. What
+is known without the network, a few numbers each, is kept of all of them. Of the images themselves those with the smallest
+hashes of (seed, number) are kept, as many as the buffer holds: a sample without replacement that depends on no order, so that
+streams and data sets larger than memory need one pass.
+"""
+
+
+
+
+BLOCK = 256
+BUFFER_BYTES = 2**30
+
+Known = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Images(NamedTuple):
+    r"""What one pass over a data set leaves: numbers, classes and what is known of all N images, and some of them whole."""
+
+    numbers: np.ndarray
+    prior: torch.Tensor | None
+    features: torch.Tensor | None
+    frame: np.ndarray
+    levels: torch.Tensor
+    labels: torch.Tensor | None
+    sha256: str
+
+
+class Frame:
+    r"""Takes in blocks of images, and keeps a sample of them.
+
+    Args:
+        known: of levels `(B, C, H, W)`, what is known of them without a network: two tensors of B rows, called `prior` and
+            `features` in `Images`; `None` where nobody asks.
+        seed: of the evaluation.
+        buffer_bytes: memory for images.
+        at_least: so many are kept whatever memory they take.
+    """
+
+    def __init__(self, known: Known | None, seed: int, buffer_bytes: int, at_least: int = BLOCK):
+        self._known, self._seed, self._buffer_bytes, self._at_least = known, seed, buffer_bytes, at_least
+        self._numbers, self._priors, self._features = [], [], []
+        self._kept: list[tuple[np.ndarray, torch.Tensor, torch.Tensor | None]] = []
+        self._capacity = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, numbers: np.ndarray, levels: torch.Tensor, labels: torch.Tensor | None) -> None:
+        r"""Take in a block."""
+        _update_digest(self._digest, levels, labels)
+        if self._known is not None:
+            prior, features = self._known(levels)
+            self._priors.append(prior)
+            self._features.append(features)
+        self._numbers.append(numbers)
+        self._kept.append((numbers, levels, labels))
+        self._capacity = max(self._at_least, self._buffer_bytes // (levels[0].numel() * levels.element_size()))
+        if sum(len(numbers) for numbers, _, _ in self._kept) > 2 * self._capacity:
+            self._drop()
+
+    def _drop(self) -> None:
+        r"""Keep the images with the smallest hashes, in their order."""
+        numbers = np.concatenate([numbers for numbers, _, _ in self._kept])
+        levels = torch.cat([levels for _, levels, _ in self._kept])
+        labels = None if self._kept[0][2] is None else torch.cat([labels for _, _, labels in self._kept])
+        if len(numbers) > self._capacity:
+            hashes = mix_array(mix(self._seed, 2**32), numbers)
+            chosen = np.sort(np.argsort(hashes, kind="stable")[: self._capacity])
+            places = torch.as_tensor(chosen)
+            numbers, levels, labels = numbers[chosen], levels[places], None if labels is None else labels[places]
+        self._kept = [(numbers, levels, labels)]
+
+    @property
+    def sha256(self) -> str:
+        r"""SHA-256 of all images and classes so far."""
+        return self._digest.hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        r"""What a report says of the images."""
+        return {"image_shape": list(self.images().levels.shape[1:]), "data_sha256": [self.sha256]}
+
+    def images(self) -> Images:
+        r"""What is left of all blocks.
+
+        Raises:
+            ValueError: there were none.
+        """
+        if not self._kept:
+            raise ValueError("`images` must hold at least one image, got none.")
+        self._drop()
+        all_numbers = np.concatenate(self._numbers)
+        numbers, levels, labels = self._kept[0]
+        return Images(
+            numbers=all_numbers,
+            prior=torch.cat(self._priors) if self._priors else None,
+            features=torch.cat(self._features) if self._features else None,
+            frame=np.searchsorted(all_numbers, numbers),
+            levels=levels,
+            labels=labels,
+            sha256=self.sha256,
+        )
+
+
+def read_images(blocks: Iterable[Block], known: Known | None, seed: int, buffer_bytes: int, at_least: int = BLOCK) -> Images:
+    r"""One pass over the images."""
+    frame = Frame(known, seed, buffer_bytes, at_least)
+    for block in blocks:
+        frame.add(*block)
+    return frame.images()
+
+
+def _update_digest(digest, levels: torch.Tensor, labels: torch.Tensor | None) -> None:
+    r"""Add images and their classes to a hash of the data."""
+    digest.update(levels.to(torch.int32).numpy().tobytes())
+    if labels is not None:
+        digest.update(labels.long().numpy().tobytes())
+
+
+# ---- ddpm_vlb/likelihoods/method.py ----
+
+r"""What a likelihood method is: how a data set gets its number, and what a report says of it.
+
+A method is a row of `methods.METHODS`. Two are built into `evaluation`: the sampled estimate of the bound and the full sweep,
+whose reports hold the terms of the bound. All others give each image a number of its own, in columns (`Columns`): a new one is
+a file that begins it, and a row.
+
+Neither this file nor the table imports torch, so that the command line can read them.
+"""
+
+
+
+@dataclass(frozen=True)
+class Option:
+    r"""An argument of one method: of `evaluate` under its name, and of the command line as a flag.
+
+    Args:
+        name: of the argument.
+        kind: `int`, `float` or `str`.
+        help: for the command line, which adds the default.
+        choices: of a `str`.
+        flag: of the command line; by default the name's own.
+        metavar: as argparse.
+        default: where nothing is given.
+        positive: whether it must be a positive integer.
+        free: whether reports that differ in it can be merged.
+    """
+
+    name: str
+    kind: type
+    help: str
+    choices: tuple[str, ...] | None = None
+    flag: str | None = None
+    metavar: str | None = None
+    default: Any = None
+    positive: bool = False
+    free: bool = False
+
+    @property
+    def argument(self) -> str:
+        r"""The flag."""
+        return self.flag or f"--{self.name.replace('_', '-')}"
+
+
+class Columns(NamedTuple):
+    r"""A method at work: each image gets a number of its own in each column.
+
+    Args:
+        name: for the report, `"iw, k = 16"`.
+        images_per_batch: that go together.
+        cost: network evaluations of an image, `None` where only the run tells.
+        score: from levels `(B, C, H, W)`, B seeds and classes `(B,)` or `None`, the columns, of B numbers each, and
+            `num_network_evaluations` in all. `"bits_per_dim"` is among the columns.
+    """
+
+    name: str
+    images_per_batch: int
+    cost: int | None
+    score: Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Method:
+    r"""A likelihood method.
+
+    Args:
+        name: of the method, and the first word of `method` in its reports.
+        help: what it is, in a few words.
+        metric: what its number is, for cards.
+        options: its own arguments.
+        columns: of the numbers that each image gets, their names and what they are in words, `"bits_per_dim"` among them;
+            `None` of a method whose reports hold the terms of the bound.
+        merges: whether reports of shards can be put together.
+        line: its numbers beside `"bits_per_dim"` in one line, their names in braces; by default each after its words.
+        note: a line below its numbers.
+        begin: from the scorer, the forward process on all T steps, the number of dimensions, the batch size and the options, a
+            `Columns`; or where in this folder that function is, `"module:function"`. `None` where `evaluation` knows how.
+    """
+
+    name: str
+    help: str
+    metric: str = "bits/dim"
+    options: tuple[Option, ...] = ()
+    columns: Mapping[str, str] | None = None
+    merges: bool = True
+    line: str | None = None
+    note: str | None = None
+    begin: Callable[..., Columns] | str | None = None
+
+    def start(self, scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
+        r"""The method at work on what `scorer` scores."""
+        begin = self.begin
+        if isinstance(begin, str):
+            module, _, name = begin.partition(":")
+            begin = getattr(importlib.import_module(f".{module}", __package__), name)
+        return begin(scorer, trained, num_dimensions, batch_size, options)
+
+
+# ---- ddpm_vlb/likelihoods/methods.py ----
+
+r"""The table of likelihood methods, a row each; read by `evaluate`, by reports and cards, and by the command line."""
+
+
+
+METHODS: dict[str, Method] = {}
+# Where nothing says when a sampled evaluation stops.
+TARGET_SE = 0.005
+MAX_EVALUATIONS = 100_000
+
+
+def add_method(method: Method) -> None:
+    r"""Add a row, under the method's name.
+
+    Raises:
+        ValueError: a name that another method has, or that is no word; an option that another method has.
+    """
+    if not re.fullmatch(r"\w+", method.name) or method.name in METHODS:
+        raise ValueError(f"`method.name` must be a word that no other method has, got {method.name!r}.")
+    taken = {option.name for other in METHODS.values() for option in other.options}
+    for option in method.options:
+        if option.name in taken:
+            raise ValueError(f"`method.options` must have names that no other method's have, got {option.name!r}.")
+    if method.columns is not None and "bits_per_dim" not in method.columns:
+        raise ValueError(f"`method.columns` must have 'bits_per_dim' among them, got {', '.join(method.columns)}.")
+    METHODS[method.name] = method
+
+
+def method_named(name: str) -> Method:
+    r"""The method of a name, or of what a report says its `method` is.
+
+    Raises:
+        ValueError: none has it.
+    """
+    word = re.match(r"\w*", name)[0] if isinstance(name, str) else None
+    if word not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
+    return METHODS[word]
+
+
+def own_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
+    r"""The options of a method, with its defaults where nothing, or `None`, is given.
+
+    Raises:
+        ValueError: an option of another method, or of none.
+    """
+    owners = {option.name: other.name for other in METHODS.values() for option in other.options}
+    for name, value in given.items():
+        if name not in owners:
+            near = difflib.get_close_matches(name, [*owners, *ARGUMENTS], n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"`{name}` must be an argument or an option of a method, got {value!r} for no such thing.{hint}")
+        if owners[name] != method.name and value is not None:
+            raise ValueError(
+                f"`{name}` must be left out unless method={owners[name]!r}, got {value!r} with method={method.name!r}."
+            )
+    options = {o.name: o.default if given.get(o.name) is None else given[o.name] for o in method.options}
+    if method.name == "sampled" and all(value is None for value in options.values()):
+        options |= {"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS}
+    return options
+
+
+# What `evaluate` takes besides, for those who misspell it.
+ARGUMENTS = (
+    "method",
+    "batch_size",
+    "seed",
+    "num_inference_steps",
+    "inference_timesteps",
+    "class_labels",
+    "clip_sample",
+    "thresholding",
+    "max_images",
+    "shard",
+    "buffer_bytes",
+    "context",
+)
+
+add_method(
+    Method(
+        name="sampled",
+        help="an unbiased estimate with its error",
+        metric="bits/dim (variational bound)",
+        options=(
+            Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
+            Option("max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True),
+            Option(
+                "evaluations_per_image",
+                int,
+                "K evaluations of every image, and a score for each",
+                flag="--per-image",
+                metavar="K",
+                free=True,
+            ),
+        ),
+    )
+)
+add_method(Method(name="full", help="every image at every step", metric="bits/dim (variational bound)"))
+add_method(
+    Method(
+        name="iw",
+        help="importance-weighted",
+        metric="bits/dim (importance-weighted bound)",
+        options=(Option("k", int, "trajectories of an image", default=16, positive=True),),
+        columns={
+            "bits_per_dim": "importance-weighted bound",
+            "vlb": "the bound of the same trajectories, each by itself",
+            "effective_sample_size": "trajectories that count",
+        },
+        line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
+        begin="importance_weighted:importance_weighted",
+    )
+)
+add_method(
+    Method(
+        name="ode",
+        help="of the probability-flow ODE",
+        metric="bits/dim (bound of the probability-flow ODE)",
+        options=(Option("trace", str, "of the divergence (default: exact where D <= 256)", choices=("exact", "hutchinson")),),
+        columns={
+            "density": "density",
+            "dequantisation": "dequantisation",
+            "reconstruction": "reconstruction",
+            "bits_per_dim": "bound of the ODE",
+        },
+        note="the ODE is another model than the chain: neither of their numbers bounds the other",
+        begin="probability_flow:ode",
+    )
+)
+
+
+# ---- ddpm_vlb/reports/checks.py ----
+
+r"""Whether the numbers of a report are plain and finite, and agree with each other. Which there are, says `schema.py`."""
+
+
+
+KIND_WORDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list",
+    dict: "a dictionary",
+    type(None): "null",
+}
+
+
+def is_of_kind(value: Any, kind: Any) -> bool:
+    r"""Whether a value is of a type, or of one of a union, and no subclass of it; an integer is a float, too."""
+    kinds = get_args(kind) or (kind,)
+    return object in kinds or type(value) in kinds or (float in kinds and type(value) is int)
+
+
+def kind_words(kind: Any) -> str:
+    r"""A type, or a union of types, in words."""
+    return " or ".join(KIND_WORDS[one] for one in get_args(kind) or (kind,))
+
+
+def check_plain(value: Any, name: str) -> None:
+    r"""Raise `ValueError` for anything that is not a plain, finite value: NaN, infinity, a NumPy number, bytes, a date."""
+    if type(value) is dict:
+        for key, entry in value.items():
+            check_plain(entry, f"{name}.{key}")
+    elif type(value) is list:
+        for index, entry in enumerate(value):
+            check_plain(entry, f"{name}[{index}]")
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(f"`{name}` must be a plain value of Python, got {type(value).__name__}.")
+    elif type(value) is float and not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}.")
+
+
+def to_plain(value: Any) -> Any:
+    r"""What a caller's setting is in JSON: numbers of NumPy and of torch as Python's, tuples as lists, names as texts."""
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def check_numbers(report: Mapping[str, Any], method: Method) -> None:
+    r"""Raise `ValueError` unless the numbers of a method's report, all of which are there, agree with each other."""
+    full, per_image = method.name == "full", report["per_image"]
+    _check_entries("per_image", per_image or (), (float, int))
+    if method.columns is None:
+        _check_entries("transitions", report["transitions"], (float, int, type(None)))
+        _check_entries("timesteps", report["timesteps"], (int,))
+    _check_counts(report, full)
+    if report["standard_error"] is not None and report["standard_error"] < 0:
+        raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
+    if per_image is not None and len(per_image) != report["num_images"]:
+        raise ValueError(f"`report` must have one number per image, got {len(per_image)} for {report['num_images']} images.")
+    if method.columns is None:
+        _check_terms(report, method)
+    if per_image is not None:
+        _check_same("images whose mean is its total", math.fsum(per_image) / len(per_image), report["bits_per_dim"])
+    if full:
+        _check_same("transitions that sum to their total", math.fsum(report["transitions"]), report["transitions_total"])
+    elif method.columns is None:
+        _check_sampled(report)
+    if (full or method.columns is not None) and report["num_images"] > 1:
+        _check_same("a standard error that its images have", error_of_mean(per_image), report["standard_error"])
+
+
+def error_of_mean(values: Sequence[float]) -> float:
+    r"""The standard error of the mean of at least two numbers."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _check_entries(name: str, values: Sequence[Any], kinds: tuple[type, ...]) -> None:
+    for index, value in enumerate(values):
+        if type(value) not in kinds:
+            raise ValueError(f"`report.{name}[{index}]` must be a number, got {value!r}.")
+
+
+def _check_counts(report: Mapping[str, Any], full: bool) -> None:
+    config, count, evaluations = report["config"], report["num_images"], report["num_network_evaluations"]
+    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
+        raise ValueError(
+            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
+            f" evaluations of {count} images."
+        )
+    if full and None in report["transitions"]:
+        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
+    grid, all_steps = config["inference_timesteps"], config["num_steps"] >= config["num_train_timesteps"]
+    # A sub-sequence may be named that has all steps.
+    if (len(grid) != config["num_steps"]) if all_steps and grid is not None else (not all_steps and grid is None):
+        raise ValueError(
+            f"`report` must name the sub-sequence it is of, and only then, got {config['num_steps']} steps of"
+            f" {config['num_train_timesteps']} on {grid}."
+        )
+
+
+def _check_terms(report: Mapping[str, Any], method: Method) -> None:
+    steps = report["config"]["num_steps"]
+    lengths = len(report["transitions"]), len(report["timesteps"])
+    if lengths != (steps - 1, steps - 1):
+        raise ValueError(
+            f"`report` must have one transition and one timestep per step but the first, got {lengths} for {steps} steps."
+        )
+    terms = [report["prior"], report["transitions_total"], report["decoder"]]
+    # An estimate may lie below zero; a term cannot.
+    if min(terms) < 0 and method.name != "sampled":
+        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
+    _check_same("terms that sum to its total", sum(terms), report["bits_per_dim"])
+
+
+def _check_sampled(report: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
+    data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
+    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
+        if type(value) not in (int, float) or value < 0:
+            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
+    if report["standard_error"] is not None:
+        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
+    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
+        interval = report.get(key)
+        if interval is None and error is None or interval is None and key == "confidence_interval":
+            continue
+        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
+            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
+        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
+        # Student's quantile is nowhere below the normal one.
+        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
+        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
+            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
+    _check_strata(report)
+
+
+def _check_strata(report: Mapping[str, Any]) -> None:
+    strata, counts, steps = report["strata"], report["evaluations_per_timestep"], report["config"]["num_steps"]
+    values = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in strata]
+    if not values or any(type(value) not in (int, float) for value in values):
+        raise ValueError("`report` must have the bits per dimension of each of its strata.")
+    _check_same("a decoder that is its first stratum", values[0], report["decoder"])
+    _check_same("strata that sum to its transitions", math.fsum(values[1:]), report["transitions_total"])
+    if len(counts) != steps or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError(f"`report` must count the evaluations at each of its {steps} timesteps.")
+    if sum(counts) > report["num_network_evaluations"] or any(
+        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
+    ):
+        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
+
+
+def _check_same(what: str, got: float, expected: float) -> None:
+    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
+        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
+
+
+# ---- ddpm_vlb/reports/schema.py ----
+
+r"""What a report holds: a row for each of its fields, and for each setting in its `config`; and `Report`, which is checked.
+
+Whatever reads reports goes by these rows: the check, `merge`, cards, what may be shown, the command that makes a number again,
+the journal of an evaluation. A new field is a row here and a line where it is made. Of a method that gives each image numbers
+of its own (`columns` in `likelihoods.methods.METHODS`) a report has the mean of each column under its name, and of a method's
+options its settings: there is nothing to say here of either.
+"""
+
+
+
+IN_MEMORY = "images in memory"  # the data set that nobody named
+BOUNDS = ("sampled", "full")  # the methods whose reports hold the terms of the bound
+
+
+@dataclass(frozen=True)
+class Field:
+    r"""An entry of a report.
+
+    Args:
+        name: of the entry.
+        kind: of its value, a type or a union of types.
+        needed_by: the methods whose reports must have it; `None` for all, `()` for none.
+        or_null: says of a report whether it may have `None` here.
+        shown: in words, among the terms on a card.
+        public: whether it may be shown.
+    """
+
+    name: str
+    kind: Any
+    needed_by: tuple[str, ...] | None = None
+    or_null: Callable[[Mapping[str, Any]], bool] | None = None
+    shown: str | None = None
+    public: bool = True
+
+
+@dataclass(frozen=True)
+class Setting:
+    r"""An entry of a report's `config`.
+
+    Args:
+        name: of the entry.
+        kind: of its value, a type or a union of types.
+        required: a number is one of this setting, or it is none.
+        shown: in words, among the settings on a card.
+        public: whether it may be shown. What has no row stays at home.
+        identity: whether it says which model was scored.
+        overridable: of the model, whether a caller may score with another one than the checkpoint's; the report says so.
+        free: whether reports that differ in it can be merged; they must agree in all else, what has no row among it.
+        of_one_run: whether a merged report has none.
+        who: whether it says who does the work, which may change before an evaluation is gone on with from its journal.
+        context: whether a caller may say it beside a report.
+        flag: of `ddpm-vlb evaluate`, in front of the value; or for each value that the command line can say its own words.
+    """
+
+    name: str
+    kind: Any = str
+    required: bool = False
+    shown: str | None = None
+    public: bool = True
+    identity: bool = False
+    overridable: bool = False
+    free: bool = False
+    of_one_run: bool = False
+    who: bool = False
+    context: bool = False
+    flag: str | Mapping[Any, str] | None = None
+
+
+def _of_one_image(report: Mapping[str, Any]) -> bool:
+    return report["num_images"] == 1
+
+
+def _of_draws(report: Mapping[str, Any]) -> bool:
+    return method_named(report["method"]).name == "sampled"
+
+
+FIELDS = (
+    Field("bits_per_dim", float),
+    Field("prior", float, BOUNDS, shown="L_T (prior)"),
+    Field("transitions_total", float, BOUNDS, shown="sum of L_t (KL terms)"),
+    Field("decoder", float, BOUNDS, shown="L_0 (decoder)"),
+    Field("standard_error", float, or_null=_of_one_image),
+    Field("transitions", list, BOUNDS),  # in a sampled report null where no evaluation fell
+    Field("timesteps", list, BOUNDS),
+    Field("per_image", list, or_null=_of_draws),  # not all images may have been evaluated, or alike
+    Field("method", str),
+    Field("num_images", int),
+    Field("num_network_evaluations", int),
+    Field("config", dict),
+    Field("monte_carlo_error", float | None, ("sampled",)),
+    Field("degrees_of_freedom", float, ("sampled",)),
+    Field("confidence_level", float, ("sampled",)),
+    Field("monte_carlo_interval", list, ("sampled",)),
+    Field("strata", list, ("sampled",)),
+    Field("evaluations_per_timestep", list, ("sampled",)),
+    Field("data_error", float | None, ()),
+    Field("confidence_interval", list | None, ()),
+    Field("per_image_monte_carlo_error", list | None, ()),
+    Field("half_precision_bias", dict, ()),
+)
+# Cards show the settings in this order. The options of the methods follow.
+SETTINGS = (
+    Setting("network_sha256", str | None, required=True, identity=True),  # null where the weights were not at hand
+    Setting("num_train_timesteps", int, required=True, identity=True, shown="number of steps T"),
+    Setting("num_steps", int, required=True, identity=True, shown="steps scored"),
+    Setting("inference_timesteps", list | None, required=True, identity=True, shown="the sub-sequence scored"),
+    Setting("num_inference_steps", int | None, required=True, flag="--num-inference-steps"),
+    Setting("timestep_spacing"),
+    Setting("beta_schedule", str | None, identity=True, shown="forward variances"),
+    Setting("trained_betas", list | None, identity=True),
+    Setting("beta_start", float | None, identity=True),
+    Setting("beta_end", float | None, identity=True),
+    Setting("rescale_betas_zero_snr", bool | None, identity=True),
+    Setting("prediction_type", required=True, identity=True, shown="prediction type"),
+    Setting("variance_type", required=True, identity=True, shown="reverse variances"),
+    Setting("decoder_variance", required=True, identity=True, shown="decoder variance (t = 0)"),
+    # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
+    # the checkpoint, so it is not overridable.
+    Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),
+    Setting(
+        "num_pixel_levels",
+        int,
+        required=True,
+        identity=True,
+        overridable=True,
+        shown="pixel levels",
+        flag="--num-pixel-levels",
+    ),
+    Setting(
+        "quantized",
+        bool | None,
+        context=True,
+        shown="images brought onto these levels first",
+        flag={True: "--quantize", False: ""},
+    ),
+    Setting(
+        "clip_sample",
+        bool,
+        required=True,
+        identity=True,
+        overridable=True,
+        shown="clip_sample",
+        flag={True: "--clip-sample", False: "--no-clip-sample"},
+    ),
+    Setting("clip_sample_range", float | None, identity=True),
+    Setting("thresholding", bool, identity=True, overridable=True, shown="thresholding"),
+    Setting("dynamic_thresholding_ratio", float | None, identity=True),
+    Setting("sample_max_value", float | None, identity=True),
+    Setting(
+        "dtype", required=True, shown="dtype", flag={name: f"--dtype {name}" for name in ("float32", "bfloat16", "float16")}
+    ),
+    # Of reports that were merged a list. None of a generator that nobody named, which no command makes again.
+    Setting("seed", int | list | None, required=True, free=True, shown="seed", flag="--seed"),
+    Setting("dataset", str | None, required=True, context=True, flag="--dataset"),  # null in old reports of a tensor
+    Setting("split", str | None, context=True, shown="split", flag="--split"),
+    Setting("checkpoint", str | None, free=True, context=True),
+    Setting("revision", str | None, context=True, flag="--revision"),
+    Setting("overridden", list),
+    Setting("num_class_embeds", int | None),
+    Setting("image_shape", list),
+    Setting("batch_size", int, free=True, flag="--batch-size"),
+    Setting("device", free=True, who=True),
+    Setting("versions", dict, free=True),  # but for this package's own
+    Setting("max_images", int | None, free=True, flag="--max-images"),
+    Setting("shard", dict, free=True, flag="--shard"),
+    Setting("data_sha256", list, free=True),
+    Setting("buffer_bytes", int, free=True, who=True, flag="--buffer-mb"),
+    Setting("num_images_in_memory", int, free=True, of_one_run=True),
+    Setting("num_pilot_evaluations", int, free=True, of_one_run=True),
+    Setting("num_rounds", int, free=True, of_one_run=True),
+    Setting("num_processes", int, free=True, who=True),
+    Setting("rows", object, context=True, flag={None: ""}),  # of the data set, where not all were taken
+    Setting("description", str | None, context=True),
+    Setting("limits", str | None, context=True),
+    Setting("command", str | None, free=True, of_one_run=True, context=True),
+    Setting("training_steps", int, context=True, public=False),
+    Setting("recipe", context=True, public=False),
+    Setting("checkpoints", list, context=True, public=False),  # of a comparison
+)
+COUNTS = ("num_train_timesteps", "num_steps", "num_pixel_levels")  # which must be positive
+
+
+def all_settings() -> list[Setting]:
+    r"""The rows of all settings, the options of the methods among them."""
+    options = [option for method in METHODS.values() for option in method.options]
+    return [*SETTINGS, *(Setting(o.name, o.kind | None, free=o.free, flag=o.argument) for o in options)]
+
+
+def settings_that_are(attribute: str) -> tuple[str, ...]:
+    r"""The names of the settings whose rows say so: `settings_that_are("free")`."""
+    return tuple(row.name for row in all_settings() if getattr(row, attribute))
+
+
+def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Further settings that a caller says, as plain values.
+
+    Raises:
+        ValueError: a setting that a caller cannot say, with those that have a name like it, or of another kind.
+    """
+    rows = {row.name: row for row in SETTINGS if row.context}
+    context = to_plain(context)
+    for name, value in context.items():
+        if name not in rows:
+            near = difflib.get_close_matches(str(name), rows, n=2)
+            hint = f" Did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else f" There are {', '.join(rows)}."
+            raise ValueError(f"`context` must have settings that a report knows, got {name!r}.{hint}")
+        if not is_of_kind(value, rows[name].kind):
+            raise ValueError(f"`context.{name}` must be {kind_words(rows[name].kind)}, got {value!r}.")
+        check_plain(value, f"context.{name}")
+    return context
+
+
+class Report(dict):
+    r"""A report: complete, of finite plain numbers that agree with each other. Checked when it is made, and read-only then.
+
+    It is a dictionary for all who read it. `report | {...}` is another report, and checked; `dict(report)` can be changed.
+
+    Args:
+        report: the entries.
+
+    Raises:
+        ValueError: anything that is no report, with the reason.
+    """
+
+    def __init__(self, report: Mapping[str, Any]):
+        if not isinstance(report, Mapping):
+            raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
+        super().__init__(report)
+        _check_fields(self)
+        check_settings(self["config"])
+        check_numbers(self, self.method)
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any]) -> "Report":
+        r"""A report as it is, or any other dictionary as a report, checked."""
+        return report if isinstance(report, cls) else cls(report)
+
+    @property
+    def method(self) -> Method:
+        r"""The row of the likelihood method; `report["method"]` says with which options."""
+        return method_named(self["method"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        r"""What was scored, and with what."""
+        return self["config"]
+
+    @property
+    def has_terms(self) -> bool:
+        r"""Whether it has terms of the bound that can be drawn: all, or of groups of timesteps."""
+        return self.method.columns is None and (None not in self["transitions"] or bool(self.get("strata")))
+
+    def with_settings(self, **settings: Any) -> "Report":
+        r"""The report with further or other settings in its `config`."""
+        return self | {"config": self.config | settings}
+
+    def check_model(self, settings: Mapping[str, Any]) -> None:
+        r"""Raise `ValueError` unless the report is of the model with these settings, but for what it says was overridden."""
+        said = self.config.get("overridden") or ()
+        overridden = [name for name in settings_that_are("overridable") if name in said]
+        for name in settings_that_are("identity"):
+            # Reports from before there were calibrations have none.
+            got, now = self.config.get(name, None if name == "calibration" else "nothing"), settings[name]
+            if name not in overridden and got != now:
+                got, now = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (got, now))
+                raise ValueError(f"`report` must be of this pipeline, got {name} = {got} for {now}.")
+
+    def __or__(self, other: Mapping[str, Any]) -> "Report":
+        return type(self)({**self, **other}) if isinstance(other, Mapping) else NotImplemented
+
+    __ior__ = __or__
+
+    def __reduce__(self):
+        return type(self), (dict(self),)
+
+    def _read_only(self, *_, **__) -> NoReturn:
+        raise TypeError("A report is read-only: make another, `report | {...}`, or change `dict(report)`.")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _read_only
+
+
+def _check_fields(report: Report) -> None:
+    r"""Raise `ValueError` unless a report has all fields of its method, each of its kind, and nothing but plain values."""
+    try:
+        method = report.method
+    except KeyError:
+        method = None  # refused below
+    except ValueError as error:
+        names = " or ".join(map(repr, METHODS))
+        raise ValueError(f"`report` must have a method that begins with {names}, got {report['method']!r}.") from error
+    rows = [*FIELDS, *(Field(name, float) for name in (method and method.columns) or () if name != "bits_per_dim")]
+    for row in rows:
+        needed = row.needed_by is None or method is not None and method.name in row.needed_by
+        if needed and row.name not in report:
+            raise ValueError(f"`report` must have the key {row.name!r}, got {', '.join(sorted(map(str, report)))}.")
+    for row in rows:
+        value = report.get(row.name)
+        if row.name not in report or value is None and row.or_null is not None and row.or_null(report):
+            continue
+        if not is_of_kind(value, row.kind):
+            kinds = " or ".join(kind.__name__ for kind in get_args(row.kind) or (row.kind,))
+            raise ValueError(f"`report` must have a {kinds} for {row.name!r}, got {type(value).__name__}.")
+    check_plain(dict(report), "report")
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless the settings that a number is of are there, each of its kind."""
+    missing = [row.name for row in SETTINGS if row.required and row.name not in config]
+    if missing:
+        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
+    for name in COUNTS:
+        if type(config[name]) is not int or config[name] < 1:
+            raise ValueError(f"`report.config.{name}` must be a positive integer, got {config[name]!r}.")
+    for row in all_settings():
+        if row.name in config and not is_of_kind(config[row.name], row.kind):
+            raise ValueError(f"`report.config.{row.name}` must be {kind_words(row.kind)}, got {config[row.name]!r}.")
+
+
+def read_report(path: str | Path) -> Report:
+    r"""A report from its file.
+
+    Raises:
+        ValueError: a file that is not there, or not such a report.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`report` must be a JSON file of `ddpm-vlb evaluate`, got {str(path)!r}: {error}") from error
+    return Report(report)
+
+
+def public_report(report: Report, repository: str) -> dict[str, Any]:
+    r"""A report as it may be shown: the checkpoint under the name of its repository, no path of this machine, and nothing that
+    has no row here."""
+    known = {row.name for row in all_settings() if row.public}
+    config = {key: value for key, value in report.config.items() if key in known}
+    if config.get("checkpoint") != repository:
+        config.pop("revision", None)  # of another repository
+    config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
+    if config.get("command"):
+        config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
+    fields = {row.name for row in FIELDS if row.public} | set(report.method.columns or ())
+    return {key: value for key, value in report.items() if key in fields} | {"config": config}
+
+
+def public_name(name: str) -> str:
+    r"""A name as it may be shown: of an absolute path, or one that leads out of a folder, the last part."""
+    flag, equals, value = name.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={public_name(value)}"
+    local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
+    return PurePath(name.replace("\\", "/")).name if local else name
+
+
+# ---- ddpm_vlb/hub/cards.py ----
+
+r"""Model cards: made from a report and from nothing else, and checked against it.
+
+A card is refused where its report is not what `ddpm_vlb.evaluation` writes: numbers that are not finite or not numbers, keys
+that are missing, terms that do not sum to the total, a total that is not the mean of its images. A card that is there already
+is checked by making it again: nothing but the pictures that it shows is its own.
+"""
+
+
+
+
+# diffusers' own scheduler samples NaN, or something else, with these.
+NOT_FOR_STOCK = {
+    "variance_type": tuple(name for name, row in VARIANCES.items() if not row.for_stock),
+    "timestep_spacing": ("trailing",),
+}
+LONGEST_LIST = 32
+METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
+TASK = "unconditional-image-generation"
+METRIC = "bits_per_dim"
+TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
+BOUND = "an upper bound on the\nnegative log-likelihood"
+# The order of a command's words; further ones follow. Cards are checked by making them again, old ones too.
+FLAG_ORDER = (
+    "--dataset",
+    "--revision",
+    "--split",
+    "--max-images",
+    "--shard",
+    "--method",
+    "--target-se",
+    "--max-evaluations",
+    "--per-image",
+    "--buffer-mb",
+    "--num-inference-steps",
+    "--num-pixel-levels",
+    "--batch-size",
+    "--dtype",
+    "--seed",
+    "--clip-sample",
+    "--no-clip-sample",
+    "--quantize",
+)
+
+
+def model_card(
+    report: Mapping[str, Any] | None,
+    *,
+    repository: str,
+    settings: Mapping[str, Any] | None = None,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> ModelCard:
+    r"""The card of a checkpoint.
+
+    Args:
+        report: of the checkpoint, as `ddpm_vlb.evaluation` makes it: every number of the card is from here. Its `config` may
+            have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
+            scored.
+        repository: what the checkpoint is loaded by.
+        settings: of the scheduler, and the network's `num_class_embeds`, where there is no report to say them.
+        pictures: pairs of a caption and a file name beside the card.
+
+    Raises:
+        ValueError: anything that is no `Report`.
+    """
+    scored = {} if report is None else _scored(Report.of(report), repository)
+    config = settings or {} if report is None else scored["report"]["config"]
+    name = repository.rpartition("/")[2]
+    steps = config.get("num_train_timesteps") or 1000
+    not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
+    return ModelCard.from_template(
+        _card_data(name, **scored),
+        template_str=card_template(),
+        name=name,
+        repository=repository,
+        description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
+        limits=config.get("limits"),
+        pictures=list(pictures),
+        num_inference_steps=min(1000, steps),
+        not_for_stock=" and ".join(not_for_stock),
+        conditional=config.get("num_class_embeds") is not None,
+        **scored,
+    )
+
+
+def _scored(report: Report, repository: str) -> dict[str, Any]:
+    r"""What a card says of a number, and of what was scored."""
+    method, shown = report.method, public_report(report, repository)
+    config = shown["config"]
+    return {
+        "report": shown,
+        "metric": method.metric,
+        "dataset": f"{config['dataset']} ({config['split']} split)" if config.get("split") else config["dataset"],
+        "error": _error(shown),
+        "what": BOUND if method.columns is None else f"the {method.columns['bits_per_dim']} ({shown['method']})",
+        "columns": method.columns is not None,
+        "note": method.note,
+        "terms": "\n".join(_term_rows(shown, method)),
+        "settings": "\n".join(_setting_rows(shown)),
+        "command": reproducing_command(shown, repository),
+    }
+
+
+def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = "", **_: Any) -> ModelCardData:
+    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
+    if report is None:
+        return ModelCardData(**data)
+    config = report["config"]
+    result = EvalResult(
+        task_type=TASK,
+        dataset_type=config["dataset"],
+        dataset_name=config["dataset"],
+        dataset_split=config.get("split"),
+        metric_type=METRIC,
+        metric_name=metric,
+        metric_value=report["bits_per_dim"],
+        metric_args=_metric_arguments(report),
+    )
+    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=[result])
+
+
+def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
+    arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
+    return arguments | {row.name: _shortened(report["config"][row.name]) for row in _shown_settings(report)}
+
+
+def _error(report: dict[str, Any]) -> str:
+    if report["standard_error"] is None:
+        return ""
+    if "monte_carlo_interval" not in report:
+        return f" ({report['standard_error']:.4f} standard error)"
+    low, high = report["monte_carlo_interval"]
+    level = f"{report['confidence_level']:.0%}"
+    return f" ({report['standard_error']:.4f} standard error; of these very images {low:.4f} to {high:.4f}, {level})"
+
+
+def _term_rows(report: dict[str, Any], method: Method) -> list[str]:
+    r"""What the number is made of: the terms of the bound, or a method's columns."""
+    if method.columns is None:
+        head, total = "| term | bits/dim |", "bound"
+        rows = {row.name: row.shown for row in FIELDS if row.shown is not None}
+    else:
+        head, rows = "| number | mean over images |", dict(method.columns)
+        total = rows.pop("bits_per_dim")
+    lines = [f"| {words} | {report[name]:.4f} |" for name, words in rows.items()]
+    return [head, "|---|---|", *lines, f"| **{total}** | **{report['bits_per_dim']:.4f}** |"]
+
+
+def _shown_settings(report: dict[str, Any]) -> list[Setting]:
+    return [row for row in SETTINGS if row.shown is not None and report["config"].get(row.name) is not None]
+
+
+def _setting_rows(report: dict[str, Any]) -> list[str]:
+    config = report["config"]
+    rows = [f"| {row.shown} | {_cell(config[row.name])} |" for row in _shown_settings(report)]
+    method = f"| method | {report['method']}: {report['num_network_evaluations']} network evaluations |"
+    versions = " ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
+    return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
+
+
+def _shortened(value: Any) -> Any:
+    # Hundreds of timesteps are no reading; the report has them all.
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return f"{', '.join(map(str, value[:3]))}, ..., {', '.join(map(str, value[-3:]))} ({len(value)} in report.json)"
+    return value
+
+
+def _cell(value: Any) -> str:
+    # One line, and no column more.
+    value = _shortened(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def reproducing_command(report: Mapping[str, Any], repository: str) -> str | None:
+    r"""The command line that makes the report of a checkpoint again: its own `command`, or `ddpm-vlb evaluate` with all that
+    its config says; `None` where no command line can say it."""
+    config = report["config"]
+    if config.get("command"):
+        return config["command"]
+    method, said = method_named(report["method"]), {}
+    rows = {row.name: row for row in all_settings() if row.flag is not None}
+    overridden = config.get("overridden") or ()
+    of_evaluate = "max_images" in config and config["dataset"] != IN_MEMORY
+    # A number of several sweeps has more to its method than its name; a grid that was named has no flag.
+    by_name = method.columns is not None or report["method"] == method.name
+    on_named_grid = config["inference_timesteps"] is not None and config["num_inference_steps"] is None
+    if not (of_evaluate and by_name) or on_named_grid or any(name not in rows for name in overridden):
+        return None
+    for row in rows.values():
+        words = _words(row, report, repository)
+        if words is None:
+            return None
+        said |= {words[0]: words} if words else {}
+    said["--method"] = ["--method", method.name]
+    order = [flag for flag in FLAG_ORDER if flag in said] + [flag for flag in said if flag not in FLAG_ORDER]
+    return shlex.join(["ddpm-vlb", "evaluate", repository, *(word for flag in order for word in said[flag])])
+
+
+def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str] | None:
+    r"""A setting as words of a command line: none where there is nothing to say, `None` where they cannot say it."""
+    config = report["config"]
+    value = config.get(row.name)
+    if row.name == "calibration" and "calibration" not in (config.get("overridden") or ()):
+        return []
+    if row.name == "revision" and config.get("checkpoint") != repository:
+        return []
+    if row.name == "seed" and type(value) is not int:
+        return None
+    if isinstance(row.flag, Mapping):
+        return shlex.split(row.flag[value]) if value in row.flag else [] if row.name not in config else None
+    if row.name == "buffer_bytes" and value is not None:
+        all_in_memory = config.get("num_images_in_memory", report["num_images"]) == report["num_images"]
+        value = None if all_in_memory else value / 2**20
+    elif row.name == "shard" and value is not None:
+        if len(value["indices"]) > 1:
+            return None
+        value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
+    return [] if value is None else [row.flag, str(value)]
+
+
+def check_card(text: str, report: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless a card has the metadata of ours, in plain and finite values, and says what its report says."""
+    report = Report.of(report)
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    if len(parts) != 3 or parts[0].strip():
+        raise ValueError("`card` must begin with its metadata between two lines `---`.")
+    try:
+        metadata = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise ValueError(f"`card` must have metadata of plain YAML values, got: {' '.join(str(error).split())}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"`card` must have metadata of keys and values, got {type(metadata).__name__}.")
+    check_plain(metadata, "card")
+    missing = [key for key in METADATA_KEYS if not metadata.get(key)]
+    if missing:
+        raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
+    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
+    if match is None:
+        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    # The pictures that are shown are the only thing that the report does not tell.
+    pictures = re.findall(r"^!\[([^\]\n]*)\]\(([\w-]+\.png)\)$", parts[2], flags=re.MULTILINE)
+    expected = str(model_card(report, repository=match[1], pictures=pictures))
+    for got, line in zip_longest(text.strip().split("\n"), expected.strip().split("\n"), fillvalue="nothing"):
+        if got != line:
+            raise ValueError(f"`card` must agree with its report, got the line {got!r} for {line!r}.")
+
+
 # ---- ddpm_vlb/files.py ----
 
 r"""Files and folders that are written whole or not at all: beside their place first, then renamed."""
@@ -2879,6 +5279,21 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def png_bytes(picture: Any) -> bytes:
+    r"""A PIL image or a figure of Matplotlib as a PNG file; a figure at 120 dots an inch."""
+    buffer = io.BytesIO()
+    if hasattr(picture, "savefig"):
+        picture.savefig(buffer, format="png", dpi=120)
+    else:
+        picture.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def write_png(path: str | Path, picture: Any) -> None:
+    r"""Write a PIL image or a figure of Matplotlib as a PNG file, whole or not at all."""
+    write_atomically(path, png_bytes(picture))
 
 
 @contextmanager
@@ -2956,511 +5371,6 @@ def _umask() -> int:
     return umask
 
 
-# ---- ddpm_vlb/reports/schema.py ----
-
-r"""What a report holds."""
-
-
-# What a report says of the model itself.
-REPORTED_SETTINGS = (
-    "network_sha256",
-    "num_train_timesteps",
-    "num_steps",
-    "inference_timesteps",
-    "beta_schedule",
-    "trained_betas",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-    "variance_type",
-    "decoder_variance",
-    "calibration",
-    "clip_sample",
-    "clip_sample_range",
-    "thresholding",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "num_pixel_levels",
-)
-# Of these, what a user may choose anew when scoring; a report says which were.
-OVERRIDABLE = ("clip_sample", "thresholding", "num_pixel_levels")
-REPORT_KEYS = {
-    "bits_per_dim": float,
-    "prior": float,
-    "transitions_total": float,
-    "decoder": float,
-    "standard_error": float,
-    "transitions": list,
-    "timesteps": list,
-    "per_image": list,
-    "method": str,
-    "num_images": int,
-    "num_network_evaluations": int,
-    "config": dict,
-}
-# What a sampled report has besides.
-SAMPLED_KEYS = {
-    "monte_carlo_error": float,
-    "degrees_of_freedom": float,
-    "confidence_level": float,
-    "monte_carlo_interval": list,
-    "strata": list,
-    "evaluations_per_timestep": list,
-}
-# What else of a report may be shown.
-FURTHER_KEYS = (
-    "monte_carlo_error",
-    "data_error",
-    "confidence_interval",
-    "per_image_monte_carlo_error",
-    "half_precision_bias",
-)
-# Settings of a report's `config` that a reader of its number needs: a number is one of these settings, or it is none.
-SETTINGS = {
-    "num_train_timesteps": "number of steps T",
-    "num_steps": "steps scored",
-    "inference_timesteps": "the sub-sequence scored",
-    "beta_schedule": "forward variances",
-    "prediction_type": "prediction type",
-    "variance_type": "reverse variances",
-    "decoder_variance": "decoder variance (t = 0)",
-    "calibration": "calibrated on",
-    "num_pixel_levels": "pixel levels",
-    "quantized": "images brought onto these levels first",
-    "clip_sample": "clip_sample",
-    "thresholding": "thresholding",
-    "dtype": "dtype",
-    "seed": "seed",
-    "split": "split",
-}
-REQUIRED_SETTINGS = (
-    "num_train_timesteps",
-    "num_steps",
-    "prediction_type",
-    "variance_type",
-    "decoder_variance",
-    "num_pixel_levels",
-    "clip_sample",
-    "inference_timesteps",
-    "num_inference_steps",
-    "dtype",
-    "seed",
-    "dataset",
-    "network_sha256",
-)
-# What else of a report's `config` may be shown; anything else that lies in it stays at home.
-FURTHER_SETTINGS = (
-    "checkpoint",
-    "revision",
-    "trained_betas",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-    "clip_sample_range",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "overridden",
-    "timestep_spacing",
-    "num_class_embeds",
-    "image_shape",
-    "batch_size",
-    "device",
-    "versions",
-    "max_images",
-    "shard",
-    "data_sha256",
-    "buffer_bytes",
-    "num_images_in_memory",
-    "target_se",
-    "max_evaluations",
-    "evaluations_per_image",
-    "num_pilot_evaluations",
-    "num_rounds",
-    "num_processes",
-    "rows",
-    "description",
-    "limits",
-    "command",
-)
-# Settings that may differ between reports that are merged; all others must agree.
-FREE_SETTINGS = (
-    "batch_size",
-    "buffer_bytes",
-    "checkpoint",
-    "command",
-    "data_sha256",
-    "device",
-    "evaluations_per_image",
-    "max_evaluations",
-    "max_images",
-    "num_images_in_memory",
-    "num_pilot_evaluations",
-    "num_processes",
-    "num_rounds",
-    "seed",
-    "shard",
-    "target_se",
-    "versions",  # but for this package's own
-)
-
-
-def read_report(path: str | Path) -> dict[str, Any]:
-    r"""A report from its file, checked as `check_report` does.
-
-    Raises:
-        ValueError: a file that is not there, or not such a report.
-    """
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`report` must be a JSON file of `ddpm-vlb evaluate`, got {str(path)!r}: {error}") from error
-    check_report(report)
-    return report
-
-
-def check_report(report: Any) -> None:
-    r"""Raise `ValueError` unless a report is complete, of finite Python numbers, and agrees with itself."""
-    if not isinstance(report, dict):
-        raise ValueError(f"`report` must be a dictionary, got {type(report).__name__}.")
-    sampled = str(report.get("method")).startswith("sampled")
-    for key, kind in (REPORT_KEYS | (SAMPLED_KEYS if sampled else {})).items():
-        if key not in report:
-            raise ValueError(f"`report` must have the key {key!r}, got {', '.join(sorted(map(str, report)))}.")
-        value = report[key]
-        if value is None and (key == "standard_error" and report["num_images"] == 1 or key == "per_image" and sampled):
-            continue
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"`report` must have a {kind.__name__} for {key!r}, got {type(value).__name__}.")
-    check_plain(report, "report")
-    config = report["config"]
-    missing = [key for key in REQUIRED_SETTINGS if key not in config]
-    if missing:
-        raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
-    count, transitions, per_image = report["num_images"], report["transitions"], report["per_image"]
-    for key, kinds in (("transitions", (float, int, type(None))), ("per_image", (float, int)), ("timesteps", (int,))):
-        for index, value in enumerate(report[key] or ()):
-            if type(value) not in kinds:
-                raise ValueError(f"`report.{key}[{index}]` must be a number, got {value!r}.")
-    for key in ("num_train_timesteps", "num_steps", "num_pixel_levels"):
-        if type(config[key]) is not int or config[key] < 1:
-            raise ValueError(f"`report.config.{key}` must be a positive integer, got {config[key]!r}.")
-    if not isinstance(config.get("versions", {}), dict):
-        raise ValueError(f"`report.config.versions` must be a dictionary, got {config['versions']!r}.")
-    full = report["method"].startswith("full")
-    if not (sampled or full):
-        raise ValueError(f"`report` must have a method that begins with 'full' or 'sampled', got {report['method']!r}.")
-    evaluations = report["num_network_evaluations"]
-    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
-        raise ValueError(
-            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
-            f" evaluations of {count} images."
-        )
-    if full and None in transitions:
-        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
-    if (config["num_steps"] < config["num_train_timesteps"]) != (config["inference_timesteps"] is not None):
-        raise ValueError(
-            f"`report` must name the sub-sequence it is of, and only then, got {config['num_steps']} steps of"
-            f" {config['num_train_timesteps']} on {config['inference_timesteps']}."
-        )
-    if report["standard_error"] is not None and report["standard_error"] < 0:
-        raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
-    lengths = (len(transitions), len(report["timesteps"]), count if per_image is None else len(per_image))
-    if lengths != (config["num_steps"] - 1, config["num_steps"] - 1, count):
-        raise ValueError(
-            "`report` must have one transition and one timestep per step but the first, and one number per image, got"
-            f" {lengths} for {config['num_steps']} steps and {count} images."
-        )
-    terms = [report["prior"], report["transitions_total"], report["decoder"]]
-    if min(terms) < 0 and not sampled:
-        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
-    total = report["bits_per_dim"]
-    _check_same("terms that sum to its total", sum(terms), total)
-    if per_image is not None:
-        _check_same("images whose mean is its total", math.fsum(per_image) / count, total)
-    if full:
-        _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
-    else:
-        _check_sampled(report)
-    if full and count > 1:
-        error = math.sqrt(math.fsum((value - total) ** 2 for value in per_image) / (count - 1) / count)
-        _check_same("a standard error that its images have", error, report["standard_error"])
-
-
-def _check_sampled(report: dict[str, Any]) -> None:
-    r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
-    data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
-    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
-        if type(value) not in (int, float) or value < 0:
-            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
-    if report["standard_error"] is not None:
-        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
-    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
-        interval = report.get(key)
-        if interval is None and error is None or interval is None and key == "confidence_interval":
-            continue
-        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
-            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
-        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
-        # Student's quantile is nowhere below the normal one.
-        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
-        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
-            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
-    first, *others = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in report["strata"]] or [
-        None
-    ]
-    if any(type(value) not in (int, float) for value in (first, *others)):
-        raise ValueError("`report` must have the bits per dimension of each of its strata.")
-    _check_same("a decoder that is its first stratum", first, report["decoder"])
-    _check_same("strata that sum to its transitions", math.fsum(others), report["transitions_total"])
-    counts = report["evaluations_per_timestep"]
-    if len(counts) != report["config"]["num_steps"] or any(type(n) is not int or n < 0 for n in counts):
-        raise ValueError(f"`report` must count the evaluations at each of its {report['config']['num_steps']} timesteps.")
-    if sum(counts) > report["num_network_evaluations"] or any(
-        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
-    ):
-        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
-
-
-def _check_same(what: str, got: float, expected: float) -> None:
-    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
-        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
-
-
-def check_plain(value: Any, name: str) -> None:
-    r"""Raise `ValueError` for anything that is not a plain, finite value: NaN, infinity, a NumPy number, bytes, a date."""
-    if type(value) is dict:
-        for key, entry in value.items():
-            check_plain(entry, f"{name}.{key}")
-    elif type(value) is list:
-        for index, entry in enumerate(value):
-            check_plain(entry, f"{name}[{index}]")
-    elif type(value) not in (str, int, float, bool, type(None)):
-        raise ValueError(f"`{name}` must be a plain value of Python, got {type(value).__name__}.")
-    elif type(value) is float and not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}.")
-
-
-def public_report(report: dict[str, Any], repository: str) -> dict[str, Any]:
-    r"""A report as it may be shown: the checkpoint under the name of its repository, no path of this machine, and no setting
-    that is not known here."""
-    config = {
-        key: report["config"][key] for key in report["config"] if key in (*SETTINGS, *FURTHER_SETTINGS, *REQUIRED_SETTINGS)
-    }
-    if config.get("checkpoint") != repository:
-        config.pop("revision", None)  # of another repository
-    config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
-    if config.get("command"):
-        config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
-    known = {*REPORT_KEYS, *SAMPLED_KEYS, *FURTHER_KEYS}
-    return {key: value for key, value in report.items() if key in known} | {"config": config}
-
-
-def public_name(name: str) -> str:
-    r"""A name as it may be shown: of an absolute path, or one that leads out of a folder, the last part."""
-    flag, equals, value = name.partition("=")
-    if equals and flag.startswith("--"):
-        return f"{flag}={public_name(value)}"
-    local = name.startswith(("/", "~", "../", "./", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)
-    return PurePath(name.replace("\\", "/")).name if local else name
-
-
-# ---- ddpm_vlb/hub/cards.py ----
-
-r"""Model cards: made from a report and from nothing else, and checked against it.
-
-A card is refused where its report is not what `ddpm_vlb.evaluation` writes: numbers that are not finite or not numbers, keys
-that are missing, terms that do not sum to the total, a total that is not the mean of its images. A card that is there already
-is checked by making it again: nothing but the pictures that it shows is its own.
-"""
-
-
-
-
-# diffusers' own scheduler samples NaN, or something else, with these.
-NOT_FOR_STOCK = {"variance_type": ("learned", "fixed_large_log"), "timestep_spacing": ("trailing",)}
-LONGEST_LIST = 32
-METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
-TASK = "unconditional-image-generation"
-METRIC = "bits_per_dim"
-TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
-
-
-def model_card(
-    report: dict[str, Any] | None,
-    *,
-    repository: str,
-    settings: dict[str, Any] | None = None,
-    pictures: Sequence[tuple[str, str]] = (),
-) -> ModelCard:
-    r"""The card of a checkpoint.
-
-    Args:
-        report: of the checkpoint, as `ddpm_vlb.evaluation` makes it: every number of the card is from here. Its `config` may
-            have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
-            scored.
-        repository: what the checkpoint is loaded by.
-        settings: of the scheduler, and the network's `num_class_embeds`, where there is no report to say them.
-        pictures: pairs of a caption and a file name beside the card.
-
-    Raises:
-        ValueError: a report that `check_report` refuses.
-    """
-    if report is not None:
-        check_report(report)
-        report = public_report(report, repository)
-    config = settings or {} if report is None else report["config"]
-    name = repository.rpartition("/")[2]
-    steps = config.get("num_train_timesteps") or 1000
-    not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
-    return ModelCard.from_template(
-        _card_data(report, name),
-        template_str=card_template(),
-        report=report,
-        name=name,
-        repository=repository,
-        description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
-        limits=config.get("limits"),
-        dataset=_dataset_and_split(config),
-        error="" if report is None else _error(report),
-        terms="" if report is None else "\n".join(_term_rows(report)),
-        settings="" if report is None else "\n".join(_setting_rows(report)),
-        command=None if report is None else reproducing_command(report, repository),
-        pictures=list(pictures),
-        num_inference_steps=min(1000, steps),
-        not_for_stock=" and ".join(not_for_stock),
-        conditional=config.get("num_class_embeds") is not None,
-    )
-
-
-def _card_data(report: dict[str, Any] | None, name: str) -> ModelCardData:
-    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
-    if report is None:
-        return ModelCardData(**data)
-    config = report["config"]
-    result = EvalResult(
-        task_type=TASK,
-        dataset_type=config["dataset"],
-        dataset_name=config["dataset"],
-        dataset_split=config.get("split"),
-        metric_type=METRIC,
-        metric_name="bits/dim (variational bound)",
-        metric_value=report["bits_per_dim"],
-        metric_args=_metric_arguments(report),
-    )
-    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=[result])
-
-
-def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
-    arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
-    config = report["config"]
-    return arguments | {key: _shortened(config[key]) for key in SETTINGS if config.get(key) is not None}
-
-
-def _error(report: dict[str, Any]) -> str:
-    if report["standard_error"] is None:
-        return ""
-    if report["method"].startswith("full"):
-        return f" ({report['standard_error']:.4f} standard error)"
-    low, high = report["monte_carlo_interval"]
-    level = f"{report['confidence_level']:.0%}"
-    return f" ({report['standard_error']:.4f} standard error; of these very images {low:.4f} to {high:.4f}, {level})"
-
-
-def _dataset_and_split(config: dict[str, Any]) -> str:
-    return f"{config.get('dataset')} ({config['split']} split)" if config.get("split") else f"{config.get('dataset')}"
-
-
-def _term_rows(report: dict[str, Any]) -> list[str]:
-    rows = {"L_T (prior)": "prior", "sum of L_t (KL terms)": "transitions_total", "L_0 (decoder)": "decoder"}
-    lines = [f"| {text} | {report[key]:.4f} |" for text, key in rows.items()]
-    return ["| term | bits/dim |", "|---|---|", *lines, f"| **bound** | **{report['bits_per_dim']:.4f}** |"]
-
-
-def _setting_rows(report: dict[str, Any]) -> list[str]:
-    config = report["config"]
-    rows = [f"| {text} | {_cell(config[key])} |" for key, text in SETTINGS.items() if config.get(key) is not None]
-    method = f"| method | {report['method']}: {report['num_network_evaluations']} network evaluations |"
-    versions = " ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
-    return ["| setting | value |", "|---|---|", *rows, method, *([f"| versions | {versions} |"] if versions else [])]
-
-
-def _shortened(value: Any) -> Any:
-    # Hundreds of timesteps are no reading; the report has them all.
-    if isinstance(value, list) and len(value) > LONGEST_LIST:
-        return f"{', '.join(map(str, value[:3]))}, ..., {', '.join(map(str, value[-3:]))} ({len(value)} in report.json)"
-    return value
-
-
-def _cell(value: Any) -> str:
-    # One line, and no column more.
-    value = _shortened(value)
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def reproducing_command(report: dict[str, Any], repository: str) -> str | None:
-    r"""The command line that makes the report of a checkpoint again: its own `command`, or `ddpm-vlb evaluate` with all that
-    its config says; `None` where no command line can say it."""
-    config = report["config"]
-    if config.get("command"):
-        return config["command"]
-    shard = config.get("shard") or {"of": 1, "indices": [0]}
-    by_command = "max_images" in config and type(config["seed"]) is int and "thresholding" not in config.get("overridden", ())
-    by_command = by_command and len(shard["indices"]) == 1
-    if not by_command or (config["inference_timesteps"] is not None and config["num_inference_steps"] is None):
-        return None
-    in_memory = config.get("num_images_in_memory", report["num_images"])
-    words = ["ddpm-vlb", "evaluate", repository, "--dataset", config["dataset"]]
-    optional = {
-        "--revision": config.get("revision") if config.get("checkpoint") == repository else None,
-        "--split": config.get("split"),
-        "--max-images": config["max_images"],
-        "--shard": None if shard["of"] == 1 else f"{shard['indices'][0]}/{shard['of']}",
-        "--method": report["method"].partition(",")[0],
-        "--target-se": config.get("target_se"),
-        "--max-evaluations": config.get("max_evaluations"),
-        "--per-image": config.get("evaluations_per_image"),
-        "--buffer-mb": None if in_memory == report["num_images"] else config["buffer_bytes"] / 2**20,
-        "--num-inference-steps": config["num_inference_steps"],
-        "--num-pixel-levels": config["num_pixel_levels"],
-        "--batch-size": config.get("batch_size"),
-        "--dtype": config["dtype"],
-        "--seed": config["seed"],
-    }
-    words += [str(word) for flag, value in optional.items() if value is not None for word in (flag, value)]
-    words += ["--clip-sample" if config["clip_sample"] else "--no-clip-sample"]
-    words += ["--quantize"] if config.get("quantized") else []
-    return shlex.join(words)
-
-
-def check_card(text: str, report: dict[str, Any]) -> None:
-    r"""Raise `ValueError` unless a card has the metadata of ours, in plain and finite values, and says what its report says."""
-    check_report(report)
-    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
-    if len(parts) != 3 or parts[0].strip():
-        raise ValueError("`card` must begin with its metadata between two lines `---`.")
-    try:
-        metadata = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
-        raise ValueError(f"`card` must have metadata of plain YAML values, got: {' '.join(str(error).split())}") from error
-    if not isinstance(metadata, dict):
-        raise ValueError(f"`card` must have metadata of keys and values, got {type(metadata).__name__}.")
-    check_plain(metadata, "card")
-    missing = [key for key in METADATA_KEYS if not metadata.get(key)]
-    if missing:
-        raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
-    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
-    if match is None:
-        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
-    # The pictures that are shown are the only thing that the report does not tell.
-    pictures = re.findall(r"^!\[([^\]\n]*)\]\(([\w-]+\.png)\)$", parts[2], flags=re.MULTILINE)
-    expected = str(model_card(report, repository=match[1], pictures=pictures))
-    for got, line in zip_longest(text.strip().split("\n"), expected.strip().split("\n"), fillvalue="nothing"):
-        if got != line:
-            raise ValueError(f"`card` must agree with its report, got the line {got!r} for {line!r}.")
-
-
 # ---- ddpm_vlb/hub/repository.py ----
 
 r"""What a Hub repository of ours contains, and how it gets there.
@@ -3524,25 +5434,32 @@ def check_no_link(path: Path, folder: Path) -> None:
 
 
 def repository_files(
-    folder: str | Path, repository: str, report: dict[str, Any] | None = None, pictures: dict[str, bytes] | None = None
+    files: Mapping[str, Path | bytes],
+    repository: str,
+    report: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
 ) -> dict[str, Path | bytes]:
     r"""Everything that a repository of ours contains: `pipeline_files`, the remote code, card, report and pictures.
 
+    Args:
+        files: what `pipeline_files` says of the pipeline.
+        repository: its full name.
+        report: what the card is made from, or `None`.
+        pictures: PNG files by their names, of those in `PICTURES`.
+
     Raises:
-        ValueError: as `pipeline_files`; a report that `check_report` refuses.
+        ValueError: anything that is no `Report`.
     """
-    files = pipeline_files(folder)
     scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
-    pictures = pictures or {}
+    report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,
         repository=repository,
         settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
         pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
     )
-    files |= {"pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
+    files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
     if report is not None:
-        check_report(report)
         files["report.json"] = _json_bytes(public_report(report, repository))
     return files
 
@@ -3558,6 +5475,21 @@ def is_stale(name: str, variant: str | None = None) -> bool:
         return True
     match = WEIGHT_NAME.fullmatch(name)
     return match is not None and (match["variant"] or match["of_index"]) == variant
+
+
+@contextmanager
+def saving(folder: Path, variant: str | None) -> Iterator[None]:
+    r"""What a folder needs besides, once diffusers has saved a pipeline to it: no weights of an earlier save under another
+    name, which would be loaded in place of these; no path of this machine; and the package in one file."""
+    before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
+    yield
+    for path, written in before.items():
+        if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
+            path.unlink()
+    for name, content in pipeline_files(folder).items():
+        if isinstance(content, bytes):
+            write_atomically(folder / name, content)
+    write_atomically(folder / "pipeline.py", standalone_source().encode())
 
 
 # ---- ddpm_vlb/hub/push.py ----
@@ -3596,8 +5528,8 @@ def push_folder(
     folder: str | Path,
     repository: str,
     *,
-    report: dict[str, Any] | None = None,
-    pictures: dict[str, bytes] | None = None,
+    report: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
     variant: str | None = None,
     commit_message: str = "Upload VLBDDPMPipeline",
     **options: Any,
@@ -3612,11 +5544,13 @@ def push_folder(
         variant: of the weights, where they are not the ones that are loaded by default.
 
     Raises:
-        ValueError: a folder that is not a saved pipeline, or a report that `check_report` refuses: nothing is sent.
+        ValueError: a folder that is not a saved pipeline, or anything that is no `Report`: nothing is sent.
     """
-    repository_files(folder, check_repository(repository), report, pictures)
+    check_repository(repository)
+    # What could be refused is, before the repository is made; the card waits for its full name.
+    files, report = pipeline_files(folder), None if report is None else Report.of(report)
     return push_files(
-        lambda name, there: repository_files(folder, name, report, pictures),
+        lambda name, there: repository_files(files, name, report, pictures),
         repository,
         commit_message=commit_message,
         remove=lambda name: is_stale(name, variant),
@@ -3724,48 +5658,19 @@ def check_repository(repository: Any) -> str:
     return repository
 
 
-# ---- ddpm_vlb/model/network.py ----
-
-r"""The network that is scored."""
-
-
-
-
-def architecture_digest(network: torch.nn.Module) -> str:
-    r"""SHA-256 of a network's configuration."""
-    return hashlib.sha256(_public_config(network).encode()).hexdigest()
-
-
-def _public_config(network: torch.nn.Module) -> str:
-    config = getattr(network, "config", None)
-    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
-    return json.dumps(public, sort_keys=True, default=str)
-
-
-def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
-    whatever file it was loaded from. `None` where the weights are not at hand."""
-    digest = hashlib.sha256(_public_config(network).encode())
-    for name, weight in sorted(network.state_dict().items()):
-        if weight.is_meta:
-            return None
-        weight = weight.detach().cpu()
-        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 # ---- ddpm_vlb/model/scorer.py ----
 
 r"""A network and the process that is scored: terms of the bound for any images at any timesteps.
 
 Both ways to score images are made of it: the full sweep, every image at every step, and the sampled evaluation
-(`sampled_bound.py`). A batch mixes images and timesteps freely.
+(`sampled_bound/`). A batch mixes images and timesteps freely.
 """
 
 
 
+
+# What a report says of the forward process.
+SCHEDULE_NAMES = ("beta_schedule", "trained_betas", "beta_start", "beta_end", "rescale_betas_zero_snr")
 
 
 @dataclass(frozen=True)
@@ -3773,18 +5678,78 @@ class Scorer:
     r"""What is scored.
 
     Args:
-        unet: the network, called as `unet(noisy_samples, timesteps, class_labels=...)`.
+        network: what is asked.
         reverse: the reverse process.
         num_pixel_levels: levels of the images' grid.
-        device: of the network.
-        dtype: of the network's inputs.
+        num_inference_steps: as it was asked for, `None` where a grid was named, or nothing.
+        on_subsequence: whether it was one of the two.
+        overridden: the settings of the scheduler that were.
+        schedule: what a report says of the forward process, and the calibration, by their names there.
     """
 
-    unet: Callable[..., Any]
+    network: Network
     reverse: ReverseProcess
     num_pixel_levels: int
-    device: torch.device
-    dtype: torch.dtype
+    num_inference_steps: int | None = None
+    on_subsequence: bool = False
+    overridden: tuple[str, ...] = ()
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        r"""Where the network computes."""
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        r"""In which the network computes."""
+        return self.network.dtype
+
+    @property
+    def timesteps(self) -> list[int]:
+        r"""The grid that is scored, ascending."""
+        return self.reverse.forward.timesteps.tolist()
+
+    def describe(self) -> dict[str, Any]:
+        r"""What a report says of the model that is scored."""
+        reverse, forward, schedule = self.reverse, self.reverse.forward, self.schedule
+        steps = self.num_inference_steps
+        return {
+            "num_train_timesteps": forward.num_train_timesteps,
+            "num_steps": len(forward),
+            "num_inference_steps": None if steps is None else int(steps),
+            "inference_timesteps": forward.timesteps.flip(0).tolist() if self.on_subsequence else None,
+            **{name: schedule.get(name) for name in SCHEDULE_NAMES},
+            "prediction_type": reverse.prediction_type,
+            "variance_type": reverse.variance_type,
+            "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
+            "calibration": schedule.get("calibration"),
+            "clip_sample": reverse.clip_sample,
+            "clip_sample_range": reverse.clip_sample_range,
+            "thresholding": reverse.thresholding,
+            "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
+            "sample_max_value": reverse.sample_max_value,
+            "num_pixel_levels": self.num_pixel_levels,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "timestep_spacing": schedule.get("timestep_spacing"),
+            "num_class_embeds": self.network.num_classes,
+            "versions": {
+                "ddpm_vlb": __version__,
+                "diffusers": diffusers.__version__,
+                "torch": str(torch.__version__),  # a class of its own
+                "python": platform.python_version(),
+            },
+        }
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        r"""`describe`, with what was overridden, which network it is, and more."""
+        return self.describe() | {"overridden": list(self.overridden), "network_sha256": self.network.sha256(), **more}
+
+    def read(self, images: Any, class_labels: Any = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""Levels `(N, C, H, W)` and classes `(N,)` of images of any kind; `ValueError` where they do not fit the model."""
+        levels = images_to_levels(images, self.num_pixel_levels, channels=self.network.channels, size=self.network.size)
+        return levels, self.network.check_class_labels(class_labels, len(levels))
 
     def samples(self, levels: torch.Tensor) -> torch.Tensor:
         r"""Levels as images in [-1, 1] on the device, in the working dtype."""
@@ -3793,21 +5758,6 @@ class Scorer:
     def prior(self, samples: torch.Tensor) -> torch.Tensor:
         r""":math:`L_T` in nats, `(B,)`, on the device."""
         return prior_kl(self.reverse.forward, samples)
-
-    def network(
-        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        r"""The network's output.
-
-        Args:
-            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
-                network's.
-            timesteps: one for all, or one each, `(B,)`.
-            class_labels: of a class-conditional network, `(B,)`.
-        """
-        arguments = {} if class_labels is None else {"class_labels": class_labels.to(self.device, non_blocking=True)}
-        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return self.unet(noisy_samples.to(self.dtype), on_device, **arguments).sample
 
     def terms(
         self,
@@ -3842,117 +5792,200 @@ class Scorer:
         return torch.where(finite, nats, torch.nan)
 
 
-# ---- ddpm_vlb/noise.py ----
+def make_scorer(
+    network: Network,
+    scheduler: Any,
+    num_inference_steps: int | None = None,
+    inference_timesteps: Sequence[int] | None = None,
+    clip_sample: bool | None = None,
+    thresholding: bool | None = None,
+    calibrated: bool = True,
+) -> Scorer:
+    r"""The scorer of a network under a scheduler's configuration.
 
-r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
+    Args:
+        network: what is asked.
+        scheduler: a `VLBDDPMScheduler`.
+        num_inference_steps, inference_timesteps, clip_sample, thresholding: as `VLBDDPMPipeline.evaluate_nll`.
+        calibrated: `False` leaves a calibration aside.
 
-Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
-of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
-timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
-of chance to save.
+    Raises:
+        ValueError: a model that cannot be scored; another network's calibration.
+    """
+    if num_inference_steps is not None and inference_timesteps is not None:
+        raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+    if calibrated:
+        check_calibration(scheduler, network)
+        num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
+    on_subsequence = num_inference_steps is not None or inference_timesteps is not None
+    if num_inference_steps is not None:
+        inference_timesteps = scheduler.inference_grid(num_inference_steps)
+    config = scheduler.config
+    check_num_pixel_levels(config.num_pixel_levels)
+    reverse = scheduler.reverse_process(
+        inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
+    )
+    network.check_out_channels(reverse.learns_variance, reverse.variance_type)
+    betas = config.trained_betas
+    schedule = {
+        "beta_schedule": "trained_betas" if betas is not None else config.beta_schedule,
+        "trained_betas": None if betas is None else [float(b) for b in betas],
+        **{name: config[name] for name in ("beta_start", "beta_end", "rescale_betas_zero_snr", "timestep_spacing")},
+        "calibration": None if reverse.error_model is None else scheduler.calibration.description,
+    }
+    overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)
+    return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)
+
+
+def default_steps(scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
+    r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
+    calibration = getattr(scheduler, "calibration", None)
+    if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
+        return num_inference_steps
+    return calibration.num_inference_steps
+
+
+def check_calibration(scheduler: Any, network: Network) -> None:
+    r"""Raise `ValueError` for a calibration of another network."""
+    calibration = getattr(scheduler, "calibration", None)
+    if calibration is not None and calibration.config.get("architecture_sha256") != network.architecture_sha256:
+        raise ValueError(
+            f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
+            " architecture. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+        )
+
+
+# ---- ddpm_vlb/likelihoods/full_sweep.py ----
+
+r"""The full sweep: every image at every step, and what a report needs of it, in memory that grows by four numbers an image.
+
+At each step the mean over images and the sum of squares about it are kept, and put together batch by batch (Chan's formula).
 """
 
 
 
-_MASK = (1 << 64) - 1
 
 
-def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
-    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
-
-    Raises:
-        ValueError: a list of generators of another length than `count`.
-    """
-    check_generator(generator)
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != count:
-            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
-        return [seed for one in generator for seed in draw_seeds(1, one)]
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
-
-
-def check_generator(generator: Any) -> None:
-    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them, or `None`."""
-    generators = generator if isinstance(generator, (list, tuple)) else [generator]
-    for one in generators:
-        if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
-            raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
-
-
-def fresh_seed(generator: Any) -> int | None:
-    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
-    if not isinstance(generator, torch.Generator):
-        return None
-    seed = generator.initial_seed()
-    untouched = torch.Generator(device=generator.device).manual_seed(seed)
-    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
-
-
-def mix(seed: int, number: int) -> int:
-    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
-    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
-
-
-def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
-    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
-    with np.errstate(over="ignore"):
-        numbers = np.asarray(numbers, dtype=np.uint64)
-        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def uniform_array(keys: np.ndarray) -> np.ndarray:
-    r"""`keyed_uniform` of each key."""
-    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
-
-
-def keyed_uniform(key: int) -> float:
-    r"""A number in [0, 1) that is a function of the key alone."""
-    return (mix(key, 0) >> 11) * 2.0**-53
-
-
-def keyed_normal(keys: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    r"""Standard normal noise of shape `(len(keys), *shape)`, float32 on the CPU, each row a function of its key alone."""
-    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
-    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
-    generator = torch.Generator()
-    noise = torch.empty(len(keys), *shape)
-    for row, key in zip(noise.unbind(), keys):
-        row.normal_(generator=generator.manual_seed(key))
-    return noise
-
-
-def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
-    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
+def sweep(
+    scorer: Scorer,
+    levels: torch.Tensor,
+    seeds: Sequence[int],
+    labels: torch.Tensor | None = None,
+    step: Callable[[], Any] = lambda: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Every step for a batch of images, in nats and on the device.
 
     Args:
-        seeds: one per image, length B.
-        timesteps: zero-based timesteps, in any order; cheapest where neighbours follow each other.
-        shape: shape of one image, `(C, H, W)`.
+        scorer: what is scored.
+        levels: images, `(B, C, H, W)`.
+        seeds: of their noise, `B` integers.
+        labels: classes, `(B,)`.
+        step: called once a step.
 
-    Yields:
-        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, whatever the device it is for.
+    Returns:
+        The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
+        not finite.
     """
-    # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
-    # The block is a function of t and of the shape, and the noise still one of (seed, t).
-    block = max(1, 1024 // math.prod(shape))
-    drawn = None
-    for timestep in timesteps:
-        if timestep // block != drawn:
-            drawn = timestep // block
-            noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
-        yield noise[:, timestep % block]
+    samples = scorer.samples(levels)
+    labels = None if labels is None else labels.to(scorer.device)
+    timesteps = scorer.reverse.forward.timesteps
+    terms = []
+    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
+    for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
+        terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
+        step()
+    return scorer.prior(samples), torch.stack(terms, dim=1)
 
 
-def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
-    r"""The images of `frame` in an order that the key gives."""
-    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
+def sweep_images(
+    scorer: Scorer,
+    levels: torch.Tensor,
+    seeds: Sequence[int],
+    labels: torch.Tensor | None,
+    batch_size: int,
+    step: Callable[[], Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""As `sweep`, batch after batch, in bits/dim and on the CPU.
+
+    Raises:
+        ValueError: a network whose output is not finite.
+    """
+    parts = []
+    for start in range(0, len(levels), batch_size):
+        rows = slice(start, start + batch_size)
+        parts.append(sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], step))
+    # The one copy from the device, after the last batch.
+    prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), levels[0].numel()) for x in zip(*parts))
+    check_finite(terms, scorer.timesteps, scorer.dtype)
+    return prior, terms
+
+
+class SeedSequence:
+    r"""`seeds[number]`: the seeds that `evaluate_nll` gives to its images when its generator starts from this seed."""
+
+    def __init__(self, seed: int):
+        self._seed, self._drawn = seed, []
+
+    def __getitem__(self, number: int) -> int:
+        if number >= len(self._drawn):
+            self._drawn = draw_seeds(max(1024, 2 * (number + 1)), torch.Generator().manual_seed(self._seed))
+        return self._drawn[number]
+
+
+def sums_of_batch(prior: torch.Tensor, terms: torch.Tensor, num_dimensions: int) -> dict[str, Any]:
+    r"""What is kept of a batch, in bits/dim, as plain values.
+
+    Args:
+        prior, terms: of `sweep`, `(B,)` and `(B, K)`, in nats.
+        num_dimensions: of an image.
+    """
+    prior, terms = (nats_to_bits_per_dim(x.cpu().double(), num_dimensions) for x in (prior, terms))
+    bad = (~torch.isfinite(terms)).nonzero()
+    means = terms.mean(dim=0)
+    return {
+        "bad": bad[0].tolist() if len(bad) else None,
+        "prior": prior.tolist(),
+        "decoder": terms[:, 0].tolist(),
+        "transitions": terms[:, 1:].sum(dim=1).tolist(),
+        "means": means.tolist(),
+        "squares": (terms - means).square().sum(dim=0).tolist(),
+    }
+
+
+class Sweeps:
+    r"""The sums over all batches so far, of a grid of `steps` steps."""
+
+    def __init__(self, steps: int):
+        self.prior, self.decoder, self.transitions = [], [], []
+        self.count, self.means, self.squares = 0, *torch.zeros(2, steps, dtype=torch.float64)
+
+    def add(self, sums: dict[str, Any], numbers: list[int], timesteps: list[int], dtype: torch.dtype) -> None:
+        r"""Take in a batch of images with these numbers, scored by a network of this dtype.
+
+        Raises:
+            ValueError: a term that is not finite.
+        """
+        if sums["bad"] is not None:
+            image, row = sums["bad"]
+            raise NonFiniteOutput("a term that is not", image=numbers[image], timestep=timesteps[row], dtype=dtype)
+        for name in ("prior", "decoder", "transitions"):
+            getattr(self, name).extend(sums[name])
+        count, means = len(sums["prior"]), torch.tensor(sums["means"], dtype=torch.float64)
+        gap, both = means - self.means, self.count + count
+        self.squares += torch.tensor(sums["squares"], dtype=torch.float64) + gap.square() * self.count * count / both
+        self.means += gap * count / both
+        self.count = both
+
+    def mean_and_error(self, more: list[dict[str, Any]]) -> tuple[float, float] | tuple[()]:
+        r"""The mean so far with the sums of some more batches, and its standard error; nothing for less than two images."""
+        parts = [(self.prior, self.decoder, self.transitions), *((s["prior"], s["decoder"], s["transitions"]) for s in more)]
+        values = torch.tensor([sum(terms) for part in parts for terms in zip(*part)], dtype=torch.float64)
+        return (values.mean().item(), (values.var() / len(values)).sqrt().item()) if len(values) > 1 else ()
+
+    @property
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        r"""Prior, decoder and sum of the transitions of each image, `(N,)`."""
+        return tuple(torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions))
 
 
 # ---- ddpm_vlb/sampled_bound/control_variates.py ----
@@ -4130,161 +6163,6 @@ class BoundEstimate:
     num_rounds: int
 
 
-# ---- ddpm_vlb/sampled_bound/draw_scorer.py ----
-
-r"""The network's terms for draws of the estimator."""
-
-
-
-
-SPECTRUM_IMAGES = 1024
-ROUNDING = 1e-12  # relative
-
-
-class Cells(NamedTuple):
-    r"""What a draw's row stands for: for each scorer a row of its grid, -1 for none, and a factor, `(K,)` each."""
-
-    rows: torch.Tensor  # (scorers, K)
-    factors: torch.Tensor  # (scorers, K)
-
-
-def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
-    r"""Two grids cut at each other's noise levels: sums over cells of (factor times term) are the sums over their rows.
-
-    A transition takes the noise from one level to the next. Where the levels are the same, so are cells and rows; elsewhere a
-    transition is cut where the other grid has a level, and its term goes to the pieces by their lengths, as angles
-    :math:`\arctan(\sigma_t / \sqrt{\bar\alpha_t})`. Each piece has the steps of both grids that it lies in, whose terms are
-    alike under the same noise. The decoders are one cell.
-    """
-    levels = [
-        torch.atan2((1 - f.alphas_cumprod).clamp(min=0).sqrt(), f.alphas_cumprod.sqrt()).double() for f in (first, second)
-    ]
-    edges = torch.cat(levels).unique()
-    # Levels that differ by rounding alone are one. What could be lost between them is nothing: a denoiser's error is at most
-    # its input's, D / SNR, and a transition's KL at most D / 2 times the relative change of the SNR.
-    edges = edges[torch.cat([torch.ones(1, dtype=torch.bool), edges.diff() > ROUNDING * edges[:-1]])]
-    rows, factors = [], []
-    for level in levels:
-        ends = torch.bucketize(level * (1 + ROUNDING), edges, right=True) - 1  # the edge that each level is
-        pieces = torch.arange(len(edges) - 1)
-        row = torch.bucketize(pieces, ends, right=True)  # the transition from level row - 1 to level row
-        inside = (row > 0) & (row < len(level))
-        row = torch.where(inside, row, -1)
-        upper = row.clamp(min=1, max=len(level) - 1)  # a grid of one step has no transition, and no row inside
-        lengths = edges.diff() / (edges[ends[upper]] - edges[ends[(upper - 1).clamp(min=0)]]).clamp(min=1e-300)
-        rows.append(torch.cat([torch.zeros(1, dtype=torch.int64), row]))
-        factors.append(torch.cat([torch.ones(1, dtype=torch.float64), torch.where(inside, lengths, 0.0)]))
-    rows, factors = torch.stack(rows), torch.stack(factors)
-    used = (rows >= 0).any(dim=0)
-    return Cells(rows[:, used], factors[:, used])
-
-
-class DrawScorer:
-    r"""Evaluates the draws of `sampled_bound.estimate_bound` for images that lie in memory.
-
-    Args:
-        scorers: one; or two whose difference, first minus second, is wanted. Both then meet an image with the same noise, at
-            the same noise level or close by (`match_rows`).
-        levels: the images, `(M, C, H, W)`.
-        positions: where they lie in the data set, ascending, `(M,)`.
-        ids: what their draws are keyed by, `(M,)`.
-        seed: of the evaluation.
-        class_labels: for each scorer, `(M,)` or `None`.
-
-    `num_steps` is the number of rows that may be drawn, `num_evaluations` that of network evaluations so far.
-    """
-
-    def __init__(
-        self,
-        scorers: Sequence[Scorer],
-        levels: torch.Tensor,
-        positions: np.ndarray,
-        ids: np.ndarray,
-        seed: int,
-        class_labels: Sequence[torch.Tensor | None] = (None, None),
-    ):
-        self.scorers, self.levels, self.positions, self.class_labels = tuple(scorers), levels, positions, tuple(class_labels)
-        forwards = [scorer.reverse.forward for scorer in scorers]
-        if len(forwards) == 1:
-            rows = torch.arange(len(forwards[0]))[None]
-            self._cells = Cells(rows, torch.ones(rows.shape, dtype=torch.float64))
-        else:
-            self._cells = match_rows(*forwards)
-        self.num_steps = self._cells.rows.shape[1]
-        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
-        # Of two grids the mean of both levels, so that it does not matter which is the first.
-        there = self._cells.rows >= 0
-        signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])
-        self._controls = ControlVariates((signal * there).sum(dim=0) / there.sum(dim=0), self._samples(torch.as_tensor(chosen)))
-
-    def cost(self, draws: Draws) -> int:
-        r"""Network evaluations that draws take."""
-        return int((self._cells.rows[:, torch.as_tensor(draws.rows)] >= 0).sum())
-
-    def batches(self, draws: Draws, batch_size: int) -> Iterator[Draws]:
-        r"""The draws in batches."""
-        for start in range(0, len(draws.rows), batch_size):
-            yield Draws(*(array[start : start + batch_size] for array in draws))
-
-    def check_finite(self, draws: Draws, values: torch.Tensor) -> None:
-        r"""Raise `ValueError` for values that are not finite, naming the image and the timestep."""
-        bad = (~torch.isfinite(values)).nonzero().flatten()
-        if len(bad):
-            index = next(index for index, row in enumerate(self._cells.rows[:, int(draws.rows[bad[0]])]) if row >= 0)
-            timestep = self.scorers[index].reverse.forward.timesteps[self._cells.rows[index, int(draws.rows[bad[0]])]]
-            raise ValueError(
-                f"`unet` must give finite outputs, got a term of {values[bad[0]].item()} bits/dim for image"
-                f" {int(draws.images[bad[0]])} at timestep {int(timestep)} ({len(bad)} of {len(values)} terms are not finite)."
-                f"{' (One of the two networks.)' if len(self.scorers) == 2 else ''}"
-                " A float16 network may have overflowed: try bfloat16 or float32."
-            )
-
-    @torch.inference_mode()
-    def __call__(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
-        places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
-        noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
-        values = self._terms(0, places, noise, cells)
-        if len(self.scorers) == 2:
-            values = values - self._terms(1, places, noise, cells).to(values.device)
-        return values, self._controls.noise_features(self._samples(places), noise, cells)
-
-    def _samples(self, places: torch.Tensor) -> torch.Tensor:
-        return levels_to_samples(self.levels[places], self.scorers[0].num_pixel_levels)
-
-    def _terms(self, index: int, places, noise, cells) -> torch.Tensor:
-        r"""Terms of one scorer, zero where its grid has none."""
-        scorer, labels = self.scorers[index], self.class_labels[index]
-        rows, factors = self._cells.rows[index, cells], self._cells.factors[index, cells]
-        there = rows >= 0
-        if not there.any():
-            return torch.zeros(len(rows), dtype=torch.float64)
-        if not there.all():
-            values = self._terms(index, places[there], noise[there], cells[there])
-            return torch.zeros(len(rows), dtype=values.dtype, device=values.device).index_copy(
-                0, there.nonzero().flatten().to(values.device), values
-            )
-        levels = self.levels[places]
-        timesteps = scorer.reverse.forward.timesteps[rows]
-        nats = scorer.terms(scorer.samples(levels), noise, timesteps, None if labels is None else labels[places])
-        return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
-
-
-def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""What is known of images without the network, on the CPU.
-
-    Args:
-        scorers: one, or two whose difference, first minus second, is wanted.
-        levels: images, `(B, C, H, W)`.
-
-    Returns:
-        :math:`L_T` in bits/dim, `(B,)`, or the difference of both, and features `(B, P)`.
-    """
-    priors = [nats_to_bits_per_dim(s.prior(s.samples(levels)).cpu().double(), levels[0].numel()) for s in scorers]
-    prior = priors[0] - priors[1] if len(priors) == 2 else priors[0]
-    return prior, image_features(levels_to_samples(levels, scorers[0].num_pixel_levels))
-
-
 # ---- ddpm_vlb/sampled_bound/design.py ----
 
 r"""What the pilot settles: bins, control variate, probabilities."""
@@ -4415,6 +6293,8 @@ r"""Rounds of sampling and the sums over them."""
 
 
 class Round(NamedTuple):
+    r"""What is kept of the m images of a round."""
+
     images: np.ndarray
     evaluations: int
     first: torch.Tensor  # d_i1
@@ -4441,7 +6321,7 @@ class Sums:
 
     @property
     def num_evaluations(self) -> int:
-        r"""Of all rounds, without the pilot."""
+        r"""Evaluations of all rounds, without the pilot."""
         return sum(one.evaluations for one in self.rounds)
 
     def add(self, draws: Draws, values, noise_features) -> None:
@@ -4480,8 +6360,8 @@ class Sums:
             return None
         part = Draws(*(array[:images] for array in draws))
         shape = part.rows.shape
-        others = Sums.__new__(Sums)
-        others.__dict__ = self.__dict__ | {"rounds": list(self.rounds)}
+        others = copy.copy(self)
+        others.rounds = list(self.rounds)
         others.add(part, values[: part.rows.size].reshape(shape), noise_features[: part.rows.size].reshape(*shape, -1))
         return others.estimate(num_pilot)
 
@@ -4730,6 +6610,225 @@ def _evaluate(evaluate: Evaluate, draws: Draws, preview: Preview) -> tuple[torch
     return values.double().reshape(shape), features.double().reshape(*shape, -1)
 
 
+# ---- ddpm_vlb/sampled_bound/draw_scorer.py ----
+
+r"""Images and networks as the estimator sees them: terms for its draws, and what is known without a network.
+
+`estimate_frame` is the one way from scorers and images to an estimate; evaluations, comparisons, the bias of half precision and
+`evaluate_nll` all go it.
+"""
+
+
+
+
+SPECTRUM_IMAGES = 1024
+ROUNDING = 1e-12  # relative
+
+
+class Cells(NamedTuple):
+    r"""What a draw's row stands for: for each scorer a row of its grid, -1 for none, and a factor, `(K,)` each."""
+
+    rows: torch.Tensor  # (scorers, K)
+    factors: torch.Tensor  # (scorers, K)
+
+
+def rows_of(forward: ForwardProcess) -> Cells:
+    r"""A single grid: its rows as they are."""
+    rows = torch.arange(len(forward))[None]
+    return Cells(rows, torch.ones(rows.shape, dtype=torch.float64))
+
+
+def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
+    r"""Two grids cut at each other's noise levels: sums over cells of (factor times term) are the sums over their rows.
+
+    A transition takes the noise from one level to the next. Where the levels are the same, so are cells and rows; elsewhere a
+    transition is cut where the other grid has a level, and its term goes to the pieces by their lengths, as angles
+    :math:`\arctan(\sigma_t / \sqrt{\bar\alpha_t})`. Each piece has the steps of both grids that it lies in, whose terms are
+    alike under the same noise. The decoders are one cell.
+    """
+    levels = [
+        torch.atan2((1 - f.alphas_cumprod).clamp(min=0).sqrt(), f.alphas_cumprod.sqrt()).double() for f in (first, second)
+    ]
+    edges = torch.cat(levels).unique()
+    # Levels that differ by rounding alone are one. What could be lost between them is nothing: a denoiser's error is at most
+    # its input's, D / SNR, and a transition's KL at most D / 2 times the relative change of the SNR.
+    edges = edges[torch.cat([torch.ones(1, dtype=torch.bool), edges.diff() > ROUNDING * edges[:-1]])]
+    rows, factors = [], []
+    for level in levels:
+        ends = torch.bucketize(level * (1 + ROUNDING), edges, right=True) - 1  # the edge that each level is
+        pieces = torch.arange(len(edges) - 1)
+        row = torch.bucketize(pieces, ends, right=True)  # the transition from level row - 1 to level row
+        inside = (row > 0) & (row < len(level))
+        row = torch.where(inside, row, -1)
+        upper = row.clamp(min=1, max=len(level) - 1)  # a grid of one step has no transition, and no row inside
+        lengths = edges.diff() / (edges[ends[upper]] - edges[ends[(upper - 1).clamp(min=0)]]).clamp(min=1e-300)
+        rows.append(torch.cat([torch.zeros(1, dtype=torch.int64), row]))
+        factors.append(torch.cat([torch.ones(1, dtype=torch.float64), torch.where(inside, lengths, 0.0)]))
+    rows, factors = torch.stack(rows), torch.stack(factors)
+    used = (rows >= 0).any(dim=0)
+    return Cells(rows[:, used], factors[:, used])
+
+
+class DrawScorer:
+    r"""Evaluates the draws of `sampled_bound.estimate_bound` for images that lie in memory.
+
+    Args:
+        scorers: one; or two whose difference, first minus second, is wanted. Both then meet an image with the same noise, at
+            the same noise level or close by (`match_rows`).
+        levels: the images, `(M, C, H, W)`.
+        positions: where they lie in the data set, ascending, `(M,)`.
+        ids: what their draws are keyed by, `(M,)`.
+        seed: of the evaluation.
+        class_labels: for each scorer, `(M,)` or `None`.
+
+    `num_steps` is the number of rows that may be drawn, `num_evaluations` that of network evaluations so far.
+    """
+
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        levels: torch.Tensor,
+        positions: np.ndarray,
+        ids: np.ndarray,
+        seed: int,
+        class_labels: Sequence[torch.Tensor | None] = (None, None),
+    ):
+        self.scorers, self.levels, self.positions, self.class_labels = tuple(scorers), levels, positions, tuple(class_labels)
+        forwards = [scorer.reverse.forward for scorer in scorers]
+        self._cells = rows_of(forwards[0]) if len(forwards) == 1 else match_rows(*forwards)
+        self.num_steps = self._cells.rows.shape[1]
+        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
+        # Of two grids the mean of both levels, so that it does not matter which is the first.
+        there = self._cells.rows >= 0
+        signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])
+        self._controls = ControlVariates((signal * there).sum(dim=0) / there.sum(dim=0), self._samples(torch.as_tensor(chosen)))
+
+    def cost(self, draws: Draws) -> int:
+        r"""Network evaluations that draws take."""
+        return int((self._cells.rows[:, torch.as_tensor(draws.rows)] >= 0).sum())
+
+    def batches(self, draws: Draws, batch_size: int) -> Iterator[Draws]:
+        r"""The draws in batches."""
+        for start in range(0, len(draws.rows), batch_size):
+            yield Draws(*(array[start : start + batch_size] for array in draws))
+
+    def check_finite(self, draws: Draws, values: torch.Tensor) -> None:
+        r"""Raise `ValueError` for values that are not finite, naming the image and the timestep."""
+        bad = (~torch.isfinite(values)).nonzero().flatten()
+        if len(bad):
+            rows = self._cells.rows[:, int(draws.rows[bad[0]])]
+            scorer, row = next((scorer, row) for scorer, row in zip(self.scorers, rows) if row >= 0)
+            of_two = ", of one of the two networks" if len(self.scorers) == 2 else ""
+            raise NonFiniteOutput(
+                f"a term of {values[bad[0]].item()} bits/dim",
+                image=int(draws.images[bad[0]]),
+                timestep=int(scorer.reverse.forward.timesteps[row]),
+                share=f"{len(bad)} of {len(values)} terms are not finite{of_two}",
+                dtype=next((s.dtype for s in self.scorers if s.network.is_half), scorer.dtype),
+            )
+
+    @torch.inference_mode()
+    def __call__(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
+        places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
+        noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
+        # The first, less the second if there is one.
+        values, *second = (self._terms(index, places, noise, cells) for index in range(len(self.scorers)))
+        for other in second:
+            values = values - other.to(values.device)
+        return values, self._controls.noise_features(self._samples(places), noise, cells)
+
+    def _samples(self, places: torch.Tensor) -> torch.Tensor:
+        return levels_to_samples(self.levels[places], self.scorers[0].num_pixel_levels)
+
+    def _terms(self, index: int, places, noise, cells) -> torch.Tensor:
+        r"""Terms of one scorer, zero where its grid has none."""
+        scorer, labels = self.scorers[index], self.class_labels[index]
+        rows, factors = self._cells.rows[index, cells], self._cells.factors[index, cells]
+        there = rows >= 0
+        if not there.any():
+            return torch.zeros(len(rows), dtype=torch.float64)
+        if not there.all():
+            values = self._terms(index, places[there], noise[there], cells[there])
+            return torch.zeros(len(rows), dtype=values.dtype, device=values.device).index_copy(
+                0, there.nonzero().flatten().to(values.device), values
+            )
+        levels = self.levels[places]
+        timesteps = scorer.reverse.forward.timesteps[rows]
+        nats = scorer.terms(scorer.samples(levels), noise, timesteps, None if labels is None else labels[places])
+        return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
+
+
+def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""What is known of images without the network, on the CPU.
+
+    Args:
+        scorers: one, or two whose difference, first minus second, is wanted.
+        levels: images, `(B, C, H, W)`.
+
+    Returns:
+        :math:`L_T` in bits/dim, `(B,)`, or the difference of both, and features `(B, P)`.
+    """
+    priors = [nats_to_bits_per_dim(s.prior(s.samples(levels)).cpu().double(), levels[0].numel()) for s in scorers]
+    prior = priors[0] - priors[1] if len(priors) == 2 else priors[0]
+    return prior, image_features(levels_to_samples(levels, scorers[0].num_pixel_levels))
+
+
+def evaluating_at_once(draw_scorer: DrawScorer, batch_size: int, step: Callable[[int], Any]) -> Evaluate:
+    r"""Draws evaluated in this process, batch after batch; `step` is told how many are done."""
+
+    def evaluate(draws: Draws, _) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = []
+        for batch in draw_scorer.batches(draws, batch_size):
+            parts.append(draw_scorer(batch))
+            step(len(batch.rows))
+        values = torch.cat([values for values, _ in parts]).cpu()
+        draw_scorer.check_finite(draws, values)
+        return values, torch.cat([noise_features for _, noise_features in parts])
+
+    return evaluate
+
+
+def estimate_frame(
+    scorers: Sequence[Scorer],
+    images: Images,
+    evaluating: Callable[[DrawScorer], Evaluate],
+    *,
+    seed: int,
+    class_labels: Sequence[torch.Tensor | None] | None = None,
+    estimate_seed: int | None = None,
+    **rules: Any,
+) -> BoundEstimate:
+    r"""The bound of images, or the difference of two models' bounds, from those of them that are in memory.
+
+    Args:
+        scorers: one, or two whose difference, first minus second, is wanted.
+        images: with what `known_parts` knows of them all.
+        evaluating: makes of a `DrawScorer` what the estimator calls.
+        seed: of the noise.
+        class_labels: of the images in memory, for each scorer; by default `images.labels`.
+        estimate_seed: of what the estimator draws; `seed` by default.
+        rules: when to stop, as `estimate_bound`.
+
+    Raises:
+        ValueError: as `estimate_bound`; a network whose output is not finite.
+    """
+    numbers = images.numbers[images.frame]
+    labels = [images.labels] * len(scorers) if class_labels is None else class_labels
+    draw_scorer = DrawScorer(scorers, images.levels, images.frame, numbers, seed, labels)
+    return estimate_bound(
+        evaluating(draw_scorer),
+        draw_scorer.num_steps,
+        images.prior,
+        images.features,
+        seed=seed if estimate_seed is None else estimate_seed,
+        evaluations_per_draw=len(scorers),
+        ids=images.numbers,
+        frame=images.frame,
+        **rules,
+    )
+
+
 # ---- ddpm_vlb/pipeline_vlb_ddpm.py ----
 
 r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the exact variational bound."""
@@ -4737,7 +6836,6 @@ r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the 
 
 
 
-logger = logging.get_logger(__name__)
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
 
 
@@ -4784,7 +6882,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             a [`VLBDDPMScheduler`] of the same configuration.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler):
+    def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler):
         super().__init__(unet=unet, scheduler=upgrade_scheduler(scheduler))
 
     # Loading and saving.
@@ -4802,57 +6900,15 @@ class VLBDDPMPipeline(DDPMPipeline):
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
-        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
-            raise ValueError(
-                f"`pretrained_model_name_or_path` must be a folder or a repository, got {pretrained_model_name_or_path!r}."
-            )
-        if kwargs.get("subfolder"):
-            raise ValueError(f"`subfolder` must be left out: a pipeline is a whole repository, got {kwargs['subfolder']!r}.")
-        pretrained_model_name_or_path = os.fspath(pretrained_model_name_or_path)
-        # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
-        kwargs["low_cpu_mem_usage"] = True
-        folder = Path(pretrained_model_name_or_path)
-        if pretrained_model_name_or_path.startswith(("/", "./", "../", "~")) and not folder.is_dir():
-            raise CheckpointError(
-                f"`pretrained_model_name_or_path` must be a folder that exists, got {pretrained_model_name_or_path!r}."
-            )
-        # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
-        configuration_logger = logging.get_logger("diffusers.configuration_utils")
-        configuration_logger.addFilter(is_not_about_num_pixel_levels)
-        try:
-            if not folder.is_dir() and not has_index(pretrained_model_name_or_path, kwargs):
-                folder = download_parts(pretrained_model_name_or_path, kwargs)
-            if folder.is_dir() and not (folder / cls.config_name).exists():
+        name = check_name(pretrained_model_name_or_path, kwargs)
+        with reading(name):
+            folder = parts_folder(name, kwargs)
+            if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
             else:
-                index = cls.load_config(pretrained_model_name_or_path, **download_options(kwargs))
-                check_index(index, pretrained_model_name_or_path, kwargs)
-                pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except CheckpointError:
-            raise
-        except Exception as error:  # whatever a damaged file makes the libraries underneath stumble over
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint,"
-                f" got {pretrained_model_name_or_path!r}: {error}"
-            ) from error
-        finally:
-            configuration_logger.removeFilter(is_not_about_num_pixel_levels)
-        missing = [name for name, weight in pipe.unet.state_dict().items() if weight.is_meta]
-        if missing:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must hold all weights of its network,"
-                f" got {pretrained_model_name_or_path!r} without {', '.join(missing[:3])}"
-                f"{' ...' if len(missing) > 3 else ''} ({len(missing)} missing)."
-            )
-        if type(pipe.unet).__module__.startswith("diffusers.") and not isinstance(pipe.unet, UNet2DModel):
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must hold a UNet2DModel,"
-                f" got {pretrained_model_name_or_path!r} with a {type(pipe.unet).__name__}."
-            )
-        pipe.unet = restore_single_head(pipe.unet)
-        if "_name_or_path" in getattr(pipe.unet, "config", {}):
-            # A folder of this machine, which the network would take along wherever it is pushed by itself.
-            pipe.unet.register_to_config(_name_or_path="")
+                check_index(cls.load_config(name, **download_options(kwargs)), name, kwargs)
+                pipe = super().from_pretrained(name, **kwargs)
+        pipe.unet = check_network(pipe.unet, name)
         return pipe
 
     def to_json_string(self) -> str:
@@ -4881,17 +6937,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         folder = Path(save_directory)
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
         if options.get("report") is not None:
-            self.check_report(options["report"])
-        before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
-        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
-        for path, written in before.items():
-            # Weights of an earlier save under another name would be loaded in place of these.
-            if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
-                path.unlink()
-        for name, content in pipeline_files(folder).items():
-            if isinstance(content, bytes):
-                write_atomically(folder / name, content)
-        write_atomically(folder / "pipeline.py", standalone_source().encode())
+            options["report"] = self.check_report(options["report"])
+        with saving(folder, variant):
+            super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
         if push_to_hub:
             repository = options.pop("repo_id", folder.resolve().name)
             options = {name: value for name, value in options.items() if value is not None}
@@ -4910,7 +6958,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         revision: str | None = None,
         report: dict[str, Any] | None = None,
         pictures: dict[str, bytes] | None = None,
-    ) -> str:
+    ) -> CommitInfo:
         r"""Push to the Hub, in one commit, what `save_pretrained` writes and a model card.
 
         Args:
@@ -4927,7 +6975,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 PNG files for the card, `"terms.png"` and `"samples.png"`.
 
         Returns:
-            `str`: address of the commit, or of the pull request.
+            `CommitInfo`: the commit, a string that is its address, with that of the pull request as `pr_url`.
 
         Raises:
             ValueError: a report that does not agree with itself or with this pipeline, or a name that cannot be a repository;
@@ -4938,7 +6986,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         if subfolder is not None:
             raise ValueError(f"`subfolder` must be left out: no pipeline can be loaded from one, got {subfolder!r}.")
         if report is not None:
-            self.check_report(report)
+            report = self.check_report(report)
         options = {} if commit_message is None else {"commit_message": commit_message}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
@@ -4955,21 +7003,15 @@ class VLBDDPMPipeline(DDPMPipeline):
                 **options,
             )
 
-    def check_report(self, report: dict[str, Any]) -> None:
-        r"""Raise `ValueError` unless a report is complete, agrees with itself, and is of this very model: its network, its
+    def check_report(self, report: dict[str, Any]) -> Report:
+        r"""The report, or `ValueError` unless it is complete, agrees with itself, and is of this very model: its network, its
         scheduler, and the sub-sequence that its number of steps stands for."""
-        check_report(report)
-        config = report["config"]
-        steps = config["num_inference_steps"]
-        timesteps = config["inference_timesteps"] if steps is None else None
-        now = self.describe_scoring(self.scorer(steps, timesteps), steps, timesteps)
-        now["network_sha256"] = network_digest(self.unet, getattr(torch, str(config["dtype"]), None))
-        overridden = [key for key in OVERRIDABLE if key in (config.get("overridden") or ())]
-        for key in REPORTED_SETTINGS:
-            # Reports from before there were calibrations have none.
-            if key not in overridden and config.get(key, None if key == "calibration" else "nothing") != now[key]:
-                was, is_ = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (config.get(key), now[key]))
-                raise ValueError(f"`report` must be of this pipeline, got {key} = {was} for {is_}.")
+        report = Report.of(report)
+        steps = report.config["num_inference_steps"]
+        scorer = self.scorer(steps, report.config["inference_timesteps"] if steps is None else None)
+        dtype = getattr(torch, report.config["dtype"], None)
+        report.check_model(scorer.describe() | {"network_sha256": scorer.network.sha256(dtype)})
+        return report
 
     # Sampling.
 
@@ -5022,37 +7064,35 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
         if num_inference_steps is not None and inference_timesteps is not None:
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
-        config, device = self.unet.config, self._execution_device
-        labels = self.check_class_labels(class_labels, batch_size)
-        self._check_calibration()
-        num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
+        network, device = self.network, self._execution_device
+        labels = network.check_class_labels(class_labels, batch_size)
+        check_calibration(self.scheduler, network)
+        num_inference_steps = default_steps(self.scheduler, num_inference_steps, inference_timesteps)
         if inference_timesteps is not None:
             self.scheduler.set_timesteps(timesteps=inference_timesteps)
         else:
             default = min(1000, self.scheduler.config.num_train_timesteps)
             self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
-        if self.image_size is None:
+        if network.size is None:
             raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
-        dtype = self._network_dtype
-        image = randn_tensor(
-            (batch_size, config.in_channels, *self.image_size), generator=generator, device=device, dtype=dtype
-        )
+        dtype, shape = network.dtype, (batch_size, network.channels, *network.size)
+        image = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
         image = image.to(torch.promote_types(dtype, torch.float32))
 
-        arguments = {} if labels is None else {"class_labels": labels.to(device)}
+        labels = None if labels is None else labels.to(device)
         timesteps = self.scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
-        with self.evaluating():
+        with network.evaluating():
             for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
-                model_output = self.unet(image.to(dtype), on_device, **arguments).sample
+                model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()
                 latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
         if draw_from_decoder and finite:
-            image = self._draw_from_decoder(model_output, latents, timestep, generator)
+            image = self.scheduler.draw_from_decoder(model_output, timestep, latents, generator)
 
         if not finite:
-            raise ValueError(f"`unet` must give finite outputs, got NaN or infinity with dtype {str(dtype)[6:]}.")
+            raise NonFiniteOutput(f"NaN or infinity with dtype {str(dtype)[6:]}", dtype=dtype)
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             image = image.cpu().permute(0, 2, 3, 1).numpy()
@@ -5060,15 +7100,6 @@ class VLBDDPMPipeline(DDPMPipeline):
                 image = self.numpy_to_pil(image)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
-
-    def _draw_from_decoder(self, model_output, latents, timestep: int, generator) -> torch.Tensor:
-        r"""An image of the discretised Gaussian decoder: its Gaussian's number in the bin of a level is that level."""
-        grid = self.scheduler.timesteps.tolist()
-        decoder = self.scheduler.p_mean_variance(model_output, latents, timestep, inference_timesteps=grid)
-        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        steps = self.scheduler.config.num_pixel_levels - 1
-        levels = (0.5 * (decoder.mean + torch.exp(0.5 * decoder.log_variance) * noise + 1) * steps).round().clamp(0, steps)
-        return (2 * levels / steps - 1).to(latents.dtype)
 
     # Scoring.
 
@@ -5137,38 +7168,21 @@ class VLBDDPMPipeline(DDPMPipeline):
         elif evaluations_per_image is not None:
             raise ValueError(f"`evaluations_per_image` must be left out with method='full', got {evaluations_per_image!r}.")
         scorer = self.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
-        levels = images_to_levels(
-            images, self.scheduler.config.num_pixel_levels, channels=self.unet.config.in_channels, size=self.image_size
-        )
-        labels = self.check_class_labels(class_labels, len(levels))
-        config = self.describe_scoring(scorer, num_inference_steps, inference_timesteps) | {
-            "overridden": [n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None],
-            "network_sha256": network_digest(self.unet),
-            "image_shape": list(levels.shape[1:]),
-            "batch_size": batch_size,
-            "seed": fresh_seed(generator),
-        }
-        score = self._score_some if sampled else self._score_all
-        with self.evaluating():
-            output = score(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+        levels, labels = scorer.read(images, class_labels)
+        config = scorer.config(image_shape=list(levels.shape[1:]), batch_size=batch_size, seed=fresh_seed(generator))
+        with scorer.network.evaluating():
+            if sampled:
+                output = self._score_some(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+            else:
+                output = self._score_all(scorer, levels, generator, labels, batch_size)
         self.maybe_free_model_hooks()
         return VLBOutput(timesteps=scorer.reverse.forward.timesteps[1:].clone(), config=config, **output)
 
-    def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size, _) -> dict[str, Any]:
+    def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""
         seeds = draw_seeds(len(levels), generator)
-        steps = len(scorer.reverse.forward)
-        prior, terms = [], []
-        with self.progress_bar(total=-(-len(levels) // batch_size) * steps) as progress_bar:
-            for start in range(0, len(levels), batch_size):
-                rows = slice(start, start + batch_size)
-                batch = self.sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], progress_bar)
-                prior.append(batch[0])
-                terms.append(batch[1])
-        # The one copy from the device, after the last batch.
-        num_dimensions = levels[0].numel()
-        prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), num_dimensions) for x in (prior, terms))
-        check_finite(terms, scorer.reverse.forward.timesteps.tolist())
+        with self.progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
+            prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, progress_bar.update)
         total = terms[:, 1:].sum(dim=1)
         return {
             "bits_per_dim": prior + terms[:, 0] + total,
@@ -5179,51 +7193,15 @@ class VLBDDPMPipeline(DDPMPipeline):
             "num_network_evaluations": terms.numel(),
         }
 
-    def sweep(self, scorer: Scorer, levels, seeds, labels=None, progress_bar=None) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Every step for a batch of images, in nats and on the device.
-
-        Args:
-            scorer: as `scorer` makes it.
-            levels: images, `(B, C, H, W)`.
-            seeds: of their noise, `B` integers.
-            labels: classes, `(B,)`.
-            progress_bar: updated once a step.
-
-        Returns:
-            The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
-            not finite.
-        """
-        samples = scorer.samples(levels)
-        labels = None if labels is None else labels.to(scorer.device)
-        timesteps = scorer.reverse.forward.timesteps
-        terms = []
-        noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
-        for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
-            terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
-            if progress_bar is not None:
-                progress_bar.update()
-        return scorer.prior(samples), torch.stack(terms, dim=1)
-
-    def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size, evaluations_per_image) -> dict[str, Any]:
+    def _score_some(self, scorer: Scorer, levels, generator, labels, batch_size: int, evaluations: int) -> dict[str, Any]:
         r"""A few evaluations of each image: the fields of a `VLBOutput`."""
         (seed,) = draw_seeds(1, generator)
-        prior, features = known_parts([scorer], levels)
         ids = np.arange(len(levels))
-        draw_scorer = DrawScorer([scorer], levels, ids, ids, seed, [labels])
-        with self.progress_bar(total=len(levels) * evaluations_per_image) as progress_bar:
-
-            def evaluate(draws: Draws, _) -> tuple[torch.Tensor, torch.Tensor]:
-                parts = []
-                for batch in draw_scorer.batches(draws, batch_size):
-                    parts.append(draw_scorer(batch))
-                    progress_bar.update(len(batch.rows))
-                values = torch.cat([values for values, _ in parts]).cpu()
-                draw_scorer.check_finite(draws, values)
-                return values, torch.cat([noise_features for _, noise_features in parts])
-
-            estimate = estimate_bound(
-                evaluate, draw_scorer.num_steps, prior, features, seed=seed, evaluations_per_image=evaluations_per_image
-            )
+        prior, features = known_parts([scorer], levels)
+        images = Images(ids, prior, features, frame=ids, levels=levels, labels=labels, sha256="")
+        with self.progress_bar(total=len(levels) * evaluations) as progress_bar:
+            evaluating = partial(evaluating_at_once, batch_size=batch_size, step=progress_bar.update)
+            estimate = estimate_frame([scorer], images, evaluating, seed=seed, evaluations_per_image=evaluations)
         return {
             "bits_per_dim": estimate.per_image,
             "prior": prior,
@@ -5233,6 +7211,11 @@ class VLBDDPMPipeline(DDPMPipeline):
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
         }
+
+    @property
+    def network(self) -> Network:
+        r"""The network as scoring sees it."""
+        return network_of(self.unet, self._execution_device)
 
     def scorer(
         self,
@@ -5248,134 +7231,18 @@ class VLBDDPMPipeline(DDPMPipeline):
         Raises:
             ValueError: a model that cannot be scored.
         """
-        scheduler, config = self.scheduler, self.unet.config
-        if not isinstance(scheduler, VLBDDPMScheduler):
+        if not isinstance(self.scheduler, VLBDDPMScheduler):
             raise ValueError(
-                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(scheduler).__name__}."
+                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(self.scheduler).__name__}."
             )
-        if num_inference_steps is not None and inference_timesteps is not None:
-            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
-        if calibrated:
-            self._check_calibration()
-            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
-        if num_inference_steps is not None:
-            inference_timesteps = scheduler.inference_grid(num_inference_steps)
-        num_pixel_levels = scheduler.config.num_pixel_levels
-        check_num_pixel_levels(num_pixel_levels)
-        reverse = scheduler.reverse_process(
-            inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
+        return make_scorer(
+            self.network, self.scheduler, num_inference_steps, inference_timesteps, clip_sample, thresholding, calibrated
         )
-        expected = config.in_channels * (2 if reverse.learns_variance else 1)
-        if getattr(config, "out_channels", expected) != expected:
-            raise ValueError(
-                f"`unet` must have {expected} output channels for {config.in_channels} input channels and"
-                f" variance_type={reverse.variance_type!r}, got {config.out_channels}."
-            )
-        return Scorer(self.unet, reverse, num_pixel_levels, self._execution_device, self._network_dtype)
-
-    def _default_steps(self, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
-        r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
-        calibration = getattr(self.scheduler, "calibration", None)
-        if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
-            return num_inference_steps
-        return calibration.num_inference_steps
-
-    def _check_calibration(self) -> None:
-        r"""Raise `ValueError` for a calibration of another network."""
-        calibration = getattr(self.scheduler, "calibration", None)
-        if calibration is not None and calibration.config.get("architecture_sha256") != architecture_digest(self.unet):
-            raise ValueError(
-                f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
-                " architecture. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
-            )
-
-    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
-        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
-        num_classes = getattr(self.unet.config, "num_class_embeds", None)
-        if (class_labels is None) != (num_classes is None):
-            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
-            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
-        if class_labels is None:
-            return None
-        try:
-            labels = torch.as_tensor(class_labels).cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
-        labels = labels.expand(count) if labels.ndim == 0 else labels
-        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
-        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
-                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
-            )
-        return labels.long()
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         r"""(height, width) of the network's images, `None` where its configuration leaves it open."""
-        size = getattr(self.unet.config, "sample_size", None)
-        return (size, size) if isinstance(size, int) else None if size is None else tuple(size)
-
-    @property
-    def _network_dtype(self) -> torch.dtype:
-        return getattr(self.unet, "dtype", torch.float32)
-
-    @contextmanager
-    def evaluating(self):
-        r"""Dropout off for the network, and every part of it back as it was afterwards."""
-        training = {module: module.training for module in self.unet.modules()}
-        self.unet.eval()
-        try:
-            yield
-        finally:
-            for module, was_training in training.items():
-                module.training = was_training
-
-    def describe_scoring(
-        self, scorer: Scorer, num_inference_steps: int | None = None, inference_timesteps: Sequence[int] | None = None
-    ) -> dict[str, Any]:
-        r"""What a report says of the model that `scorer`, made with the same arguments, scores."""
-        scheduler, reverse, forward = self.scheduler.config, scorer.reverse, scorer.reverse.forward
-        calibration = None if reverse.error_model is None else self.scheduler.calibration
-        if calibration is not None:
-            rule = DECODER_RULES["calibrated"]
-            num_inference_steps = self._default_steps(num_inference_steps, inference_timesteps)
-        elif len(forward) == 1 and reverse.variance_type != "learned":
-            rule = DECODER_RULES["single"]
-        else:
-            rule = DECODER_RULES["fixed" if not reverse.learns_variance else reverse.variance_type]
-        subsequence = num_inference_steps is not None or inference_timesteps is not None
-        return {
-            "num_train_timesteps": forward.num_train_timesteps,
-            "num_steps": len(forward),
-            "num_inference_steps": None if num_inference_steps is None else int(num_inference_steps),
-            "inference_timesteps": forward.timesteps.flip(0).tolist() if subsequence else None,
-            "beta_schedule": "trained_betas" if scheduler.trained_betas is not None else scheduler.beta_schedule,
-            "trained_betas": None if scheduler.trained_betas is None else [float(b) for b in scheduler.trained_betas],
-            "beta_start": scheduler.beta_start,
-            "beta_end": scheduler.beta_end,
-            "rescale_betas_zero_snr": scheduler.rescale_betas_zero_snr,
-            "prediction_type": reverse.prediction_type,
-            "variance_type": reverse.variance_type,
-            "decoder_variance": rule,
-            "calibration": None if calibration is None else calibration.description,
-            "clip_sample": reverse.clip_sample,
-            "clip_sample_range": reverse.clip_sample_range,
-            "thresholding": reverse.thresholding,
-            "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
-            "sample_max_value": reverse.sample_max_value,
-            "num_pixel_levels": scheduler.num_pixel_levels,
-            "dtype": str(self._network_dtype).removeprefix("torch."),
-            "device": self._execution_device.type,
-            "timestep_spacing": scheduler.timestep_spacing,
-            "num_class_embeds": getattr(self.unet.config, "num_class_embeds", None),
-            "versions": {
-                "ddpm_vlb": __version__,
-                "diffusers": diffusers.__version__,
-                "torch": str(torch.__version__),  # a class of its own
-                "python": platform.python_version(),
-            },
-        }
+        return self.network.size
 
 
 # ---- ddpm_vlb/likelihoods/rate_distortion.py ----
@@ -5444,20 +7311,20 @@ def rate_distortion(
     """
     batch_size = check_count("batch_size", batch_size)
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
-    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
+    levels, labels = scorer.read(images, class_labels)
     if len(levels) < 2:
         raise ValueError(f"`images` must be at least two, got {len(levels)}.")
-    labels = pipe.check_class_labels(class_labels, len(levels))
     seeds = [mix(seed, number) for number in range(len(levels))]
     parts = []
-    with pipe.evaluating():
+    with scorer.network.evaluating():
         for rows in torch.arange(len(levels)).split(batch_size):
-            of = None if labels is None else labels[rows]
-            parts.append(_terms_and_errors(scorer, levels[rows], [seeds[row] for row in rows.tolist()], of))
+            batch_labels = None if labels is None else labels[rows]
+            parts.append(_terms_and_errors(scorer, levels[rows], [seeds[row] for row in rows.tolist()], batch_labels))
     pipe.maybe_free_model_hooks()
     prior, terms, errors = (torch.cat(part) for part in zip(*parts))
     if not bool(torch.isfinite(terms).all()):
-        raise ValueError("`unet` must give finite outputs, got others.")
+        image, row = (~torch.isfinite(terms)).nonzero()[0].tolist()
+        raise NonFiniteOutput("others", image=image, timestep=scorer.timesteps[row], dtype=scorer.dtype)
     num_dimensions, count = levels[0].numel(), len(levels)
     # From above: the prior, then term after term down to the decoder's.
     rates = nats_to_bits_per_dim(torch.cat([prior[:, None], terms.flip(1)], dim=1).cumsum(dim=1), num_dimensions)
@@ -5476,7 +7343,7 @@ def rate_distortion(
 
 
 def _terms_and_errors(scorer: Scorer, levels, seeds, labels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""Of a batch: the prior `(B,)` and the terms `(B, K)` in nats, and the predictions' squared errors `(B, K)`; ascending."""
+    r"""The prior `(B,)` and the terms `(B, K)` of a batch in nats, and the predictions' squared errors `(B, K)`; ascending."""
     samples, reverse = scorer.samples(levels), scorer.reverse
     terms, errors = [], []
     timesteps = reverse.forward.timesteps.tolist()
@@ -5516,13 +7383,12 @@ def progressive_decoding(
     """
     # The network's own prediction at t does not depend on the grid; this one has the walk's latents.
     scorer = pipe.scorer(inference_timesteps=timesteps)
-    levels = images_to_levels(images, scorer.num_pixel_levels, channels=pipe.unet.config.in_channels, size=pipe.image_size)
-    labels = pipe.check_class_labels(class_labels, len(levels))
+    levels, labels = scorer.read(images, class_labels)
     forward, steps = scorer.reverse.forward, scorer.num_pixel_levels - 1
     latents = scorer.samples(levels)
     noises = keyed_noise([mix(seed, number) for number in range(len(levels))], forward.timesteps.tolist(), latents.shape[1:])
     shown = []
-    with pipe.evaluating():
+    with scorer.network.evaluating():
         for timestep, noise in zip(forward.timesteps.tolist(), noises):
             q = forward.q_step_mean_variance(latents, timestep)
             latents = q.mean + q.variance.sqrt() * noise.to(latents)
