@@ -16,8 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..likelihoods.method import Method
 from ..likelihoods.methods import method_named
-from ..reports.checks import check_plain
 from ..parametrizations import VARIANCES
+from ..reports.checks import check_plain
 from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report
 from .standalone import card_template
 
