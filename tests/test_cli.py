@@ -164,6 +164,18 @@ for arguments in {[arguments for arguments, _ in cases]}:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_plot_of_what_has_no_terms_is_refused_before_anything_is_written(checkpoint, tmp_path, capsys):
+    shards = [str(tmp_path / f"{shard}.json") for shard in range(2)]
+    for shard, output in enumerate(shards):
+        options = ["--method", "iw", "--k", "2", "--max-images", "4", "--shard", f"{shard}/2", "--output", output]
+        assert main(["evaluate", str(checkpoint), "--dataset", "digits", *options]) == 0
+    merge = ["merge", *shards, "--output", str(tmp_path / "both.json")]
+    assert main([*merge, "--plot", str(tmp_path / "terms.png")]) == 2 and not (tmp_path / "both.json").exists()
+    assert "`plot` draws the terms of the bound, and there are none with 'iw" in capsys.readouterr().err
+    assert main([*merge, "--scores", str(tmp_path / "scores.csv")]) == 0
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 5
+
+
 def test_help_has_examples_that_are_understood():
     (commands,) = (action for action in build_parser()._actions if action.dest == "command")
     for name, parser in commands.choices.items():

@@ -1,7 +1,9 @@
 r"""`ddpm-vlb calibrate`."""
 
 import argparse
+import json
 
+from ..files import check_output_path, new_folder, write_atomically
 from .common import check_library, check_new_folder, data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
     DEFAULT,
@@ -44,10 +46,6 @@ def add(commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Calibrate, save, print."""
-    import json
-
-    from ..files import check_output_path, new_folder, write_atomically
-
     check_data_options(arguments)
     check_model_options(arguments, (arguments.checkpoint, arguments.revision))
     output = check_new_folder(arguments.output)

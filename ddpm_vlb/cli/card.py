@@ -2,13 +2,12 @@ r"""`ddpm-vlb card`."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..files import write_atomically
+from ..reports.schema import Report, read_report
+from ..reports.show import write_report
 from .common import SAMPLES, card_pictures, draw_samples, load_folder, save_grid
 from .options import DEFAULT, NUM_SAMPLES, new_command
-
-if TYPE_CHECKING:
-    from ..reports.schema import Report
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -36,8 +35,6 @@ def add(commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Check a card, or make one."""
-    from ..reports.schema import read_report
-
     if arguments.num_images < 0:
         raise ValueError(f"`num_images` must not be negative, got {arguments.num_images}.")
     folder = Path(arguments.folder)
@@ -48,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         write(folder, report, arguments)
 
 
-def check(folder: Path, report: "Report") -> None:
+def check(folder: Path, report: Report) -> None:
     r"""Raise `ValueError` unless the card that is there agrees with the report."""
     from ..hub.cards import check_card
 
@@ -60,12 +57,10 @@ def check(folder: Path, report: "Report") -> None:
     print(f"{folder / 'README.md'} agrees with its report: {report['bits_per_dim']:.4f} bits/dim")
 
 
-def write(folder: Path, report: "Report", arguments: argparse.Namespace) -> None:
+def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     r"""Draw samples and terms, and write the card, with the report beside it."""
-    from ..files import write_atomically
     from ..hub.cards import model_card
     from ..hub.repository import PICTURES
-    from ..reports.show import write_report
 
     repository = arguments.repository or f"your-name/{folder.resolve().name}"
     if arguments.description is not None:

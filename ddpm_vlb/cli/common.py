@@ -1,16 +1,15 @@
-r"""What commands share when they run. torch is imported when it is needed: a command that is refused never waits for it."""
+r"""What commands share when they run. What imports torch is imported late: a command that is refused never waits for it."""
 
 import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..files import check_output_path, png_bytes, write_png
+from ..reports.schema import Report, public_name
+from ..reports.show import check_scores_path, draw_terms, image_grid, plot_terms, write_report, write_scores
 from .options import BATCH_SIZE, DTYPES
-
-if TYPE_CHECKING:
-    from ..reports.schema import Report
 
 SAMPLES = "samples.png"
 
@@ -99,8 +98,6 @@ def on_grid(data, pipe, quantized: bool):
 
 def data_settings(data) -> dict:
     r"""What a report says of a data set, without the path that leads to it here."""
-    from ..reports.schema import public_name
-
     name = public_name(str(Path(data.name).resolve())) if Path(data.name).exists() else data.name
     return {"dataset": name, "split": data.split}
 
@@ -114,9 +111,6 @@ def labels_for(pipe, data, label: int | None = None):
 
 def check_outputs(output: str, plot: str | None, scores: str | None) -> Path:
     r"""The path of `output`; `ValueError` where one of the three cannot be written, or two are the same."""
-    from ..files import check_output_path
-    from ..reports.show import check_scores_path
-
     paths = [check_output_path(path) for path in (output, plot, scores) if path is not None]
     for name, path, library in (("plot", plot, "matplotlib"), ("scores", scores, "pyarrow")):
         if path is not None:
@@ -142,10 +136,8 @@ def check_new_folder(path: str) -> Path:
     return folder
 
 
-def write_outputs(report: "Report", output: Path, plot: str | None, scores: str | None) -> None:
+def write_outputs(report: Report, output: Path, plot: str | None, scores: str | None) -> None:
     r"""Write a report, and what is made of it."""
-    from ..reports.show import plot_terms, write_report, write_scores
-
     write_report(report, output)
     for path, write in ((plot, plot_terms), (scores, write_scores)):
         if path is not None:
@@ -180,17 +172,11 @@ def draw_samples(
 
 def save_grid(images: list, path: Path) -> None:
     r"""Write images as one PNG file."""
-    from ..files import write_png
-    from ..reports.show import image_grid
-
     write_png(path, image_grid(images))
 
 
-def card_pictures(folder: Path, report: "Report | None", with_samples: bool) -> dict[str, bytes]:
+def card_pictures(folder: Path, report: Report | None, with_samples: bool) -> dict[str, bytes]:
     r"""The pictures of a card: the terms as the report says, and the samples that are there."""
-    from ..files import png_bytes
-    from ..reports.show import draw_terms
-
     pictures = {}
     if report is not None and report.has_terms:
         try:

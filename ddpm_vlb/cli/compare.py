@@ -1,7 +1,10 @@
 r"""`ddpm-vlb compare`."""
 
 import argparse
+import json
 
+from ..files import check_output_path, write_atomically
+from ..reports.schema import public_name
 from .common import data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
     DEFAULT,
@@ -43,10 +46,6 @@ def add(commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Compare, write, print."""
-    import json
-
-    from ..files import check_output_path, write_atomically
-
     names = arguments.checkpoint, arguments.other
     checkpoints = list(zip(names, (arguments.revision_a, arguments.revision_b)))
     check_data_options(arguments)
@@ -54,7 +53,6 @@ def run(arguments: argparse.Namespace) -> None:
     output = check_output_path(arguments.output)
 
     from ..evaluation.compare import compare, format_comparison
-    from ..reports.schema import public_name
 
     workers, data = open_data(arguments)
     pipes, float32_unets = zip(*(load_pipeline(arguments, *checkpoint, workers.device) for checkpoint in checkpoints))

@@ -2,6 +2,7 @@ r"""`ddpm-vlb convert-openai`."""
 
 import argparse
 
+from ..files import new_folder
 from .common import check_new_folder
 from .options import DEFAULT, new_command
 
@@ -38,8 +39,6 @@ def add(commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Convert, save, print."""
-    from ..files import new_folder
-
     output = check_new_folder(arguments.output)
 
     from ..checkpoints.openai import convert_openai, load_openai_checkpoint

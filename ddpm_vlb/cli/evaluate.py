@@ -5,6 +5,7 @@ import math
 
 from ..likelihoods.method import Method
 from ..likelihoods.methods import METHODS, own_options
+from ..reports.show import format_report
 from .common import (
     check_outputs,
     data_settings,
@@ -70,7 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
     output = check_outputs(arguments.output, arguments.plot, arguments.scores)
 
     from ..evaluation.evaluate import evaluate
-    from ..reports.show import format_report
 
     workers, data = open_data(arguments)
     pipe, float32_unet = load_pipeline(arguments, arguments.checkpoint, arguments.revision, workers.device)

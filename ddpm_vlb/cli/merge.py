@@ -2,6 +2,8 @@ r"""`ddpm-vlb merge`."""
 
 import argparse
 
+from ..reports.schema import read_report
+from ..reports.show import format_report
 from .common import check_outputs, write_outputs
 from .options import add_report_options, new_command
 
@@ -24,10 +26,6 @@ def add(commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     r"""Read, merge, write, print."""
     output = check_outputs(arguments.output, arguments.plot, arguments.scores)
-
-    from ..reports.schema import read_report
-    from ..reports.show import format_report
-
     reports = [read_report(path) for path in arguments.reports]
 
     from ..reports.merge import merge_reports

@@ -3,6 +3,7 @@ r"""`ddpm-vlb push`."""
 import argparse
 from pathlib import Path
 
+from ..reports.schema import read_report
 from .common import SAMPLES, card_pictures, load_folder
 from .options import add_push_options, new_command
 
@@ -30,7 +31,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..hub.cards import check_card
     from ..hub.push import check_repository
     from ..hub.repository import check_no_link, pipeline_files
-    from ..reports.schema import read_report
 
     folder = Path(arguments.folder)
     check_repository(arguments.repository)

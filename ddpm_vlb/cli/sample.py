@@ -2,6 +2,7 @@ r"""`ddpm-vlb sample`."""
 
 import argparse
 
+from ..files import check_output_path
 from .common import SAMPLES, draw_samples, load_pipeline, save_grid
 from .options import (
     BATCH_SIZE,
@@ -41,8 +42,6 @@ def add(commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Draw, write, print."""
-    from ..files import check_output_path
-
     for name in ("num_images", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(arguments, name)}.")
