@@ -34,9 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-Number = float | torch.Tensor
+# No torch: cards and the command line read the rows before it is there. Tensors bring their own operations.
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,10 @@ class Prediction:
     """
 
     name: str
-    original: Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]
-    target: Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]
-    step: Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
-    flow: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, float], torch.Tensor]
+    original: Callable[..., Any]
+    target: Callable[..., Any]
+    step: Callable[..., Any]
+    flow: Callable[..., Any]
     needs_signal: bool = False
 
 
@@ -73,7 +71,7 @@ PREDICTIONS = {
             "epsilon",
             original=lambda forward, x_t, output, t: forward.predict_original_from_epsilon(x_t, output, t),
             target=lambda forward, x, epsilon, t: epsilon,
-            step=lambda x_t, output, c: torch.sub(x_t, output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
+            step=lambda x_t, output, c: x_t.sub(output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
             flow=lambda u, x_t, output, sigma, root: u - sigma * output,
             needs_signal=True,
         ),
@@ -88,7 +86,7 @@ PREDICTIONS = {
             "v_prediction",
             original=lambda forward, x_t, output, t: forward.predict_original_from_velocity(x_t, output, t),
             target=lambda forward, x, epsilon, t: forward.velocity(x, epsilon, t),
-            step=lambda x_t, output, c: torch.mul(x_t, c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
+            step=lambda x_t, output, c: x_t.mul(c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
             flow=lambda u, x_t, output, sigma, root: root * x_t - sigma * root * output,
         ),
     )
@@ -112,9 +110,9 @@ class Variance:
 
     name: str
     decoder: str
-    log_variance: Callable[[Any, torch.Tensor | None], Number]
+    log_variance: Callable[..., Any]
     line: Callable[[float, float], tuple[float, float]] | None = None
-    above: Callable[[torch.Tensor, float, float], torch.Tensor] | None = None
+    above: Callable[..., Any] | None = None
     is_large: bool = False
     for_stock: bool = True
 

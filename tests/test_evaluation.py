@@ -277,12 +277,15 @@ def test_a_network_that_breaks_is_named(pipe, tmp_path):
     "options, message",
     [
         ({"method": "guess"}, "`method` must be one of sampled, full, iw, ode, got 'guess'"),
-        ({"method": "iw", "target_se": 0.1}, "`target_se` must be left out with method='iw'"),
+        ({"method": "iw", "target_se": 0.1}, "`target_se` must be left out unless method='sampled', got 0.1 with method='iw'"),
         ({"method": "iw", "k": 0}, "`k` must be a positive integer, got 0"),
         ({"method": "iw", "trace": "exact"}, "`trace` must be left out unless method='ode', got 'exact'"),
         ({"k": 3}, "`k` must be left out unless method='iw', got 3"),
         ({"method": "ode", "trace": "guess"}, "`trace` must be 'exact' or 'hutchinson', got 'guess'"),
-        ({"method": "full", "target_se": 0.1}, "`target_se` must be left out with method='full'"),
+        (
+            {"method": "full", "target_se": 0.1},
+            "`target_se` must be left out unless method='sampled', got 0.1 with method='full'",
+        ),
         ({"target_se": 0.0}, "`target_se` must be a positive number of bits/dim, got 0.0"),
         ({"target_se": float("nan")}, "`target_se` must be a positive number of bits/dim, got nan"),
         ({"max_evaluations": 5}, "`max_evaluations` must leave room for a pilot of"),

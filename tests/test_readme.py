@@ -19,10 +19,11 @@ sys.path.insert(0, str(ROOT / "training"))
 
 from trainer.arguments import parse_arguments  # noqa: E402
 
-# The cards of checkpoints are made from reports, and have tests of their own.
 FOLDERS = ("ddpm_vlb", "training", "spaces_demo", "tests")
+# Cards are made from reports, and have tests of their own.
+CARDS = (ROOT / "spaces_demo" / "checkpoints", ROOT / "tests" / "reports")
 FOUND = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
-PAGES = sorted(str(page.relative_to(ROOT)) for page in FOUND if "checkpoints" not in page.parts)
+PAGES = sorted(str(page.relative_to(ROOT)) for page in FOUND if not any(page.is_relative_to(folder) for folder in CARDS))
 ENGLISH = [page for page in PAGES if not page.endswith(".ja.md")]
 WITH_TWIN = [page for page in ENGLISH if page not in ("CHANGELOG.md", "CONTRIBUTING.md")]
 # What needs a running demo is tried in test_demo_server.py; what needs a Hub, in test_hub.py.
