@@ -13,13 +13,23 @@ from conftest import generator, sweeps, tiny_unet
 from PIL import Image
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.data.sources import Source
 from ddpm_vlb.evaluation import compare, evaluate, make_report
 from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
 from ddpm_vlb.likelihoods.method import Columns, Method, Option
 from ddpm_vlb.likelihoods.methods import METHODS, add_method
 from ddpm_vlb.reports.make import student_quantile
 from ddpm_vlb.reports.merge import merge_reports
-from ddpm_vlb.reports.schema import FIELDS, SETTINGS, Report, all_settings, check_context, read_report, settings_that_are
+from ddpm_vlb.reports.schema import (
+    FIELDS,
+    IN_MEMORY,
+    SETTINGS,
+    Report,
+    all_settings,
+    check_context,
+    read_report,
+    settings_that_are,
+)
 from ddpm_vlb.reports.show import format_report, plot_terms, write_report, write_scores
 
 # Written, with their cards, by the commit before reports were a type.
@@ -181,6 +191,8 @@ def test_single_images_are_merged(pipe, images):
     assert Report.of(merged) is merged
     # Of single images nothing tells the noise from the images: the error of both bounds it.
     assert merged["monte_carlo_error"] == merged["standard_error"] > 0
+    again = merge_reports([score(pipe, images[:1], method="full", seed=seed) for seed in range(2)])
+    assert again["standard_error"] is None and again["num_network_evaluations"] == 40
 
 
 def test_what_is_merged_of_half_precision_and_versions(pipe, images):
@@ -316,6 +328,7 @@ def test_rows_agree_with_each_other():
     assert not set(settings_that_are("identity")) & {*settings_that_are("free"), *settings_that_are("context")}
     assert set(settings_that_are("overridable")) <= set(settings_that_are("identity"))
     assert all(row.public for row in SETTINGS if row.shown or row.flag)
+    assert Source.name == IN_MEMORY
 
 
 @pytest.mark.parametrize("path", sorted(BEFORE.glob("*.json")), ids=lambda path: path.stem)
