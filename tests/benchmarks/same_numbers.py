@@ -227,10 +227,9 @@ def go_on_after_kill(table: Table, method: str, line: str, old: Side, again: Sid
     if process.wait() != -9:
         table.row(name, [output], [], [f"it could not be killed in the middle: {process.communicate()[1][-LETTERS:]}"])
         return
-    shutil.copy2(journal, again.work)
-    table.runs(
-        name, [Run(again, line.replace("OUTPUT", output)), Run(old, line.replace("OUTPUT", output))], old.work, again.work
-    )
+    shutil.move(journal, again.work / journal.name)
+    runs = [Run(side, line.replace("OUTPUT", output), name) for side in (old, again)]
+    table.runs(name, runs, old.work, again.work)
 
 
 def load_from_hub(table: Table, old: Side, new: Side, again: Side) -> None:
