@@ -220,7 +220,9 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
     if row.name == "seed" and type(value) is not int:
         return None
     if isinstance(row.flag, Mapping):
-        return shlex.split(row.flag[value]) if value in row.flag else [] if row.name not in config else None
+        # By equality: a value may be a list.
+        said = next((words for known, words in row.flag.items() if known == value), None)
+        return shlex.split(said) if said is not None else [] if row.name not in config else None
     if row.name == "buffer_bytes" and value is not None:
         all_in_memory = config.get("num_images_in_memory", report["num_images"]) == report["num_images"]
         value = None if all_in_memory else value / 2**20

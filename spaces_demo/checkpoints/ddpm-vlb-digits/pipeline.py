@@ -1093,8 +1093,7 @@ a place does with it, and with how many digits, is its own: the rows share what 
 """
 
 
-
-Number = float | torch.Tensor
+# No torch: cards and the command line read the rows before it is there. Tensors bring their own operations.
 
 
 @dataclass(frozen=True)
@@ -1112,10 +1111,10 @@ class Prediction:
     """
 
     name: str
-    original: Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]
-    target: Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]
-    step: Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
-    flow: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, float], torch.Tensor]
+    original: Callable[..., Any]
+    target: Callable[..., Any]
+    step: Callable[..., Any]
+    flow: Callable[..., Any]
     needs_signal: bool = False
 
 
@@ -1131,7 +1130,7 @@ PREDICTIONS = {
             "epsilon",
             original=lambda forward, x_t, output, t: forward.predict_original_from_epsilon(x_t, output, t),
             target=lambda forward, x, epsilon, t: epsilon,
-            step=lambda x_t, output, c: torch.sub(x_t, output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
+            step=lambda x_t, output, c: x_t.sub(output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
             flow=lambda u, x_t, output, sigma, root: u - sigma * output,
             needs_signal=True,
         ),
@@ -1146,7 +1145,7 @@ PREDICTIONS = {
             "v_prediction",
             original=lambda forward, x_t, output, t: forward.predict_original_from_velocity(x_t, output, t),
             target=lambda forward, x, epsilon, t: forward.velocity(x, epsilon, t),
-            step=lambda x_t, output, c: torch.mul(x_t, c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
+            step=lambda x_t, output, c: x_t.mul(c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
             flow=lambda u, x_t, output, sigma, root: root * x_t - sigma * root * output,
         ),
     )
@@ -1170,9 +1169,9 @@ class Variance:
 
     name: str
     decoder: str
-    log_variance: Callable[[Any, torch.Tensor | None], Number]
+    log_variance: Callable[..., Any]
     line: Callable[[float, float], tuple[float, float]] | None = None
-    above: Callable[[torch.Tensor, float, float], torch.Tensor] | None = None
+    above: Callable[..., Any] | None = None
     is_large: bool = False
     for_stock: bool = True
 
@@ -5199,7 +5198,9 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
     if row.name == "seed" and type(value) is not int:
         return None
     if isinstance(row.flag, Mapping):
-        return shlex.split(row.flag[value]) if value in row.flag else [] if row.name not in config else None
+        # By equality: a value may be a list.
+        said = next((words for known, words in row.flag.items() if known == value), None)
+        return shlex.split(said) if said is not None else [] if row.name not in config else None
     if row.name == "buffer_bytes" and value is not None:
         all_in_memory = config.get("num_images_in_memory", report["num_images"]) == report["num_images"]
         value = None if all_in_memory else value / 2**20
