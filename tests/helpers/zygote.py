@@ -7,7 +7,8 @@ have of its own is what Python and the libraries read when they start: a `Zygote
     done = shared().run("-m", "ddpm_vlb", "evaluate", folder, cwd=tmp_path)   # a subprocess.CompletedProcess
     process = shared().start("script.py", "--flag")                         # in the manner of subprocess.Popen
 
-Forking is safe as long as nothing else runs in the process, which is checked before each fork.
+Forking is safe as long as nothing else runs in the process, which is looked at before each fork: beside other threads, which some
+builds of the libraries start, the child is a Python that starts from nothing.
 """
 
 import atexit
@@ -210,7 +211,7 @@ def serve(requests):
                 time.sleep(0.001)
             os.killpg(0, signal.SIGKILL)
         *files, end = files
-        assert not threads(), "forking is not safe beside other threads"
+        alone = not threads()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         pid = os.fork()
         if not pid:
@@ -221,7 +222,11 @@ def serve(requests):
                 os.close(file)
             requests.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-            return eval(message)
+            request = eval(message)
+            if alone:
+                return request
+            os.chdir(request["cwd"])
+            os.execve(sys.executable, [sys.executable, *request["arguments"]], request["env"])
         ends[pid] = end
         os.write(end, NUMBER.pack(pid))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
