@@ -7,8 +7,8 @@ have of its own is what Python and the libraries read when they start: a `Zygote
     done = shared().run("-m", "ddpm_vlb", "evaluate", folder, cwd=tmp_path)   # a subprocess.CompletedProcess
     process = shared().start("script.py", "--flag")                         # in the manner of subprocess.Popen
 
-Forking is safe as long as nothing else runs in the process, which is looked at before each fork: beside other threads, which some
-builds of the libraries start, the child is a Python that starts from nothing.
+Forking is safe as long as nothing else runs in the process, which is looked at before each fork: beside other threads, which
+some builds of the libraries start, the child is a Python that starts from nothing.
 """
 
 import atexit
