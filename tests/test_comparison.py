@@ -24,7 +24,8 @@ def means(pipe, images, **options):
 
 
 def of_runs(pipes, images, count=25, **options):
-    runs = [compare(pipes, images, max_evaluations=1200, seed=seed, quiet=True, **options) for seed in range(count)]
+    options |= {"max_evaluations": 1200, "batch_size": 256, "quiet": True}
+    runs = [compare(pipes, images, seed=seed, **options) for seed in range(count)]
     values = torch.tensor([run["difference"] for run in runs], dtype=torch.float64)
     return runs, values
 
