@@ -243,16 +243,16 @@ class ReverseProcess:
 
 
 class _Ends:
-    r"""The two ends between which variances lie, at some timesteps."""
+    r"""The two ends between which variances lie, at some timesteps; each is looked up once, and has one gradient."""
 
     def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor):
         self._reverse, self._like, self._timesteps = reverse, like, timesteps
 
-    @property
+    @cached_property
     def low(self) -> torch.Tensor:
         return self._look_up(self._reverse.min_log_variance)
 
-    @property
+    @cached_property
     def high(self) -> torch.Tensor:
         return self._look_up(self._reverse.max_log_variance)
 
