@@ -14,12 +14,19 @@ import numpy as np
 import torch
 
 from ..noise import mix, mix_array
-from .sources import Block
 
 BLOCK = 256
 BUFFER_BYTES = 2**30
 
 Known = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Block(NamedTuple):
+    r"""Some images: their numbers `(B,)`, levels `(B, C, H, W)` and classes `(B,)`."""
+
+    numbers: np.ndarray
+    levels: torch.Tensor
+    labels: torch.Tensor | None
 
 
 class Images(NamedTuple):

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from .frame import Block
 from .image_sets import ImageSet, StoredImages, StreamedImages
 from .levels import check_shape, images_to_levels
 from .readers import FORMATS, load_dataset, open_hub
@@ -78,14 +79,6 @@ def _batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
     values = iter(values)
     while some := list(islice(values, size)):
         yield some
-
-
-class Block(NamedTuple):
-    r"""Some images: their numbers `(B,)`, levels `(B, C, H, W)` and classes `(B,)`."""
-
-    numbers: np.ndarray
-    levels: torch.Tensor
-    labels: torch.Tensor | None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules model.network, checks, pixel_grid, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.levels, data.image_sets, data.readers, data.sources, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.rounds, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules model.network, checks, pixel_grid, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, data.levels, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.rounds, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -6,7 +6,6 @@ import copy
 import ctypes
 import difflib
 import diffusers
-import gzip
 import hashlib
 import importlib
 import inspect
@@ -20,7 +19,6 @@ import platform
 import re
 import shlex
 import shutil
-import struct
 import tempfile
 import torch
 import yaml
@@ -38,7 +36,7 @@ from functools import cached_property, partial
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path, PurePath
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
@@ -1554,16 +1552,16 @@ class ReverseProcess:
 
 
 class _Ends:
-    r"""The two ends between which variances lie, at some timesteps."""
+    r"""The two ends between which variances lie, at some timesteps; each is looked up once, and has one gradient."""
 
     def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor):
         self._reverse, self._like, self._timesteps = reverse, like, timesteps
 
-    @property
+    @cached_property
     def low(self) -> torch.Tensor:
         return self._look_up(self._reverse.min_log_variance)
 
-    @property
+    @cached_property
     def high(self) -> torch.Tensor:
         return self._look_up(self._reverse.max_log_variance)
 
@@ -3394,725 +3392,6 @@ def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
     return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
 
 
-# ---- ddpm_vlb/data/levels.py ----
-
-r"""Images of any kind in, pixel levels out; everything that is not exactly on the grid is refused, never rounded.
-
-A model's data live on `num_pixel_levels` grey levels; level k stands for the value 2 k / (num_pixel_levels - 1) - 1. What an
-image says is taken literally: an integer is the level k itself, a float is a value on the grid. Bringing other images onto a
-grid changes the data; `quantize` does it, as a step of its own.
-"""
-
-
-
-
-ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
-PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
-
-
-def images_to_levels(
-    images: Any,
-    num_pixel_levels: int = 256,
-    *,
-    channels: int | None = None,
-    size: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    r"""The levels of images of any kind that `evaluate_nll` takes.
-
-    Args:
-        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
-            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
-            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
-        num_pixel_levels: number of levels of the grid.
-        channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
-
-    Returns:
-        Levels, shape `(N, C, H, W)`, uint8 up to 256 levels and int32 above.
-
-    Raises:
-        ValueError: anything that is not such images: off the grid, not finite, of another size, type or number of channels, or
-            none at all.
-    """
-    check_num_pixel_levels(num_pixel_levels)
-    tensor = _as_tensor(images, channels)
-    check_shape(tensor, channels, size)
-    return _check_levels(tensor, num_pixel_levels)
-
-
-def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int] | None) -> None:
-    r"""Raise `ValueError` unless a tensor is `(N, C, H, W)`, not empty, and of this many channels and (height, width)."""
-    if tensor.ndim != 4:
-        raise ValueError(f"`images` must have the shape (N, C, H, W), got {tuple(tensor.shape)}.")
-    if tensor.numel() == 0:
-        raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
-    if channels is not None and tensor.shape[1] != channels:
-        hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
-        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
-    if size is not None and tuple(tensor.shape[2:]) != tuple(size):
-        raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
-
-
-def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
-    integer_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.uint16
-    level_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.int32
-    if tensor.dtype in (torch.float32, torch.float64):
-        return samples_to_levels(tensor, num_pixel_levels, "images").to(level_dtype)
-    if tensor.dtype != integer_dtype:
-        raise ValueError(
-            f"`images` must be {str(integer_dtype)[6:]} levels, float32 or float64 for a model of {num_pixel_levels} levels,"
-            f" got dtype {str(tensor.dtype)[6:]}."
-        )
-    levels = tensor.to(torch.int32)
-    highest = int(levels.max())
-    if highest >= num_pixel_levels:
-        raise ValueError(
-            f"`images` must hold levels below num_pixel_levels = {num_pixel_levels}, got {highest}."
-            " (`ddpm_vlb.data.quantize` brings images onto a coarser grid.)"
-        )
-    return levels.to(level_dtype)
-
-
-def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
-    if isinstance(images, torch.Tensor):
-        if images.layout != torch.strided or images.is_meta:
-            raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
-        return images.detach()
-    if isinstance(images, np.ndarray):
-        return array_to_tensor(images, channels)
-    if isinstance(images, Image.Image):
-        images = [images]
-    elif hasattr(images, "features") and hasattr(images, "column_names"):
-        column = image_column(images)
-        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
-        images = [row[column] for row in images]
-    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
-        raise ValueError(
-            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
-            f" got {type(images).__name__}."
-        )
-    tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
-    if not tensors:
-        raise ValueError("`images` must not be empty, got no image.")
-    for index, tensor in enumerate(tensors):
-        if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
-            raise ValueError(
-                f"`images` must all have one size, number of channels and dtype: image 0 has {_describe(tensors[0])},"
-                f" image {index} has {_describe(tensor)}."
-            )
-    return torch.stack(tensors)
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
-
-
-def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
-    if isinstance(image, Image.Image):
-        return array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
-    if isinstance(image, np.ndarray):
-        return array_to_tensor(image[None], channels)[0]
-    if isinstance(image, torch.Tensor):
-        return image.detach()
-    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
-
-
-def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
-    r"""Arrays `(N, H, W, C)` or `(N, H, W)` as a tensor `(N, C, H, W)`."""
-    if array.dtype.name not in ARRAY_DTYPES or isinstance(array, np.ma.MaskedArray):
-        what = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
-        raise ValueError(f"`images` must be plain arrays of dtype {', '.join(ARRAY_DTYPES)}, got {what}.")
-    if array.ndim == 3 and channels not in (None, 1):
-        raise ValueError(f"`images` must be an array of shape (N, H, W, {channels}), got {array.shape}.")
-    if array.ndim == 3:
-        array = array[..., None]
-    # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.
-    channels_last = array.ndim == 4 and (channels is None or array.shape[3] == channels or array.shape[1] != channels)
-    if channels_last:
-        array = array.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
-
-
-def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
-    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
-
-    Raises:
-        ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
-    """
-    if "transparency" in image.info or _is_rescaled(image):
-        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
-        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
-    if image.mode not in PIL_MODES:
-        raise ValueError(
-            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
-            " since what becomes of transparency or of a palette is a choice."
-        )
-    return np.asarray(image).astype(PIL_MODES[image.mode])
-
-
-def _is_rescaled(image: Image.Image) -> bool:
-    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
-    # stands in `tile`; of an image that is loaded already, nothing tells any more.
-    for tile in getattr(image, "tile", ()):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if tile[0].startswith("ppm") and arguments[-1] != 255:
-            return True
-        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
-            return True
-    return False
-
-
-def image_column(dataset: Any) -> str:
-    r"""The one image column of a `datasets.Dataset`.
-
-    Raises:
-        ValueError: none, or more than one.
-    """
-    features = dataset.features or {}
-    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(columns) != 1:
-        raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
-    return columns[0]
-
-
-# ---- ddpm_vlb/data/image_sets.py ----
-
-r"""Sets of images: in memory, on the disk, as a stream, or brought onto another grid."""
-
-
-
-
-
-class QuantizedImages:
-    r"""A data set whose images are brought onto another grid as they are read; what `quantize_images` returns."""
-
-    def __init__(self, source: Any, num_pixel_levels: int):
-        self._source, self.num_pixel_levels = source, num_pixel_levels
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return quantize(self._source[index], self.num_pixel_levels, source_levels=self._source.num_pixel_levels)
-
-
-def quantize_images(source: "ImageSet | StoredImages | StreamedImages", num_pixel_levels: int) -> Any:
-    r"""A data set with each image brought onto the grid of `num_pixel_levels` levels by `quantize` when it is read."""
-    check_num_pixel_levels(num_pixel_levels)
-    if isinstance(source, StreamedImages):
-        return source.quantized(num_pixel_levels)
-    return QuantizedImages(source, num_pixel_levels)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    r"""Images of a data set, as levels.
-
-    Args:
-        images: integer tensor `(N, C, H, W)`, uint8 or uint16.
-        num_pixel_levels: number of levels that the source has (256 for 8-bit images, 17 for the digits).
-        name: what was loaded.
-        split: which part of it, where it has parts.
-        labels: class labels, where the source has them.
-    """
-
-    images: torch.Tensor
-    num_pixel_levels: int
-    name: str
-    split: str | None = None
-    labels: torch.Tensor | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
-
-
-class StoredImages:
-    r"""Images that stay where they are until one is asked for: what `open_images` returns for data that may not fit in memory.
-
-    `source[i]` is image i as integer levels `(C, H, W)`, checked to be of the size and type of image 0. Attributes as
-    `ImageSet`.
-
-    Args:
-        rows: file names, or a `datasets.Dataset`.
-        read: the pixels of a row, `(H, W)` or `(H, W, C)`, and the row's name.
-        name, split, labels: as `ImageSet`.
-    """
-
-    def __init__(self, rows: Sequence, read, name: str, split: str | None = None, labels: Sequence[int] | None = None):
-        self._rows, self._read, self.name, self.split, self.labels = rows, read, name, split, labels
-        if len(rows) == 0:
-            raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
-        self._first, self._first_name = read(rows, 0)
-        self.num_pixel_levels = image_set(self._first[None], name).num_pixel_levels
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return array_to_tensor(self.array(index)[None], None)[0]
-
-    def array(self, index: int) -> np.ndarray:
-        r"""The pixels of image `index`, `(H, W)` or `(H, W, C)`."""
-        array, name = self._read(self._rows, index)
-        _check_alike(self._first, self._first_name, array, name)
-        return array
-
-    def load(self, max_images: int | None = None) -> ImageSet:
-        r"""The first `max_images` images, or all, in memory."""
-        count = min(len(self), max_images or len(self))
-        labels = None if self.labels is None else torch.tensor(self.labels[:count])
-        return image_set(np.stack([self.array(index) for index in range(count)]), self.name, self.split, labels)
-
-
-class StreamedImages:
-    r"""Images of a data set that can only be read in its order, shuffled through a buffer.
-
-    Args:
-        dataset: a `datasets.IterableDataset` with an image column.
-        name, split: as `ImageSet`.
-        buffer_size: images in memory among which the next is drawn.
-    """
-
-    def __init__(self, dataset: Any, name: str, split: str | None = None, buffer_size: int = 1000):
-        self.name, self.split, self._buffer_size = name, split, buffer_size
-        self._dataset, self._column = dataset, image_column(dataset)
-        first = next(iter(dataset), None)
-        if first is None:
-            raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
-        self._first = pil_to_array(first[self._column], "row 0")
-        self.num_pixel_levels = self._source_levels = image_set(self._first[None], name).num_pixel_levels
-
-    def quantized(self, num_pixel_levels: int) -> "StreamedImages":
-        r"""The same stream, its images brought onto another grid by `quantize`."""
-        other = copy.copy(self)
-        other.num_pixel_levels = num_pixel_levels
-        return other
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        if index != 0:
-            raise ValueError(f"`index` must be 0 for a stream, of which only the first image is at hand, got {index}.")
-        return self._levels(self._first)
-
-    def split_off(self, count: int) -> tuple["StreamedImages", torch.Tensor]:
-        r"""The stream without its first `count` images, and those `(count, C, H, W)`.
-
-        Raises:
-            ValueError: a stream of no more images than that.
-        """
-        first = [self._decode(row[self._column]) for row in self._dataset.take(count)]
-        return StreamedImages(self._dataset.skip(count), self.name, self.split, self._buffer_size), torch.stack(first)
-
-    def in_order(self) -> Iterator[Callable[[], torch.Tensor]]:
-        r"""One pass in the stream's own order: for each image a function that decodes it to levels `(C, H, W)`."""
-        import datasets
-
-        decoder = datasets.Image()
-        for row in self._dataset.cast_column(self._column, datasets.Image(decode=False)):
-            yield lambda picture=row[self._column]: self._decode(decoder.decode_example(picture))
-
-    def epoch(self, seed: int) -> Iterator[Callable[[], torch.Tensor]]:
-        r"""One pass in the order that `seed` gives: for each image a function that decodes it to levels `(C, H, W)`, so that a
-        process pays only for those it uses."""
-        import datasets
-
-        stored = self._dataset.cast_column(self._column, datasets.Image(decode=False))
-        decoder = datasets.Image()
-        for row in stored.shuffle(seed=seed % 2**31, buffer_size=self._buffer_size):
-            yield lambda picture=row[self._column]: self._decode(decoder.decode_example(picture))
-
-    def _decode(self, image: Image.Image) -> torch.Tensor:
-        array = pil_to_array(image, "a row of the stream")
-        _check_alike(self._first, "row 0", array, "a row of the stream")
-        return self._levels(array)
-
-    def _levels(self, array: np.ndarray) -> torch.Tensor:
-        levels = array_to_tensor(array[None], None)[0]
-        if self.num_pixel_levels == self._source_levels:
-            return levels
-        return quantize(levels, self.num_pixel_levels, source_levels=self._source_levels)
-
-
-def image_set(array: np.ndarray, name: str, split: str | None = None, labels=None) -> ImageSet:
-    if array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"`dataset` must hold uint8 or uint16 images, got dtype {array.dtype} in {name!r}.")
-    if array.size == 0:
-        raise ValueError(f"`dataset` must hold at least one image, got shape {array.shape} in {name!r}.")
-    if array.ndim not in (3, 4):
-        raise ValueError(f"`dataset` must hold images of shape (N, H, W) or (N, H, W, C), got {array.shape} in {name!r}.")
-    return ImageSet(array_to_tensor(array, None), int(np.iinfo(array.dtype).max) + 1, name, split, labels)
-
-
-def _check_alike(first: np.ndarray, first_name: str, array: np.ndarray, name: str) -> None:
-    if (array.shape, array.dtype) != (first.shape, first.dtype):
-        raise ValueError(
-            f"`dataset` must hold images of one size and type: {first_name!r} is {first.shape} {first.dtype},"
-            f" {name!r} is {array.shape} {array.dtype}."
-        )
-
-
-# ---- ddpm_vlb/data/readers.py ----
-
-r"""Readers of data sets, a row a format: `FORMATS`.
-
-A row says which sources it is for, and opens them. The first that fits is taken; what no row is for is looked for on the Hub.
-A new format is a row, `add_format(file_format("a toy file", (".toy",), read))`, and nothing else.
-"""
-
-
-
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-DIGITS_NUM_TRAIN = 1437
-
-
-def read_digits(split: str) -> ImageSet:
-    r"""scikit-learn's 8 x 8 digits, 17 levels; its first 1437 are the training part."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError("`dataset` 'digits' needs scikit-learn: pip install scikit-learn.") from error
-    parts = {"train": slice(None, DIGITS_NUM_TRAIN), "test": slice(DIGITS_NUM_TRAIN, None)}
-    if split not in parts:
-        raise ValueError(f"`split` must be 'train' or 'test' for the digits, got {split!r}.")
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return ImageSet(images[parts[split]], 17, "digits", split, labels[parts[split]])
-
-
-def open_folder(path: Path, split: str | None, default_split: str) -> StoredImages:
-    r"""A folder of images, or of parquet files."""
-    if split is None and (path / default_split).is_dir():
-        split = default_split
-    if split is not None and (path / split).is_dir():
-        path = path / split
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files and any(path.rglob("*.parquet")):
-        return open_hub(str(path), split or default_split)
-    if split is not None and path.name != split:
-        raise ValueError(f"`split` must name a sub-folder of the data set, got {split!r} for {str(path)!r}.")
-    if not files:
-        raise ValueError(
-            f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}) or parquet files, got none in {str(path)!r}."
-            " (Name an idx or npz file itself.)"
-        )
-    return StoredImages(files, _read_file, str(path), split)
-
-
-def _read_file(files: Sequence[Path], index: int) -> tuple[np.ndarray, str]:
-    file = files[index]
-    try:
-        with Image.open(file) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"`dataset` must hold still images, got {image.n_frames} frames in {str(file)!r}.")
-            return pil_to_array(image, str(file)), str(file)
-    except Exception as error:  # a damaged file can make a decoder stumble over anything
-        if str(error).startswith("`"):
-            raise
-        raise ValueError(f"`dataset` must hold readable images, got {str(file)!r}: {error}.") from error
-
-
-def read_npz(path: Path) -> ImageSet:
-    r"""An array `images`, `(N, H, W[, C])`, and `labels`, if there are any."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
-            if key is None:
-                raise ValueError(
-                    f"`dataset` must have an array `images` in its npz file, got {archive.files} in {str(path)!r}."
-                )
-            array = archive[key]
-            labels = archive["labels"] if "labels" in archive.files else None
-    except ValueError as error:
-        if str(error).startswith("`dataset`"):
-            raise
-        raise ValueError(f"`dataset` must be a readable npz file, got {str(path)!r}: {error}.") from error
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise ValueError(f"`dataset` must be a readable npz file, got {str(path)!r}: {error}.") from error
-    if labels is not None:
-        if labels.dtype.kind not in "iu" or labels.shape != array.shape[:1]:
-            raise ValueError(
-                f"`dataset` must have one integer label per image, got `labels` of dtype {labels.dtype} and shape"
-                f" {labels.shape} for images of shape {array.shape} in {str(path)!r}."
-            )
-        labels = torch.from_numpy(labels.astype(np.int64))
-    return image_set(array, str(path), labels=labels)
-
-
-def read_idx(path: Path) -> ImageSet:
-    r"""The idx format of MNIST: two zero bytes, the type (8 = uint8), the number of dimensions, their sizes, the data."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"`dataset` must be a readable idx file, got {str(path)!r}: {error}.") from error
-    except Exception as error:  # zlib.error
-        raise ValueError(f"`dataset` must be an undamaged gzip file, got {str(path)!r}: {error}.") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or raw[3] not in (3, 4):
-        raise ValueError(
-            f"`dataset` must be {', '.join(kind.words for kind in FORMATS)}, or a Hub data set,"
-            f" got the file {str(path)!r} that starts with {raw[:4]!r}."
-        )
-    header = 4 + 4 * raw[3]
-    shape = struct.unpack(f">{raw[3]}I", raw[4:header]) if len(raw) >= header else ()
-    if len(shape) == 0 or len(raw) - header != math.prod(shape):
-        raise ValueError(f"`dataset` must be a whole idx file, got {len(raw)} bytes for shape {shape} in {str(path)!r}.")
-    return image_set(np.frombuffer(raw, np.uint8, offset=header).reshape(shape), str(path))
-
-
-def open_hub(name: str, split: str) -> StoredImages:
-    r"""A data set of the Hub."""
-    loaded = load_dataset(name, split)
-    image_column(loaded)
-    return StoredImages(loaded, _read_row, name, split, loaded["label"] if "label" in loaded.column_names else None)
-
-
-def _read_row(rows: Any, index: int) -> tuple[np.ndarray, str]:
-    return pil_to_array(rows[index][image_column(rows)], f"row {index}"), f"row {index}"
-
-
-def load_dataset(name: str, split: str, streaming: bool = False) -> Any:
-    r"""As `datasets.load_dataset`, with errors that say what a data set may be."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install datasets.") from error
-    try:
-        return datasets.load_dataset(name, split=split, streaming=streaming)
-    except Exception as error:  # the library has many
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"`dataset` must be 'digits', a file or folder that exists, or a Hub data set with the split {split!r},"
-            f" got {name!r}: {reason}"
-        ) from error
-
-
-@dataclass(frozen=True)
-class Format:
-    r"""A kind of data sets.
-
-    Args:
-        words: what it is, for refusals.
-        matches: whether a source, as text and as a path, is one.
-        open: the images, from the source, the split that was asked for or `None`, and the default one.
-        suffixes: of its files.
-    """
-
-    words: str
-    matches: Callable[[str, Path], bool]
-    open: Callable[[str, str | None, str], ImageSet | StoredImages]
-    suffixes: tuple[str, ...] = ()
-
-
-def file_format(words: str, suffixes: tuple[str, ...], read: Callable[[Path], ImageSet | StoredImages]) -> Format:
-    r"""The row of a format of single files; without suffixes, of all files that no other row is for."""
-
-    def matches(source: str, path: Path) -> bool:
-        return path.is_file() and (not suffixes or path.suffix in suffixes)
-
-    def open_file(source: str, split: str | None, default_split: str) -> ImageSet | StoredImages:
-        if split is not None:
-            raise ValueError(f"`split` must be left out for a single file, which has no parts, got {split!r}.")
-        return read(Path(source))
-
-    return Format(words, matches, open_file, suffixes)
-
-
-FORMATS = [
-    Format("'digits'", lambda source, path: source == "digits", lambda source, split, default: read_digits(split or default)),
-    Format("a folder", lambda source, path: path.is_dir(), lambda source, *splits: open_folder(Path(source), *splits)),
-    file_format("an npz file", (".npz",), read_npz),
-    file_format("an idx file of uint8 images", (), read_idx),
-]
-
-
-def add_format(kind: Format) -> None:
-    r"""Add a row; it comes before those that are there."""
-    FORMATS.insert(0, kind)
-
-
-# ---- ddpm_vlb/data/sources.py ----
-
-r"""Data sets in, pixel levels out: the bundled digits, folders of images, idx and npz files, data sets of the Hub.
-
-Levels are taken literally (see `levels.py`). Bringing other images onto a model's grid changes the data and hence the
-likelihood; `quantize` does it, as a step of its own.
-"""
-
-
-
-
-
-def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:
-    r"""Load a data set into memory.
-
-    Args:
-        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as
-            MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
-        split: the part to load, by default `"test"` where there are parts: of the digits, of a data set of the Hub, of a
-            folder with a sub-folder of that name. idx and npz files have no parts.
-        max_images: at most this many, from the first.
-
-    Raises:
-        ValueError: a source that is missing, damaged, empty, or has no such split; images that differ in size or are not 8-bit
-            or 16-bit grey or 8-bit RGB.
-    """
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
-    loaded = open_images(source, split)
-    if isinstance(loaded, StoredImages):
-        return loaded.load(max_images)
-    labels = None if loaded.labels is None else loaded.labels[:max_images]
-    return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
-
-
-def open_images(source: str | Path, split: str | None = None, default_split: str = "test") -> ImageSet | StoredImages:
-    r"""Open a data set: `source[i]` is image i, as integer levels `(C, H, W)`.
-
-    Folders of images and data sets of the Hub stay on the disk until an image is asked for, and may be larger than memory.
-
-    Arguments and errors as `load_images`; of a folder's images, all but the first are checked when they are read.
-        default_split: the part to open where there are parts and `split` names none.
-    """
-    source = str(source)
-    path = Path(source)
-    for kind in FORMATS:
-        if kind.matches(source, path):
-            return kind.open(source, split, default_split)
-    suffixes = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
-    if source.startswith(("/", ".", "~")) or path.suffix in (*suffixes, ".gz") or not source:
-        raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
-    return open_hub(source, split or default_split)
-
-
-def stream_images(source: str | Path, split: str | None = None, buffer_size: int = 1000) -> StreamedImages:
-    r"""Open a data set of the Hub, or a folder of images or parquet files, as a stream, with nothing kept on the disk.
-
-    Raises:
-        ValueError: as `load_images`; a source that is neither.
-    """
-    source = str(source)
-    if source == "digits" or Path(source).is_file():
-        raise ValueError(f"`dataset` must be a folder or a data set of the Hub to be streamed, got {source!r}.")
-    return StreamedImages(load_dataset(source, split or "train", streaming=True), source, split, buffer_size)
-
-
-def _batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    values = iter(values)
-    while some := list(islice(values, size)):
-        yield some
-
-
-class Block(NamedTuple):
-    r"""Some images: their numbers `(B,)`, levels `(B, C, H, W)` and classes `(B,)`."""
-
-    numbers: np.ndarray
-    levels: torch.Tensor
-    labels: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class Source:
-    r"""Images to go over, as levels of a model's grid; each has a number, its place in the data set.
-
-    Args:
-        images: levels `(N, C, H, W)`, a set of images (`source[i]` is image i), or a stream.
-        num_pixel_levels: of the model.
-        channels, size: of its images; `size` may be `None`.
-        labels: classes, `(N,)` or `None`.
-        shard: (index, count): only images whose number is `index` modulo `count`.
-        max_images: the first so many only.
-        name: of the data set.
-    """
-
-    images: Any
-    num_pixel_levels: int
-    channels: int
-    size: tuple[int, int] | None
-    labels: torch.Tensor | None = None
-    shard: tuple[int, int] = (0, 1)
-    max_images: int | None = None
-    name: str = "images in memory"
-
-    @property
-    def is_stream(self) -> bool:
-        r"""Whether there is no way to it but its own order, and nobody knows how many there are."""
-        return isinstance(self.images, StreamedImages)
-
-    @property
-    def num_dimensions(self) -> int:
-        r"""D = C H W, of the first image."""
-        return math.prod(torch.as_tensor(self.images[0]).shape)
-
-    def blocks(self, size: int) -> Iterator[Block]:
-        r"""One pass over the images, `size` at a time, in their order.
-
-        Raises:
-            ValueError: images off the grid, or of another size.
-        """
-        if isinstance(self.images, torch.Tensor):
-            for numbers in _batched(self._numbers(len(self.images)), size):
-                yield self._block(numbers, self.images[list(numbers)])
-            return
-        for some in _batched(self._readers(), size):
-            stacked = torch.stack([torch.as_tensor(read()) for _, read in some])
-            levels = images_to_levels(stacked, self.num_pixel_levels, channels=self.channels, size=self.size)
-            yield self._block([number for number, _ in some], levels)
-
-    def _block(self, numbers: Sequence[int], levels: torch.Tensor) -> Block:
-        chosen = np.array(numbers)
-        return Block(chosen, levels, None if self.labels is None else self.labels[torch.as_tensor(chosen)])
-
-    def _numbers(self, total: int) -> range:
-        index, count = self.shard
-        return range(index, total if self.max_images is None else min(total, self.max_images), count)
-
-    def _readers(self) -> Iterator[tuple[int, Callable[[], torch.Tensor]]]:
-        if not self.is_stream:
-            for number in self._numbers(len(self.images)):
-                yield number, partial(self.images.__getitem__, number)
-            return
-        index, count = self.shard
-        for number, read in enumerate(islice(self.images.in_order(), self.max_images)):
-            if number % count == index:
-                yield number, read
-
-
-def source_of(
-    images: Any,
-    network: Any,
-    num_pixel_levels: int,
-    class_labels: Any = None,
-    *,
-    shard: tuple[int, int] = (0, 1),
-    max_images: int | None = None,
-) -> Source:
-    r"""The source of images of any kind.
-
-    Args:
-        images: what `images_to_levels` takes, or what `open_images` or `stream_images` returns.
-        network: a `model.network.Network`, which knows what its images are.
-        num_pixel_levels: of the model.
-        class_labels: of a class-conditional network, one for all or one each.
-        shard, max_images: as `Source`.
-
-    Raises:
-        ValueError: images or classes that do not fit the network.
-    """
-    channels, size = network.channels, network.size
-    name = getattr(images, "name", None)  # tensors have one of another kind
-    options = {"shard": shard, "max_images": max_images, "name": name if isinstance(name, str) else Source.name}
-    if isinstance(images, StreamedImages):
-        check_shape(images[0][None], channels, size)
-        network.check_class_labels(class_labels, 1)
-        return Source(images, num_pixel_levels, channels, size, None, **options)
-    if not hasattr(images, "num_pixel_levels"):
-        images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
-    labels = network.check_class_labels(class_labels, len(images))
-    return Source(images, num_pixel_levels, channels, size, labels, **options)
-
-
 # ---- ddpm_vlb/data/frame.py ----
 
 r"""One pass over a data set: what is known of all its images without the network, and as many of them as memory allows.
@@ -4130,6 +3409,14 @@ BLOCK = 256
 BUFFER_BYTES = 2**30
 
 Known = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Block(NamedTuple):
+    r"""Some images: their numbers `(B,)`, levels `(B, C, H, W)` and classes `(B,)`."""
+
+    numbers: np.ndarray
+    levels: torch.Tensor
+    labels: torch.Tensor | None
 
 
 class Images(NamedTuple):
@@ -5657,6 +4944,186 @@ def check_repository(repository: Any) -> str:
     except ValueError as error:
         raise ValueError(f"`repository` must be a name on the Hub, `owner/name`, got {repository!r}: {error}") from error
     return repository
+
+
+# ---- ddpm_vlb/data/levels.py ----
+
+r"""Images of any kind in, pixel levels out; everything that is not exactly on the grid is refused, never rounded.
+
+A model's data live on `num_pixel_levels` grey levels; level k stands for the value 2 k / (num_pixel_levels - 1) - 1. What an
+image says is taken literally: an integer is the level k itself, a float is a value on the grid. Bringing other images onto a
+grid changes the data; `quantize` does it, as a step of its own.
+"""
+
+
+
+
+ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
+PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
+
+
+def images_to_levels(
+    images: Any,
+    num_pixel_levels: int = 256,
+    *,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    r"""The levels of images of any kind that `evaluate_nll` takes.
+
+    Args:
+        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
+            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
+            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
+        num_pixel_levels: number of levels of the grid.
+        channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
+
+    Returns:
+        Levels, shape `(N, C, H, W)`, uint8 up to 256 levels and int32 above.
+
+    Raises:
+        ValueError: anything that is not such images: off the grid, not finite, of another size, type or number of channels, or
+            none at all.
+    """
+    check_num_pixel_levels(num_pixel_levels)
+    tensor = _as_tensor(images, channels)
+    check_shape(tensor, channels, size)
+    return _check_levels(tensor, num_pixel_levels)
+
+
+def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int] | None) -> None:
+    r"""Raise `ValueError` unless a tensor is `(N, C, H, W)`, not empty, and of this many channels and (height, width)."""
+    if tensor.ndim != 4:
+        raise ValueError(f"`images` must have the shape (N, C, H, W), got {tuple(tensor.shape)}.")
+    if tensor.numel() == 0:
+        raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
+    if channels is not None and tensor.shape[1] != channels:
+        hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
+        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
+    if size is not None and tuple(tensor.shape[2:]) != tuple(size):
+        raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
+
+
+def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    integer_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.uint16
+    level_dtype = torch.uint8 if num_pixel_levels <= 256 else torch.int32
+    if tensor.dtype in (torch.float32, torch.float64):
+        return samples_to_levels(tensor, num_pixel_levels, "images").to(level_dtype)
+    if tensor.dtype != integer_dtype:
+        raise ValueError(
+            f"`images` must be {str(integer_dtype)[6:]} levels, float32 or float64 for a model of {num_pixel_levels} levels,"
+            f" got dtype {str(tensor.dtype)[6:]}."
+        )
+    levels = tensor.to(torch.int32)
+    highest = int(levels.max())
+    if highest >= num_pixel_levels:
+        raise ValueError(
+            f"`images` must hold levels below num_pixel_levels = {num_pixel_levels}, got {highest}."
+            " (`ddpm_vlb.data.quantize` brings images onto a coarser grid.)"
+        )
+    return levels.to(level_dtype)
+
+
+def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
+    if isinstance(images, torch.Tensor):
+        if images.layout != torch.strided or images.is_meta:
+            raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
+        return images.detach()
+    if isinstance(images, np.ndarray):
+        return array_to_tensor(images, channels)
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif hasattr(images, "features") and hasattr(images, "column_names"):
+        column = image_column(images)
+        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
+        images = [row[column] for row in images]
+    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+        raise ValueError(
+            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
+            f" got {type(images).__name__}."
+        )
+    tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
+    if not tensors:
+        raise ValueError("`images` must not be empty, got no image.")
+    for index, tensor in enumerate(tensors):
+        if (tensor.shape, tensor.dtype) != (tensors[0].shape, tensors[0].dtype):
+            raise ValueError(
+                f"`images` must all have one size, number of channels and dtype: image 0 has {_describe(tensors[0])},"
+                f" image {index} has {_describe(tensor)}."
+            )
+    return torch.stack(tensors)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
+
+
+def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        return array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
+    if isinstance(image, np.ndarray):
+        return array_to_tensor(image[None], channels)[0]
+    if isinstance(image, torch.Tensor):
+        return image.detach()
+    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
+
+
+def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
+    r"""Arrays `(N, H, W, C)` or `(N, H, W)` as a tensor `(N, C, H, W)`."""
+    if array.dtype.name not in ARRAY_DTYPES or isinstance(array, np.ma.MaskedArray):
+        what = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
+        raise ValueError(f"`images` must be plain arrays of dtype {', '.join(ARRAY_DTYPES)}, got {what}.")
+    if array.ndim == 3 and channels not in (None, 1):
+        raise ValueError(f"`images` must be an array of shape (N, H, W, {channels}), got {array.shape}.")
+    if array.ndim == 3:
+        array = array[..., None]
+    # Arrays keep channels last, as everywhere in diffusers; channels first is taken only where nothing else can be meant.
+    channels_last = array.ndim == 4 and (channels is None or array.shape[3] == channels or array.shape[1] != channels)
+    if channels_last:
+        array = array.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+
+
+def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
+    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
+
+    Raises:
+        ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
+    """
+    if "transparency" in image.info or _is_rescaled(image):
+        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
+        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
+    if image.mode not in PIL_MODES:
+        raise ValueError(
+            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
+            " since what becomes of transparency or of a palette is a choice."
+        )
+    return np.asarray(image).astype(PIL_MODES[image.mode])
+
+
+def _is_rescaled(image: Image.Image) -> bool:
+    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
+    # stands in `tile`; of an image that is loaded already, nothing tells any more.
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if tile[0].startswith("ppm") and arguments[-1] != 255:
+            return True
+        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
+            return True
+    return False
+
+
+def image_column(dataset: Any) -> str:
+    r"""The one image column of a `datasets.Dataset`.
+
+    Raises:
+        ValueError: none, or more than one.
+    """
+    features = dataset.features or {}
+    columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if len(columns) != 1:
+        raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
+    return columns[0]
 
 
 # ---- ddpm_vlb/model/scorer.py ----
