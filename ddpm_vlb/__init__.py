@@ -42,7 +42,9 @@ __all__ = [
 
 # Where modules are that had another place in what was written about this package: old paths give the same modules.
 _MOVED = {
+    "cards": "hub.cards",
     "comparison": "evaluation.compare",
+    "images": "data",
     "importance_weighted": "likelihoods.importance_weighted",
     "probability_flow": "likelihoods.probability_flow",
     "rate_distortion": "likelihoods.rate_distortion",

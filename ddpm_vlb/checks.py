@@ -44,6 +44,14 @@ def check_count(name: str, value: Any) -> int:
     return count
 
 
+def check_integer(name: str, value: Any) -> int:
+    r"""An integer, or `ValueError`."""
+    try:
+        return operator.index(value if not isinstance(value, bool) else None)
+    except TypeError:
+        raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
+
+
 def check_seed(seed: Any) -> int:
     r"""A seed in [0, 2^63), or `ValueError`."""
     try:

@@ -346,7 +346,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*):
                 Override the scheduler's configuration. They change the model that is scored; the bound stays a bound.
             method (`str`, defaults to `"full"`):
-                `"full"` or `"sampled"` (see `sampled_bound.py`). The bound of a whole data set takes far fewer evaluations
+                `"full"` or `"sampled"` (see `sampled_bound/`). The bound of a whole data set takes far fewer evaluations
                 still, and is `ddpm_vlb.evaluation.evaluate`'s.
             evaluations_per_image (`int`, *optional*):
                 Of each image where they are sampled, an even number; 64 by default. A pilot of up to a quarter as many, at

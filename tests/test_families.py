@@ -227,3 +227,19 @@ def test_what_an_output_means_is_a_row():
         assert torch.allclose(*flows)
     finally:
         del parametrizations.PREDICTIONS["minus_epsilon"]
+
+
+def test_what_is_no_method_or_no_number_is_refused(pipe, images):
+    for method in ("iw, k = 64", "full sweep", "", None, ["iw"]):
+        with pytest.raises(ValueError, match="`method` must be one of sampled, full, iw, ode, got"):
+            evaluate(pipe, images, method=method, quiet=True)
+    for options in ({"buffer_bytes": 1e9}, {"max_evaluations": 400.0}, {"method": "iw", "k": 2.0}):
+        name = [*options][-1]
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            evaluate(pipe, images, quiet=True, **options)
+
+
+def test_only_whole_names_of_libraries_are_known():
+    known = network.known_module_class
+    assert known("diffusers", "UNet2DModel") is known("diffusers.models", "UNet2DModel") is not None
+    assert not any(known(library, "UNet2DModel") for library in ("d", "", "diffusers.m", None, 3, "torch"))

@@ -1,7 +1,7 @@
 r"""Calibration: better variances, a better decoder and better sub-schedules for the weights that are there.
 
 The network is looked at once: some images at some timesteps, with what the images are known to be. From that come, timestep by
-timestep, the model of its error (`error_model.py`, fitted in `error_fits.py`), the cost of steps of any length, and the cost of
+timestep, the model of its error (`error_model.py`, fitted in `fits.py`), the cost of steps of any length, and the cost of
 decoding from there; then the best chain of every number of steps (`sub_schedules.py`). No weight is changed. The images must
 not be those that are reported on, and had better be none that the network was trained on: of those it remembers some, and the
 error on them is too small.
@@ -174,7 +174,7 @@ def calibrate(
         "num_images": draws.num_images,
         "num_network_evaluations": count * len(knots),
         "seed": seed,
-        **({} if dataset is None else {"dataset": dataset, "split": split}),
+        **({} if dataset is None and split is None else {"dataset": dataset, "split": split}),
     }
     calibration = Calibration(config, forward)
     schedules = calibration.sub_schedules(len(forward))

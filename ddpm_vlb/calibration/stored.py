@@ -41,7 +41,7 @@ class Calibration:
     config: dict[str, Any]
     trained: ForwardProcess
     # The best chains found so far: the same for any number of steps up to theirs.
-    _table: list[SubSchedules] = field(default_factory=list, init=False, repr=False)
+    _table: list[SubSchedules] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         config = self.config
@@ -122,9 +122,11 @@ class Calibration:
 
     def sub_schedules(self, max_steps: int) -> SubSchedules:
         r"""The best chains of up to so many steps."""
-        if not self._table or len(self._table[0].costs) < max_steps:
-            self._table[:] = [best_sub_schedules(*self.costs, max_steps)]
-        return self._table[0]
+        known = self._table[0] if self._table else None
+        if known is None or len(known.costs) < max_steps:
+            known = best_sub_schedules(*self.costs, max_steps)
+            self._table[:] = [known]
+        return known  # not what lies there: another thread may have put a shorter one
 
     def timesteps(self, num_inference_steps: int) -> list[int]:
         r"""The best chain of so many steps, strictly descending."""

@@ -1,1 +1,5 @@
 r"""Checkpoints as others left them."""
+
+from .loading import CheckpointError
+
+__all__ = ["CheckpointError"]

@@ -1,6 +1,6 @@
 r"""Two models on one data set: the difference of their bounds, from the same images, timesteps and noise.
 
-The difference is a bound like any other to the estimator (`sampled_bound.py`), its terms being differences of terms, of far
+The difference is a bound like any other to the estimator (`sampled_bound/`), its terms being differences of terms, of far
 less variance: the pilot, the control variate and the probabilities are the difference's own.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checks import check_count, check_seed
+from ..checks import check_count, check_integer, check_seed
 from ..data.frame import BLOCK, BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE
@@ -76,6 +76,7 @@ def compare(
     rules = {"target_se": target_se, "max_evaluations": max_evaluations}
     check_rules(**rules, evaluations_per_image=None)
     batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
+    buffer_bytes = check_integer("buffer_bytes", buffer_bytes)
     max_images = None if max_images is None else check_count("max_images", max_images)
     context = dict(context or {})
     names = {"checkpoints": context.pop("checkpoints")} if "checkpoints" in context else {}

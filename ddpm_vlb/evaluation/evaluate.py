@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checks import check_count, check_seed
+from ..checks import check_count, check_integer, check_seed
 from ..data.frame import BUFFER_BYTES
 from ..data.sources import source_of
-from ..likelihoods.methods import method_named, own_options
+from ..likelihoods.methods import METHODS, own_options
 from ..reports.checks import to_plain
 from ..reports.schema import check_context, check_settings
 from ..sampled_bound.estimate import check_rules
@@ -84,15 +84,19 @@ def evaluate(
         ValueError: arguments that do not go together or that there are none of, images off the model's grid, a network whose
             output is not finite, the journal of another evaluation.
     """
-    row = method_named(method)
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    row = METHODS[method]
     options = own_options(row, options)
     for option in row.options:
-        if option.positive and options[option.name] is not None:
-            options[option.name] = check_count(option.name, options[option.name])
+        if option.kind is int and options[option.name] is not None:
+            check = check_count if option.positive else check_integer
+            options[option.name] = check(option.name, options[option.name])
     if row.name == "sampled":
         check_rules(**options)
     _check_shard(shard, row)
     batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
+    buffer_bytes = check_integer("buffer_bytes", buffer_bytes)
     max_images = None if max_images is None else check_count("max_images", max_images)
     context = check_context(context or {})
     workers = Workers() if workers is None else workers
@@ -107,12 +111,14 @@ def evaluate(
         **options,
         **({"dataset": source.name} | context),
     )
-    config["overridden"] += overridden
     config = to_plain(config)
+    # What the caller has overridden is said by its values too; journals of before do not name it.
+    settings = config | {"method": row.name}
+    config = config | {"overridden": [*config["overridden"], *overridden]}
     check_settings(config)  # a report that would be refused is refused before the work
     progress = Progress(workers, quiet)
     path = None if journal is None else Path(journal)
-    run = Run(batch_size, seed, config | {"method": row.name}, path, workers, progress)
+    run = Run(batch_size, seed, settings, path, workers, progress)
     trained = pipe.scheduler.forward_process()
     evaluation = Evaluation(scorer, trained, source, row, options, config, buffer_bytes, float32_unet, run)
     try:

@@ -1,6 +1,6 @@
 r"""What a half-precision network adds to the bound: its difference from float32 on the same images, timesteps and noise.
 
-The difference of two networks' bounds is a bound like any other to the estimator (`sampled_bound.py`), and of two networks that
+The difference of two networks' bounds is a bound like any other to the estimator (`sampled_bound/`), and of two networks that
 differ by rounding it is so small, and varies so little, that a few hundred evaluations on a few images tell it. It comes on
 top of the Monte Carlo error, and no number of evaluations makes it smaller.
 """
@@ -47,6 +47,8 @@ def half_precision_bias(
         module = scorer.network.module
         exact = copy.deepcopy(getattr(module, "_orig_mod", module)).float()
     both = [scorer, replace(scorer, network=network_of(exact, scorer.device))]
+    if both[1].network.is_half:
+        raise ValueError(f"`float32_unet` must not be in half precision, got {both[1].dtype}.")
     labels = images.labels if class_labels is None else class_labels
     with both[1].network.evaluating():
         estimate, num_evaluations = estimate_in_batches(

@@ -19,7 +19,7 @@ from ..data.sources import Source
 from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
-from ..reports.schema import settings_that_are
+from ..reports.schema import IN_MEMORY, settings_that_are
 
 SECONDS_BETWEEN_EXCHANGES = 5.0
 
@@ -37,7 +37,13 @@ class Workers:
             from accelerate.utils import parse_flag_from_env
 
             # Without `cpu=True` processes on a CPU are each alone, and do not know of it.
-            state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+            try:
+                state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+            except RuntimeError as error:  # a port that is taken, a process that never comes
+                reason = str(error).strip().split("\n")[0]
+                raise ConnectionError(
+                    f"All {os.environ['WORLD_SIZE']} processes must find each other, got: {reason}"
+                ) from error
             if state.num_processes != int(os.environ["WORLD_SIZE"]):
                 raise ValueError(
                     f"`WORLD_SIZE` must be the number of processes that take part, {state.num_processes}, got"
@@ -89,6 +95,8 @@ class Journal:
             entries = [json.loads(line) for line in lines]
             settings = entries[0]["settings"] if entries else self._settings
             done = {entry["batch"]: entry["result"] for entry in entries[1:]}
+            if settings.get("dataset", IN_MEMORY) is None:  # before, a tensor had no name
+                settings["dataset"] = IN_MEMORY
             different = {key for key in settings.keys() | self._settings.keys() if settings.get(key) != self._settings.get(key)}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"`output` has a damaged journal beside it, {str(self.path)!r}: {error!r}. Remove it.") from error

@@ -33,7 +33,7 @@ def read_known_images(blocks, scorers: Sequence[Scorer], seed: int, buffer_bytes
 
 
 class JournaledDraws:
-    r"""`sampled_bound.Evaluate` for a `DrawScorer`: in batches, by all processes, kept in a journal.
+    r"""`sampled_bound.draws.Evaluate` for a `DrawScorer`: in batches, by all processes, kept in a journal.
 
     Args:
         draw_scorer: evaluates a batch.

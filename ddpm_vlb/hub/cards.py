@@ -220,6 +220,8 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
     if row.name == "seed" and type(value) is not int:
         return None
     if isinstance(row.flag, Mapping):
+        if value is None:
+            return []
         # By equality: a value may be a list.
         said = next((words for known, words in row.flag.items() if known == value), None)
         return shlex.split(said) if said is not None else [] if row.name not in config else None

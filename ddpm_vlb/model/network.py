@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,9 +69,9 @@ class Network:
             return next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
         return self._device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        r"""In which it computes."""
+        r"""In which it computes; asked for once, since diffusers walks through all parts of a module for it."""
         return getattr(self.module, "dtype", torch.float32)
 
     @property
@@ -171,7 +172,9 @@ def network_of(module: Any, device: torch.device | None = None) -> Network:
 
 def known_module_class(library: str, name: str) -> type | None:
     r"""The class of networks of this name in this library that can be scored, if there is one."""
-    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and cls.__module__.startswith(library)), None)
+    if not (isinstance(library, str) and library):
+        return None
+    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
 
 
 def architecture_digest(network: torch.nn.Module) -> str:

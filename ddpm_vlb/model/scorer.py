@@ -76,9 +76,9 @@ class Scorer:
             "variance_type": reverse.variance_type,
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "calibration": schedule.get("calibration"),
-            "clip_sample": reverse.clip_sample,
+            "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,
-            "thresholding": reverse.thresholding,
+            "thresholding": bool(reverse.thresholding),
             "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
             "sample_max_value": reverse.sample_max_value,
             "num_pixel_levels": self.num_pixel_levels,
@@ -182,7 +182,8 @@ def make_scorer(
     schedule = {
         "beta_schedule": "trained_betas" if betas is not None else config.beta_schedule,
         "trained_betas": None if betas is None else [float(b) for b in betas],
-        **{name: config[name] for name in ("beta_start", "beta_end", "rescale_betas_zero_snr", "timestep_spacing")},
+        **{name: config[name] for name in ("beta_start", "beta_end", "timestep_spacing")},
+        "rescale_betas_zero_snr": bool(config.rescale_betas_zero_snr),
         "calibration": None if reverse.error_model is None else scheduler.calibration.description,
     }
     overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)

@@ -1,17 +1,15 @@
-r"""Reports: what was scored, what came out, and how sure it is; as JSON, a table, a plot, and scores of the images.
+r"""Reports as they are made: what was scored, what came out, and how sure it is.
 
 **Errors.** The N images are a sample of more such images (`data_error`), and each image's bound is an average over noise of
-which few draws were taken (`monte_carlo_error`, given these images). A sampled evaluation measures both (`sampled_bound.py`);
-`standard_error` is the root of the sum of their squares. After a full sweep the standard deviation of the per-image numbers
-over :math:`\sqrt N` covers both (`standard_error`), and the noise's part is bounded: the draws at different timesteps are
-independent, and at each timestep the variance over images is at least the noise's (law of total variance), so that
+which few draws were taken (`monte_carlo_error`, given these images). A sampled evaluation measures both
+(`sampled_bound/estimate.py`); `standard_error` is the root of the sum of their squares. After a full sweep the standard
+deviation of the per-image numbers over :math:`\sqrt N` covers both (`standard_error`), and the noise's part is bounded: the
+draws at different timesteps are independent, and at each timestep the variance over images is at least the noise's (law of
+total variance), so that
 
 .. math:: \mathrm{Var}_\mathrm{noise}\left[\bar L\right] \le \frac{1}{N} \sum_t \mathrm{Var}_\mathrm{images}[L_t],
 
 of which the smaller of this bound and `standard_error` is reported, and no `data_error`.
-
-**Merging.** Shards of a data set are weighted by their images, more evaluations of the same images (another seed) by their
-evaluations: never by their variances, which go with the estimates. Both are independent of each other given the images.
 """
 
 import math

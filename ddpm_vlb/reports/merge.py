@@ -1,4 +1,8 @@
-r"""One report of several."""
+r"""One report of several.
+
+Shards of a data set are weighted by their images, more evaluations of the same images (another seed) by their evaluations:
+never by their variances, which go with the estimates. Both are independent of each other given the images.
+"""
 
 import functools
 import json

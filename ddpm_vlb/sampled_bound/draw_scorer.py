@@ -81,7 +81,7 @@ class DrawScorer:
         seed: of the evaluation.
         class_labels: for each scorer, `(M,)` or `None`.
 
-    `num_steps` is the number of rows that may be drawn, `num_evaluations` that of network evaluations so far.
+    `num_steps` is the number of rows that may be drawn.
     """
 
     def __init__(

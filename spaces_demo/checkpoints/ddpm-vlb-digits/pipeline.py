@@ -209,9 +209,9 @@ class Network:
             return next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
         return self._device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        r"""In which it computes."""
+        r"""In which it computes; asked for once, since diffusers walks through all parts of a module for it."""
         return getattr(self.module, "dtype", torch.float32)
 
     @property
@@ -312,7 +312,9 @@ def network_of(module: Any, device: torch.device | None = None) -> Network:
 
 def known_module_class(library: str, name: str) -> type | None:
     r"""The class of networks of this name in this library that can be scored, if there is one."""
-    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and cls.__module__.startswith(library)), None)
+    if not (isinstance(library, str) and library):
+        return None
+    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
 
 
 def architecture_digest(network: torch.nn.Module) -> str:
@@ -383,6 +385,14 @@ def check_count(name: str, value: Any) -> int:
     if count < 1:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
     return count
+
+
+def check_integer(name: str, value: Any) -> int:
+    r"""An integer, or `ValueError`."""
+    try:
+        return operator.index(value if not isinstance(value, bool) else None)
+    except TypeError:
+        raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
 
 
 def check_seed(seed: Any) -> int:
@@ -2082,7 +2092,7 @@ class Calibration:
     config: dict[str, Any]
     trained: ForwardProcess
     # The best chains found so far: the same for any number of steps up to theirs.
-    _table: list[SubSchedules] = field(default_factory=list, init=False, repr=False)
+    _table: list[SubSchedules] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         config = self.config
@@ -2163,9 +2173,11 @@ class Calibration:
 
     def sub_schedules(self, max_steps: int) -> SubSchedules:
         r"""The best chains of up to so many steps."""
-        if not self._table or len(self._table[0].costs) < max_steps:
-            self._table[:] = [best_sub_schedules(*self.costs, max_steps)]
-        return self._table[0]
+        known = self._table[0] if self._table else None
+        if known is None or len(known.costs) < max_steps:
+            known = best_sub_schedules(*self.costs, max_steps)
+            self._table[:] = [known]
+        return known  # not what lies there: another thread may have put a shorter one
 
     def timesteps(self, num_inference_steps: int) -> list[int]:
         r"""The best chain of so many steps, strictly descending."""
@@ -4485,6 +4497,8 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
     if row.name == "seed" and type(value) is not int:
         return None
     if isinstance(row.flag, Mapping):
+        if value is None:
+            return []
         # By equality: a value may be a list.
         said = next((words for known, words in row.flag.items() if known == value), None)
         return shlex.split(said) if said is not None else [] if row.name not in config else None
@@ -5192,9 +5206,9 @@ class Scorer:
             "variance_type": reverse.variance_type,
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "calibration": schedule.get("calibration"),
-            "clip_sample": reverse.clip_sample,
+            "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,
-            "thresholding": reverse.thresholding,
+            "thresholding": bool(reverse.thresholding),
             "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
             "sample_max_value": reverse.sample_max_value,
             "num_pixel_levels": self.num_pixel_levels,
@@ -5298,7 +5312,8 @@ def make_scorer(
     schedule = {
         "beta_schedule": "trained_betas" if betas is not None else config.beta_schedule,
         "trained_betas": None if betas is None else [float(b) for b in betas],
-        **{name: config[name] for name in ("beta_start", "beta_end", "rescale_betas_zero_snr", "timestep_spacing")},
+        **{name: config[name] for name in ("beta_start", "beta_end", "timestep_spacing")},
+        "rescale_betas_zero_snr": bool(config.rescale_betas_zero_snr),
         "calibration": None if reverse.error_model is None else scheduler.calibration.description,
     }
     overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)
@@ -6149,7 +6164,7 @@ class DrawScorer:
         seed: of the evaluation.
         class_labels: for each scorer, `(M,)` or `None`.
 
-    `num_steps` is the number of rows that may be drawn, `num_evaluations` that of network evaluations so far.
+    `num_steps` is the number of rows that may be drawn.
     """
 
     def __init__(
@@ -6611,7 +6626,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             clip_sample (`bool`, *optional*), thresholding (`bool`, *optional*):
                 Override the scheduler's configuration. They change the model that is scored; the bound stays a bound.
             method (`str`, defaults to `"full"`):
-                `"full"` or `"sampled"` (see `sampled_bound.py`). The bound of a whole data set takes far fewer evaluations
+                `"full"` or `"sampled"` (see `sampled_bound/`). The bound of a whole data set takes far fewer evaluations
                 still, and is `ddpm_vlb.evaluation.evaluate`'s.
             evaluations_per_image (`int`, *optional*):
                 Of each image where they are sampled, an even number; 64 by default. A pilot of up to a quarter as many, at
