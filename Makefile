@@ -30,7 +30,7 @@ demo: $(READY) $(CARRIED)
 
 # The package in one file, for where it is not installed: it travels with the demo.
 $(CARRIED): $(READY) $(wildcard ddpm_vlb/*.py ddpm_vlb/*/*.py) model_cards/template.md
-	$(RUN) -m ddpm_vlb.hub.standalone $@
+	$(RUN) -c 'import sys; from ddpm_vlb.hub.standalone import standalone_source; print(standalone_source(), end="", file=open(sys.argv[1], "w", encoding="utf-8"))' $@
 
 # The demo's pictures, from a run of its tests in a browser.
 screenshots: $(READY)

@@ -159,10 +159,3 @@ def _bound_names(node: ast.stmt) -> Iterator[str]:
     elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             yield from (name.id for name in ast.walk(target) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
-
-
-if __name__ == "__main__":
-    import sys
-
-    # python -m ddpm_vlb.hub.standalone PATH
-    Path(sys.argv[1]).write_text(standalone_source(), encoding="utf-8")
