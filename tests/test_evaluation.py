@@ -304,3 +304,16 @@ def test_a_network_that_breaks_is_named(pipe, tmp_path):
 def test_bad_arguments_of_an_evaluation(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate(pipe, digits_of(5), quiet=True, **options)
+
+
+def test_journals_of_before_are_gone_on_with(pipe, images, tmp_path):
+    r"""They do not name what the caller has overridden, and images that are a tensor had no name in them."""
+    journal = tmp_path / "journal"
+    arguments = dict(max_evaluations=600, batch_size=50, quiet=True, journal=journal, overridden=["num_pixel_levels"])
+    whole = evaluate(pipe, images, **arguments)
+    assert whole["config"]["overridden"] == ["num_pixel_levels"]
+    settings, *lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert settings["settings"]["overridden"] == [] and settings["settings"]["dataset"] == "images in memory"
+    settings["settings"]["dataset"] = None
+    journal.write_text("".join(json.dumps(line) + "\n" for line in [settings, *lines[:3]]))
+    assert dict(evaluate(pipe, images, **arguments)) == dict(whole)
