@@ -11,7 +11,7 @@ SHELL := bash
 
 CARRIED := spaces_demo/checkpoints/ddpm-vlb-digits/pipeline.py
 
-.PHONY: quickstart test test-minimum demo screenshots bench bench-training readme same-numbers docs lint clean
+.PHONY: quickstart test test-minimum demo screenshots bench bench-training readme same-numbers docs types lint clean
 
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
@@ -76,6 +76,10 @@ docs: $(DOCS)
 	rm -rf runs/docs
 	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going --builder html .ci/docs runs/docs
 	@echo "runs/docs/index.html"
+
+# The package's types, by pyright; its build by the name of basedpyright needs no Node.js of its own.
+types: $(READY)
+	$(RUN) -m basedpyright --pythonpath $(RUN)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -7,6 +7,16 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .calibration import calibrate
+    from .data import load_images, open_images, quantize
+    from .evaluation import compare, evaluate, merge_reports
+    from .likelihoods.importance_weighted import importance_weighted_nll
+    from .likelihoods.probability_flow import ode_nll
+    from .pipeline_vlb_ddpm import VLBDDPMPipeline, VLBOutput
+    from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
 __version__ = "0.1.0"
 

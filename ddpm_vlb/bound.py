@@ -35,6 +35,7 @@ Every function returns nats per image, shape `(B,)`, in the working dtype (float
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -186,7 +187,8 @@ def vlb_terms(
     reverse.check_model_output(model_output, noisy_samples)
     timesteps = torch.as_tensor(timesteps).cpu()
     terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
-    for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):
+    kinds: Any = ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ()))
+    for term, mask, extra in kinds:
         index = mask.nonzero().squeeze(1)
         on_device = index.to(noisy_samples.device, non_blocking=noisy_samples.device.type == "cuda")
         values = term(reverse, *(a[on_device] for a in arguments), timesteps[index], *extra)

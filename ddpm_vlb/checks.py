@@ -33,10 +33,17 @@ def on_cpu(timesteps: int | torch.Tensor) -> int | torch.Tensor:
     return timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps
 
 
+def integer(value: Any) -> int:
+    r"""What counts as an integer, or `TypeError`; booleans do not."""
+    if isinstance(value, bool):
+        raise TypeError("a boolean is no integer")
+    return operator.index(value)
+
+
 def check_count(name: str, value: Any) -> int:
     r"""A positive integer, or `ValueError`."""
     try:
-        count = operator.index(value if not isinstance(value, bool) else None)
+        count = integer(value)
     except TypeError:
         count = 0
     if count < 1:
@@ -55,7 +62,7 @@ def check_integer(name: str, value: Any) -> int:
 def check_seed(seed: Any) -> int:
     r"""A seed in [0, 2^63), or `ValueError`."""
     try:
-        number = operator.index(seed if not isinstance(seed, bool) else None)
+        number = integer(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**63:

@@ -22,7 +22,6 @@ At the lowest step of the grid the posterior is the data itself: mean :math:`x`,
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .checks import to_working, working_dtype
+from .checks import integer, to_working, working_dtype
 from .gaussians import Gaussian
 
 
@@ -222,7 +221,7 @@ class ForwardProcess:
 
     def _row(self, timestep) -> int:
         try:
-            step = operator.index(timestep if not isinstance(timestep, bool) else None)
+            step = integer(timestep)
         except TypeError:
             raise ValueError(f"`timesteps` must be integers, got {timestep!r}.") from None
         row = self._row_of.get(step)
@@ -285,7 +284,7 @@ class ForwardProcess:
 
     def _gaussian(self, mean, variance_table, log_variance_table, timesteps) -> Gaussian:
         variance, log_variance = (
-            mean.new_full((), entries) if isinstance(entries, float) else entries
+            entries if isinstance(entries, torch.Tensor) else mean.new_full((), entries)
             for entries in (self.gather(table, timesteps, mean) for table in (variance_table, log_variance_table))
         )
         return Gaussian(mean, variance.expand(mean.shape), log_variance.expand(mean.shape))
@@ -338,7 +337,7 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
         ValueError: not a non-empty, strictly descending sequence of integers in [0, `num_train_timesteps`).
     """
     try:
-        steps = [operator.index(step if not isinstance(step, bool) else None) for step in inference_timesteps]
+        steps = [integer(step) for step in inference_timesteps]
     except TypeError:
         raise ValueError(f"`inference_timesteps` must be integers, got {inference_timesteps!r}.") from None
     if not steps:

@@ -130,6 +130,8 @@ class LearnedNoiseSchedule(torch.nn.Module):
         log_snr = forward.log_alphas_cumprod - forward.log_one_minus_alphas_cumprod
         if not bool(torch.isfinite(log_snr).all()):
             raise ValueError("`forward` must have a terminal SNR above zero to be learnt from, got zero.")
+        self._end: torch.Tensor
+        self._lengths: torch.Tensor
         edges = torch.linspace(0.0, 1.0, num_segments + 1, dtype=torch.float64) * (log_snr[0] - log_snr[-1])
         above_the_end = log_snr - log_snr[-1]
         lengths = (above_the_end[:, None] - edges[:-1]).clamp(min=0.0).minimum(torch.diff(edges))

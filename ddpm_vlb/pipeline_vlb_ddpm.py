@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
             else:
-                check_index(cls.load_config(name, **download_options(kwargs)), name, kwargs)
+                check_index(cast(dict[str, Any], cls.load_config(name, **download_options(kwargs))), name, kwargs)
                 pipe = super().from_pretrained(name, **kwargs)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
@@ -287,7 +287,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         timesteps = self.scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
         with network.evaluating():
-            for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
+            for timestep, on_device in zip(cast(Any, self).progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()
                 latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
@@ -302,7 +302,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             if output_type == "pil":
                 image = self.numpy_to_pil(image)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=image) if return_dict else (image,)
+        return ImagePipelineOutput(images=cast(Any, image)) if return_dict else (image,)
 
     # Scoring.
 
@@ -363,9 +363,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         if method not in ("full", "sampled"):
             raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
         sampled = method == "sampled"
+        evaluations = 64 if evaluations_per_image is None else evaluations_per_image
         if sampled:
-            evaluations_per_image = 64 if evaluations_per_image is None else evaluations_per_image
-            check_rules(None, None, evaluations_per_image)
+            check_rules(None, None, evaluations)
             if isinstance(generator, (list, tuple)):
                 raise ValueError(f"`generator` must be a single one with method='sampled', got {len(generator)}.")
         elif evaluations_per_image is not None:
@@ -375,7 +375,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         config = scorer.config(image_shape=list(levels.shape[1:]), batch_size=batch_size, seed=fresh_seed(generator))
         with scorer.network.evaluating():
             if sampled:
-                output = self._score_some(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+                output = self._score_some(scorer, levels, generator, labels, batch_size, evaluations)
             else:
                 output = self._score_all(scorer, levels, generator, labels, batch_size)
         self.maybe_free_model_hooks()
@@ -384,7 +384,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""
         seeds = draw_seeds(len(levels), generator)
-        with self.progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
+        with cast(Any, self).progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
             prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, progress_bar.update)
         total = terms[:, 1:].sum(dim=1)
         return {
@@ -402,15 +402,16 @@ class VLBDDPMPipeline(DDPMPipeline):
         ids = np.arange(len(levels))
         prior, features = known_parts([scorer], levels)
         images = Images(ids, prior, features, frame=ids, levels=levels, labels=labels, sha256="")
-        with self.progress_bar(total=len(levels) * evaluations) as progress_bar:
+        with cast(Any, self).progress_bar(total=len(levels) * evaluations) as progress_bar:
             evaluating = partial(evaluating_at_once, batch_size=batch_size, step=progress_bar.update)
             estimate = estimate_frame([scorer], images, evaluating, seed=seed, evaluations_per_image=evaluations)
+        total, decoder = cast(torch.Tensor, estimate.per_image), cast(torch.Tensor, estimate.per_image_decoder)
         return {
-            "bits_per_dim": estimate.per_image,
+            "bits_per_dim": total,
             "prior": prior,
             "transitions": None,
-            "transitions_total": estimate.per_image - prior - estimate.per_image_decoder,
-            "decoder": estimate.per_image_decoder,
+            "transitions_total": total - prior - decoder,
+            "decoder": decoder,
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
         }

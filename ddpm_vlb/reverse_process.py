@@ -18,7 +18,7 @@ there is no next one, and both ends are that :math:`\beta`.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
@@ -133,7 +133,10 @@ class ReverseProcess:
                 f"`model_output` must have {expected} channels for {num_channels}-channel images with"
                 f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
             )
-        return tuple(model_output.split(num_channels, dim=1)) if self.learns_variance else (model_output, None)
+        if not self.learns_variance:
+            return model_output, None
+        prediction, variance = model_output.split(num_channels, dim=1)
+        return prediction, variance
 
     def check_model_output(
         self, model_output: torch.Tensor, noisy_samples: torch.Tensor
@@ -193,6 +196,7 @@ class ReverseProcess:
     @cached_property
     def on_all_steps(self) -> "ReverseProcess":
         r"""The chain of all T steps, not calibrated."""
+        assert self.trained is not None, "asked where there is an error model, which comes with it"
         return replace(self, forward=self.trained, error_model=None, trained=None)
 
     def learned_errors(self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor) -> torch.Tensor | None:
@@ -208,11 +212,12 @@ class ReverseProcess:
         if predicted_variance is None:
             return None
         like = predicted_variance.to(working_dtype(predicted_variance.device))
+        trained = self.on_all_steps.forward
         variance = self.on_all_steps._log_variance(like, like, timesteps)
         # At t = 0 the posterior variance is 0 and the coefficient 1: the decoder's variance itself.
         posterior, weight = (
-            self.trained.gather(table, timesteps, variance)
-            for table in (self.trained.posterior_variance, self.trained.posterior_mean_coef1.square())
+            trained.gather(table, timesteps, variance)
+            for table in (trained.posterior_variance, trained.posterior_mean_coef1.square())
         )
         return ((variance.exp() - posterior) / weight).clamp(min=0.0)
 
@@ -220,6 +225,7 @@ class ReverseProcess:
     def error_tables(self) -> list[torch.Tensor]:
         r"""The numbers of the error model on the grid, the decoder's at its lowest step: three tables `(K,)`."""
         model, steps = self.error_model, self.forward.timesteps
+        assert model is not None, "asked of a calibrated model alone"
         pairs = (
             (model.offsets, model.decoder_offsets),
             (model.gains, model.decoder_gains),
@@ -231,11 +237,11 @@ class ReverseProcess:
         forward = self.forward
         features = features_of(pred_original_sample, self.learned_errors(predicted_variance, timesteps))
         gathered = (forward.gather(table, timesteps, pred_original_sample) for table in self.error_tables)
-        errors = sum(value * feature for value, feature in zip(gathered, features))
+        errors = reduce(torch.add, (value * feature for value, feature in zip(gathered, features)))
         # At the lowest step the posterior variance is 0 and the coefficient 1.
         weight = forward.gather(forward.posterior_mean_coef1.square(), timesteps, pred_original_sample)
         posterior = forward.gather(forward.posterior_variance, timesteps, pred_original_sample)
-        return torch.log(posterior + weight * errors)
+        return (weight * errors + posterior).log()
 
     def _log_variance(self, predicted, x_t, timesteps) -> torch.Tensor:
         predicted = None if predicted is None else predicted.to(x_t.dtype)
@@ -259,4 +265,4 @@ class _Ends:
     def _look_up(self, table: torch.Tensor) -> torch.Tensor:
         entries = self._reverse.forward.gather(table, self._timesteps, self._like)
         # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
-        return self._like.new_full((), entries) if isinstance(entries, float) else entries
+        return entries if isinstance(entries, torch.Tensor) else self._like.new_full((), entries)

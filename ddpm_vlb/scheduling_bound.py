@@ -35,6 +35,8 @@ InferenceTimesteps = list[int] | tuple[int, ...] | None
 class BoundMixin:
     r"""What `VLBDDPMScheduler` knows of the likelihood; made for a class with diffusers' `config` of a DDPM."""
 
+    config: Any
+
     def _build_tables(self) -> None:
         r"""Build what scoring is made from; called once, when the configuration is there."""
         self._built_from = self._schedule_config()
@@ -264,7 +266,7 @@ class BoundMixin:
             return simple_loss(reverse, model_output, original_samples, noise, timesteps)
         check_num_pixel_levels(self.config.num_pixel_levels)
         latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
-        loss = vlb_loss if loss_type == "vlb" else hybrid_loss
+        loss: Any = vlb_loss if loss_type == "vlb" else hybrid_loss
         return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
 
 

@@ -7,7 +7,7 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 
 import inspect
 import operator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from .model.stepping import (
 )
 from .pixel_grid import to_grid
 from .scheduling_bound import BoundMixin, is_default
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 logger = logging.get_logger(__name__)
 
@@ -99,7 +102,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
             beta_end=beta_end,
-            beta_schedule=beta_schedule,
+            beta_schedule=beta_schedule,  # pyright: ignore[reportArgumentType]  # takes "laplace" too
             trained_betas=trained_betas,
             variance_type=variance_type,
             clip_sample=clip_sample,
@@ -132,7 +135,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         variant: str | None = None,
         subfolder: str | None = None,
         revision: str | None = None,
-    ) -> str:
+    ) -> "CommitInfo":
         r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none; numbers that were measured with
         another one leave.
 
@@ -193,16 +196,16 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         Raises:
             ValueError: both or neither given, or a grid that is not strictly descending in [0, T).
         """
-        if (num_inference_steps is None) == (timesteps is None):
+        if num_inference_steps is not None and timesteps is None:
+            grid = self.inference_grid(num_inference_steps)
+            self.num_inference_steps = num_inference_steps
+        elif timesteps is not None and num_inference_steps is None:
+            grid = check_inference_timesteps(timesteps, self.config.num_train_timesteps)
+        else:
             raise ValueError(
                 "Exactly one of `num_inference_steps` and `timesteps` must be given,"
                 f" got {num_inference_steps!r} and {timesteps!r}."
             )
-        if timesteps is None:
-            grid = self.inference_grid(num_inference_steps)
-            self.num_inference_steps = num_inference_steps
-        else:
-            grid = check_inference_timesteps(timesteps, self.config.num_train_timesteps)
         self.custom_timesteps = timesteps is not None
         self.timesteps = torch.tensor(grid, device=device)
         self._use_grid(grid)
@@ -366,4 +369,5 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         # One rounding to float32 at the end, and float64 for float64 samples.
         dtype = torch.promote_types(samples.dtype, torch.float32)
         coefficients = torch.exp(0.5 * log_alpha_prod), torch.sqrt(-torch.expm1(log_alpha_prod))
-        return tuple(c.to(dtype).to(samples.device) for c in coefficients)
+        signal, noise = (c.to(dtype).to(samples.device) for c in coefficients)
+        return signal, noise

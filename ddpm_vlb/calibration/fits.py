@@ -82,8 +82,8 @@ def _minimize(
     def of_logs(logs):
         logs = torch.tensor(logs, requires_grad=True)
         value = cost(logs.exp())
-        value.backward()
-        return value.item(), logs.grad.numpy()
+        (gradient,) = torch.autograd.grad(value, logs)
+        return value.item(), gradient.numpy()
 
     bounds = list(zip(floor.log().tolist(), [math.log(LARGEST)] * len(floor)))
     first = torch.maximum(start, floor).clamp(max=LARGEST).log()

@@ -13,7 +13,7 @@ variances as they were, and one variance for all pixels. The best of the three i
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix, mix_array
 from .fits import fit_decoder, fit_errors
 from .stored import FORMAT, MADE_FOR, NUMBERS, Calibration, log_snr
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 NUM_TIMESTEPS = 32
 EVALUATIONS = 8192
@@ -100,7 +103,7 @@ class _Fit(NamedTuple):
 
 @torch.no_grad()
 def calibrate(
-    pipe,
+    pipe: "VLBDDPMPipeline",
     images: Any,
     *,
     num_timesteps: int = NUM_TIMESTEPS,
@@ -291,7 +294,7 @@ def _fit(scorer: Scorer, look: _Look, timestep: int, half: torch.Tensor, deltas:
         return step_costs(errors, squares[rows], torch.tensor([delta])).mean().item()
 
     checked = {kind: cost(fit(half), ~half) + cost(fit(~half), half) for kind, fit in kinds.items()}
-    kind = min(checked, key=checked.get)
+    kind = min(checked, key=lambda kind: checked[kind])
     numbers = kinds[kind](slice(None))
     chosen = torch.linspace(0, squares.numel() - 1, min(DECODER_PIXELS, squares.numel())).long()
     decoder = fit_decoder(

@@ -72,7 +72,7 @@ class Calibration:
         if (np.diff(lengths) <= 0).any():
             raise ValueError("`calibration.deltas` must be ascending.")
         mean_square, best = config.get("mean_square"), config.get("num_inference_steps")
-        if type(mean_square) not in (int, float) or not 0 <= mean_square < math.inf:
+        if not (type(mean_square) is int or type(mean_square) is float) or not 0 <= mean_square < math.inf:
             raise ValueError(f"`calibration.mean_square` must be a number that is not negative, got {mean_square!r}.")
         if type(best) is not int or not 1 <= best <= total:
             raise ValueError(f"`calibration.num_inference_steps` must lie in [1, {total}], got {best!r}.")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
@@ -183,9 +183,9 @@ def restore_single_head(unet: Any) -> Any:
         return unet
     logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
     values = {key: value for key, value in config.items() if not key.startswith("_")}
-    restored = DEFAULT_MODULE.from_config({**values, "attention_head_dim": None})
+    restored = cast(DEFAULT_MODULE, DEFAULT_MODULE.from_config({**values, "attention_head_dim": None}))
     restored.load_state_dict(unet.state_dict())
-    return restored.to(device=unet.device, dtype=unet.dtype).eval()
+    return restored.to(device=unet.device, dtype=unet.dtype).eval()  # pyright: ignore[reportCallIssue]  # `to` is wrapped
 
 
 def is_not_about_num_pixel_levels(record) -> bool:
@@ -218,7 +218,7 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]
-        upgraded = VLBDDPMScheduler.from_config(config)
+        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))
         logger.warning(
             f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
             f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
@@ -227,4 +227,4 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
     if config.pop("predict_epsilon", True) is False:
         config["prediction_type"] = "sample"
-    return VLBDDPMScheduler.from_config(config)
+    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))

@@ -105,19 +105,19 @@ def convert_openai(
             raise ValueError(f"`{name}` must be given for channel multipliers of no published model, {multipliers}.")
         if name in ("diffusion_steps", "num_heads", "image_size") and flags[name] < 1:
             raise ValueError(f"`{name}` must be at least 1, got {flags[name]}.")
-    diffusion_steps, noise_schedule, rescale_timesteps, num_heads, image_size = (flags[name] for name in given)
-    if noise_schedule not in NOISE_SCHEDULES:
-        raise ValueError(f"`noise_schedule` must be one of {NOISE_SCHEDULES}, got {noise_schedule!r}.")
+    steps, schedule, rescale, heads, size = (flags[name] for name in given)
+    if schedule not in NOISE_SCHEDULES:
+        raise ValueError(f"`noise_schedule` must be one of {NOISE_SCHEDULES}, got {schedule!r}.")
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")
-    config["attention_head_dim"] = _channels_per_head(attention, num_heads)
-    if rescale_timesteps and diffusion_steps != 1000:
-        config |= {"time_embedding_type": "learned", "num_train_timesteps": diffusion_steps}
-    unet = UNet2DModel(sample_size=image_size, dropout=dropout, **config)
+    config["attention_head_dim"] = _channels_per_head(attention, heads)
+    if rescale and steps != 1000:
+        config |= {"time_embedding_type": "learned", "num_train_timesteps": steps}
+    unet = UNet2DModel(sample_size=size, dropout=dropout, **config)
 
-    converted = dict(_convert_weights(weights, names, num_heads))
+    converted = dict(_convert_weights(weights, names, heads))
     if config.get("time_embedding_type") == "learned":
-        timesteps = torch.arange(diffusion_steps).float() * (1000.0 / diffusion_steps)
+        timesteps = torch.arange(steps).float() * (1000.0 / steps)
         converted["time_proj.weight"] = timestep_embedding(timesteps, channels[0])
     expected = {name: weight.shape for name, weight in unet.state_dict().items()}
     found = {name: weight.shape for name, weight in converted.items()}
@@ -133,10 +133,10 @@ def convert_openai(
     unet.load_state_dict(converted)
 
     learned = config["out_channels"] == 2 * config["in_channels"]
-    scale = 1000 / diffusion_steps  # of the linear schedule, which is given for 1000 steps
+    scale = 1000 / steps  # of the linear schedule, which is given for 1000 steps
     scheduler = VLBDDPMScheduler(
-        num_train_timesteps=diffusion_steps,
-        beta_schedule="squaredcos_cap_v2" if noise_schedule == "cosine" else "linear",
+        num_train_timesteps=steps,
+        beta_schedule="squaredcos_cap_v2" if schedule == "cosine" else "linear",
         beta_start=scale * 1e-4,
         beta_end=scale * 0.02,
         variance_type="learned_range" if learned else "fixed_small" if sigma_small else "fixed_large",

@@ -5,11 +5,15 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files import check_output_path, png_bytes, write_png
 from ..reports.schema import Report, public_name
 from ..reports.show import check_scores_path, draw_terms, image_grid, plot_terms, write_report, write_scores
 from .options import BATCH_SIZE, DTYPES
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 SAMPLES = "samples.png"
 
@@ -22,7 +26,7 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
 
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
-    revision = {} if revision is None else {"revision": revision}
+    of_revision = {} if revision is None else {"revision": revision}
     dtype = getattr(torch, DTYPES[arguments.dtype])
     try:
         device = torch.device(arguments.device or device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -30,10 +34,11 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
-    pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, dtype=torch.float32, **revision).to(device), None
+    pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, dtype=torch.float32, **of_revision).to(device), None
     if dtype != torch.float32:
         # Not diffusers' own `to`, which warns of modules that are to stay in float32 though there are none.
-        float32_unet, pipe.unet = pipe.unet, torch.nn.Module.to(copy.deepcopy(pipe.unet), dtype)
+        float32_unet, pipe.unet = pipe.unet, copy.deepcopy(pipe.unet)
+        torch.nn.Module.to(pipe.unet, dtype=dtype)  # in place
     if arguments.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
     if arguments.compile:
@@ -68,7 +73,7 @@ def open_data(arguments: argparse.Namespace):
     return workers, open_images(arguments.dataset, arguments.split, arguments.default_split)
 
 
-def set_levels(pipe, num_pixel_levels: int | None) -> list[str]:
+def set_levels(pipe: "VLBDDPMPipeline", num_pixel_levels: int | None) -> list[str]:
     r"""Score on another grid than the scheduler's; what was overridden."""
     from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
@@ -78,7 +83,7 @@ def set_levels(pipe, num_pixel_levels: int | None) -> list[str]:
     return ["num_pixel_levels"]
 
 
-def on_grid(data, pipe, quantized: bool):
+def on_grid(data, pipe: "VLBDDPMPipeline", quantized: bool):
     r"""The images of a data set on the grid of a model, or `ValueError`."""
     from ..data.image_sets import quantize_images
     from ..data.levels import check_shape
@@ -102,7 +107,7 @@ def data_settings(data) -> dict:
     return {"dataset": name, "split": data.split}
 
 
-def labels_for(pipe, data, label: int | None = None):
+def labels_for(pipe: "VLBDDPMPipeline", data, label: int | None = None):
     r"""The class that was asked for, or else the images' own for a class-conditional network."""
     if label is not None or pipe.network.num_classes is None:
         return label
@@ -145,7 +150,12 @@ def write_outputs(report: Report, output: Path, plot: str | None, scores: str | 
 
 
 def draw_samples(
-    pipe, num_images: int, seed: int, batch_size: int = BATCH_SIZE, class_labels: int | Sequence[int] | None = None, **options
+    pipe: "VLBDDPMPipeline",
+    num_images: int,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    class_labels: int | Sequence[int] | None = None,
+    **options,
 ) -> list:
     r"""PIL images, each from a generator of its own: no picture depends on the batch size, beyond rounding, nor on the others.
 
@@ -166,7 +176,8 @@ def draw_samples(
         numbers = range(start, min(start + batch_size, num_images))
         labels = [class_labels[number] for number in numbers] if isinstance(class_labels, Sequence) else class_labels
         generators = [torch.Generator().manual_seed(mix(seed, number)) for number in numbers]
-        images += pipe(batch_size=len(numbers), generator=generators, class_labels=labels, **options).images
+        how = {"generator": generators, "class_labels": labels, "return_dict": False, **options}
+        images += pipe(batch_size=len(numbers), **how)[0]
     return images
 
 

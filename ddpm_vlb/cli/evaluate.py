@@ -2,6 +2,7 @@ r"""`ddpm-vlb evaluate`."""
 
 import argparse
 import math
+from typing import TYPE_CHECKING
 
 from ..likelihoods.method import Method
 from ..likelihoods.methods import METHODS, own_options
@@ -28,6 +29,9 @@ from .options import (
     check_model_options,
     new_command,
 )
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -130,7 +134,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def override(pipe, arguments: argparse.Namespace) -> list[str]:
+def override(pipe: "VLBDDPMPipeline", arguments: argparse.Namespace) -> list[str]:
     r"""Give a pipeline's scheduler what the command says; returns what of the checkpoint was overridden."""
     overridden = set_levels(pipe, arguments.num_pixel_levels)
     if arguments.no_calibration and pipe.scheduler.config.calibration is not None:

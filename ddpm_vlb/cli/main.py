@@ -8,6 +8,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from .. import __version__
 from . import calibrate, card, compare, convert, evaluate, merge, push, push_space, sample
@@ -19,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     r"""The command line and its options."""
     parser = argparse.ArgumentParser(prog="ddpm-vlb", description="Likelihoods of DDPM checkpoints, in bits/dim.")
     parser.add_argument("--version", action="version", version=f"ddpm-vlb {__version__}")
-    debug = {"action": "store_true", "help": "show where in the code a command was refused"}
+    debug: dict[str, Any] = {"action": "store_true", "help": "show where in the code a command was refused"}
     parser.add_argument("--debug", **debug)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:

@@ -76,7 +76,7 @@ class Frame:
         r"""Keep the images with the smallest hashes, in their order."""
         numbers = np.concatenate([numbers for numbers, _, _ in self._kept])
         levels = torch.cat([levels for _, levels, _ in self._kept])
-        labels = None if self._kept[0][2] is None else torch.cat([labels for _, _, labels in self._kept])
+        labels = None if self._kept[0][2] is None else torch.cat([labels for _, _, labels in self._kept if labels is not None])
         if len(numbers) > self._capacity:
             hashes = mix_array(mix(self._seed, 2**32), numbers)
             chosen = np.sort(np.argsort(hashes, kind="stable")[: self._capacity])

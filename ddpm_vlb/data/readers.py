@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def read_digits(split: str) -> ImageSet:
     parts = {"train": slice(None, DIGITS_NUM_TRAIN), "test": slice(DIGITS_NUM_TRAIN, None)}
     if split not in parts:
         raise ValueError(f"`split` must be 'train' or 'test' for the digits, got {split!r}.")
-    bunch = load_digits()
+    bunch: Any = cast(Any, load_digits())
     images = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     return ImageSet(images[parts[split]], 17, "digits", split, labels[parts[split]])
@@ -61,8 +61,9 @@ def _read_file(files: Sequence[Path], index: int) -> tuple[np.ndarray, str]:
     file = files[index]
     try:
         with Image.open(file) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise ValueError(f"`dataset` must hold still images, got {image.n_frames} frames in {str(file)!r}.")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise ValueError(f"`dataset` must hold still images, got {frames} frames in {str(file)!r}.")
             return pil_to_array(image, str(file)), str(file)
     except Exception as error:  # a damaged file can make a decoder stumble over anything
         if str(error).startswith("`"):

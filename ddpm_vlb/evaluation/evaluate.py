@@ -15,7 +15,7 @@ from ..data.frame import BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import METHODS, own_options
 from ..reports.checks import to_plain
-from ..reports.schema import check_context, check_settings
+from ..reports.schema import Report, check_context, check_settings
 from ..sampled_bound.estimate import check_rules
 from .methods import ENGINES, evaluate_columns
 from .run import Evaluation, Progress, Run, Workers
@@ -47,7 +47,7 @@ def evaluate(
     context: Mapping[str, Any] | None = None,
     overridden: Sequence[str] = (),
     **options: Any,
-) -> dict[str, Any]:
+) -> Report:
     r"""The likelihood of a data set, with its errors, as a report.
 
     Args:

@@ -10,6 +10,7 @@ from ..data.sources import Block
 from ..likelihoods.full_sweep import SeedSequence, Sweeps, sums_of_batch, sweep
 from ..noise import mix
 from ..reports.make import full_report, report_of_estimate, report_of_images
+from ..reports.schema import Report
 from ..sampled_bound.draw_scorer import known_parts
 from .half_precision import bias_entry
 from .run import Evaluation, Journal, run_batches
@@ -18,7 +19,7 @@ from .sampled import estimate_in_batches, read_known_images
 BATCHES_AT_HAND = 4
 
 
-def evaluate_sampled(e: Evaluation) -> dict[str, Any]:
+def evaluate_sampled(e: Evaluation) -> Report:
     r"""An estimate of the bound from some evaluations of some images."""
     images = read_known_images(e.source.blocks(BLOCK), [e.scorer], e.run.seed, e.buffer_bytes)
     in_memory = len(images.frame)
@@ -38,7 +39,7 @@ def evaluate_sampled(e: Evaluation) -> dict[str, Any]:
     return report_of_estimate(estimate, e.scorer.timesteps, len(images.numbers), config) | bias
 
 
-def evaluate_full(e: Evaluation) -> dict[str, Any]:
+def evaluate_full(e: Evaluation) -> Report:
     r"""Every image at every step."""
     timesteps, dtype = e.scorer.timesteps, e.scorer.dtype
     sweeps, seeds = Sweeps(len(timesteps)), SeedSequence(e.run.seed)
@@ -65,7 +66,7 @@ def evaluate_full(e: Evaluation) -> dict[str, Any]:
     return full_report(*sweeps.totals, sweeps.means[1:], sweeps.squares.sum().item(), timesteps[1:], config) | bias
 
 
-def evaluate_columns(e: Evaluation) -> dict[str, Any]:
+def evaluate_columns(e: Evaluation) -> Report:
     r"""A number for each image in each column of the method."""
     dimensions = e.source.num_dimensions
     columns = e.method.start(e.scorer, e.trained, dimensions, e.run.batch_size, e.options)

@@ -84,13 +84,13 @@ class Journal:
         self.path, self.done, self._file, self._workers, self._next = path, {}, None, workers, 0
         self._settings = json.loads(json.dumps(settings))
         if path is not None and path.exists() and workers.rank == 0:
-            self._read()
+            self._read(path)
         # One reads for all: they must agree in what is left to do.
         self.done = workers.gather(self.done)[0]
 
-    def _read(self) -> None:
+    def _read(self, path: Path) -> None:
         # A line that was being written when the process was stopped has no end, and is left out.
-        lines = self.path.read_bytes().split(b"\n")[:-1]
+        lines = path.read_bytes().split(b"\n")[:-1]
         try:
             entries = [json.loads(line) for line in lines]
             settings = entries[0]["settings"] if entries else self._settings
@@ -99,10 +99,10 @@ class Journal:
                 settings["dataset"] = IN_MEMORY
             different = {key for key in settings.keys() | self._settings.keys() if settings.get(key) != self._settings.get(key)}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"`output` has a damaged journal beside it, {str(self.path)!r}: {error!r}. Remove it.") from error
+            raise ValueError(f"`output` has a damaged journal beside it, {str(path)!r}: {error!r}. Remove it.") from error
         if different:
             raise ValueError(
-                f"`output` has the journal of another evaluation beside it, {str(self.path)!r}, which differs in"
+                f"`output` has the journal of another evaluation beside it, {str(path)!r}, which differs in"
                 f" {', '.join(sorted(different))}. Finish that one, remove its journal, or choose another output."
             )
         self.done = done

@@ -114,7 +114,7 @@ def _scored(report: Report, repository: str) -> dict[str, Any]:
 
 
 def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = "", **_: Any) -> ModelCardData:
-    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
+    data: dict[str, Any] = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
     if report is None:
         return ModelCardData(**data)
     config = report["config"]
@@ -212,18 +212,18 @@ def reproducing_command(report: Mapping[str, Any], repository: str) -> str | Non
 def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str] | None:
     r"""A setting as words of a command line: none where there is nothing to say, `None` where they cannot say it."""
     config = report["config"]
-    value = config.get(row.name)
+    value, flag = config.get(row.name), row.flag
     if row.name == "calibration" and "calibration" not in (config.get("overridden") or ()):
         return []
     if row.name == "revision" and config.get("checkpoint") != repository:
         return []
-    if row.name == "seed" and type(value) is not int:
+    if row.name == "seed" and type(config.get("seed")) is not int:
         return None
-    if isinstance(row.flag, Mapping):
+    if isinstance(flag, Mapping):
         if value is None:
             return []
         # By equality: a value may be a list.
-        said = next((words for known, words in row.flag.items() if known == value), None)
+        said = next((words for known, words in flag.items() if known == value), None)
         return shlex.split(said) if said is not None else [] if row.name not in config else None
     if row.name == "buffer_bytes" and value is not None:
         all_in_memory = config.get("num_images_in_memory", report["num_images"]) == report["num_images"]
@@ -232,7 +232,7 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
         if len(value["indices"]) > 1:
             return None
         value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
-    return [] if value is None else [row.flag, str(value)]
+    return [] if value is None or flag is None else [flag, str(value)]
 
 
 def check_card(text: str, report: Mapping[str, Any]) -> None:

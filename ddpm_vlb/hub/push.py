@@ -103,7 +103,8 @@ def push_files(
         HubError: what the Hub or the network refused; among others a commit that somebody else made meanwhile.
     """
     repository = check_repository(repository)
-    api, kind = HfApi(token=token), {"repo_type": "model" if space_sdk is None else "space"}
+    api = HfApi(token=token)
+    kind: dict[str, Any] = {"repo_type": "model" if space_sdk is None else "space"}
     with _hub_errors(repository):
         repository = api.create_repo(repository, private=private, exist_ok=True, space_sdk=space_sdk, **kind).repo_id
         if revision is not None and not create_pr:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..files import write_atomically
 from ..reports.schema import Report, public_report
@@ -85,7 +85,7 @@ def repository_files(
     Raises:
         ValueError: anything that is no `Report`.
     """
-    scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
+    scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
     report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,

@@ -86,11 +86,12 @@ def standalone_source(*modules: str) -> str:
 
 def _body(module: str, imports: dict[str | None, set[str]]) -> tuple[str, list[tuple[str, str]]]:
     r"""A module without its imports, which go into `imports`, and the names it binds with what they mean."""
-    tree, lines = _parse(module), _read(module).split("\n")
+    tree = _parse(module)
+    lines: list[str | None] = [*_read(module).split("\n")]
     meanings: list[tuple[str, str]] = []
 
     def leave_out(node: ast.stmt) -> None:
-        lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+        lines[node.lineno - 1 : node.end_lineno] = [None] * len(lines[node.lineno - 1 : node.end_lineno])
 
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -149,7 +150,7 @@ def _is_for_types(node: ast.stmt) -> bool:
 
 def _import_lines(imports: dict[str | None, set[str]]) -> Iterator[str]:
     yield from (f"import {name}" for name in sorted(imports.get(None, ())))
-    for module in sorted(imports.keys() - {None}):
+    for module in sorted(module for module in imports if module is not None):
         yield f"from {module} import {', '.join(sorted(imports[module]))}"
 
 

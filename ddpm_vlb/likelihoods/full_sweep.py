@@ -133,4 +133,7 @@ class Sweeps:
     @property
     def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         r"""Prior, decoder and sum of the transitions of each image, `(N,)`."""
-        return tuple(torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions))
+        prior, decoder, transitions = (
+            torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions)
+        )
+        return prior, decoder, transitions

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
 from .method import Columns
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class ImportanceWeightedNLL:
 
 
 def importance_weighted_nll(
-    pipe,
+    pipe: "VLBDDPMPipeline",
     images: Any,
     k: int = 16,
     *,

@@ -96,4 +96,5 @@ class Method:
         if isinstance(begin, str):
             module, _, name = begin.partition(":")
             begin = getattr(importlib.import_module(f".{module}", __package__), name)
+        assert begin is not None, "asked of a method that `evaluation` does not know by itself"
         return begin(scorer, trained, num_dimensions, batch_size, options)

@@ -35,7 +35,7 @@ def method_named(name: str) -> Method:
     Raises:
         ValueError: none has it.
     """
-    word = re.match(r"\w*", name)[0] if isinstance(name, str) else None
+    word = re.split(r"\W", name, maxsplit=1)[0] if isinstance(name, str) else None
     if word not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
     return METHODS[word]

@@ -27,7 +27,7 @@ solved by itself, with steps of its own: what comes out does not depend on which
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix
 from .method import Columns
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 EXACT_DIMENSIONS = 256  # up to here the trace is exact unless something else is asked for
 LOG_2_PI = math.log(2 * math.pi)
@@ -64,7 +67,7 @@ class ODENLL:
 
 
 def ode_nll(
-    pipe,
+    pipe: "VLBDDPMPipeline",
     images: Any,
     *,
     trace: str | None = None,
@@ -115,7 +118,8 @@ def ode_nll(
     terms = nats_to_bits_per_dim(torch.tensor(parts, dtype=torch.float64).reshape(len(levels), num_draws, 3), dimensions)
     totals, means = terms.sum(dim=2), terms.mean(dim=1)
     spread = totals.std(dim=1) / num_draws**0.5 if num_draws > 1 else torch.full((len(levels),), math.nan, dtype=torch.float64)
-    return ODENLL(totals.mean(dim=1), *means.unbind(dim=1), spread, evaluations)
+    density, dequantisation, reconstruction = means.unbind(dim=1)
+    return ODENLL(totals.mean(dim=1), density, dequantisation, reconstruction, spread, evaluations)
 
 
 def which_trace(trace: str | None, dimensions: int) -> str:

@@ -15,7 +15,7 @@ here on the scale of 8-bit pixels, 0 to 255, as in the paper. At the end the rat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,9 @@ from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 BITS_8 = 127.5  # grey levels of 8 bits to a unit of [-1, 1]
 
@@ -49,7 +52,7 @@ class RateDistortion:
 
 @torch.no_grad()
 def rate_distortion(
-    pipe,
+    pipe: "VLBDDPMPipeline",
     images: Any,
     *,
     batch_size: int = 64,
@@ -117,7 +120,7 @@ def _terms_and_errors(scorer: Scorer, levels, seeds, labels) -> tuple[torch.Tens
 
 @torch.no_grad()
 def progressive_decoding(
-    pipe,
+    pipe: "VLBDDPMPipeline",
     images: Any,
     timesteps: Sequence[int],
     *,

@@ -1,13 +1,16 @@
 r"""The bound of images from a few evaluations each, one in each stratum of timesteps."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..checks import NonFiniteOutput
 from ..gaussians import nats_to_bits_per_dim
 from ..noise import keyed_normal, keyed_uniform, mix
+
+if TYPE_CHECKING:
+    from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 
 class NLLEstimate(NamedTuple):
@@ -22,7 +25,7 @@ class NLLEstimate(NamedTuple):
 
 @torch.no_grad()
 def estimate_nll(
-    pipe, images: Any, seeds: Sequence[int], evaluations_per_image: int = 32, batch_size: int = 256
+    pipe: "VLBDDPMPipeline", images: Any, seeds: Sequence[int], evaluations_per_image: int = 32, batch_size: int = 256
 ) -> NLLEstimate:
     r"""The bound of images from a few network evaluations each: a look while training, where a full sweep would take hours.
 

@@ -114,7 +114,7 @@ class Network:
         if (class_labels is None) != (num_classes is None):
             rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
             raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
-        if class_labels is None:
+        if class_labels is None or num_classes is None:
             return None
         try:
             labels = torch.as_tensor(class_labels).cpu()
@@ -135,7 +135,7 @@ class UNetNetwork(Network):
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
-        config = module.config
+        config: Any = module.config
         self.channels = config.in_channels
         self.out_channels = getattr(config, "out_channels", None)
         size = getattr(config, "sample_size", None)

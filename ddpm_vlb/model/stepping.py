@@ -68,7 +68,7 @@ def step_coefficients(
     beta = 1 - alpha
     variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
     fixed_variance = beta if variance_of(variance_type).is_large else variance
-    columns = StepCoefficients(
+    columns: dict[str, torch.Tensor] = dict(
         sqrt_alpha_prod=alpha_prod**0.5,
         inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
         sqrt_beta_prod=beta_prod**0.5,
@@ -79,7 +79,8 @@ def step_coefficients(
         fixed_std=fixed_variance**0.5,
         is_last=torch.arange(1, len(grid) + 1) == len(grid),
     )
-    steps = [StepCoefficients(*row) for row in zip(*(column.tolist() for column in columns if column is not None))]
+    rows = zip(*(column.tolist() for column in columns.values()))
+    steps = [StepCoefficients(**dict(zip(columns, row))) for row in rows]
     if calibrated is not None:
         steps = [step._replace(calibrated=numbers) for step, numbers in zip(steps, calibrated)]
     return dict(zip(grid, steps))
@@ -87,7 +88,7 @@ def step_coefficients(
 
 def calibrated_steps(reverse: ReverseProcess) -> list[CalibratedStep]:
     r"""The numbers of a calibrated model at each timestep of its grid, descending."""
-    forward, trained, used = reverse.forward, reverse.trained, reverse.forward.timesteps
+    forward, trained, used = reverse.forward, reverse.on_all_steps.forward, reverse.forward.timesteps
     weight = trained.posterior_mean_coef1.square()
     columns = (
         forward.posterior_variance,
@@ -142,7 +143,7 @@ def add_noise_of_step(
     row = variance_of(variance_type)
     if c.calibrated is not None:
         mean.addcmul_(_calibrated_std(c.calibrated, row, pred_original_sample, predicted_variance), noise)
-    elif predicted_variance is None:
+    elif predicted_variance is None or row.line is None:
         mean.add_(noise, alpha=c.fixed_std)
     else:
         offset, slope = row.line(c.min_log_variance, c.max_log_variance)
@@ -152,7 +153,7 @@ def add_noise_of_step(
 
 def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, predicted_variance) -> torch.Tensor:
     errors = torch.clamp(1 - pred_original_sample.square(), min=0.0).mul_(c.gain).add_(c.offset)
-    if predicted_variance is not None and c.learned_gain:
+    if predicted_variance is not None and row.above is not None and c.learned_gain:
         above = row.above(predicted_variance.to(pred_original_sample.dtype), c.trained_log_variance, c.trained_log_beta)
         errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
     return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()

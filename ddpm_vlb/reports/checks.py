@@ -77,8 +77,9 @@ def check_numbers(report: Mapping[str, Any], method: Method) -> None:
         _check_same("transitions that sum to their total", math.fsum(report["transitions"]), report["transitions_total"])
     elif method.columns is None:
         _check_sampled(report)
-    if (full or method.columns is not None) and report["num_images"] > 1:
-        _check_same("a standard error that its images have", error_of_mean(per_image), report["standard_error"])
+    error = report["standard_error"]
+    if (full or method.columns is not None) and report["num_images"] > 1 and not (per_image is None or error is None):
+        _check_same("a standard error that its images have", error_of_mean(per_image), error)
 
 
 def error_of_mean(values: Sequence[float]) -> float:
@@ -137,6 +138,8 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
         interval = report.get(key)
         if interval is None and error is None or interval is None and key == "confidence_interval":
             continue
+        if error is None:
+            raise ValueError(f"`report` must have no {key!r} where there is no error, got {interval!r}.")
         if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
             raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
         _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
@@ -149,7 +152,7 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
 
 def _check_strata(report: Mapping[str, Any]) -> None:
     strata, counts, steps = report["strata"], report["evaluations_per_timestep"], report["config"]["num_steps"]
-    values = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in strata]
+    values: list[Any] = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in strata]
     if not values or any(type(value) not in (int, float) for value in values):
         raise ValueError("`report` must have the bits per dimension of each of its strata.")
     _check_same("a decoder that is its first stratum", values[0], report["decoder"])

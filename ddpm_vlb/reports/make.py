@@ -104,7 +104,7 @@ def with_intervals(report: dict[str, Any]) -> dict[str, Any]:
 
     total = None if images is None else math.hypot(noise, images)
     both = None
-    if total:
+    if images is not None and total:
         # Satterthwaite's, for the sum of two variances.
         both = interval(total, total**4 / (noise**4 / freedom + images**4 / (report["num_images"] - 1)))
     return report | {

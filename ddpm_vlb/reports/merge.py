@@ -171,7 +171,7 @@ def _columns(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence
     per_image = _interleave(one, other, "per_image")
     return {
         **one,
-        **{name: _mean((one[name], other[name]), weights) for name in method.columns},
+        **{name: _mean((one[name], other[name]), weights) for name in method.columns or ()},
         "bits_per_dim": math.fsum(per_image) / len(per_image),
         "num_network_evaluations": one["num_network_evaluations"] + other["num_network_evaluations"],
         "per_image": per_image,

@@ -209,7 +209,7 @@ def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a setting that a caller cannot say, with those that have a name like it, or of another kind.
     """
     rows = {row.name: row for row in SETTINGS if row.context}
-    context = to_plain(context)
+    context = dict(to_plain(context))
     for name, value in context.items():
         if name not in rows:
             near = difflib.get_close_matches(str(name), rows, n=2)
@@ -276,10 +276,11 @@ class Report(dict):
                 got, now = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (got, now))
                 raise ValueError(f"`report` must be of this pipeline, got {name} = {got} for {now}.")
 
+    # Less than a dictionary promises, on purpose.
     def __or__(self, other: Mapping[str, Any]) -> "Report":
         return type(self)({**self, **other}) if isinstance(other, Mapping) else NotImplemented
 
-    __ior__ = __or__
+    __ior__ = __or__  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self):
         return type(self), (dict(self),)
@@ -287,7 +288,8 @@ class Report(dict):
     def _read_only(self, *_, **__) -> NoReturn:
         raise TypeError("A report is read-only: make another, `report | {...}`, or change `dict(report)`.")
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _read_only
+    __setitem__ = __delitem__ = clear = pop = popitem = _read_only
+    setdefault = update = _read_only  # pyright: ignore[reportAssignmentType]
 
 
 def _check_fields(report: Report) -> None:

@@ -30,13 +30,13 @@ def format_report(report: Mapping[str, Any], baselines: Mapping[str, float] | No
 
 def _column_lines(report: Report) -> Iterator[str]:
     r"""The number, and what it is made of or stands beside; of a method that gives each image numbers of its own."""
-    method = report.method
+    method, columns = report.method, report.method.columns or {}
     error = "" if report["standard_error"] is None else f" +- {report['standard_error']:.4f} (standard error over images)"
     yield f"{report['bits_per_dim']:.4f} bits/dim{error}: {report['method']}"
     if method.line is not None:
         yield method.line.format(**report)
-    elif len(method.columns) > 1:
-        yield ", ".join(f"{words} {report[name]:.4f}" for name, words in method.columns.items() if name != "bits_per_dim")
+    elif len(columns) > 1:
+        yield ", ".join(f"{words} {report[name]:.4f}" for name, words in columns.items() if name != "bits_per_dim")
     if method.note is not None:
         yield method.note
     yield f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
@@ -240,5 +240,5 @@ def image_grid(images: Sequence, columns: int | None = None):
     scale = max(1, 64 // max(images[0].size))
     columns = columns or max(c for c in range(1, len(images) + 1) if len(images) % c == 0 and c * c <= len(images))
     size = tuple(side * scale for side in images[0].size)
-    framed = [ImageOps.expand(image.resize(size, Image.NEAREST).convert("RGB"), 2, "slategray") for image in images]
+    framed = [ImageOps.expand(image.resize(size, Image.Resampling.NEAREST).convert("RGB"), 2, "slategray") for image in images]
     return make_image_grid(framed, len(images) // columns, columns)

@@ -213,6 +213,7 @@ def estimate_frame(
     Raises:
         ValueError: as `estimate_bound`; a network whose output is not finite.
     """
+    assert images.prior is not None and images.features is not None, "what `known_parts` knows"
     numbers = images.numbers[images.frame]
     labels = [images.labels] * len(scorers) if class_labels is None else class_labels
     draw_scorer = DrawScorer(scorers, images.levels, images.frame, numbers, seed, labels)

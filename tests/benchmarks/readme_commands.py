@@ -82,11 +82,15 @@ COMMANDS = [
     ),
     Command(
         "evaluate --quantize, a folder",
-        f"ddpm-vlb evaluate {QUICKSTART} --dataset spaces_demo/examples/pictures --quantize --per-image 8 --output folder.json",
+        f"ddpm-vlb evaluate {QUICKSTART} --dataset pictures --quantize --per-image 8 --output folder.json",
+    ),
+    Command(
+        "evaluate --quantize, an idx file",
+        f"ddpm-vlb evaluate {QUICKSTART} --dataset images-idx3-ubyte --quantize --per-image 8 --output idx.json",
     ),
     Command(
         "evaluate --streaming",
-        f"ddpm-vlb evaluate {QUICKSTART} --dataset spaces_demo/examples/pictures --streaming --quantize --buffer-mb 1"
+        f"ddpm-vlb evaluate {QUICKSTART} --dataset pictures --streaming --quantize --buffer-mb 1"
         " --max-evaluations 1500 --output stream.json",
     ),
     Command(
@@ -191,12 +195,13 @@ COMMANDS = [
     Command("card --check, MNIST", f"ddpm-vlb card --check {MNIST}", again=True),
     Command("push", f"ddpm-vlb push {QUICKSTART} {REPOSITORY}", hub=True),
 ]
-# An evaluation that is killed in the middle, by its method.
+# Evaluations that are killed in the middle, by their method.
+SMALL_BATCHES = f"{QUICKSTART} --dataset digits --num-inference-steps 30 --max-images 40 --batch-size 1 --output OUTPUT"
 KILLED = {
     "sampled": f"ddpm-vlb evaluate {QUICKSTART} --dataset digits --max-evaluations 8000 --batch-size 12 --output OUTPUT",
-    "full": f"ddpm-vlb evaluate {QUICKSTART} --dataset digits --method full --max-images 90 --batch-size 1 --output OUTPUT",
-    "iw": f"ddpm-vlb evaluate {QUICKSTART} --dataset digits --method iw --k 2 --max-images 90 --batch-size 1 --output OUTPUT",
-    "compare": f"ddpm-vlb compare {QUICKSTART} {CALIBRATED} --dataset digits --max-evaluations 8000 --batch-size 12"
+    "full": f"ddpm-vlb evaluate {SMALL_BATCHES} --method full",
+    "iw": f"ddpm-vlb evaluate {SMALL_BATCHES} --method iw --k 2",
+    "compare": f"ddpm-vlb compare {QUICKSTART} {DIGITS} --dataset digits --max-evaluations 8000 --batch-size 12"
     " --output OUTPUT",
 }
 

@@ -19,6 +19,7 @@ import copy
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from differences import Allowed, Difference, differences
+from PIL import Image
 from readme_commands import COMMANDS, KILLED, OURS, REPOSITORY, RESUME, TRUSTED, Command
 
 HERE = Path(__file__).parent
@@ -172,9 +174,14 @@ class Table:
 
 
 def prepare(side: Side, checkout: Path) -> None:
-    r"""What the commands read: shipped checkpoints and examples, configurations of training, an OpenAI checkpoint."""
+    r"""What the commands read: shipped checkpoints and examples, configurations of training, images, an OpenAI checkpoint."""
     for name in ("spaces_demo/checkpoints", "spaces_demo/examples", "training/configs"):
         shutil.copytree(checkout / name, side.work / name)
+    images = np.random.default_rng(0).integers(256, size=(6, 8, 8), dtype=np.uint8)
+    (side.work / "pictures").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(side.work / "pictures" / f"{number}.png")
+    (side.work / "images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, *images.shape) + images.tobytes())
     reference = Reference(32, (1, 2), blocks=1, attention_levels=(1,), heads=4, scale_shift=True, out_channels=6)
     torch.save(reference.weights, side.work / "openai.pt")
     np.savez(side.work / "openai.npz", images=np.random.default_rng(0).integers(256, size=(3, 16, 16, 3), dtype=np.uint8))
