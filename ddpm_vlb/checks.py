@@ -54,7 +54,7 @@ def check_count(name: str, value: Any) -> int:
 def check_integer(name: str, value: Any) -> int:
     r"""An integer, or `ValueError`."""
     try:
-        return operator.index(value if not isinstance(value, bool) else None)
+        return integer(value)
     except TypeError:
         raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
 

@@ -32,14 +32,14 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from itertools import zip_longest
 from pathlib import Path, PurePath
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, TYPE_CHECKING, cast, get_args
 
 __version__ = '0.1.0'
 
@@ -254,7 +254,7 @@ class Network:
         if (class_labels is None) != (num_classes is None):
             rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
             raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
-        if class_labels is None:
+        if class_labels is None or num_classes is None:
             return None
         try:
             labels = torch.as_tensor(class_labels).cpu()
@@ -275,7 +275,7 @@ class UNetNetwork(Network):
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
-        config = module.config
+        config: Any = module.config
         self.channels = config.in_channels
         self.out_channels = getattr(config, "out_channels", None)
         size = getattr(config, "sample_size", None)
@@ -376,10 +376,17 @@ def on_cpu(timesteps: int | torch.Tensor) -> int | torch.Tensor:
     return timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps
 
 
+def integer(value: Any) -> int:
+    r"""What counts as an integer, or `TypeError`; booleans do not."""
+    if isinstance(value, bool):
+        raise TypeError("a boolean is no integer")
+    return operator.index(value)
+
+
 def check_count(name: str, value: Any) -> int:
     r"""A positive integer, or `ValueError`."""
     try:
-        count = operator.index(value if not isinstance(value, bool) else None)
+        count = integer(value)
     except TypeError:
         count = 0
     if count < 1:
@@ -390,7 +397,7 @@ def check_count(name: str, value: Any) -> int:
 def check_integer(name: str, value: Any) -> int:
     r"""An integer, or `ValueError`."""
     try:
-        return operator.index(value if not isinstance(value, bool) else None)
+        return integer(value)
     except TypeError:
         raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
 
@@ -398,7 +405,7 @@ def check_integer(name: str, value: Any) -> int:
 def check_seed(seed: Any) -> int:
     r"""A seed in [0, 2^63), or `ValueError`."""
     try:
-        number = operator.index(seed if not isinstance(seed, bool) else None)
+        number = integer(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**63:
@@ -936,7 +943,7 @@ class ForwardProcess:
 
     def _row(self, timestep) -> int:
         try:
-            step = operator.index(timestep if not isinstance(timestep, bool) else None)
+            step = integer(timestep)
         except TypeError:
             raise ValueError(f"`timesteps` must be integers, got {timestep!r}.") from None
         row = self._row_of.get(step)
@@ -999,7 +1006,7 @@ class ForwardProcess:
 
     def _gaussian(self, mean, variance_table, log_variance_table, timesteps) -> Gaussian:
         variance, log_variance = (
-            mean.new_full((), entries) if isinstance(entries, float) else entries
+            entries if isinstance(entries, torch.Tensor) else mean.new_full((), entries)
             for entries in (self.gather(table, timesteps, mean) for table in (variance_table, log_variance_table))
         )
         return Gaussian(mean, variance.expand(mean.shape), log_variance.expand(mean.shape))
@@ -1052,7 +1059,7 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
         ValueError: not a non-empty, strictly descending sequence of integers in [0, `num_train_timesteps`).
     """
     try:
-        steps = [operator.index(step if not isinstance(step, bool) else None) for step in inference_timesteps]
+        steps = [integer(step) for step in inference_timesteps]
     except TypeError:
         raise ValueError(f"`inference_timesteps` must be integers, got {inference_timesteps!r}.") from None
     if not steps:
@@ -1452,7 +1459,10 @@ class ReverseProcess:
                 f"`model_output` must have {expected} channels for {num_channels}-channel images with"
                 f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
             )
-        return tuple(model_output.split(num_channels, dim=1)) if self.learns_variance else (model_output, None)
+        if not self.learns_variance:
+            return model_output, None
+        prediction, variance = model_output.split(num_channels, dim=1)
+        return prediction, variance
 
     def check_model_output(
         self, model_output: torch.Tensor, noisy_samples: torch.Tensor
@@ -1512,6 +1522,7 @@ class ReverseProcess:
     @cached_property
     def on_all_steps(self) -> "ReverseProcess":
         r"""The chain of all T steps, not calibrated."""
+        assert self.trained is not None, "asked where there is an error model, which comes with it"
         return replace(self, forward=self.trained, error_model=None, trained=None)
 
     def learned_errors(self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor) -> torch.Tensor | None:
@@ -1527,11 +1538,12 @@ class ReverseProcess:
         if predicted_variance is None:
             return None
         like = predicted_variance.to(working_dtype(predicted_variance.device))
+        trained = self.on_all_steps.forward
         variance = self.on_all_steps._log_variance(like, like, timesteps)
         # At t = 0 the posterior variance is 0 and the coefficient 1: the decoder's variance itself.
         posterior, weight = (
-            self.trained.gather(table, timesteps, variance)
-            for table in (self.trained.posterior_variance, self.trained.posterior_mean_coef1.square())
+            trained.gather(table, timesteps, variance)
+            for table in (trained.posterior_variance, trained.posterior_mean_coef1.square())
         )
         return ((variance.exp() - posterior) / weight).clamp(min=0.0)
 
@@ -1539,6 +1551,7 @@ class ReverseProcess:
     def error_tables(self) -> list[torch.Tensor]:
         r"""The numbers of the error model on the grid, the decoder's at its lowest step: three tables `(K,)`."""
         model, steps = self.error_model, self.forward.timesteps
+        assert model is not None, "asked of a calibrated model alone"
         pairs = (
             (model.offsets, model.decoder_offsets),
             (model.gains, model.decoder_gains),
@@ -1550,11 +1563,11 @@ class ReverseProcess:
         forward = self.forward
         features = features_of(pred_original_sample, self.learned_errors(predicted_variance, timesteps))
         gathered = (forward.gather(table, timesteps, pred_original_sample) for table in self.error_tables)
-        errors = sum(value * feature for value, feature in zip(gathered, features))
+        errors = reduce(torch.add, (value * feature for value, feature in zip(gathered, features)))
         # At the lowest step the posterior variance is 0 and the coefficient 1.
         weight = forward.gather(forward.posterior_mean_coef1.square(), timesteps, pred_original_sample)
         posterior = forward.gather(forward.posterior_variance, timesteps, pred_original_sample)
-        return torch.log(posterior + weight * errors)
+        return (weight * errors + posterior).log()
 
     def _log_variance(self, predicted, x_t, timesteps) -> torch.Tensor:
         predicted = None if predicted is None else predicted.to(x_t.dtype)
@@ -1578,7 +1591,7 @@ class _Ends:
     def _look_up(self, table: torch.Tensor) -> torch.Tensor:
         entries = self._reverse.forward.gather(table, self._timesteps, self._like)
         # `full`, not `as_tensor`: filled on the device, with nothing to copy there.
-        return self._like.new_full((), entries) if isinstance(entries, float) else entries
+        return entries if isinstance(entries, torch.Tensor) else self._like.new_full((), entries)
 
 
 # ---- ddpm_vlb/model/stepping.py ----
@@ -1648,7 +1661,7 @@ def step_coefficients(
     beta = 1 - alpha
     variance = torch.clamp(beta_prod_prev / beta_prod * beta, min=1e-20)
     fixed_variance = beta if variance_of(variance_type).is_large else variance
-    columns = StepCoefficients(
+    columns: dict[str, torch.Tensor] = dict(
         sqrt_alpha_prod=alpha_prod**0.5,
         inverse_sqrt_alpha_prod=1 / alpha_prod**0.5,
         sqrt_beta_prod=beta_prod**0.5,
@@ -1659,7 +1672,8 @@ def step_coefficients(
         fixed_std=fixed_variance**0.5,
         is_last=torch.arange(1, len(grid) + 1) == len(grid),
     )
-    steps = [StepCoefficients(*row) for row in zip(*(column.tolist() for column in columns if column is not None))]
+    rows = zip(*(column.tolist() for column in columns.values()))
+    steps = [StepCoefficients(**dict(zip(columns, row))) for row in rows]
     if calibrated is not None:
         steps = [step._replace(calibrated=numbers) for step, numbers in zip(steps, calibrated)]
     return dict(zip(grid, steps))
@@ -1667,7 +1681,7 @@ def step_coefficients(
 
 def calibrated_steps(reverse: ReverseProcess) -> list[CalibratedStep]:
     r"""The numbers of a calibrated model at each timestep of its grid, descending."""
-    forward, trained, used = reverse.forward, reverse.trained, reverse.forward.timesteps
+    forward, trained, used = reverse.forward, reverse.on_all_steps.forward, reverse.forward.timesteps
     weight = trained.posterior_mean_coef1.square()
     columns = (
         forward.posterior_variance,
@@ -1722,7 +1736,7 @@ def add_noise_of_step(
     row = variance_of(variance_type)
     if c.calibrated is not None:
         mean.addcmul_(_calibrated_std(c.calibrated, row, pred_original_sample, predicted_variance), noise)
-    elif predicted_variance is None:
+    elif predicted_variance is None or row.line is None:
         mean.add_(noise, alpha=c.fixed_std)
     else:
         offset, slope = row.line(c.min_log_variance, c.max_log_variance)
@@ -1732,7 +1746,7 @@ def add_noise_of_step(
 
 def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, predicted_variance) -> torch.Tensor:
     errors = torch.clamp(1 - pred_original_sample.square(), min=0.0).mul_(c.gain).add_(c.offset)
-    if predicted_variance is not None and c.learned_gain:
+    if predicted_variance is not None and row.above is not None and c.learned_gain:
         above = row.above(predicted_variance.to(pred_original_sample.dtype), c.trained_log_variance, c.trained_log_beta)
         errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
     return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
@@ -1922,7 +1936,8 @@ def vlb_terms(
     reverse.check_model_output(model_output, noisy_samples)
     timesteps = torch.as_tensor(timesteps).cpu()
     terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
-    for term, mask, extra in ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ())):
+    kinds: Any = ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ()))
+    for term, mask, extra in kinds:
         index = mask.nonzero().squeeze(1)
         on_device = index.to(noisy_samples.device, non_blocking=noisy_samples.device.type == "cuda")
         values = term(reverse, *(a[on_device] for a in arguments), timesteps[index], *extra)
@@ -2123,7 +2138,7 @@ class Calibration:
         if (np.diff(lengths) <= 0).any():
             raise ValueError("`calibration.deltas` must be ascending.")
         mean_square, best = config.get("mean_square"), config.get("num_inference_steps")
-        if type(mean_square) not in (int, float) or not 0 <= mean_square < math.inf:
+        if not (type(mean_square) is int or type(mean_square) is float) or not 0 <= mean_square < math.inf:
             raise ValueError(f"`calibration.mean_square` must be a number that is not negative, got {mean_square!r}.")
         if type(best) is not int or not 1 <= best <= total:
             raise ValueError(f"`calibration.num_inference_steps` must lie in [1, {total}], got {best!r}.")
@@ -2417,6 +2432,8 @@ class LearnedNoiseSchedule(torch.nn.Module):
         log_snr = forward.log_alphas_cumprod - forward.log_one_minus_alphas_cumprod
         if not bool(torch.isfinite(log_snr).all()):
             raise ValueError("`forward` must have a terminal SNR above zero to be learnt from, got zero.")
+        self._end: torch.Tensor
+        self._lengths: torch.Tensor
         edges = torch.linspace(0.0, 1.0, num_segments + 1, dtype=torch.float64) * (log_snr[0] - log_snr[-1])
         above_the_end = log_snr - log_snr[-1]
         lengths = (above_the_end[:, None] - edges[:-1]).clamp(min=0.0).minimum(torch.diff(edges))
@@ -2481,6 +2498,8 @@ InferenceTimesteps = list[int] | tuple[int, ...] | None
 
 class BoundMixin:
     r"""What `VLBDDPMScheduler` knows of the likelihood; made for a class with diffusers' `config` of a DDPM."""
+
+    config: Any
 
     def _build_tables(self) -> None:
         r"""Build what scoring is made from; called once, when the configuration is there."""
@@ -2711,7 +2730,7 @@ class BoundMixin:
             return simple_loss(reverse, model_output, original_samples, noise, timesteps)
         check_num_pixel_levels(self.config.num_pixel_levels)
         latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
-        loss = vlb_loss if loss_type == "vlb" else hybrid_loss
+        loss: Any = vlb_loss if loss_type == "vlb" else hybrid_loss
         return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
 
 
@@ -2734,6 +2753,7 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 
 
 # diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
+
 
 
 logger = logging.get_logger(__name__)
@@ -2802,7 +2822,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
             beta_end=beta_end,
-            beta_schedule=beta_schedule,
+            beta_schedule=beta_schedule,  # pyright: ignore[reportArgumentType]  # takes "laplace" too
             trained_betas=trained_betas,
             variance_type=variance_type,
             clip_sample=clip_sample,
@@ -2835,7 +2855,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         variant: str | None = None,
         subfolder: str | None = None,
         revision: str | None = None,
-    ) -> str:
+    ) -> "CommitInfo":
         r"""Push `scheduler_config.json` to the Hub, and a card where the repository has none; numbers that were measured with
         another one leave.
 
@@ -2895,16 +2915,16 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         Raises:
             ValueError: both or neither given, or a grid that is not strictly descending in [0, T).
         """
-        if (num_inference_steps is None) == (timesteps is None):
+        if num_inference_steps is not None and timesteps is None:
+            grid = self.inference_grid(num_inference_steps)
+            self.num_inference_steps = num_inference_steps
+        elif timesteps is not None and num_inference_steps is None:
+            grid = check_inference_timesteps(timesteps, self.config.num_train_timesteps)
+        else:
             raise ValueError(
                 "Exactly one of `num_inference_steps` and `timesteps` must be given,"
                 f" got {num_inference_steps!r} and {timesteps!r}."
             )
-        if timesteps is None:
-            grid = self.inference_grid(num_inference_steps)
-            self.num_inference_steps = num_inference_steps
-        else:
-            grid = check_inference_timesteps(timesteps, self.config.num_train_timesteps)
         self.custom_timesteps = timesteps is not None
         self.timesteps = torch.tensor(grid, device=device)
         self._use_grid(grid)
@@ -3068,7 +3088,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         # One rounding to float32 at the end, and float64 for float64 samples.
         dtype = torch.promote_types(samples.dtype, torch.float32)
         coefficients = torch.exp(0.5 * log_alpha_prod), torch.sqrt(-torch.expm1(log_alpha_prod))
-        return tuple(c.to(dtype).to(samples.device) for c in coefficients)
+        signal, noise = (c.to(dtype).to(samples.device) for c in coefficients)
+        return signal, noise
 
 
 # ---- ddpm_vlb/checkpoints/loading.py ----
@@ -3244,9 +3265,9 @@ def restore_single_head(unet: Any) -> Any:
         return unet
     logger.warning("The network's configuration is older than `attention_head_dim`: loading it with one attention head.")
     values = {key: value for key, value in config.items() if not key.startswith("_")}
-    restored = DEFAULT_MODULE.from_config({**values, "attention_head_dim": None})
+    restored = cast(DEFAULT_MODULE, DEFAULT_MODULE.from_config({**values, "attention_head_dim": None}))
     restored.load_state_dict(unet.state_dict())
-    return restored.to(device=unet.device, dtype=unet.dtype).eval()
+    return restored.to(device=unet.device, dtype=unet.dtype).eval()  # pyright: ignore[reportCallIssue]  # `to` is wrapped
 
 
 def is_not_about_num_pixel_levels(record) -> bool:
@@ -3279,7 +3300,7 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]
-        upgraded = VLBDDPMScheduler.from_config(config)
+        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))
         logger.warning(
             f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
             f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
@@ -3288,7 +3309,7 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
     if config.pop("predict_epsilon", True) is False:
         config["prediction_type"] = "sample"
-    return VLBDDPMScheduler.from_config(config)
+    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))
 
 
 # ---- ddpm_vlb/noise.py ----
@@ -3478,7 +3499,7 @@ class Frame:
         r"""Keep the images with the smallest hashes, in their order."""
         numbers = np.concatenate([numbers for numbers, _, _ in self._kept])
         levels = torch.cat([levels for _, levels, _ in self._kept])
-        labels = None if self._kept[0][2] is None else torch.cat([labels for _, _, labels in self._kept])
+        labels = None if self._kept[0][2] is None else torch.cat([labels for _, _, labels in self._kept if labels is not None])
         if len(numbers) > self._capacity:
             hashes = mix_array(mix(self._seed, 2**32), numbers)
             chosen = np.sort(np.argsort(hashes, kind="stable")[: self._capacity])
@@ -3629,6 +3650,7 @@ class Method:
         if isinstance(begin, str):
             module, _, name = begin.partition(":")
             begin = getattr(importlib.import_module(f".{module}", __package__), name)
+        assert begin is not None, "asked of a method that `evaluation` does not know by itself"
         return begin(scorer, trained, num_dimensions, batch_size, options)
 
 
@@ -3667,7 +3689,7 @@ def method_named(name: str) -> Method:
     Raises:
         ValueError: none has it.
     """
-    word = re.match(r"\w*", name)[0] if isinstance(name, str) else None
+    word = re.split(r"\W", name, maxsplit=1)[0] if isinstance(name, str) else None
     if word not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
     return METHODS[word]
@@ -3840,8 +3862,9 @@ def check_numbers(report: Mapping[str, Any], method: Method) -> None:
         _check_same("transitions that sum to their total", math.fsum(report["transitions"]), report["transitions_total"])
     elif method.columns is None:
         _check_sampled(report)
-    if (full or method.columns is not None) and report["num_images"] > 1:
-        _check_same("a standard error that its images have", error_of_mean(per_image), report["standard_error"])
+    error = report["standard_error"]
+    if (full or method.columns is not None) and report["num_images"] > 1 and not (per_image is None or error is None):
+        _check_same("a standard error that its images have", error_of_mean(per_image), error)
 
 
 def error_of_mean(values: Sequence[float]) -> float:
@@ -3900,6 +3923,8 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
         interval = report.get(key)
         if interval is None and error is None or interval is None and key == "confidence_interval":
             continue
+        if error is None:
+            raise ValueError(f"`report` must have no {key!r} where there is no error, got {interval!r}.")
         if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
             raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
         _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
@@ -3912,7 +3937,7 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
 
 def _check_strata(report: Mapping[str, Any]) -> None:
     strata, counts, steps = report["strata"], report["evaluations_per_timestep"], report["config"]["num_steps"]
-    values = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in strata]
+    values: list[Any] = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in strata]
     if not values or any(type(value) not in (int, float) for value in values):
         raise ValueError("`report` must have the bits per dimension of each of its strata.")
     _check_same("a decoder that is its first stratum", values[0], report["decoder"])
@@ -4132,7 +4157,7 @@ def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a setting that a caller cannot say, with those that have a name like it, or of another kind.
     """
     rows = {row.name: row for row in SETTINGS if row.context}
-    context = to_plain(context)
+    context = dict(to_plain(context))
     for name, value in context.items():
         if name not in rows:
             near = difflib.get_close_matches(str(name), rows, n=2)
@@ -4199,10 +4224,11 @@ class Report(dict):
                 got, now = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (got, now))
                 raise ValueError(f"`report` must be of this pipeline, got {name} = {got} for {now}.")
 
+    # Less than a dictionary promises, on purpose.
     def __or__(self, other: Mapping[str, Any]) -> "Report":
         return type(self)({**self, **other}) if isinstance(other, Mapping) else NotImplemented
 
-    __ior__ = __or__
+    __ior__ = __or__  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self):
         return type(self), (dict(self),)
@@ -4210,7 +4236,8 @@ class Report(dict):
     def _read_only(self, *_, **__) -> NoReturn:
         raise TypeError("A report is read-only: make another, `report | {...}`, or change `dict(report)`.")
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _read_only
+    __setitem__ = __delitem__ = clear = pop = popitem = _read_only
+    setdefault = update = _read_only  # pyright: ignore[reportAssignmentType]
 
 
 def _check_fields(report: Report) -> None:
@@ -4391,7 +4418,7 @@ def _scored(report: Report, repository: str) -> dict[str, Any]:
 
 
 def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = "", **_: Any) -> ModelCardData:
-    data = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
+    data: dict[str, Any] = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
     if report is None:
         return ModelCardData(**data)
     config = report["config"]
@@ -4489,18 +4516,18 @@ def reproducing_command(report: Mapping[str, Any], repository: str) -> str | Non
 def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str] | None:
     r"""A setting as words of a command line: none where there is nothing to say, `None` where they cannot say it."""
     config = report["config"]
-    value = config.get(row.name)
+    value, flag = config.get(row.name), row.flag
     if row.name == "calibration" and "calibration" not in (config.get("overridden") or ()):
         return []
     if row.name == "revision" and config.get("checkpoint") != repository:
         return []
-    if row.name == "seed" and type(value) is not int:
+    if row.name == "seed" and type(config.get("seed")) is not int:
         return None
-    if isinstance(row.flag, Mapping):
+    if isinstance(flag, Mapping):
         if value is None:
             return []
         # By equality: a value may be a list.
-        said = next((words for known, words in row.flag.items() if known == value), None)
+        said = next((words for known, words in flag.items() if known == value), None)
         return shlex.split(said) if said is not None else [] if row.name not in config else None
     if row.name == "buffer_bytes" and value is not None:
         all_in_memory = config.get("num_images_in_memory", report["num_images"]) == report["num_images"]
@@ -4509,7 +4536,7 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
         if len(value["indices"]) > 1:
             return None
         value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
-    return [] if value is None else [row.flag, str(value)]
+    return [] if value is None or flag is None else [flag, str(value)]
 
 
 def check_card(text: str, report: Mapping[str, Any]) -> None:
@@ -4752,7 +4779,7 @@ def repository_files(
     Raises:
         ValueError: anything that is no `Report`.
     """
-    scheduler, unet = (json.loads(files[name]) for name in PIPELINE_FILES[1:])
+    scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
     report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,
@@ -4890,7 +4917,8 @@ def push_files(
         HubError: what the Hub or the network refused; among others a commit that somebody else made meanwhile.
     """
     repository = check_repository(repository)
-    api, kind = HfApi(token=token), {"repo_type": "model" if space_sdk is None else "space"}
+    api = HfApi(token=token)
+    kind: dict[str, Any] = {"repo_type": "model" if space_sdk is None else "space"}
     with _hub_errors(repository):
         repository = api.create_repo(repository, private=private, exist_ok=True, space_sdk=space_sdk, **kind).repo_id
         if revision is not None and not create_pr:
@@ -5468,7 +5496,10 @@ class Sweeps:
     @property
     def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         r"""Prior, decoder and sum of the transitions of each image, `(N,)`."""
-        return tuple(torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions))
+        prior, decoder, transitions = (
+            torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions)
+        )
+        return prior, decoder, transitions
 
 
 # ---- ddpm_vlb/sampled_bound/control_variates.py ----
@@ -6296,6 +6327,7 @@ def estimate_frame(
     Raises:
         ValueError: as `estimate_bound`; a network whose output is not finite.
     """
+    assert images.prior is not None and images.features is not None, "what `known_parts` knows"
     numbers = images.numbers[images.frame]
     labels = [images.labels] * len(scorers) if class_labels is None else class_labels
     draw_scorer = DrawScorer(scorers, images.levels, images.frame, numbers, seed, labels)
@@ -6389,7 +6421,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
             else:
-                check_index(cls.load_config(name, **download_options(kwargs)), name, kwargs)
+                check_index(cast(dict[str, Any], cls.load_config(name, **download_options(kwargs))), name, kwargs)
                 pipe = super().from_pretrained(name, **kwargs)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
@@ -6567,7 +6599,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         timesteps = self.scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
         with network.evaluating():
-            for timestep, on_device in zip(self.progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
+            for timestep, on_device in zip(cast(Any, self).progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()
                 latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
@@ -6582,7 +6614,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             if output_type == "pil":
                 image = self.numpy_to_pil(image)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=image) if return_dict else (image,)
+        return ImagePipelineOutput(images=cast(Any, image)) if return_dict else (image,)
 
     # Scoring.
 
@@ -6643,9 +6675,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         if method not in ("full", "sampled"):
             raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
         sampled = method == "sampled"
+        evaluations = 64 if evaluations_per_image is None else evaluations_per_image
         if sampled:
-            evaluations_per_image = 64 if evaluations_per_image is None else evaluations_per_image
-            check_rules(None, None, evaluations_per_image)
+            check_rules(None, None, evaluations)
             if isinstance(generator, (list, tuple)):
                 raise ValueError(f"`generator` must be a single one with method='sampled', got {len(generator)}.")
         elif evaluations_per_image is not None:
@@ -6655,7 +6687,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         config = scorer.config(image_shape=list(levels.shape[1:]), batch_size=batch_size, seed=fresh_seed(generator))
         with scorer.network.evaluating():
             if sampled:
-                output = self._score_some(scorer, levels, generator, labels, batch_size, evaluations_per_image)
+                output = self._score_some(scorer, levels, generator, labels, batch_size, evaluations)
             else:
                 output = self._score_all(scorer, levels, generator, labels, batch_size)
         self.maybe_free_model_hooks()
@@ -6664,7 +6696,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""
         seeds = draw_seeds(len(levels), generator)
-        with self.progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
+        with cast(Any, self).progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
             prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, progress_bar.update)
         total = terms[:, 1:].sum(dim=1)
         return {
@@ -6682,15 +6714,16 @@ class VLBDDPMPipeline(DDPMPipeline):
         ids = np.arange(len(levels))
         prior, features = known_parts([scorer], levels)
         images = Images(ids, prior, features, frame=ids, levels=levels, labels=labels, sha256="")
-        with self.progress_bar(total=len(levels) * evaluations) as progress_bar:
+        with cast(Any, self).progress_bar(total=len(levels) * evaluations) as progress_bar:
             evaluating = partial(evaluating_at_once, batch_size=batch_size, step=progress_bar.update)
             estimate = estimate_frame([scorer], images, evaluating, seed=seed, evaluations_per_image=evaluations)
+        total, decoder = cast(torch.Tensor, estimate.per_image), cast(torch.Tensor, estimate.per_image_decoder)
         return {
-            "bits_per_dim": estimate.per_image,
+            "bits_per_dim": total,
             "prior": prior,
             "transitions": None,
-            "transitions_total": estimate.per_image - prior - estimate.per_image_decoder,
-            "decoder": estimate.per_image_decoder,
+            "transitions_total": total - prior - decoder,
+            "decoder": decoder,
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
         }
@@ -6748,6 +6781,7 @@ here on the scale of 8-bit pixels, 0 to 255, as in the paper. At the end the rat
 
 
 
+
 BITS_8 = 127.5  # grey levels of 8 bits to a unit of [-1, 1]
 
 
@@ -6772,7 +6806,7 @@ class RateDistortion:
 
 @torch.no_grad()
 def rate_distortion(
-    pipe,
+    pipe: "VLBDDPMPipeline",
     images: Any,
     *,
     batch_size: int = 64,
@@ -6840,7 +6874,7 @@ def _terms_and_errors(scorer: Scorer, levels, seeds, labels) -> tuple[torch.Tens
 
 @torch.no_grad()
 def progressive_decoding(
-    pipe,
+    pipe: "VLBDDPMPipeline",
     images: Any,
     timesteps: Sequence[int],
     *,
