@@ -96,3 +96,11 @@ def test_nothing_is_left_when_it_ends(tmp_path):
     assert not is_running(process.pid) and not is_running(grandchild)
     with pytest.raises(OSError):
         zygote.start("-c", "")
+
+
+def test_what_a_library_sets_in_the_tests_own_process_is_left_out(zygote, monkeypatch):
+    monkeypatch.setenv("HF_HUB_SOMETHING", "set since")
+    done = zygote.run("-c", "import os; print(os.environ.get('HF_HUB_SOMETHING'))", env=os.environ | {"OURS": "1"})
+    assert done.stdout.strip() == "None", done.stderr
+    with pytest.raises(ValueError, match="HF_HUB_SOMETHING"):
+        zygote.run("-c", "", env=os.environ | {"HF_HUB_SOMETHING": "asked for"})
