@@ -56,7 +56,7 @@ def make_betas(
     """
     if trained_betas is not None:
         betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
-    elif beta_schedule in NAMED_SCHEDULES:
+    elif isinstance(beta_schedule, str) and beta_schedule in NAMED_SCHEDULES:
         betas = NAMED_SCHEDULES[beta_schedule](num_train_timesteps, beta_start, beta_end)
     else:
         raise ValueError(f"`beta_schedule` must be one of {tuple(NAMED_SCHEDULES)}, got {beta_schedule!r}.")

@@ -161,6 +161,13 @@ VARIANCE_TYPES = tuple(VARIANCES)
 LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)
 
 
+def row_named(rows: dict[str, Any], argument: str, name: Any) -> Any:
+    r"""The row of a name, or `ValueError`, whatever stands in its place."""
+    if not isinstance(name, str) or name not in rows:
+        raise ValueError(f"`{argument}` must be one of {tuple(rows)}, got {name!r}.")
+    return rows[name]
+
+
 def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
     r"""What the decoder's variance is in a model of so many steps, in words."""
     if calibrated:

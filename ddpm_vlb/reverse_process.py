@@ -26,7 +26,7 @@ import torch
 from .checks import to_working, working_dtype
 from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess
-from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance
+from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance, row_named
 
 
 class ReverseGaussian(NamedTuple):
@@ -69,10 +69,8 @@ class ReverseProcess:
     trained: ForwardProcess | None = None
 
     def __post_init__(self):
-        if self.prediction_type not in PREDICTIONS:
-            raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {self.prediction_type!r}.")
-        if self.variance_type not in VARIANCES:
-            raise ValueError(f"`variance_type` must be one of {tuple(VARIANCES)}, got {self.variance_type!r}.")
+        row_named(PREDICTIONS, "prediction_type", self.prediction_type)
+        row_named(VARIANCES, "variance_type", self.variance_type)
         for name in ("clip_sample", "thresholding"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
@@ -256,10 +254,12 @@ class _Ends:
 
     @cached_property
     def low(self) -> torch.Tensor:
+        r""":math:`\log\tilde\beta_t`, broadcasting with `like`."""
         return self._look_up(self._reverse.min_log_variance)
 
     @cached_property
     def high(self) -> torch.Tensor:
+        r""":math:`\log\beta_t`, broadcasting with `like`."""
         return self._look_up(self._reverse.max_log_variance)
 
     def _look_up(self, table: torch.Tensor) -> torch.Tensor:

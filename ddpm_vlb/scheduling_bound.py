@@ -29,6 +29,7 @@ SCHEDULE_KEYS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
+MAX_SUB_SEQUENCES = 16  # whose tables are kept
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
 
@@ -66,11 +67,14 @@ class BoundMixin:
         key = None
         if inference_timesteps is not None:
             key = tuple(check_inference_timesteps(inference_timesteps, num_steps))
-        if key not in self._forward_processes:
-            if len(self._forward_processes) >= 16:  # forget the oldest sub-sequence
-                del self._forward_processes[next(old for old in self._forward_processes if old is not None)]
-            self._forward_processes[key] = ForwardProcess.from_betas(self._forward_betas, key)
-        return self._forward_processes[key]
+        process = self._forward_processes.get(key)
+        if process is None:
+            process = ForwardProcess.from_betas(self._forward_betas, key)
+            # Another thread may forget what this one has just found: what is returned is not looked up again.
+            for old in [old for old in list(self._forward_processes) if old is not None][: -MAX_SUB_SEQUENCES + 1]:
+                self._forward_processes.pop(old, None)
+            self._forward_processes[key] = process
+        return process
 
     def _schedule_config(self) -> list[Any]:
         return [self.config[name] for name in SCHEDULE_KEYS]
@@ -85,7 +89,8 @@ class BoundMixin:
         config = self.config.get("calibration")
         if config is None:
             return None
-        if self._calibration is None or self._calibration.config is not config:
+        calibration = self._calibration
+        if calibration is None or calibration.config is not config:
             calibration = Calibration(config, self.forward_process())
             for name in MADE_FOR:
                 if config.get(name) != self.config[name]:
@@ -94,7 +99,7 @@ class BoundMixin:
                         f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
                     )
             self._calibration = calibration
-        return self._calibration
+        return calibration
 
     def reverse_process(
         self,

@@ -310,6 +310,8 @@ def test_what_was_measured_has_true_errors():
         ({"target_se": 1e-4}, "`images` must be about [0-9]+, and `evaluations` [0-9]+, for a standard error of 0.0001"),
         ({"max_images": 15}, "`images` must be at least 16 for a calibration, got 15"),
         ({"seed": -1}, "`seed` must lie in"),
+        ({"dataset": ["digits"]}, r"`dataset` must be a name, got \['digits'\]"),
+        ({"split": 1}, "`split` must be a name, got 1"),
         ({"class_labels": 3}, "`class_labels` must be left out"),
     ],
 )

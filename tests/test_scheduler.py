@@ -260,6 +260,9 @@ def test_upgrade():
     [
         ({"variance_type": "other"}, "`variance_type` must be one of"),
         ({"prediction_type": "flow"}, "`prediction_type` must be one of"),
+        # Names that cannot be looked up at all.
+        ({"variance_type": ["fixed_small"]}, r"`variance_type` must be one of .*got \['fixed_small'\]"),
+        ({"prediction_type": ["epsilon"]}, r"`prediction_type` must be one of .*got \['epsilon'\]"),
         ({"trained_betas": [0.1, 0.3]}, "`trained_betas` must have num_train_timesteps = 1000 entries.*got 2"),
         ({"beta_end": 2.0}, r"`betas` must lie in \(0, 1\)"),
         ({"rescale_betas_zero_snr": True}, "Use prediction_type='v_prediction'"),

@@ -143,6 +143,9 @@ def calibrate(
     if target_se is not None and not 0 < target_se < math.inf:
         raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
     seed = check_seed(seed)
+    for name, value in (("dataset", dataset), ("split", split)):
+        if not isinstance(value, str | None):
+            raise ValueError(f"`{name}` must be a name, got {value!r}.")
     scorer = pipe.scorer(calibrated=False)
     forward = scorer.reverse.forward
     knots = _knots(log_snr(forward), num_timesteps)
@@ -246,6 +249,7 @@ def _deltas(snr: np.ndarray) -> list[float]:
 
 
 def rounded(values: Sequence[float] | torch.Tensor | np.ndarray) -> list[float]:
+    r"""Numbers `(N,)` with as many digits as a configuration keeps."""
     return [float(f"{float(value):.{DIGITS}g}") for value in values]
 
 

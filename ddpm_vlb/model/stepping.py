@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..parametrizations import PREDICTIONS, VARIANCES, Variance
+from ..parametrizations import PREDICTIONS, VARIANCES, Variance, row_named
 from ..reverse_process import ReverseProcess
 
 
@@ -44,7 +44,8 @@ class CalibratedStep(NamedTuple):
 
 def variance_of(variance_type: str) -> Variance:
     r"""The row of a variance type; unknown ones act as `fixed_small`, as in the stock scheduler, and scoring refuses them."""
-    return VARIANCES.get(variance_type, VARIANCES["fixed_small"])
+    known = isinstance(variance_type, str) and variance_type in VARIANCES
+    return VARIANCES[variance_type if known else "fixed_small"]
 
 
 def step_coefficients(
@@ -125,10 +126,7 @@ def predict_original(
     Raises:
         ValueError: an unknown `prediction_type`.
     """
-    row = PREDICTIONS.get(prediction_type)
-    if row is None:
-        raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {prediction_type!r}.")
-    return row.step(sample, model_output, c)
+    return row_named(PREDICTIONS, "prediction_type", prediction_type).step(sample, model_output, c)
 
 
 def add_noise_of_step(
