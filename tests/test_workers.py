@@ -155,4 +155,4 @@ def test_a_process_that_is_left_alone_says_so(tmp_path):
     code += "try:\n    workers.gather(None)\nexcept ConnectionError as error:\n    print(error)"
     left, gone = shared().run_ranks(2, "-c", code, cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     assert (left.returncode, gone.returncode) == (0, 3), left.stderr
-    assert left.stdout.startswith("All 2 processes must take part to the end, but one is gone: ")
+    assert left.stdout.startswith("All 2 processes must take part from beginning to end, but one is gone: ")

@@ -30,6 +30,8 @@ from trainer.data import Data
 from trainer.hub import create_repository, push_pipeline
 from trainer.trainer import Trainer
 
+from ddpm_vlb.evaluation.run import of_all_processes
+
 
 def set_up(arguments: argparse.Namespace) -> Accelerator:
     r"""The output folder, and the processes that the launcher started."""
@@ -38,11 +40,12 @@ def set_up(arguments: argparse.Namespace) -> Accelerator:
         a.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"`output_dir` must be a folder that can be written to, got {str(a.output_dir)!r}: {error}") from error
-    accelerator = Accelerator(
-        mixed_precision=a.mixed_precision,
-        log_with=None if a.report_to == "none" else a.report_to,
-        project_config=ProjectConfiguration(project_dir=str(a.output_dir), logging_dir=str(a.output_dir / "logs")),
-    )
+    with of_all_processes():
+        accelerator = Accelerator(
+            mixed_precision=a.mixed_precision,
+            log_with=None if a.report_to == "none" else a.report_to,
+            project_config=ProjectConfiguration(project_dir=str(a.output_dir), logging_dir=str(a.output_dir / "logs")),
+        )
     accelerator.gradient_accumulation_steps = 1  # whatever the environment says: parts are counted here
     accelerator.print(f"processes: {accelerator.num_processes} on {accelerator.device.type}")
     if a.expected_processes not in (None, accelerator.num_processes):

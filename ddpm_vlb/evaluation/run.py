@@ -8,7 +8,8 @@ goes on. Between these moments nothing waits for the device.
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,19 @@ from ..reports.schema import IN_MEMORY, settings_that_are
 SECONDS_BETWEEN_EXCHANGES = 5.0
 
 
+@contextmanager
+def of_all_processes() -> Iterator[None]:
+    r"""What all processes do together: a port that is taken, or one that never comes or is gone, is a `ConnectionError`, where
+    what carries it has no type of its own for that."""
+    try:
+        yield
+    except RuntimeError as error:
+        count, reason = os.environ.get("WORLD_SIZE", "1"), str(error).strip().split("\n")[0]
+        raise ConnectionError(
+            f"All {count} processes must take part from beginning to end, but one is gone: {reason}"
+        ) from error
+
+
 class Workers:
     r"""The processes of this run: one, or those that `accelerate launch` or `torchrun` started.
 
@@ -37,13 +51,8 @@ class Workers:
             from accelerate.utils import parse_flag_from_env
 
             # Without `cpu=True` processes on a CPU are each alone, and do not know of it.
-            try:
+            with of_all_processes():
                 state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
-            except RuntimeError as error:  # a port that is taken, a process that never comes
-                reason = str(error).strip().split("\n")[0]
-                raise ConnectionError(
-                    f"All {os.environ['WORLD_SIZE']} processes must find each other, got: {reason}"
-                ) from error
             if state.num_processes != int(os.environ["WORLD_SIZE"]):
                 raise ValueError(
                     f"`WORLD_SIZE` must be the number of processes that take part, {state.num_processes}, got"
@@ -61,11 +70,8 @@ class Workers:
             return [part]
         from accelerate.utils import gather_object
 
-        try:
+        with of_all_processes():
             return gather_object([part])
-        except RuntimeError as error:  # of whatever carries it, which has no type of its own for this
-            reason = str(error).strip().split("\n")[0]
-            raise ConnectionError(f"All {self.count} processes must take part to the end, but one is gone: {reason}") from error
 
 
 class Journal:
