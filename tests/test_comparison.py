@@ -89,6 +89,7 @@ def test_classes(images):
         (make_pipe(sample_size=16), {}, r"`pipes` must agree in image size to be compared, got \(8, 8\) and \(16, 16\)"),
         (make_pipe(), {"target_se": -1.0}, "`target_se` must be a positive number"),
         (make_pipe(), {"class_labels": (None, 3)}, "`class_labels` must be left out: the network is unconditional"),
+        (make_pipe(), {"max_evaluations": 400.0}, r"`max_evaluations` must be an integer, got 400\.0"),
         (make_pipe(), {"max_evaluations": 10}, "leave room for a pilot of [0-9]*[02468] and a round of 8, got 10"),
         (make_pipe(), {"max_images": 0}, "`max_images` must be a positive integer, got 0"),
         (make_pipe(), {"seed": -1}, r"`seed` must lie in \[0, 2\^63\), got -1"),

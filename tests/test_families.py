@@ -122,6 +122,22 @@ def test_a_method(families, pipe, checkpoint, images, tmp_path, monkeypatch, cap
         add_method(Method(**PRIOR_ALONE))
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"name": "two words"}, "`method.name` must be a word"),
+        ({"columns": None}, "`method.columns` must have 'bits_per_dim' among them, got None"),
+        ({"columns": {"brightness": "mean level"}}, "`method.columns` must have 'bits_per_dim' among them"),
+        ({"begin": None}, "`method.begin` must be given"),
+    ],
+)
+def test_a_method_that_is_none(families, fault, message):
+    before = dict(methods.METHODS)
+    with pytest.raises(ValueError, match=message):
+        add_method(Method(**PRIOR_ALONE | fault))
+    assert before == methods.METHODS
+
+
 def test_a_method_that_does_not_merge(families, pipe, images):
     add_method(Method(**PRIOR_ALONE | {"merges": False}))
     with pytest.raises(ValueError, match="`shard` must be left out with method='prior_alone', whose reports cannot be merged"):

@@ -116,8 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def check_wanted(arguments: argparse.Namespace, method: Method, shard: tuple[int, int]) -> None:
     r"""Raise `ValueError` for a plot, scores or a shard that a method's reports are not for."""
-    if shard[1] > 1 and not method.merges:
-        raise ValueError(f"`shard` must be left out with method={method.name!r}, whose reports cannot be merged, got {shard}.")
+    method.check_shard(shard)
     if arguments.plot is not None and method.columns is not None:
         raise ValueError(f"`plot` draws the terms of the bound, and there are none with --method {method.name}.")
     # A method that can evaluate every image has a score for each only where it does.

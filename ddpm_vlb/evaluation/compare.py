@@ -60,8 +60,7 @@ def compare(
         target_se, max_evaluations: as `evaluate`; the error is that of the difference.
         num_inference_steps, class_labels: of each model.
         float32_unets: of each model, as `evaluate`'s `float32_unet`.
-        batch_size, seed, max_images, buffer_bytes, journal, quiet, workers, context: as `evaluate`; `context` may have
-            `checkpoints` besides.
+        batch_size, seed, max_images, buffer_bytes, journal, quiet, workers, context: as `evaluate`.
 
     Returns:
         `difference`, `monte_carlo_error`, `data_error`, `standard_error`, `monte_carlo_interval`, `confidence_interval`
@@ -73,14 +72,13 @@ def compare(
     """
     if target_se is None and max_evaluations is None:
         target_se, max_evaluations = TARGET_SE, MAX_EVALUATIONS
+    max_evaluations = None if max_evaluations is None else check_integer("max_evaluations", max_evaluations)
     rules = {"target_se": target_se, "max_evaluations": max_evaluations}
     check_rules(**rules, evaluations_per_image=None)
     batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
     buffer_bytes = check_integer("buffer_bytes", buffer_bytes)
     max_images = None if max_images is None else check_count("max_images", max_images)
-    context = dict(context or {})
-    names = {"checkpoints": context.pop("checkpoints")} if "checkpoints" in context else {}
-    context = names | check_context(context)
+    context = check_context(context or {})
     workers = Workers() if workers is None else workers
     scorers = [pipe.scorer(steps) for pipe, steps in zip(pipes, num_inference_steps)]
     _check_alike(scorers)

@@ -4,13 +4,14 @@ What is drawn for an image is keyed by its number in the data set, and a batch i
 depends on no number of processes, no batch size and no interruption, beyond rounding.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checks import check_count, check_integer, check_seed
+from ..checks import check_count, check_integer, check_seed, integer
 from ..data.frame import BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import METHODS, own_options
@@ -87,14 +88,15 @@ def evaluate(
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
     row = METHODS[method]
-    options = own_options(row, options)
+    options = own_options(row, options, inspect.signature(evaluate).parameters)
     for option in row.options:
         if option.kind is int and options[option.name] is not None:
             check = check_count if option.positive else check_integer
             options[option.name] = check(option.name, options[option.name])
     if row.name == "sampled":
         check_rules(**options)
-    _check_shard(shard, row)
+    shard = _check_shard(shard)
+    row.check_shard(shard)
     batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
     buffer_bytes = check_integer("buffer_bytes", buffer_bytes)
     max_images = None if max_images is None else check_count("max_images", max_images)
@@ -129,9 +131,11 @@ def evaluate(
         pipe.maybe_free_model_hooks()
 
 
-def _check_shard(shard: tuple[int, int], method) -> None:
-    index, count = shard
+def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    try:
+        index, count = (integer(number) for number in shard)
+    except (TypeError, ValueError):
+        index = count = 0
     if not 0 <= index < count:
-        raise ValueError(f"`shard` must be (index, count) with 0 <= index < count, got {tuple(shard)}.")
-    if count > 1 and not method.merges:
-        raise ValueError(f"`shard` must be left out with method={method.name!r}, whose reports cannot be merged, got {shard}.")
+        raise ValueError(f"`shard` must be (index, count) with 0 <= index < count, got {shard!r}.")
+    return index, count

@@ -9,7 +9,7 @@ Neither this file nor the table imports torch, so that the command line can read
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
@@ -73,6 +73,7 @@ class Method:
         options: its own arguments.
         columns: of the numbers that each image gets, their names and what they are in words, `"bits_per_dim"` among them;
             `None` of a method whose reports hold the terms of the bound.
+        if_none_given: options by their names, where none of its own is given.
         merges: whether reports of shards can be put together.
         line: its numbers beside `"bits_per_dim"` in one line, their names in braces; by default each after its words.
         note: a line below its numbers.
@@ -84,11 +85,19 @@ class Method:
     help: str
     metric: str = "bits/dim"
     options: tuple[Option, ...] = ()
+    if_none_given: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] | None = None
     merges: bool = True
     line: str | None = None
     note: str | None = None
     begin: Callable[..., Columns] | str | None = None
+
+    def check_shard(self, shard: tuple[int, int]) -> None:
+        r"""Raise `ValueError` for a shard whose report could not be merged with the others'."""
+        if shard[1] > 1 and not self.merges:
+            raise ValueError(
+                f"`shard` must be left out with method={self.name!r}, whose reports cannot be merged, got {shard}."
+            )
 
     def start(self, scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
         r"""The method at work on what `scorer` scores."""
@@ -96,5 +105,6 @@ class Method:
         if isinstance(begin, str):
             module, _, name = begin.partition(":")
             begin = getattr(importlib.import_module(f".{module}", __package__), name)
-        assert begin is not None, "asked of a method that `evaluation` does not know by itself"
+        if begin is None:
+            raise ValueError(f"`method` must be one that gives each image numbers of its own, got {self.name!r}.")
         return begin(scorer, trained, num_dimensions, batch_size, options)

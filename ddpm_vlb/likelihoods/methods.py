@@ -2,21 +2,78 @@ r"""The table of likelihood methods, a row each; read by `evaluate`, by reports 
 
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from .method import Method, Option
 
-METHODS: dict[str, Method] = {}
 # Where nothing says when a sampled evaluation stops.
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
 
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="sampled",
+            help="an unbiased estimate with its error",
+            metric="bits/dim (variational bound)",
+            options=(
+                Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
+                Option(
+                    "max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True
+                ),
+                Option(
+                    "evaluations_per_image",
+                    int,
+                    "K evaluations of every image, and a score for each",
+                    flag="--per-image",
+                    metavar="K",
+                    free=True,
+                ),
+            ),
+            if_none_given={"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS},
+        ),
+        Method(name="full", help="every image at every step", metric="bits/dim (variational bound)"),
+        Method(
+            name="iw",
+            help="importance-weighted",
+            metric="bits/dim (importance-weighted bound)",
+            options=(Option("k", int, "trajectories of an image", default=16, positive=True),),
+            columns={
+                "bits_per_dim": "importance-weighted bound",
+                "vlb": "the bound of the same trajectories, each by itself",
+                "effective_sample_size": "trajectories that count",
+            },
+            line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
+            begin="importance_weighted:importance_weighted",
+        ),
+        Method(
+            name="ode",
+            help="of the probability-flow ODE",
+            metric="bits/dim (bound of the probability-flow ODE)",
+            options=(
+                Option("trace", str, "of the divergence (default: exact where D <= 256)", choices=("exact", "hutchinson")),
+            ),
+            columns={
+                "density": "density",
+                "dequantisation": "dequantisation",
+                "reconstruction": "reconstruction",
+                "bits_per_dim": "bound of the ODE",
+            },
+            note="the ODE is another model than the chain: neither of their numbers bounds the other",
+            begin="probability_flow:ode",
+        ),
+    )
+}
+
 
 def add_method(method: Method) -> None:
-    r"""Add a row, under the method's name.
+    r"""Add a row, under the method's name: a method that gives each image numbers of its own.
 
     Raises:
-        ValueError: a name that another method has, or that is no word; an option that another method has.
+        ValueError: a name that another method has, or that is no word; an option that another method has; a method without
+            columns, without `"bits_per_dim"` among them, or that nothing begins.
     """
     if not re.fullmatch(r"\w+", method.name) or method.name in METHODS:
         raise ValueError(f"`method.name` must be a word that no other method has, got {method.name!r}.")
@@ -24,8 +81,10 @@ def add_method(method: Method) -> None:
     for option in method.options:
         if option.name in taken:
             raise ValueError(f"`method.options` must have names that no other method's have, got {option.name!r}.")
-    if method.columns is not None and "bits_per_dim" not in method.columns:
-        raise ValueError(f"`method.columns` must have 'bits_per_dim' among them, got {', '.join(method.columns)}.")
+    if method.columns is None or "bits_per_dim" not in method.columns:
+        raise ValueError(f"`method.columns` must have 'bits_per_dim' among them, got {method.columns!r}.")
+    if method.begin is None:
+        raise ValueError("`method.begin` must be given for a method of columns, got None.")
     METHODS[method.name] = method
 
 
@@ -41,8 +100,13 @@ def method_named(name: str) -> Method:
     return METHODS[word]
 
 
-def own_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
+def own_options(method: Method, given: dict[str, Any], arguments: Iterable[str] = ()) -> dict[str, Any]:
     r"""The options of a method, with its defaults where nothing, or `None`, is given.
+
+    Args:
+        method: the row.
+        given: options by their names.
+        arguments: what may be meant besides by a misspelt name.
 
     Raises:
         ValueError: an option of another method, or of none.
@@ -50,83 +114,14 @@ def own_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
     owners = {option.name: other.name for other in METHODS.values() for option in other.options}
     for name, value in given.items():
         if name not in owners:
-            near = difflib.get_close_matches(name, [*owners, *ARGUMENTS], n=1)
+            near = difflib.get_close_matches(name, [*owners, *arguments], n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"`{name}` must be an argument or an option of a method, got {value!r} for no such thing.{hint}")
         if owners[name] != method.name and value is not None:
             raise ValueError(
                 f"`{name}` must be left out unless method={owners[name]!r}, got {value!r} with method={method.name!r}."
             )
-    options = {o.name: o.default if given.get(o.name) is None else given[o.name] for o in method.options}
-    if method.name == "sampled" and all(value is None for value in options.values()):
-        options |= {"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS}
-    return options
-
-
-# What `evaluate` takes besides, for those who misspell it.
-ARGUMENTS = (
-    "method",
-    "batch_size",
-    "seed",
-    "num_inference_steps",
-    "inference_timesteps",
-    "class_labels",
-    "clip_sample",
-    "thresholding",
-    "max_images",
-    "shard",
-    "buffer_bytes",
-    "context",
-)
-
-add_method(
-    Method(
-        name="sampled",
-        help="an unbiased estimate with its error",
-        metric="bits/dim (variational bound)",
-        options=(
-            Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
-            Option("max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True),
-            Option(
-                "evaluations_per_image",
-                int,
-                "K evaluations of every image, and a score for each",
-                flag="--per-image",
-                metavar="K",
-                free=True,
-            ),
-        ),
-    )
-)
-add_method(Method(name="full", help="every image at every step", metric="bits/dim (variational bound)"))
-add_method(
-    Method(
-        name="iw",
-        help="importance-weighted",
-        metric="bits/dim (importance-weighted bound)",
-        options=(Option("k", int, "trajectories of an image", default=16, positive=True),),
-        columns={
-            "bits_per_dim": "importance-weighted bound",
-            "vlb": "the bound of the same trajectories, each by itself",
-            "effective_sample_size": "trajectories that count",
-        },
-        line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
-        begin="importance_weighted:importance_weighted",
-    )
-)
-add_method(
-    Method(
-        name="ode",
-        help="of the probability-flow ODE",
-        metric="bits/dim (bound of the probability-flow ODE)",
-        options=(Option("trace", str, "of the divergence (default: exact where D <= 256)", choices=("exact", "hutchinson")),),
-        columns={
-            "density": "density",
-            "dequantisation": "dequantisation",
-            "reconstruction": "reconstruction",
-            "bits_per_dim": "bound of the ODE",
-        },
-        note="the ODE is another model than the chain: neither of their numbers bounds the other",
-        begin="probability_flow:ode",
-    )
-)
+    own = {option.name: given.get(option.name) for option in method.options}
+    if all(value is None for value in own.values()):
+        own |= method.if_none_given
+    return {o.name: o.default if own[o.name] is None else own[o.name] for o in method.options}
