@@ -23,6 +23,7 @@ def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.
 
 
 def nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    r"""The nearest levels of values of any shape, as floats in the working dtype; beyond the grid where the values are."""
     # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
     scale = 0.5 * (num_pixel_levels - 1)
     return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()

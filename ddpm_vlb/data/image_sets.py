@@ -166,6 +166,11 @@ class StreamedImages:
 
 
 def image_set(array: np.ndarray, name: str, split: str | None = None, labels=None) -> ImageSet:
+    r"""Arrays `(N, H, W)` or `(N, H, W, C)`, uint8 or uint16, and classes `(N,)` as a set of all the levels of their dtype.
+
+    Raises:
+        ValueError: anything else.
+    """
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"`dataset` must hold uint8 or uint16 images, got dtype {array.dtype} in {name!r}.")
     if array.size == 0:

@@ -3,12 +3,14 @@ r"""How each likelihood method goes over a data set: draws for the sampled estim
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from ..data.frame import BLOCK, Frame
 from ..data.sources import Block
 from ..likelihoods.full_sweep import SeedSequence, Sweeps, sums_of_batch, sweep
 from ..noise import mix
+from ..reports.checks import error_of_mean
 from ..reports.make import full_report, report_of_estimate, report_of_images
 from ..reports.schema import Report
 from ..sampled_bound.draw_scorer import known_parts
@@ -36,7 +38,7 @@ def evaluate_sampled(e: Evaluation) -> Report:
         estimate, _ = estimate_in_batches([e.scorer], images, e.run, journal, **e.options)
         bias = bias_entry(e.scorer, e.float32_unet, images, e.run, journal)
     config = e.config | {"buffer_bytes": e.buffer_bytes} | known
-    return report_of_estimate(estimate, e.scorer.timesteps, len(images.numbers), config) | bias
+    return report_of_estimate(estimate, e.scorer.timesteps, len(images.numbers), config, bias)
 
 
 def evaluate_full(e: Evaluation) -> Report:
@@ -63,7 +65,7 @@ def evaluate_full(e: Evaluation) -> Report:
                 raise
         bias = bias_entry(e.scorer, e.float32_unet, frame.images(), e.run, journal)
     config = e.config | frame.description
-    return full_report(*sweeps.totals, sweeps.means[1:], sweeps.squares.sum().item(), timesteps[1:], config) | bias
+    return full_report(*sweeps.totals, sweeps.means[1:], sweeps.squares.sum().item(), timesteps[1:], config, bias)
 
 
 def evaluate_columns(e: Evaluation) -> Report:
@@ -78,19 +80,13 @@ def evaluate_columns(e: Evaluation) -> Report:
 
     def so_far(results) -> tuple[float, ...]:
         values = [value for result in done + results for value in result["bits_per_dim"]]
-        return mean_and_error(values) if len(values) > 1 else ()
+        return (fmean(values), error_of_mean(values)) if len(values) > 1 else ()
 
     blocks = e.source.blocks(columns.images_per_batch)
     with e.run.journal() as journal:
         for _, result in over_batches(e, blocks, frame, journal, score, dict, columns.cost or 1, so_far):
             done.append(result)
     return report_of_images(columns.name, done, e.config | frame.description)
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    r"""The mean of at least two numbers, and its standard error."""
-    mean = sum(values) / len(values)
-    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)) ** 0.5
 
 
 def over_batches(

@@ -21,11 +21,6 @@ from ..reports.checks import check_plain
 from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report
 from .standalone import card_template
 
-# diffusers' own scheduler samples NaN, or something else, with these.
-NOT_FOR_STOCK = {
-    "variance_type": tuple(name for name, row in VARIANCES.items() if not row.for_stock),
-    "timestep_spacing": ("trailing",),
-}
 LONGEST_LIST = 32
 METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
 TASK = "unconditional-image-generation"
@@ -79,7 +74,7 @@ def model_card(
     config = settings or {} if report is None else scored["report"]["config"]
     name = repository.rpartition("/")[2]
     steps = config.get("num_train_timesteps") or 1000
-    not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
+    not_for_stock = settings_not_for_stock(config)
     return ModelCard.from_template(
         _card_data(name, **scored),
         template_str=card_template(),
@@ -111,6 +106,14 @@ def _scored(report: Report, repository: str) -> dict[str, Any]:
         "settings": "\n".join(_setting_rows(shown)),
         "command": reproducing_command(shown, repository),
     }
+
+
+def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:
+    r"""Settings with which diffusers' own scheduler samples NaN, or something else."""
+    variance = VARIANCES.get(str(config.get("variance_type")))
+    wrong = {"variance_type": variance is not None and not variance.for_stock}
+    wrong["timestep_spacing"] = config.get("timestep_spacing") == "trailing"
+    return [f"{name}: {config[name]}" for name, is_wrong in wrong.items() if is_wrong]
 
 
 def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = "", **_: Any) -> ModelCardData:

@@ -145,12 +145,13 @@ class UNetNetwork(Network):
         self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
 
     def output(self, samples, timesteps, class_labels):
+        r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
         arguments = {} if class_labels is None else {"class_labels": class_labels}
         return self.module(samples, timesteps, **arguments).sample
 
 
 # Kinds of networks by the class of their module; the last that fits is taken.
-_KINDS: list[tuple[type, type[Network]]] = [(torch.nn.Module, UNetNetwork), (UNet2DModel, UNetNetwork)]
+_KINDS: list[tuple[type, type[Network]]] = [(UNet2DModel, UNetNetwork)]
 # What `from_pretrained` loads where a folder does not say.
 DEFAULT_MODULE = UNet2DModel
 
@@ -166,6 +167,7 @@ def network_of(module: Any, device: torch.device | None = None) -> Network:
         return module
     # A compiled module stands for the one that it was made from.
     inner = getattr(module, "_orig_mod", module)
+    # What is none of them is taken for a module that is called like a UNet2DModel.
     kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
     return kind(module, device)
 
@@ -174,7 +176,7 @@ def known_module_class(library: str, name: str) -> type | None:
     r"""The class of networks of this name in this library that can be scored, if there is one."""
     if not (isinstance(library, str) and library):
         return None
-    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
+    return next((cls for cls, _ in _KINDS if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
 
 
 def architecture_digest(network: torch.nn.Module) -> str:

@@ -32,7 +32,13 @@ def student_quantile(degrees_of_freedom: float) -> float:
     return float(t.ppf(0.5 + CONFIDENCE / 2, degrees_of_freedom))
 
 
-def report_of_estimate(estimate: BoundEstimate, timesteps: Sequence[int], num_images: int, config: Mapping[str, Any]) -> Report:
+def report_of_estimate(
+    estimate: BoundEstimate,
+    timesteps: Sequence[int],
+    num_images: int,
+    config: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+) -> Report:
     r"""The report of a sampled evaluation.
 
     Args:
@@ -40,12 +46,14 @@ def report_of_estimate(estimate: BoundEstimate, timesteps: Sequence[int], num_im
         timesteps: of the grid that was scored, ascending, K.
         num_images: N.
         config: what was scored, and with what.
+        more: further fields.
 
     Returns:
         As `make_report`, and what `estimate_fields` says.
     """
     rounds = {"num_rounds": estimate.num_rounds, "num_pilot_evaluations": estimate.num_pilot_evaluations}
-    return Report(with_intervals(_of_estimate(estimate, timesteps, num_images) | {"config": to_plain(config) | rounds}))
+    fields = _of_estimate(estimate, timesteps, num_images) | {"config": to_plain(config) | rounds}
+    return Report({**with_intervals(fields), **(more or {})})
 
 
 def estimate_fields(estimate: BoundEstimate, timesteps: Sequence[int], num_images: int) -> dict[str, Any]:
@@ -154,6 +162,7 @@ def full_report(
     squares: float,
     timesteps: list[int],
     config: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
 ) -> Report:
     r"""As `make_report`, from sums.
 
@@ -163,8 +172,9 @@ def full_report(
         squares: the sums of squares of decoder and transitions about their means over images, summed over all steps.
         timesteps: of `transitions`.
         config: what was scored, and with what.
+        more: further fields.
     """
-    return Report(_of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config))
+    return Report({**_of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config), **(more or {})})
 
 
 def _of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config) -> dict[str, Any]:

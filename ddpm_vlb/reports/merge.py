@@ -15,7 +15,7 @@ import torch
 from ..likelihoods.method import Method
 from .checks import error_of_mean
 from .make import with_intervals
-from .schema import Report, settings_that_are
+from .schema import Report, numbers_of_images, settings_that_are
 
 
 def merge_reports(reports: Sequence[Mapping[str, Any]]) -> Report:
@@ -223,14 +223,10 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
 
 
 def _interleave(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> list[float]:
-    r"""Numbers of images in the order of the data set: image i is in shard i modulo the number of shards."""
-    of = one["config"]["shard"]["of"]
+    r"""Numbers of images in the order of the data set."""
     placed = {}
     for report in (one, other):
-        indices = report["config"]["shard"]["indices"]
-        # An image's place in its report tells its place in the data set: the shards' images take turns.
-        numbers = [base + index for base in range(0, of * len(report[key]), of) for index in indices][: len(report[key])]
-        placed |= dict(zip(numbers, report[key]))
+        placed |= dict(zip(numbers_of_images(report["config"], len(report[key])), report[key]))
     return [placed[number] for number in sorted(placed)]
 
 

@@ -261,6 +261,12 @@ class Report(dict):
         r"""Whether it has terms of the bound that can be drawn: all, or of groups of timesteps."""
         return self.method.columns is None and (None not in self["transitions"] or bool(self.get("strata")))
 
+    @property
+    def image_numbers(self) -> list[int]:
+        r"""The places in the data set of the images in `per_image`: image i is in shard i modulo the number of shards, and
+        the images of several shards take turns."""
+        return numbers_of_images(self.config, len(self["per_image"] or ()))
+
     def with_settings(self, **settings: Any) -> "Report":
         r"""The report with further or other settings in its `config`."""
         return self | {"config": self.config | settings}
@@ -290,6 +296,13 @@ class Report(dict):
 
     __setitem__ = __delitem__ = clear = pop = popitem = _read_only
     setdefault = update = _read_only  # pyright: ignore[reportAssignmentType]
+
+
+def numbers_of_images(config: Mapping[str, Any], count: int) -> list[int]:
+    r"""`Report.image_numbers` of `count` images with these settings."""
+    shard = config.get("shard") or {"of": 1, "indices": [0]}
+    of = shard["of"]
+    return [base + index for base in range(0, of * count, of) for index in shard["indices"]][:count]
 
 
 def _check_fields(report: Report) -> None:

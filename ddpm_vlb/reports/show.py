@@ -210,10 +210,7 @@ def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
     report = Report.of(report)
     if report["per_image"] is None:
         raise ValueError("`report` must have scores of its images: a full sweep, or evaluations of each image, got none.")
-    shard = report.config.get("shard", {"of": 1, "indices": [0]})
-    count = len(report["per_image"])
-    numbers = [base + index for base in range(0, shard["of"] * count, shard["of"]) for index in shard["indices"]][:count]
-    columns = {"image": numbers, "bits_per_dim": report["per_image"]}
+    columns = {"image": report.image_numbers, "bits_per_dim": report["per_image"]}
     if report.get("per_image_monte_carlo_error") is not None:
         columns["monte_carlo_error"] = report["per_image_monte_carlo_error"]
     buffer = io.BytesIO()

@@ -213,7 +213,8 @@ def estimate_frame(
     Raises:
         ValueError: as `estimate_bound`; a network whose output is not finite.
     """
-    assert images.prior is not None and images.features is not None, "what `known_parts` knows"
+    if images.prior is None or images.features is None:
+        raise ValueError("`images` must have what `known_parts` knows of them, got neither a prior nor features.")
     numbers = images.numbers[images.frame]
     labels = [images.labels] * len(scorers) if class_labels is None else class_labels
     draw_scorer = DrawScorer(scorers, images.levels, images.frame, numbers, seed, labels)

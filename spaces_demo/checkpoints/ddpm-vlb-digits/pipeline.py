@@ -285,12 +285,13 @@ class UNetNetwork(Network):
         self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
 
     def output(self, samples, timesteps, class_labels):
+        r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
         arguments = {} if class_labels is None else {"class_labels": class_labels}
         return self.module(samples, timesteps, **arguments).sample
 
 
 # Kinds of networks by the class of their module; the last that fits is taken.
-_KINDS: list[tuple[type, type[Network]]] = [(torch.nn.Module, UNetNetwork), (UNet2DModel, UNetNetwork)]
+_KINDS: list[tuple[type, type[Network]]] = [(UNet2DModel, UNetNetwork)]
 # What `from_pretrained` loads where a folder does not say.
 DEFAULT_MODULE = UNet2DModel
 
@@ -306,6 +307,7 @@ def network_of(module: Any, device: torch.device | None = None) -> Network:
         return module
     # A compiled module stands for the one that it was made from.
     inner = getattr(module, "_orig_mod", module)
+    # What is none of them is taken for a module that is called like a UNet2DModel.
     kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
     return kind(module, device)
 
@@ -314,7 +316,7 @@ def known_module_class(library: str, name: str) -> type | None:
     r"""The class of networks of this name in this library that can be scored, if there is one."""
     if not (isinstance(library, str) and library):
         return None
-    return next((cls for cls, _ in _KINDS[1:] if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
+    return next((cls for cls, _ in _KINDS if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
 
 
 def architecture_digest(network: torch.nn.Module) -> str:
@@ -474,6 +476,7 @@ def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.
 
 
 def nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
+    r"""The nearest levels of values of any shape, as floats in the working dtype; beyond the grid where the values are."""
     # float64 so that all 65536 levels stay apart; the levels stay floats, since nothing here needs integers.
     scale = 0.5 * (num_pixel_levels - 1)
     return ((samples.to(working_dtype(samples.device)) + 1.0) * scale).round()
@@ -1235,6 +1238,13 @@ VARIANCE_TYPES = tuple(VARIANCES)
 LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)
 
 
+def row_named(rows: dict[str, Any], argument: str, name: Any) -> Any:
+    r"""The row of a name, or `ValueError`, whatever stands in its place."""
+    if not isinstance(name, str) or name not in rows:
+        raise ValueError(f"`{argument}` must be one of {tuple(rows)}, got {name!r}.")
+    return rows[name]
+
+
 def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
     r"""What the decoder's variance is in a model of so many steps, in words."""
     if calibrated:
@@ -1395,10 +1405,8 @@ class ReverseProcess:
     trained: ForwardProcess | None = None
 
     def __post_init__(self):
-        if self.prediction_type not in PREDICTIONS:
-            raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {self.prediction_type!r}.")
-        if self.variance_type not in VARIANCES:
-            raise ValueError(f"`variance_type` must be one of {tuple(VARIANCES)}, got {self.variance_type!r}.")
+        row_named(PREDICTIONS, "prediction_type", self.prediction_type)
+        row_named(VARIANCES, "variance_type", self.variance_type)
         for name in ("clip_sample", "thresholding"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
@@ -1582,10 +1590,12 @@ class _Ends:
 
     @cached_property
     def low(self) -> torch.Tensor:
+        r""":math:`\log\tilde\beta_t`, broadcasting with `like`."""
         return self._look_up(self._reverse.min_log_variance)
 
     @cached_property
     def high(self) -> torch.Tensor:
+        r""":math:`\log\beta_t`, broadcasting with `like`."""
         return self._look_up(self._reverse.max_log_variance)
 
     def _look_up(self, table: torch.Tensor) -> torch.Tensor:
@@ -1637,7 +1647,8 @@ class CalibratedStep(NamedTuple):
 
 def variance_of(variance_type: str) -> Variance:
     r"""The row of a variance type; unknown ones act as `fixed_small`, as in the stock scheduler, and scoring refuses them."""
-    return VARIANCES.get(variance_type, VARIANCES["fixed_small"])
+    known = isinstance(variance_type, str) and variance_type in VARIANCES
+    return VARIANCES[variance_type if known else "fixed_small"]
 
 
 def step_coefficients(
@@ -1718,10 +1729,7 @@ def predict_original(
     Raises:
         ValueError: an unknown `prediction_type`.
     """
-    row = PREDICTIONS.get(prediction_type)
-    if row is None:
-        raise ValueError(f"`prediction_type` must be one of {tuple(PREDICTIONS)}, got {prediction_type!r}.")
-    return row.step(sample, model_output, c)
+    return row_named(PREDICTIONS, "prediction_type", prediction_type).step(sample, model_output, c)
 
 
 def add_noise_of_step(
@@ -2358,7 +2366,7 @@ def make_betas(
     """
     if trained_betas is not None:
         betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
-    elif beta_schedule in NAMED_SCHEDULES:
+    elif isinstance(beta_schedule, str) and beta_schedule in NAMED_SCHEDULES:
         betas = NAMED_SCHEDULES[beta_schedule](num_train_timesteps, beta_start, beta_end)
     else:
         raise ValueError(f"`beta_schedule` must be one of {tuple(NAMED_SCHEDULES)}, got {beta_schedule!r}.")
@@ -2493,6 +2501,7 @@ SCHEDULE_KEYS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
+MAX_SUB_SEQUENCES = 16  # whose tables are kept
 InferenceTimesteps = list[int] | tuple[int, ...] | None
 
 
@@ -2530,11 +2539,14 @@ class BoundMixin:
         key = None
         if inference_timesteps is not None:
             key = tuple(check_inference_timesteps(inference_timesteps, num_steps))
-        if key not in self._forward_processes:
-            if len(self._forward_processes) >= 16:  # forget the oldest sub-sequence
-                del self._forward_processes[next(old for old in self._forward_processes if old is not None)]
-            self._forward_processes[key] = ForwardProcess.from_betas(self._forward_betas, key)
-        return self._forward_processes[key]
+        process = self._forward_processes.get(key)
+        if process is None:
+            process = ForwardProcess.from_betas(self._forward_betas, key)
+            # Another thread may forget what this one has just found: what is returned is not looked up again.
+            for old in [old for old in list(self._forward_processes) if old is not None][: -MAX_SUB_SEQUENCES + 1]:
+                self._forward_processes.pop(old, None)
+            self._forward_processes[key] = process
+        return process
 
     def _schedule_config(self) -> list[Any]:
         return [self.config[name] for name in SCHEDULE_KEYS]
@@ -2549,7 +2561,8 @@ class BoundMixin:
         config = self.config.get("calibration")
         if config is None:
             return None
-        if self._calibration is None or self._calibration.config is not config:
+        calibration = self._calibration
+        if calibration is None or calibration.config is not config:
             calibration = Calibration(config, self.forward_process())
             for name in MADE_FOR:
                 if config.get(name) != self.config[name]:
@@ -2558,7 +2571,7 @@ class BoundMixin:
                         f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
                     )
             self._calibration = calibration
-        return self._calibration
+        return calibration
 
     def reverse_process(
         self,
@@ -3627,6 +3640,7 @@ class Method:
         options: its own arguments.
         columns: of the numbers that each image gets, their names and what they are in words, `"bits_per_dim"` among them;
             `None` of a method whose reports hold the terms of the bound.
+        if_none_given: options by their names, where none of its own is given.
         merges: whether reports of shards can be put together.
         line: its numbers beside `"bits_per_dim"` in one line, their names in braces; by default each after its words.
         note: a line below its numbers.
@@ -3638,11 +3652,19 @@ class Method:
     help: str
     metric: str = "bits/dim"
     options: tuple[Option, ...] = ()
+    if_none_given: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] | None = None
     merges: bool = True
     line: str | None = None
     note: str | None = None
     begin: Callable[..., Columns] | str | None = None
+
+    def check_shard(self, shard: tuple[int, int]) -> None:
+        r"""Raise `ValueError` for a shard whose report could not be merged with the others'."""
+        if shard[1] > 1 and not self.merges:
+            raise ValueError(
+                f"`shard` must be left out with method={self.name!r}, whose reports cannot be merged, got {shard}."
+            )
 
     def start(self, scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
         r"""The method at work on what `scorer` scores."""
@@ -3650,7 +3672,8 @@ class Method:
         if isinstance(begin, str):
             module, _, name = begin.partition(":")
             begin = getattr(importlib.import_module(f".{module}", __package__), name)
-        assert begin is not None, "asked of a method that `evaluation` does not know by itself"
+        if begin is None:
+            raise ValueError(f"`method` must be one that gives each image numbers of its own, got {self.name!r}.")
         return begin(scorer, trained, num_dimensions, batch_size, options)
 
 
@@ -3660,17 +3683,73 @@ r"""The table of likelihood methods, a row each; read by `evaluate`, by reports 
 
 
 
-METHODS: dict[str, Method] = {}
 # Where nothing says when a sampled evaluation stops.
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
 
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="sampled",
+            help="an unbiased estimate with its error",
+            metric="bits/dim (variational bound)",
+            options=(
+                Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
+                Option(
+                    "max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True
+                ),
+                Option(
+                    "evaluations_per_image",
+                    int,
+                    "K evaluations of every image, and a score for each",
+                    flag="--per-image",
+                    metavar="K",
+                    free=True,
+                ),
+            ),
+            if_none_given={"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS},
+        ),
+        Method(name="full", help="every image at every step", metric="bits/dim (variational bound)"),
+        Method(
+            name="iw",
+            help="importance-weighted",
+            metric="bits/dim (importance-weighted bound)",
+            options=(Option("k", int, "trajectories of an image", default=16, positive=True),),
+            columns={
+                "bits_per_dim": "importance-weighted bound",
+                "vlb": "the bound of the same trajectories, each by itself",
+                "effective_sample_size": "trajectories that count",
+            },
+            line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
+            begin="importance_weighted:importance_weighted",
+        ),
+        Method(
+            name="ode",
+            help="of the probability-flow ODE",
+            metric="bits/dim (bound of the probability-flow ODE)",
+            options=(
+                Option("trace", str, "of the divergence (default: exact where D <= 256)", choices=("exact", "hutchinson")),
+            ),
+            columns={
+                "density": "density",
+                "dequantisation": "dequantisation",
+                "reconstruction": "reconstruction",
+                "bits_per_dim": "bound of the ODE",
+            },
+            note="the ODE is another model than the chain: neither of their numbers bounds the other",
+            begin="probability_flow:ode",
+        ),
+    )
+}
+
 
 def add_method(method: Method) -> None:
-    r"""Add a row, under the method's name.
+    r"""Add a row, under the method's name: a method that gives each image numbers of its own.
 
     Raises:
-        ValueError: a name that another method has, or that is no word; an option that another method has.
+        ValueError: a name that another method has, or that is no word; an option that another method has; a method without
+            columns, without `"bits_per_dim"` among them, or that nothing begins.
     """
     if not re.fullmatch(r"\w+", method.name) or method.name in METHODS:
         raise ValueError(f"`method.name` must be a word that no other method has, got {method.name!r}.")
@@ -3678,8 +3757,10 @@ def add_method(method: Method) -> None:
     for option in method.options:
         if option.name in taken:
             raise ValueError(f"`method.options` must have names that no other method's have, got {option.name!r}.")
-    if method.columns is not None and "bits_per_dim" not in method.columns:
-        raise ValueError(f"`method.columns` must have 'bits_per_dim' among them, got {', '.join(method.columns)}.")
+    if method.columns is None or "bits_per_dim" not in method.columns:
+        raise ValueError(f"`method.columns` must have 'bits_per_dim' among them, got {method.columns!r}.")
+    if method.begin is None:
+        raise ValueError("`method.begin` must be given for a method of columns, got None.")
     METHODS[method.name] = method
 
 
@@ -3695,8 +3776,13 @@ def method_named(name: str) -> Method:
     return METHODS[word]
 
 
-def own_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
+def own_options(method: Method, given: dict[str, Any], arguments: Iterable[str] = ()) -> dict[str, Any]:
     r"""The options of a method, with its defaults where nothing, or `None`, is given.
+
+    Args:
+        method: the row.
+        given: options by their names.
+        arguments: what may be meant besides by a misspelt name.
 
     Raises:
         ValueError: an option of another method, or of none.
@@ -3704,86 +3790,17 @@ def own_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
     owners = {option.name: other.name for other in METHODS.values() for option in other.options}
     for name, value in given.items():
         if name not in owners:
-            near = difflib.get_close_matches(name, [*owners, *ARGUMENTS], n=1)
+            near = difflib.get_close_matches(name, [*owners, *arguments], n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"`{name}` must be an argument or an option of a method, got {value!r} for no such thing.{hint}")
         if owners[name] != method.name and value is not None:
             raise ValueError(
                 f"`{name}` must be left out unless method={owners[name]!r}, got {value!r} with method={method.name!r}."
             )
-    options = {o.name: o.default if given.get(o.name) is None else given[o.name] for o in method.options}
-    if method.name == "sampled" and all(value is None for value in options.values()):
-        options |= {"target_se": TARGET_SE, "max_evaluations": MAX_EVALUATIONS}
-    return options
-
-
-# What `evaluate` takes besides, for those who misspell it.
-ARGUMENTS = (
-    "method",
-    "batch_size",
-    "seed",
-    "num_inference_steps",
-    "inference_timesteps",
-    "class_labels",
-    "clip_sample",
-    "thresholding",
-    "max_images",
-    "shard",
-    "buffer_bytes",
-    "context",
-)
-
-add_method(
-    Method(
-        name="sampled",
-        help="an unbiased estimate with its error",
-        metric="bits/dim (variational bound)",
-        options=(
-            Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
-            Option("max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True),
-            Option(
-                "evaluations_per_image",
-                int,
-                "K evaluations of every image, and a score for each",
-                flag="--per-image",
-                metavar="K",
-                free=True,
-            ),
-        ),
-    )
-)
-add_method(Method(name="full", help="every image at every step", metric="bits/dim (variational bound)"))
-add_method(
-    Method(
-        name="iw",
-        help="importance-weighted",
-        metric="bits/dim (importance-weighted bound)",
-        options=(Option("k", int, "trajectories of an image", default=16, positive=True),),
-        columns={
-            "bits_per_dim": "importance-weighted bound",
-            "vlb": "the bound of the same trajectories, each by itself",
-            "effective_sample_size": "trajectories that count",
-        },
-        line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
-        begin="importance_weighted:importance_weighted",
-    )
-)
-add_method(
-    Method(
-        name="ode",
-        help="of the probability-flow ODE",
-        metric="bits/dim (bound of the probability-flow ODE)",
-        options=(Option("trace", str, "of the divergence (default: exact where D <= 256)", choices=("exact", "hutchinson")),),
-        columns={
-            "density": "density",
-            "dequantisation": "dequantisation",
-            "reconstruction": "reconstruction",
-            "bits_per_dim": "bound of the ODE",
-        },
-        note="the ODE is another model than the chain: neither of their numbers bounds the other",
-        begin="probability_flow:ode",
-    )
-)
+    own = {option.name: given.get(option.name) for option in method.options}
+    if all(value is None for value in own.values()):
+        own |= method.if_none_given
+    return {o.name: o.default if own[o.name] is None else own[o.name] for o in method.options}
 
 
 # ---- ddpm_vlb/reports/checks.py ----
@@ -4209,6 +4226,12 @@ class Report(dict):
         r"""Whether it has terms of the bound that can be drawn: all, or of groups of timesteps."""
         return self.method.columns is None and (None not in self["transitions"] or bool(self.get("strata")))
 
+    @property
+    def image_numbers(self) -> list[int]:
+        r"""The places in the data set of the images in `per_image`: image i is in shard i modulo the number of shards, and
+        the images of several shards take turns."""
+        return numbers_of_images(self.config, len(self["per_image"] or ()))
+
     def with_settings(self, **settings: Any) -> "Report":
         r"""The report with further or other settings in its `config`."""
         return self | {"config": self.config | settings}
@@ -4238,6 +4261,13 @@ class Report(dict):
 
     __setitem__ = __delitem__ = clear = pop = popitem = _read_only
     setdefault = update = _read_only  # pyright: ignore[reportAssignmentType]
+
+
+def numbers_of_images(config: Mapping[str, Any], count: int) -> list[int]:
+    r"""`Report.image_numbers` of `count` images with these settings."""
+    shard = config.get("shard") or {"of": 1, "indices": [0]}
+    of = shard["of"]
+    return [base + index for base in range(0, of * count, of) for index in shard["indices"]][:count]
 
 
 def _check_fields(report: Report) -> None:
@@ -4325,11 +4355,6 @@ is checked by making it again: nothing but the pictures that it shows is its own
 
 
 
-# diffusers' own scheduler samples NaN, or something else, with these.
-NOT_FOR_STOCK = {
-    "variance_type": tuple(name for name, row in VARIANCES.items() if not row.for_stock),
-    "timestep_spacing": ("trailing",),
-}
 LONGEST_LIST = 32
 METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
 TASK = "unconditional-image-generation"
@@ -4383,7 +4408,7 @@ def model_card(
     config = settings or {} if report is None else scored["report"]["config"]
     name = repository.rpartition("/")[2]
     steps = config.get("num_train_timesteps") or 1000
-    not_for_stock = [f"{key}: {config[key]}" for key, values in NOT_FOR_STOCK.items() if config.get(key) in values]
+    not_for_stock = settings_not_for_stock(config)
     return ModelCard.from_template(
         _card_data(name, **scored),
         template_str=card_template(),
@@ -4415,6 +4440,14 @@ def _scored(report: Report, repository: str) -> dict[str, Any]:
         "settings": "\n".join(_setting_rows(shown)),
         "command": reproducing_command(shown, repository),
     }
+
+
+def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:
+    r"""Settings with which diffusers' own scheduler samples NaN, or something else."""
+    variance = VARIANCES.get(str(config.get("variance_type")))
+    wrong = {"variance_type": variance is not None and not variance.for_stock}
+    wrong["timestep_spacing"] = config.get("timestep_spacing") == "trailing"
+    return [f"{name}: {config[name]}" for name, is_wrong in wrong.items() if is_wrong]
 
 
 def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = "", **_: Any) -> ModelCardData:
@@ -6325,7 +6358,8 @@ def estimate_frame(
     Raises:
         ValueError: as `estimate_bound`; a network whose output is not finite.
     """
-    assert images.prior is not None and images.features is not None, "what `known_parts` knows"
+    if images.prior is None or images.features is None:
+        raise ValueError("`images` must have what `known_parts` knows of them, got neither a prior nor features.")
     numbers = images.numbers[images.frame]
     labels = [images.labels] * len(scorers) if class_labels is None else class_labels
     draw_scorer = DrawScorer(scorers, images.levels, images.frame, numbers, seed, labels)
