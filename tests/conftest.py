@@ -19,20 +19,31 @@ settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 
-# Files of long tests that share nothing, or say in groups what they share.
-SPREAD = {"test_sampled_bound.py"}
+# Begun first, so that no processor is left with a long file at the end: those that start servers, processes and browsers.
+LONGEST = (
+    "test_hub.py",
+    "test_demo_server.py",
+    "test_demo_browser.py",
+    "test_training.py",
+    "test_calibration.py",
+    "test_sampled_bound.py",
+    "test_evaluation.py",
+    "test_workers.py",
+    "test_demo.py",
+    "test_cli.py",
+    "test_probability_flow.py",
+    "test_comparison.py",
+)
 
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="FOLDER", help="where the browser's tests leave pictures of the demo")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    r"""A file's tests stay in one process, for what they share; but those of `SPREAD` go where there is time, at the end."""
-    for item in items:
-        if item.path.name not in SPREAD and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    r"""The longest files first, the many short ones last."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 def pytest_sessionfinish():

@@ -112,14 +112,14 @@ def test_hutchinson_has_the_mean_of_the_exact_trace(pipe, images):
 
 
 def test_hutchinson_is_unbiased_from_end_to_end(pipe, images):
-    exact = ode_nll(pipe, images[:1], trace="exact").bits_per_dim
-    runs = [ode_nll(pipe, images[:1], trace="hutchinson", num_probes=4, num_draws=1, seed=0) for _ in range(2)]
-    assert torch.equal(runs[0].bits_per_dim, runs[1].bits_per_dim)
-    # The draw of x_0 is that of the image's seed; other signs come with other seeds, so that all differs but the mean.
-    estimates = torch.cat([ode_nll(pipe, images[:1], trace="hutchinson", seed=seed).bits_per_dim for seed in range(30)])
-    exacts = torch.cat([ode_nll(pipe, images[:1], trace="exact", seed=seed).bits_per_dim for seed in range(6)])
-    error = math.hypot(estimates.std() / 30**0.5, exacts.std() / 6**0.5)
-    assert abs(estimates.mean() - exacts.mean()) < 4 * error and torch.isfinite(exact).all()
+    # A coarse solver, the same for both traces: it moves a number by 0.003, and the mean's error is 0.02.
+    def nll(trace, seed, **options):
+        return ode_nll(pipe, images[:1], trace=trace, seed=seed, rtol=1e-2, atol=1e-2, **options).bits_per_dim
+
+    assert torch.equal(*(nll("hutchinson", 0, num_probes=4, num_draws=1) for _ in range(2)))
+    # A seed draws the same x_0 for both, so that their difference is the signs' alone.
+    differences = torch.cat([nll("hutchinson", seed) - nll("exact", seed) for seed in range(8)])
+    assert 0 < differences.std() and abs(differences.mean()) < 4 * differences.std() / 8**0.5
 
 
 def test_an_image_has_no_batch_mates(pipe, images):

@@ -290,7 +290,7 @@ def test_few_images_to_a_target():
     [
         pytest.param(LARGE, id="many images"),
         pytest.param(World(750), id="half of the images"),
-        pytest.param(SMALL, marks=pytest.mark.xdist_group("few images"), id="few images"),
+        pytest.param(SMALL, id="few images"),
     ],
 )
 def test_to_a_number_of_evaluations(world):
@@ -316,7 +316,6 @@ def test_every_image_alike(evaluations):
         assert np.abs(scores).max() < 4.5
 
 
-@pytest.mark.xdist_group("few images")
 def test_the_terms_of_single_rows():
     estimates = repeat(SMALL, max_evaluations=1000)
     terms, counts = (torch.stack([getattr(one, name) for one in estimates]) for name in ("terms", "term_evaluations"))
@@ -459,7 +458,6 @@ def table():
     return Table(values, features, prior, image_features)
 
 
-@pytest.mark.xdist_group("table")
 def test_the_table_is_the_networks(table):
     _, _, draw_scorer = digits_scorer()
     rng = np.random.default_rng(0)
@@ -469,7 +467,6 @@ def test_the_table_is_the_networks(table):
     assert np.allclose(values.numpy(), table.values[at], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.xdist_group("table")
 def test_the_digits_to_a_target(table):
     estimates = repeat(table, target_se=0.02)
     assert (np.array([one.num_rounds for one in estimates]) >= 2).sum() >= 20
@@ -477,7 +474,6 @@ def test_the_digits_to_a_target(table):
     check(estimates, table.truth)
 
 
-@pytest.mark.xdist_group("table")
 def test_control_variates_save_evaluations(table):
     class Without(Table):
         def __init__(self, table):
