@@ -120,6 +120,13 @@ def test_sampled_reports_that_do_not_agree_with_themselves_are_refused(pipe, ima
             Report(bad)
 
 
+def test_one_image_has_no_interval_for_more_such_images(pipe, images):
+    report = score(pipe, images[:1], evaluations_per_image=40, max_evaluations=None)
+    assert report["standard_error"] is None and report["confidence_interval"] is None
+    with pytest.raises(ValueError, match="must have no 'confidence_interval' where there is no error, got"):
+        Report(changed(report, confidence_interval=report["monte_carlo_interval"]))
+
+
 def test_scores_as_tables(pipe, images, tmp_path):
     report = score(pipe, images, evaluations_per_image=4, max_evaluations=None, shard=(1, 3))
     for name, load in (("s.csv", datasets.Dataset.from_csv), ("s.parquet", datasets.Dataset.from_parquet)):
