@@ -116,3 +116,11 @@ def test_zero_terminal_snr_is_refused_for_epsilon_only_where_it_is_scored():
     p = reverse.p_mean_variance(draw(1, 1, 2, 2), draw(1, 1, 2, 2, seed=1), 999)
     assert all(torch.isfinite(part).all() for part in p)
     ReverseProcess(ForwardProcess.from_betas(betas, [998, 0]))
+
+
+def test_what_is_asked_of_a_calibrated_chain_alone():
+    reverse = ReverseProcess(FULL, variance_type="learned_range")
+    with pytest.raises(ValueError, match="`trained` must be given where the chain of all steps is asked for, got None"):
+        reverse.learned_errors(draw(1, 1, 2, 2), 3)
+    with pytest.raises(ValueError, match="`error_model` must be given where its numbers are asked for, got None"):
+        _ = reverse.error_tables

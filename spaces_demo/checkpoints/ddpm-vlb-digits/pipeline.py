@@ -1529,8 +1529,9 @@ class ReverseProcess:
 
     @cached_property
     def on_all_steps(self) -> "ReverseProcess":
-        r"""The chain of all T steps, not calibrated."""
-        assert self.trained is not None, "asked where there is an error model, which comes with it"
+        r"""The chain of all T steps, not calibrated; `ValueError` where `trained` was not given."""
+        if self.trained is None:
+            raise ValueError("`trained` must be given where the chain of all steps is asked for, got None.")
         return replace(self, forward=self.trained, error_model=None, trained=None)
 
     def learned_errors(self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor) -> torch.Tensor | None:
@@ -1557,9 +1558,11 @@ class ReverseProcess:
 
     @cached_property
     def error_tables(self) -> list[torch.Tensor]:
-        r"""The numbers of the error model on the grid, the decoder's at its lowest step: three tables `(K,)`."""
+        r"""The numbers of the error model on the grid, the decoder's at its lowest step: three tables `(K,)`; `ValueError`
+        where there is none."""
         model, steps = self.error_model, self.forward.timesteps
-        assert model is not None, "asked of a calibrated model alone"
+        if model is None:
+            raise ValueError("`error_model` must be given where its numbers are asked for, got None.")
         pairs = (
             (model.offsets, model.decoder_offsets),
             (model.gains, model.decoder_gains),
