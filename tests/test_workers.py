@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from zygote import shared
 
-from ddpm_vlb.evaluation.run import Journal, Workers, run_batches
+from ddpm_vlb.evaluation.run import Journal, Workers, of_all_processes, run_batches
 
 SETTINGS = {"seed": 0, "model": "a"}
 # The command line, with an exchange after every batch.
@@ -156,3 +156,9 @@ def test_a_process_that_is_left_alone_says_so(tmp_path):
     left, gone = shared().run_ranks(2, "-c", code, cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     assert (left.returncode, gone.returncode) == (0, 3), left.stderr
     assert left.stdout.startswith("All 2 processes must take part from beginning to end, but one is gone: ")
+
+
+def test_a_process_by_itself_misses_none(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(RuntimeError, match="no such device"), of_all_processes():
+        raise RuntimeError("no such device")

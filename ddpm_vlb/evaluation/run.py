@@ -28,11 +28,13 @@ SECONDS_BETWEEN_EXCHANGES = 5.0
 @contextmanager
 def of_all_processes() -> Iterator[None]:
     r"""What all processes do together: a port that is taken, or one that never comes or is gone, is a `ConnectionError`, where
-    what carries it has no type of its own for that."""
+    what carries it has no type of its own for that. A process by itself has none to miss: its errors stay what they are."""
     try:
         yield
     except RuntimeError as error:
         count, reason = os.environ.get("WORLD_SIZE", "1"), str(error).strip().split("\n")[0]
+        if count == "1":
+            raise
         raise ConnectionError(
             f"All {count} processes must take part from beginning to end, but one is gone: {reason}"
         ) from error
