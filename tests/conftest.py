@@ -6,14 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
-from diffusers import UNet2DModel
+import space_server
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 from zygote import close_shared
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-
-torch.set_num_threads(1)  # where torch was there before
 # The same examples in every run, however slow the machine.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
@@ -46,48 +43,48 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
+class Together(LoadFileScheduling):
+    r"""A file's tests stay in one process, for what they share; those of the demo's two files share its server."""
+
+    def _split_scope(self, nodeid):
+        return super()._split_scope(nodeid).replace("_browser", "_server")
+
+
+@pytest.hookimpl(optionalhook=True)  # where it is switched off
+def pytest_xdist_make_scheduler(config, log):
+    return Together(config, log)
+
+
 def pytest_sessionfinish():
     close_shared()
 
 
-def tiny_unet(channels=1, out_channels=None, seed=0, **overrides) -> UNet2DModel:
-    torch.manual_seed(seed)
-    config = dict(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=out_channels or channels,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
-    return UNet2DModel(**{**config, **overrides}).eval()
+@pytest.fixture(scope="session")
+def space_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("space")
 
 
-def quiet(pipe: VLBDDPMPipeline) -> VLBDDPMPipeline:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@pytest.fixture(scope="session")
+def space(space_folder):
+    r"""The demo's server: its address and process."""
+    with space_server.running_space(space_folder) as running:
+        yield running
+
+
+# What takes seconds to import is imported by the tests: the process that hands them out has no use for it.
 
 
 @pytest.fixture
 def pipe():
+    from tiny import quiet, tiny_unet
+
+    from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+
     return quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(num_train_timesteps=20, num_pixel_levels=17)))
 
 
 @pytest.fixture
 def images():
+    import torch
+
     return torch.randint(17, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-
-
-def sweeps(pipe, images, count, class_labels=None, **options) -> torch.Tensor:
-    r"""Bits/dim of `count` full sweeps with other noise each, (count, N): all in one batch, as fast as a few sweeps."""
-    if torch.is_tensor(class_labels):
-        class_labels = class_labels.repeat(count)
-    many = images.repeat(count, 1, 1, 1)
-    out = pipe.evaluate_nll(many, len(many), generator(), class_labels=class_labels, **options)
-    return out.bits_per_dim.reshape(count, len(images))
-
-
-def generator(seed=0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

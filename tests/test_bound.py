@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from analytic import GaussianDenoiser, gaussian_bound_and_nll
-from conftest import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tiny import generator
 
 from ddpm_vlb.bound import decoder_nll, prior_kl, sampled_transition, trajectory_bound, transition_kl, vlb_terms
 from ddpm_vlb.forward_process import ForwardProcess

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import generator, quiet, tiny_unet
+from tiny import generator, quiet, tiny_unet
 from zygote import shared
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler

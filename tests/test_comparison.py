@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import generator, quiet, sweeps, tiny_unet
+from tiny import generator, quiet, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.cli import main

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import generator
 from scipy import fft
+from tiny import generator
 
 from ddpm_vlb.forward_process import ForwardProcess
 from ddpm_vlb.noise_schedules import make_betas

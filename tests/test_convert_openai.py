@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import generator, quiet
 from diffusers import DDPMPipeline
+from tiny import generator, quiet
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.checkpoints.openai import convert_openai, timestep_embedding

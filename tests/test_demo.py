@@ -5,7 +5,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 import space_server
 import torch
-from conftest import generator, quiet, tiny_unet
 from PIL import Image
+from tiny import generator, quiet, tiny_unet
 from vlb_demo import drawing, pictures, tabs, texts, uploads
 from vlb_demo.models import Models
 from vlb_demo.running import Stopped, Watch, watched
@@ -121,9 +120,9 @@ def test_reverse_shows_every_stage(models):
 
 @pytest.mark.parametrize("estimator", bound.ESTIMATORS)
 def test_bound_is_that_of_evaluate_nll(models, estimator, monkeypatch):
-    numbers, picture, code = last(bound.compute(models, DIGITS, 11, 40, 12, estimator, 5))
+    numbers, picture, code = last(bound.compute(models, DIGITS, 11, 20, 12, estimator, 5))
     images = models[DIGITS].image(11).expand(12, -1, -1, -1)
-    out = models[DIGITS].pipe().evaluate_nll(images, generator=generator(5), num_inference_steps=40)
+    out = models[DIGITS].pipe().evaluate_nll(images, generator=generator(5), num_inference_steps=20)
     closed, naive = numbers["closed_form"], numbers["naive"]
     # The same numbers in batches that are put together otherwise.
     assert closed["bits_per_dim"] == pytest.approx(out.bits_per_dim.mean().item(), rel=1e-5)
@@ -162,17 +161,14 @@ def test_score(models, model, change, monkeypatch):
         assert levels.unique().tolist() == [0]
     else:
         assert levels.double().std().item() == pytest.approx(((top + 1) ** 2 - 1) ** 0.5 / 12**0.5, rel=0.2)
-    out = (
-        models[model]
-        .pipe()
-        .evaluate_nll(levels[None].to(torch.uint8), generator=generator(9), method="sampled", evaluations_per_image=64)
-    )
-    assert numbers["bits_per_dim"] == pytest.approx(out.bits_per_dim.item(), rel=1e-9)
-    assert numbers["monte_carlo_error"] == pytest.approx(out.monte_carlo_error.item(), rel=1e-6)
     share = numbers["better_than_share_of_held_out"]
     assert share == (models[model].scores > numbers["bits_per_dim"]).mean()
+    # What it shows is a call of `evaluate_nll`.
     ran = run(code, monkeypatch)
+    assert 'pipe.evaluate_nll(image, generator=generator, method="sampled", evaluations_per_image=64)' in code
+    assert torch.equal(ran["image"][0].long(), levels) and ran["generator"].initial_seed() == 9
     assert ran["bits_per_dim"] == pytest.approx(numbers["bits_per_dim"], rel=1e-9)
+    assert ran["monte_carlo_error"] == pytest.approx(numbers["monte_carlo_error"], rel=1e-6)
     assert_is_page(picture)
     assert ("vlb-warning" in picture) == (change != "as it is")
 
@@ -585,7 +581,5 @@ def test_zero_gpu_is_asked_for_where_it_is(tmp_path):
 
 
 def test_a_wrong_model_ends_the_start_with_a_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, space_server.SPACE / "app.py", "--model", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = shared().run(space_server.SPACE / "app.py", "--model", tmp_path, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("app.py: `pretrained_model")

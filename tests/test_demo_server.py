@@ -16,27 +16,16 @@ import psutil
 import pytest
 import space_server
 import torch
-from conftest import generator, quiet
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from tiny import generator, quiet
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images, quantize
 
 ENDPOINTS = ["/bound", "/forward", "/gaussian", "/model", "/rate_distortion", "/sample", "/score"]
 PICTURES = space_server.SPACE / "examples" / "pictures"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("space")
-
-
-@pytest.fixture(scope="module")
-def space(folder):
-    with space_server.running_space(folder) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +217,7 @@ def test_results_come_in_parts(client):
 
 def test_a_long_queue_is_closed_and_opens_again(space, client):
     address, _ = space
-    data = ["ddpm-vlb-digits", "pick", 0, "as it is", 128, 0, None, None]
+    data = ["ddpm-vlb-digits", "pick", 0, "as it is", 64, 0, None, None]
     statuses = [httpx.post(f"{address}/gradio_api/call/score", json={"data": data}).status_code for _ in range(60)]
     assert set(statuses) == {200, 503} and statuses.count(200) >= 32
     wait_until(lambda: call(address, "/gaussian", [0, 0, 1, 1, 0, 10, 0, "1", 1])[0] == "complete", 120)
@@ -244,8 +233,8 @@ def test_the_lines_of_the_readme(space, monkeypatch):
     assert sum(parts) == pytest.approx(namespace["numbers"]["bits_per_dim"])
 
 
-def test_the_server_talks_to_this_machine_alone(space, folder, client):
+def test_the_server_talks_to_this_machine_alone(space, space_folder, client):
     r"""In everything above; its start included."""
     client.predict(api_name="/score")
-    asked = set((folder / "sockets.txt").read_text().split())
+    asked = set((space_folder / "sockets.txt").read_text().split())
     assert asked and asked <= {"127.0.0.1", "localhost", "0.0.0.0", "::1", "None"}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import generator
+from tiny import generator
 
 from ddpm_vlb.bound import transition_kl
 from ddpm_vlb.calibration.fits import fit_decoder, fit_errors

@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
-from conftest import generator, sweeps, tiny_unet
 from PIL import Image
+from tiny import generator, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import ImageSet

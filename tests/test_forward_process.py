@@ -4,10 +4,10 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from conftest import generator
 from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import generator
 
 from ddpm_vlb.forward_process import ForwardProcess
 from ddpm_vlb.noise_schedules import BETA_SCHEDULES, make_betas

@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import generator
+from tiny import generator
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import ImageSet, open_images, quantize_images, stream_images

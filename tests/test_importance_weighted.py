@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from analytic import GaussianDenoiser, gaussian_bound_and_nll
-from conftest import generator, quiet, tiny_unet
+from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll, summarize_weights

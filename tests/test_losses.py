@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import generator
+from tiny import generator
 
 from ddpm_vlb import VLBDDPMScheduler
 from ddpm_vlb.pixel_grid import levels_to_samples

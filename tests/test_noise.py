@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import generator
 from scipy import stats
+from tiny import generator
 
 from ddpm_vlb.noise import draw_seeds, keyed_noise
 

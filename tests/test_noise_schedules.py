@@ -3,9 +3,9 @@ import math
 import numpy
 import pytest
 import torch
-from conftest import generator
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import generator
 
 from ddpm_vlb import VLBDDPMScheduler
 from ddpm_vlb.bound import prior_kl, vlb_terms

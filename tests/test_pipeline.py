@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from analytic import GaussianDenoiser, gaussian_bound_and_nll
-from conftest import generator, quiet, tiny_unet
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
 from ddpm_vlb.evaluation import make_report
@@ -403,7 +403,7 @@ def test_every_layout_loads(tmp_path, flat, index, safe):
 
 
 def test_configurations_from_before_attention_head_dim_have_one_head(tmp_path):
-    unet = tiny_unet(attention_head_dim=None, block_out_channels=(8, 16))
+    unet = tiny_unet(attention_head_dim=None, block_out_channels=(16,))
     VLBDDPMPipeline(unet, VLBDDPMScheduler(5)).save_pretrained(tmp_path)
     path = tmp_path / "unet" / "config.json"
     config = json.loads(path.read_text())

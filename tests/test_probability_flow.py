@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import GaussianDenoiser
-from conftest import generator, quiet, tiny_unet
+from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.likelihoods.probability_flow import Flow, ode_nll
@@ -123,7 +123,7 @@ def test_hutchinson_is_unbiased_from_end_to_end(pipe, images):
 
 
 def test_an_image_has_no_batch_mates(pipe, images):
-    together, alone = ode_nll(pipe, images[:3]), ode_nll(pipe, images[:1])
+    together, alone = ode_nll(pipe, images[:3], rtol=1e-3, atol=1e-3), ode_nll(pipe, images[:1], rtol=1e-3, atol=1e-3)
     assert torch.equal(together.bits_per_dim[:1], alone.bits_per_dim)
     assert together.num_network_evaluations > alone.num_network_evaluations
     draws = ode_nll(pipe, images[:1], num_draws=2)
@@ -132,7 +132,7 @@ def test_an_image_has_no_batch_mates(pipe, images):
 
 def test_tolerances_are_kept(pipe, images):
     loose, tight = (ode_nll(pipe, images[:2], rtol=tol, atol=tol) for tol in (1e-3, 1e-5))
-    assert (abs(loose.bits_per_dim - tight.bits_per_dim) < 0.02).all()
+    assert (abs(loose.bits_per_dim - tight.bits_per_dim) < 0.01 * tight.bits_per_dim).all()
     assert tight.num_network_evaluations > loose.num_network_evaluations
     # A forward process cut short: from the lowest of these timesteps to the highest.
     part = ode_nll(pipe, images[:1], inference_timesteps=[15, 3])

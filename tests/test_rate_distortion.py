@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from analytic import GaussianDenoiser
-from conftest import generator, quiet
+from tiny import generator, quiet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.gaussians import nats_to_bits_per_dim

@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import generator, sweeps, tiny_unet
 from PIL import Image
+from tiny import generator, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data.sources import Source

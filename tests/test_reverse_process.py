@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from conftest import generator
 from diffusers import DDPMScheduler
+from tiny import generator
 
 from ddpm_vlb.forward_process import ForwardProcess
 from ddpm_vlb.noise_schedules import make_betas

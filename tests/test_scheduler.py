@@ -3,7 +3,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import generator
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -12,6 +11,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from tiny import generator
 
 from ddpm_vlb import VLBDDPMScheduler
 from ddpm_vlb.checkpoints.loading import upgrade_scheduler

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import GaussianDenoiser, gaussian_bound_and_nll
-from conftest import generator, quiet, tiny_unet
+from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.bound import prior_kl, vlb_terms

@@ -2,14 +2,13 @@ import ast
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import generator
 from diffusers.utils import dynamic_modules_utils
+from tiny import generator
+from zygote import shared
 
 import ddpm_vlb
 from ddpm_vlb.hub import standalone
@@ -35,7 +34,7 @@ out = pipe.evaluate_nll(torch.load("images.pt"), generator=torch.Generator().man
 assert pipeline.standalone_source() == open("tiny/pipeline.py").read()
 print(json.dumps([out.bits_per_dim.tolist(), out.transitions.tolist(), out.config, pipeline.card_template()]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = shared().run("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     out = pipe.evaluate_nll(images, generator=generator())
     assert json.loads(done.stdout) == [out.bits_per_dim.tolist(), out.transitions.tolist(), out.config, card_template()]

@@ -147,8 +147,6 @@ def test_files_and_functions_are_small():
 def test_importing_the_package_imports_neither_torch_nor_diffusers():
     code = "import sys, ddpm_vlb; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules); print(ddpm_vlb.__version__)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    code = "from ddpm_vlb import VLBDDPMScheduler; import sys; assert 'torch' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_public_name_is_there_and_old_paths_give_the_same():
