@@ -5,6 +5,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # much work beside other processes, and their sums differ from run to run. Whatever the machine's own setting is.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hub_client
+import hub_server
 import pytest
 import space_server
 from hypothesis import settings
@@ -43,11 +45,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
+# Files that share what takes long to start: the demo's server, a client of the local Hub.
+SHARING = {"test_demo_browser.py": "test_demo_server.py", "test_demo_push.py": "test_hub.py", "test_training.py": "test_hub.py"}
+
+
 class Together(LoadFileScheduling):
-    r"""A file's tests stay in one process, for what they share; those of the demo's two files share its server."""
+    r"""A file's tests stay in one process, for what they share."""
 
     def _split_scope(self, nodeid):
-        return super()._split_scope(nodeid).replace("_browser", "_server")
+        scope = super()._split_scope(nodeid)
+        return SHARING.get(scope.rpartition("/")[2], scope)
 
 
 @pytest.hookimpl(optionalhook=True)  # where it is switched off
@@ -72,6 +79,20 @@ def space(space_folder):
 
 
 # What takes seconds to import is imported by the tests: the process that hands them out has no use for it.
+
+
+@pytest.fixture(scope="session")
+def hub():
+    with hub_server.local_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def client(hub, tmp_path_factory):
+    r"""A process for which `hub` is the Hub."""
+    client = hub_client.Client(hub, tmp_path_factory.mktemp("with"))
+    yield client
+    client.close()
 
 
 @pytest.fixture

@@ -525,6 +525,9 @@ def test_a_tab_is_a_module_and_its_words(tmp_path, models, monkeypatch):
     with pytest.raises(ValueError, match="`tabs` of words.toml must name the modules of tabs/"):
         app.build(models)
     monkeypatch.setitem(texts.WORDS, "tabs", ["toy", *texts.WORDS["tabs"]])
+    # Smaller first pictures than a visitor's.
+    monkeypatch.setattr(bound, "DEFAULTS", (0, 5, 2, *bound.DEFAULTS[3:]))
+    monkeypatch.setattr(rates, "DEFAULTS", (0, 2, 10, 0))
     config = app.build(models).config
     named = [component["props"]["id"] for component in config["components"] if component["type"] == "tabitem"]
     assert [name for name in named if name in texts.WORDS["tabs"]] == texts.WORDS["tabs"]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_client import Client, Failure
-from hub_server import local_hub
+from hub_client import Failure
 
 import ddpm_vlb
 from ddpm_vlb.hub.space import CARRIED, space_files
@@ -20,19 +19,6 @@ from ddpm_vlb.hub.standalone import standalone_source
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "spaces_demo"
 MAIN = "from ddpm_vlb.cli import main; result = main(arguments)"
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with local_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    client = Client(hub, tmp_path_factory.mktemp("client"))
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from hub_client import Client, Failure
-from hub_server import local_hub
 from safetensors.torch import save_file
 from tiny import quiet, tiny_unet
 
@@ -52,31 +51,11 @@ result = images.tolist()
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with local_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def clients(hub, tmp_path_factory):
-    made = [
-        Client(hub, tmp_path_factory.mktemp("with")),
-        Client(hub, tmp_path_factory.mktemp("without"), without_package=True),
-    ]
-    yield made
-    for client in made:
-        client.close()
-
-
-@pytest.fixture
-def client(clients):
-    return clients[0]
-
-
-@pytest.fixture
-def stranger(clients):
+def stranger(hub, tmp_path_factory):
     r"""Somebody who has diffusers and not this package."""
-    return clients[1]
+    stranger = Client(hub, tmp_path_factory.mktemp("without"), without_package=True)
+    yield stranger
+    stranger.close()
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +81,8 @@ def upload(hub, name, folder):
 
 
 @pytest.fixture(scope="module")
-def shipped(hub, clients):
-    done = clients[0].command("push", DIGITS, REPOSITORY)
+def shipped(hub, client):
+    done = client.command("push", DIGITS, REPOSITORY)
     assert done.returncode == 0, done.stderr[-3000:]
     return hub.repositories[REPOSITORY].files
 
@@ -168,7 +147,7 @@ FEWER_STEPS = (
 
 
 @pytest.fixture(scope="module")
-def example(shipped, clients):
+def example(shipped, client, stranger):
     r"""What an example of the page gives; where only comments differ from one that has run, it is not run again."""
     results = {}
 
@@ -177,7 +156,7 @@ def example(shipped, clients):
         for written, fewer in FEWER_STEPS:
             code = code.replace(written, fewer)
         if (way, code) not in results:
-            results[way, code] = clients[way != "package"].run(f"{code}\nresult = {result}")
+            results[way, code] = (client if way == "package" else stranger).run(f"{code}\nresult = {result}")
         return results[way, code]
 
     return run

@@ -10,17 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMPipeline
-from hub_server import environment as hub_environment
-from hub_server import local_hub
 from PIL import Image
 from safetensors.torch import load_file
-from zygote import Zygote, shared
+from zygote import shared
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
@@ -377,28 +374,27 @@ PIPELINE = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.
 PIPELINE += ("unet/diffusion_pytorch_model.safetensors",)
 
 
-def test_push_to_hub(full_run, tmp_path):
+def test_push_to_hub(hub, client, full_run, tmp_path):
     flags = {"config": full_run / "full.yaml", "max_train_steps": 2, "eval_nll_every": 0, "output_dir": tmp_path / "run"}
     pull = "from ddpm_vlb import VLBDDPMPipeline; print(VLBDDPMPipeline.from_pretrained('me/digits').scheduler.config)"
-    with local_hub() as hub, closing(Zygote(os.environ | hub_environment(hub, tmp_path / "cache"))) as zygote:
-        arguments = command(SCRIPT, "--push_to_hub", "--hub_private_repo", hub_model_id="digits", **flags)
-        done = zygote.run(*arguments)
-        assert done.returncode == 0, done.stderr[-3000:]
-        repository = hub.repositories["me/digits"]
-        assert repository.private and "pushed" in done.stdout
-        pushed = repository.files
-        assert set(pushed) == {*PIPELINE, "pipeline.py", "README.md"} and b"has not been scored" in pushed["README.md"]
-        assert (
-            pushed["unet/diffusion_pytorch_model.safetensors"]
-            == (tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-        )
-        pulled = zygote.run("-c", pull)
-        assert pulled.returncode == 0 and "trained_betas" in pulled.stdout, pulled.stderr[-3000:]
-        # No Hub in reach: told before anything is trained.
-        hub.shutdown()
-        hub.server_close()
-        arguments = command(SCRIPT, "--push_to_hub", hub_model_id="digits", **{**flags, "output_dir": tmp_path / "other"})
-        done = zygote.run(*arguments)
+    arguments = command(SCRIPT, "--push_to_hub", "--hub_private_repo", hub_model_id="digits", **flags)
+    done = client.zygote.run(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    repository = hub.repositories["me/digits"]
+    assert repository.private and "pushed" in done.stdout
+    pushed = repository.files
+    assert set(pushed) == {*PIPELINE, "pipeline.py", "README.md"} and b"has not been scored" in pushed["README.md"]
+    assert (
+        pushed["unet/diffusion_pytorch_model.safetensors"]
+        == (tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    pulled = client.zygote.run("-c", pull)
+    assert pulled.returncode == 0 and "trained_betas" in pulled.stdout, pulled.stderr[-3000:]
+    # No Hub in reach: told before anything is trained.
+    hub.faults["POST /api/repos/create"] = ["cut"] * 10
+    arguments = command(SCRIPT, "--push_to_hub", hub_model_id="digits", **{**flags, "output_dir": tmp_path / "other"})
+    done = client.zygote.run(*arguments)
+    hub.faults.clear()
     assert done.returncode == 2 and "`push_to_hub`" in done.stderr and not (tmp_path / "other" / "metrics.jsonl").exists()
 
 
