@@ -53,8 +53,8 @@ class Together(LoadFileScheduling):
     r"""A file's tests stay in one process, for what they share."""
 
     def _split_scope(self, nodeid):
-        scope = super()._split_scope(nodeid)
-        return SHARING.get(scope.rpartition("/")[2], scope)
+        name = super()._split_scope(nodeid).rpartition("/")[2]
+        return SHARING.get(name, name)
 
 
 @pytest.hookimpl(optionalhook=True)  # where it is switched off
