@@ -15,7 +15,7 @@ from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
 from ddpm_vlb.noise import keyed_uniform, mix, mix_array, order_of, uniform_array
 from ddpm_vlb.sampled_bound.design import Design, bin_edges, pilot_draws
-from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer, known_parts
+from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer, known_parts, size_of_terms
 from ddpm_vlb.sampled_bound.draws import Draws
 from ddpm_vlb.sampled_bound.estimate import check_rules, estimate_bound
 
@@ -124,6 +124,39 @@ def test_bin_edges(steps):
     assert widths.max() <= max(1, math.ceil(steps / 12))
     # Wider and wider, but for what is left at the end; and so few that a pilot of 1000 sees each bin 29 times.
     assert (np.diff(widths[:-1]) >= 0).all() and len(widths) <= 34
+
+
+def test_a_long_step_is_a_bin_of_its_own():
+    sizes = np.exp(-np.arange(200) / 50)
+    plain = bin_edges(200)
+    # Where neighbours are alike nothing changes.
+    assert bin_edges(200, sizes).tolist() == plain.tolist() == bin_edges(200, np.ones(200)).tolist()
+    for spikes in ([100], [199], [1], [100, 101], [40, 100, 160]):
+        spiky = sizes.copy()
+        spiky[spikes] *= 60
+        edges = bin_edges(200, spiky)
+        assert set(plain) | {*spikes, *(row + 1 for row in spikes)} == set(edges)
+    # Every second row: both kinds are many, and bins stay as wide as they were, but for some.
+    spiky = np.where(np.arange(1000) % 20 == 7, 60.0, 1.0)
+    assert len(bin_edges(1000, spiky)) <= len(bin_edges(1000)) + 2 * 32
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_the_usual_grids_have_no_long_steps(schedule):
+    scheduler = VLBDDPMScheduler(1000, beta_schedule=schedule)
+    for steps in (2, 5, 10, 50, 250, 1000):
+        sizes = size_of_terms(scheduler.forward_process(scheduler.inference_grid(steps))).numpy()
+        assert bin_edges(steps, sizes).tolist() == bin_edges(steps).tolist()
+    chain = scheduler.forward_process([*range(999, 599, -1), *range(199, -1, -1)])
+    assert {200, 201} <= {*bin_edges(600, size_of_terms(chain).numpy())}
+
+
+def test_sizes_of_terms_are_those_of_a_gaussians():
+    # Of data with variance 1 in each pixel the best prediction's error is 1 / (1 + SNR).
+    forward = VLBDDPMScheduler(20).forward_process()
+    error = 1 / (1 + forward.snr.double())
+    kl = forward.posterior_mean_coef1.double() ** 2 * error / (2 * forward.posterior_variance.double())
+    assert torch.allclose(size_of_terms(forward)[1:], 2 * kl[1:], rtol=1e-9)
 
 
 # Draws.
@@ -327,6 +360,17 @@ def test_the_terms_of_single_rows():
         seen = terms[:, row][counts[:, row] > 0].numpy() - truth[row]
         scores.append(seen.mean() / (seen.std() / len(seen) ** 0.5))
     assert np.abs(scores).max() < 4.5 + 0.3  # 200 deviates
+
+
+@pytest.mark.parametrize("rules", [{"target_se": 0.3}, {"max_evaluations": 1000}], ids=["to a target", "to a number"])
+def test_a_long_step(rules):
+    # One row with more than half of the bound, among the smallest.
+    world = World(400)
+    world.scale[150] = 6.0
+    world.terms = world.scale * (world._level(np.arange(400)[:, None], np.arange(200)) + 0.3)
+    world.bounds = world.prior + world.terms.sum(axis=1)
+    estimates = [world.estimate(seed, row_sizes=world.scale, **rules) for seed in range(REPETITIONS)]
+    check(estimates, world.bounds.mean())
 
 
 def test_only_some_images_at_hand():

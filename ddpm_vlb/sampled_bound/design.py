@@ -11,16 +11,35 @@ from .draws import Draws
 FLOOR = 0.1  # of the probability goes to all bins alike
 RIDGE = 3.0
 KERNEL = 1.5  # bins
+LONG = 4.0
+MAX_LONG = 32
 MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
 
 
-def bin_edges(num_steps: int) -> np.ndarray:
-    r"""Rows of the grid in bins: the decoder alone, then ever wider up to a twelfth of all. Edges, from 0 to `num_steps`."""
+def bin_edges(num_steps: int, row_sizes: np.ndarray | None = None) -> np.ndarray:
+    r"""Rows of the grid in bins: the decoder alone, then ever wider up to a twelfth of all. Edges, from 0 to `num_steps`.
+
+    A draw stands for all rows of its bin. One that may well carry most of a bin, and that few of the draws would meet, is a bin
+    of its own: a row that is `LONG` times as large as its bin's other rows on average, by `row_sizes`, `(num_steps,)`; the
+    `MAX_LONG` largest of these.
+    """
     edges = [0]
     while edges[-1] < num_steps:
         width = min(max(1, round(0.3 * edges[-1])), max(1, math.ceil(num_steps / 12)))
         edges.append(min(num_steps, edges[-1] + width))
-    return np.array(edges)
+    if row_sizes is None:
+        return np.array(edges)
+    long: list[int] = []
+    for first, last in zip(edges, edges[1:]):
+        rows = sorted(range(first, last), key=lambda row: -row_sizes[row])
+        left = float(row_sizes[first:last].sum())
+        for place, row in enumerate(rows[:-1]):
+            left -= row_sizes[row]
+            if row_sizes[row] * (len(rows) - place - 1) <= LONG * left:
+                break
+            long.append(row)
+    long = sorted(long, key=lambda row: -row_sizes[row])[:MAX_LONG]
+    return np.unique([*edges, *long, *(row + 1 for row in long)])
 
 
 def standardize(features: torch.Tensor) -> torch.Tensor:

@@ -69,6 +69,17 @@ def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
     return Cells(rows[:, used], factors[:, used])
 
 
+def size_of_terms(forward: ForwardProcess) -> torch.Tensor:
+    r"""How large the KL terms are beside each other, up to what a network makes of them, `(K,)`; that of the decoder is 1.
+
+    With the posterior's variance the KL of the step from t to s is :math:`(\mathrm{SNR}_s - \mathrm{SNR}_t) / 2` times the
+    squared error of the predicted image (VDM, eq. 13); of a Gaussian pixel of variance 1 that is
+    :math:`1 / (1 + \mathrm{SNR}_t)` at best.
+    """
+    snr = forward.snr.double()
+    return torch.cat([torch.ones(1, dtype=torch.float64), (snr[:-1] - snr[1:]) / (1 + snr[1:])])
+
+
 class DrawScorer:
     r"""Evaluates the draws of `sampled_bound.estimate_bound` for images that lie in memory.
 
@@ -81,7 +92,7 @@ class DrawScorer:
         seed: of the evaluation.
         class_labels: for each scorer, `(M,)` or `None`.
 
-    `num_steps` is the number of rows that may be drawn.
+    `num_steps` is the number of rows that may be drawn, and `row_sizes` says how large their terms are beside each other.
     """
 
     def __init__(
@@ -97,6 +108,8 @@ class DrawScorer:
         forwards = [scorer.reverse.forward for scorer in scorers]
         self._cells = rows_of(forwards[0]) if len(forwards) == 1 else match_rows(*forwards)
         self.num_steps = self._cells.rows.shape[1]
+        sizes = [size_of_terms(f)[rows.clamp(min=0)] * (rows >= 0) for f, rows in zip(forwards, self._cells.rows)]
+        self.row_sizes = (torch.stack(sizes) * self._cells.factors).amax(dim=0).numpy()
         chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
         # Of two grids the mean of both levels, so that it does not matter which is the first.
         there = self._cells.rows >= 0
@@ -225,6 +238,7 @@ def estimate_frame(
         images.features,
         seed=seed if estimate_seed is None else estimate_seed,
         evaluations_per_draw=len(scorers),
+        row_sizes=draw_scorer.row_sizes,
         ids=images.numbers,
         frame=images.frame,
         **rules,

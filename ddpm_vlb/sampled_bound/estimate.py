@@ -4,7 +4,8 @@ The bound of image i is :math:`A_i = P_i + \sum_t E_\epsilon\, \ell_t(x_i, \epsi
 form, and that of a data set of N images is :math:`\bar A`. An evaluation of the network gives one
 :math:`\ell_t(x_i, \epsilon)`.
 
-**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first). From these come a
+**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first; a step of the grid
+that is much longer than its neighbours is one too, for its term is as much larger). From these come a
 control variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and, for each bin, the standard deviation :math:`\sigma_b` of
 what it leaves over; then they are put aside. From here on m and the probabilities :math:`p_t \propto \sigma_{b(t)}`, Neyman's
 allocation, mixed with a floor, are fixed: whatever the pilot got wrong costs evaluations, not truth.
@@ -64,6 +65,7 @@ def estimate_bound(
     max_evaluations: int | None = None,
     evaluations_per_image: int | None = None,
     evaluations_per_draw: int = 1,
+    row_sizes: np.ndarray | None = None,
     ids: np.ndarray | None = None,
     frame: np.ndarray | None = None,
 ) -> BoundEstimate:
@@ -79,6 +81,8 @@ def estimate_bound(
         max_evaluations: network evaluations at which to stop, the pilot's included.
         evaluations_per_image: evaluate every image this many times, an even number, instead.
         evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
+        row_sizes: what is known beforehand of how large the terms of the rows are beside each other, `(K,)`; by default that
+            neighbours are alike.
         ids: what the draws of each image are keyed by, `(N,)`; by default its position.
         frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
 
@@ -91,7 +95,7 @@ def estimate_bound(
     frame = np.arange(count) if frame is None else np.asarray(frame)
     if len(frame) < min(count, MIN_FRAME):
         raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
-    edges = bin_edges(num_steps)
+    edges = bin_edges(num_steps, row_sizes)
     budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
     planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
     draws = pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
