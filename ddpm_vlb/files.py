@@ -83,6 +83,31 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def fill_folder(target: str | Path) -> Iterator[Path]:
+    r"""A folder to fill inside `target`, which may be there and hold other files; when the block ends without an error, each
+    file takes its place in `target`, whole. After an error `target` is as it was."""
+    target = Path(target)
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target, prefix=".ddpm-vlb-"))
+    try:
+        yield folder
+        sync(folder)
+        for path in sorted(folder.rglob("*")):
+            place = target / path.relative_to(folder)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                os.replace(path, place)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(target, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def replace_folder(new: Path, target: Path) -> None:
     r"""Put the finished folder `new` in the place of `target`; an old one is removed only after that."""
     if not target.exists():

@@ -20,6 +20,7 @@ from .checkpoints.loading import (
     check_index,
     check_name,
     check_network,
+    check_sampler,
     download_options,
     load_parts,
     parts_folder,
@@ -29,7 +30,7 @@ from .checkpoints.loading import (
 from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
 from .hub.push import check_repository, push_folder
-from .hub.repository import saving, strip_paths
+from .hub.repository import check_savable, saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
 from .model.network import DEFAULT_MODULE, Network, network_of
 from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
@@ -116,10 +117,11 @@ class VLBDDPMPipeline(DDPMPipeline):
 
     def to_json_string(self) -> str:
         r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
-        upgrades what it loads."""
+        upgrades what it loads. Another scheduler that was put in the place of ours keeps its name."""
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
-        index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
+        if type(self.scheduler) is VLBDDPMScheduler:
+            index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(
@@ -141,8 +143,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
         if options.get("report") is not None:
             options["report"] = self.check_report(options["report"])
-        with saving(folder, variant):
-            super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
+        check_savable(unet=self.unet, scheduler=self.scheduler)
+        with saving(folder, variant) as fresh:
+            super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
         if push_to_hub:
             repository = options.pop("repo_id", folder.resolve().name)
             options = {name: value for name, value in options.items() if value is not None}
@@ -260,15 +263,12 @@ class VLBDDPMPipeline(DDPMPipeline):
             ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
         """
         batch_size = check_count("batch_size", batch_size)
-        check_generator(generator)
-        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
-            raise ValueError(f"`generator` must be one generator or one per image ({batch_size}), got {len(generator)}.")
+        check_generator(generator, batch_size)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
-        if num_inference_steps is not None and inference_timesteps is not None:
-            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
         network, device = self.network, self._execution_device
         labels = network.check_class_labels(class_labels, batch_size)
+        check_sampler(self.scheduler, network, inference_timesteps=inference_timesteps, draw_from_decoder=draw_from_decoder)
         check_calibration(self.scheduler, network)
         num_inference_steps = default_steps(self.scheduler, num_inference_steps, inference_timesteps)
         if inference_timesteps is not None:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ddpm_vlb import files
-from ddpm_vlb.files import check_output_path, clean_up, new_folder, write_atomically
+from ddpm_vlb.files import check_output_path, clean_up, fill_folder, new_folder, write_atomically
 
 
 def test_output_paths_are_checked_first(tmp_path):
@@ -117,3 +117,26 @@ with files.new_folder({str(tmp_path / "target")!r}) as folder:
     clean_up(tmp_path / "target")
     assert (tmp_path / "target" / "sub" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("moment", ["filling", "moving"])
+def test_a_process_killed_while_filling_into_a_folder_loses_nothing(tmp_path, moment):
+    fill(tmp_path, "old")
+    (tmp_path / "mine").write_text("mine")
+    code = f"""
+import os, signal
+from ddpm_vlb import files
+def kill(*paths):
+    os.kill(os.getpid(), signal.SIGKILL)
+with files.fill_folder({str(tmp_path)!r}) as folder:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "file").write_text("new")
+    if {moment!r} == "filling":
+        kill()
+    os.replace = kill
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert (tmp_path / "sub" / "file").read_text() == "old" and (tmp_path / "mine").read_text() == "mine"
+    with fill_folder(tmp_path) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "sub" / "file").read_text() == "new" and (tmp_path / "mine").read_text() == "mine"

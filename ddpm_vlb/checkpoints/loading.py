@@ -4,6 +4,7 @@ What a repository says is not trusted further than its weights and numbers: an i
 diffusers is refused, for loading would import whatever it names.
 """
 
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from diffusers.utils import logging
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ..model.network import DEFAULT_MODULE, known_module_class
+from ..model.network import DEFAULT_MODULE, Network, known_module_class
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
 logger = logging.get_logger(__name__)
@@ -206,8 +207,9 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     """
     if isinstance(scheduler, VLBDDPMScheduler):
         return scheduler
-    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
-    config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position. And none that only
+    # the other scheduler knows, such as DPM-Solver's infinite `lambda_min_clipped`: they would be saved, and mean nothing.
+    config = dict(getattr(scheduler, "config", {}))
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
@@ -218,7 +220,7 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]
-        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))
+        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
         logger.warning(
             f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
             f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
@@ -227,4 +229,30 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
     if config.pop("predict_epsilon", True) is False:
         config["prediction_type"] = "sample"
-    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))
+    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
+
+
+def own_keys(config: dict[str, Any]) -> dict[str, Any]:
+    r"""Of a scheduler's configuration, what a `VLBDDPMScheduler` knows."""
+    own = inspect.signature(VLBDDPMScheduler.__init__).parameters
+    return {key: value for key, value in config.items() if key in own}
+
+
+def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
+    r"""Raise `ValueError` unless the pipeline can sample with the scheduler that was put in the place of its own: one whose
+    steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances, and nothing asked for that only a
+    `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
+    if isinstance(scheduler, VLBDDPMScheduler):
+        return
+    name = type(scheduler).__name__
+    for argument, given in own.items():
+        if given not in (None, False):
+            raise ValueError(
+                f"`{argument}` must be left out unless `scheduler` is a VLBDDPMScheduler, got {given!r} with {name}."
+            )
+    scaled = float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0
+    if scaled or "generator" not in inspect.signature(scheduler.step).parameters or network.out_channels != network.channels:
+        raise ValueError(
+            f"`scheduler` must be a VLBDDPMScheduler for this network to be sampled from here, got {name}."
+            " `VLBDDPMScheduler.from_config(pipe.scheduler.config)` makes one of it."
+        )

@@ -55,12 +55,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ..calibration.measure import calibrate
     from ..calibration.show import describe, format_calibration, plot_calibration
+    from ..hub.repository import check_savable
 
     workers, data = open_data(arguments)
     if workers.count > 1:
         raise ValueError(f"`calibrate` must run in one process, got {workers.count}.")
     pipe, _ = load_pipeline(arguments, arguments.checkpoint, arguments.revision)
     set_levels(pipe, arguments.num_pixel_levels)
+    check_savable(unet=pipe.unet, scheduler=pipe.scheduler)
     result = calibrate(
         pipe,
         on_grid(data, pipe, arguments.quantize),

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..reports.schema import Report
 from .cards import model_card
-from .repository import PICTURES, is_stale, pipeline_files, repository_files
+from .repository import PICTURES, is_stale, json_bytes, json_config, pipeline_files, repository_files
 
 # Of a scheduler that is pushed by itself.
 SCHEDULER_CARD = """---
@@ -150,10 +150,13 @@ def push_scheduler(
     showed it is replaced by one without a number.
     """
 
+    settings = json_config(json.loads(config))
+    place = f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name
+
     def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
-        sent: dict[str, Path | bytes] = {f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name: config.encode()}
+        sent: dict[str, Path | bytes] = {place: json_bytes(settings)}
         if there & {"report.json", *PICTURES}:
-            sent["README.md"] = str(model_card(None, repository=name, settings=json.loads(config))).encode()
+            sent["README.md"] = str(model_card(None, repository=name, settings=settings)).encode()
         elif "README.md" not in there and not subfolder:
             sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
         return sent

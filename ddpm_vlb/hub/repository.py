@@ -12,14 +12,18 @@ at every moment what it was before or what it is after; files of an earlier push
 weights, a report of other weights) leave in that commit.
 """
 
+import inspect
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from ..files import write_atomically
+import diffusers
+
+from ..files import fill_folder
 from ..reports.schema import Report, public_report
 from .cards import model_card
 from .standalone import standalone_source
@@ -36,6 +40,41 @@ PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Sample
 def strip_paths(config: dict[str, Any]) -> dict[str, Any]:
     r"""A configuration without the place it was loaded from, which is a path of this machine."""
     return {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
+def json_config(config: dict[str, Any]) -> dict[str, Any]:
+    r"""A configuration as it is published: without paths, and as JSON can hold it.
+
+    DPM-Solver's schedulers have `lambda_min_clipped = -inf`, for which JSON has no number. Where an infinite number is the
+    default of its class, or of another class than the configuration's, it is left out: what is loaded is the same.
+
+    Raises:
+        ValueError: another value that JSON has nothing for.
+    """
+    cls = getattr(diffusers, str(config.get("_class_name")).removeprefix("VLB"), None)
+    defaults = {n: p.default for n, p in inspect.signature(cls.__init__).parameters.items()} if isinstance(cls, type) else None
+    public = {}
+    for key, value in strip_paths(config).items():
+        infinite = isinstance(value, float) and math.isinf(value)
+        if infinite and defaults is not None and defaults.get(key, value) == value:
+            continue
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError(f"`{key}` must be a value that JSON can hold, got {value!r}.") from None
+        public[key] = value
+    return public
+
+
+def check_savable(**parts: Any) -> None:
+    r"""Raise `ValueError` unless the parts of a pipeline can be saved and read again; meant to be asked before the work."""
+    for name, part in parts.items():
+        try:
+            json_config(json.loads(part.to_json_string()))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{name}` must have a configuration that can be saved, got {type(part).__name__}: {error}"
+            ) from error
 
 
 def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
@@ -58,7 +97,7 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
         check_no_link(path, folder)
         files[name] = path
         if path.suffix == ".json" and not name.endswith(".index.json"):
-            files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
+            files[name] = json_bytes(json_config(json.loads(path.read_text(encoding="utf-8"))))
     return files
 
 
@@ -95,11 +134,12 @@ def repository_files(
     )
     files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
     if report is not None:
-        files["report.json"] = _json_bytes(public_report(report, repository))
+        files["report.json"] = json_bytes(public_report(report, repository))
     return files
 
 
-def _json_bytes(content: Any) -> bytes:
+def json_bytes(content: Any) -> bytes:
+    r"""A JSON file."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -113,15 +153,18 @@ def is_stale(name: str, variant: str | None = None) -> bool:
 
 
 @contextmanager
-def saving(folder: Path, variant: str | None) -> Iterator[None]:
-    r"""What a folder needs besides, once diffusers has saved a pipeline to it: no weights of an earlier save under another
-    name, which would be loaded in place of these; no path of this machine; and the package in one file."""
-    before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
-    yield
-    for path, written in before.items():
-        if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
+def saving(folder: Path, variant: str | None) -> Iterator[Path]:
+    r"""A folder for diffusers to save a pipeline to. When the block ends without an error, its files take the places of those
+    of `folder`, with what a folder needs besides: no path of this machine, the package in one file, and no weights of an
+    earlier save under another name, which would be loaded in place of these. Until then `folder` is as it was."""
+    with fill_folder(folder) as fresh:
+        yield fresh
+        for name, content in pipeline_files(fresh).items():
+            if isinstance(content, bytes):
+                (fresh / name).write_bytes(content)
+        (fresh / "pipeline.py").write_bytes(standalone_source().encode())
+        # By its name: a file's time says nothing where two saves fall into one tick of the clock.
+        written = {path.name for path in (fresh / "unet").iterdir()}
+    for path in list((folder / "unet").iterdir()):
+        if path.name not in written and is_stale(f"unet/{path.name}", variant):
             path.unlink()
-    for name, content in pipeline_files(folder).items():
-        if isinstance(content, bytes):
-            write_atomically(folder / name, content)
-    write_atomically(folder / "pipeline.py", standalone_source().encode())

@@ -164,11 +164,9 @@ def make_scorer(
     Raises:
         ValueError: a model that cannot be scored; another network's calibration.
     """
-    if num_inference_steps is not None and inference_timesteps is not None:
-        raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
     if calibrated:
         check_calibration(scheduler, network)
-        num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
+    num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps, calibrated)
     on_subsequence = num_inference_steps is not None or inference_timesteps is not None
     if num_inference_steps is not None:
         inference_timesteps = scheduler.inference_grid(num_inference_steps)
@@ -190,17 +188,26 @@ def make_scorer(
     return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)
 
 
-def default_steps(scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
-    r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
-    calibration = getattr(scheduler, "calibration", None)
+def default_steps(
+    scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None, calibrated: bool = True
+) -> int | None:
+    r"""The number of steps that was asked for, by default the calibration's best; `ValueError` beside a grid."""
+    if num_inference_steps is not None and inference_timesteps is not None:
+        raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+    calibration = calibration_of(scheduler) if calibrated else None
     if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
         return num_inference_steps
     return calibration.num_inference_steps
 
 
+def calibration_of(scheduler: Any) -> Any:
+    r"""The calibration that a scheduler samples by; another than ours may hold one in its configuration, and knows it not."""
+    return scheduler.calibration if hasattr(type(scheduler), "calibration") else None
+
+
 def check_calibration(scheduler: Any, network: Network) -> None:
     r"""Raise `ValueError` for a calibration of another network."""
-    calibration = getattr(scheduler, "calibration", None)
+    calibration = calibration_of(scheduler)
     if calibration is not None and calibration.config.get("architecture_sha256") != network.architecture_sha256:
         raise ValueError(
             f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
