@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
-from ddpm_vlb.evaluation import make_report
+from ddpm_vlb.calibration import calibrate
+from ddpm_vlb.checks import NonFiniteOutput
+from ddpm_vlb.evaluation import estimate_nll, evaluate, make_report
+from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
+from ddpm_vlb.likelihoods.probability_flow import ode_nll
+from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 TERMS = ("bits_per_dim", "prior", "transitions", "decoder")
@@ -231,6 +236,35 @@ def test_networks_whose_output_is_not_finite(pipe, images, value):
         pipe.unet.conv_out.bias.fill_(value)
     with pytest.raises(ValueError, match="`unet` must give finite outputs.*image 0 at timestep 0"):
         score(pipe, images)
+
+
+@pytest.mark.parametrize(
+    "number_of",
+    [
+        lambda pipe, x: score(pipe, x, method="sampled"),
+        lambda pipe, x: importance_weighted_nll(pipe, x, k=2),
+        lambda pipe, x: ode_nll(pipe, x),
+        lambda pipe, x: rate_distortion(pipe, x),
+        lambda pipe, x: progressive_decoding(pipe, x, [9, 3]),
+        lambda pipe, x: estimate_nll(pipe, x, [0, 1], 4),
+        lambda pipe, x: evaluate(pipe, x, quiet=True, max_evaluations=100),
+        lambda pipe, x: calibrate(pipe, x.repeat(8, 1, 1, 1), evaluations=320, quiet=True),
+        lambda pipe, x: pipe(num_inference_steps=2),
+    ],
+    ids=["sampled", "iw", "ode", "rate_distortion", "progressive_decoding", "stratified", "evaluate", "calibrate", "sampling"],
+)
+def test_no_number_is_made_of_an_overflow(number_of, pipe, images):
+    assert pipe.scheduler.config.clip_sample  # which would turn an infinite prediction into an end of the range
+    stock = pipe.unet.forward
+
+    def overflowing(sample, timestep, **arguments):
+        output = stock(sample, timestep, **arguments)
+        output.sample = output.sample + sample.new_zeros(8, 8).index_fill(0, torch.tensor([7]), math.inf)
+        return output
+
+    pipe.unet.forward = overflowing
+    with pytest.raises(NonFiniteOutput, match="`unet` must give finite outputs"):
+        number_of(pipe, images[:2])
 
 
 # Images.

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
+from ..checks import nan_unless_finite
+
 
 class Network:
     r"""A module as scoring sees it; the base class of the kinds of networks.
@@ -50,7 +52,7 @@ class Network:
     def __call__(
         self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        r"""The network's output.
+        r"""The network's output, all NaN for an image where some of it is not finite.
 
         Args:
             noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
@@ -60,7 +62,7 @@ class Network:
         """
         labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
         on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return self.output(noisy_samples.to(self.dtype), on_device, labels)
+        return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
 
     @property
     def device(self) -> torch.device:

@@ -136,12 +136,9 @@ class Scorer:
         noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
         model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
         # The levels were checked once, on the CPU.
-        nats = vlb_terms(
+        return vlb_terms(
             self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False
         )
-        # Clipping would make a number of an overflow.
-        finite = torch.isfinite(model_output).flatten(1).all(dim=1)
-        return torch.where(finite, nats, torch.nan)
 
 
 def make_scorer(
