@@ -7,7 +7,7 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 
 import inspect
 import operator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 logger = logging.get_logger(__name__)
+
+
+class _Steps(NamedTuple):
+    r"""The coefficients of a grid, and what they were made from."""
+
+    timesteps: torch.Tensor
+    grid: list[int]
+    config: Any
+    alphas_cumprod: torch.Tensor
+    coefficients: dict[int, StepCoefficients]
 
 
 class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
@@ -121,8 +131,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             defaults = [n for n in self.config["_use_default_values"] if is_default(self.config[n], parameters[n].default)]
             self.register_to_config(_use_default_values=defaults)
         self._build_tables()
-        self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
-        self._step_coefficients: dict[int, StepCoefficients] = {}
+        self._steps: _Steps | None = None
 
     def push_to_hub(
         self,
@@ -207,29 +216,36 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
                 f" got {num_inference_steps!r} and {timesteps!r}."
             )
         self.custom_timesteps = timesteps is not None
-        self.timesteps = torch.tensor(grid, device=device)
-        self._use_grid(grid)
+        self.timesteps = own = torch.tensor(grid, device=device)
+        self._use_grid(own, grid)
 
-    def _use_grid(self, grid: list[int]) -> None:
-        self._step_grid, self._step_config = self.timesteps, self.config
-        valid = [step for step in grid if 0 <= step < len(self.alphas_cumprod)]
-        made_from = (self.config, self.alphas_cumprod)
-        if self._step_key is None or self._step_key != valid or any(a is not b for a, b in zip(made_from, self._made_from)):
+    def _use_grid(self, timesteps: torch.Tensor, grid: list[int]) -> _Steps:
+        steps, config, alphas = self._steps, self.config, self.alphas_cumprod
+        valid = [step for step in grid if 0 <= step < len(alphas)]
+        if steps is not None and steps.grid == valid and steps.config is config and steps.alphas_cumprod is alphas:
+            steps = steps._replace(timesteps=timesteps)
+        else:
             calibrated = None
-            if self.config.get("calibration") is not None and valid:
+            if config.get("calibration") is not None and valid:
                 calibrated = calibrated_steps(self.reverse_process(valid))
-            coefficients = step_coefficients(self.alphas_cumprod, valid, self.config.variance_type, calibrated)
-            self._step_key, self._made_from, self._step_coefficients = valid, made_from, coefficients
+            coefficients = step_coefficients(alphas, valid, config.variance_type, calibrated)
+            steps = _Steps(timesteps, valid, config, alphas, coefficients)
+        # At once: other threads find a grid with its own coefficients, or make them anew.
+        self._steps = steps
+        return steps
 
     def _coefficients(self, timestep) -> StepCoefficients:
+        steps = self._steps
         # Never set, assigned from outside, or another configuration.
-        if self._step_grid is not self.timesteps or self._step_config is not self.config:
-            self._use_grid(check_inference_timesteps(self.timesteps.tolist(), self.config.num_train_timesteps))
+        if steps is None or steps.timesteps is not self.timesteps or steps.config is not self.config:
+            timesteps = self.timesteps
+            grid = check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps)
+            steps = self._use_grid(timesteps, grid)
         try:
             step = timestep if type(timestep) is int else operator.index(timestep)
         except TypeError:
             raise ValueError(f"`timestep` must be one integer, got {timestep!r}.") from None
-        coefficients = self._step_coefficients.get(step)
+        coefficients = steps.coefficients.get(step)
         if coefficients is None:
             raise ValueError(
                 f"`timestep` must be one of the scheduler's `timesteps` in [0, {len(self.alphas_cumprod)}), got {step}."

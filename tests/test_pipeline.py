@@ -1,7 +1,9 @@
+import copy
 import json
 import math
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -155,6 +157,60 @@ def test_set_timesteps_and_training_mode_are_left_alone(pipe, images):
 def test_dropout_is_off(images):
     pipe = quiet(VLBDDPMPipeline(tiny_unet(dropout=0.5).train(), VLBDDPMScheduler(5, num_pixel_levels=17)))
     assert same(score(pipe, images), score(pipe, images))
+
+
+def meanwhile(pipe, other, entries=(1,)):
+    r"""At these of its calls, the network first waits for another thread to be done with `other`."""
+    calls = []
+
+    def wait(*_):
+        calls.append(None)
+        if len(calls) in entries:
+            thread = Thread(target=other)
+            thread.start()
+            thread.join()
+
+    return pipe.unet.register_forward_pre_hook(wait)
+
+
+def test_threads_that_share_a_pipeline_do_not_disturb_each_other(images):
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(dropout=0.5).train(), VLBDDPMScheduler(8, num_pixel_levels=17)))
+    pipe.unet.conv_in.eval()
+    twin = quiet(VLBDDPMPipeline(copy.copy(pipe.unet), pipe.scheduler))  # another module, of the same parts
+
+    def sample():
+        return pipe(generator=generator(), num_inference_steps=4, output_type="pt").images
+
+    alone, scored = sample(), score(pipe, images[:2])
+    for other in (
+        lambda: pipe(num_inference_steps=8),
+        lambda: pipe(inference_timesteps=[6, 3], draw_from_decoder=True),
+        lambda: twin(num_inference_steps=2),
+        lambda: pipe.scheduler.set_timesteps(3),
+        lambda: score(twin, images[:2], num_inference_steps=2),
+    ):
+        with meanwhile(pipe, other, entries=(1, 3)):
+            assert torch.equal(sample(), alone)
+        with meanwhile(pipe, other):
+            assert same(score(pipe, images[:2]), scored)
+        assert pipe.unet.training and pipe.unet.conv_out.training and not pipe.unet.conv_in.training
+    # As users of diffusers expect, the scheduler shows the last grid.
+    pipe(inference_timesteps=[6, 3])
+    assert pipe.scheduler.timesteps.tolist() == [6, 3]
+
+
+def test_the_last_of_several_evaluations_restores_the_mode(pipe):
+    pipe.unet.train()
+    first, second = pipe.network.evaluating(), pipe.network.evaluating()
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(part.training for part in pipe.unet.modules())
+    second.__exit__(None, None, None)
+    assert all(part.training for part in pipe.unet.modules())
+    pipe.unet.eval()
+    with pipe.network.evaluating():
+        pipe.unet.train()  # as a training loop may
+    assert pipe.unet.training
 
 
 def test_clipping_can_be_overridden(pipe, images):

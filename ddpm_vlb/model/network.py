@@ -10,12 +10,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import UNet2DModel
 
 from ..checks import nan_unless_finite
+
+# How often each part of the networks that are being evaluated is entered, and whether it was in training before the first time:
+# networks have parts in common, and threads networks.
+_ENTRIES: WeakKeyDictionary[torch.nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+_LOCK = Lock()
 
 
 class Network:
@@ -92,14 +99,23 @@ class Network:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        r"""Dropout off, and every part of it back as it was afterwards."""
-        training = {module: module.training for module in self.module.modules()}
-        self.module.eval()
+        r"""Dropout off, and every part of it back as it was when the last of the threads that share it is done."""
+        parts = list(self.module.modules())
+        with _LOCK:
+            for part in parts:
+                entries, was_training = _ENTRIES.get(part, (0, part.training))
+                _ENTRIES[part] = entries + 1, was_training
+            self.module.eval()
         try:
             yield
         finally:
-            for module, was_training in training.items():
-                module.training = was_training
+            with _LOCK:
+                for part in parts:
+                    entries, was_training = _ENTRIES.pop(part)
+                    if entries > 1:
+                        _ENTRIES[part] = entries - 1, was_training
+                    elif was_training:  # and what somebody has put into training meanwhile stays there
+                        part.training = True
 
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""

@@ -4,6 +4,7 @@ Both ways to score images are made of it: the full sweep, every image at every s
 (`sampled_bound/`). A batch mixes images and timesteps freely.
 """
 
+import copy
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -193,6 +194,29 @@ def default_steps(scheduler: Any, num_inference_steps: int | None, inference_tim
     if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
         return num_inference_steps
     return calibration.num_inference_steps
+
+
+def scheduler_of_run(scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> Any:
+    r"""A copy of a scheduler for one sampling run, set to its grid: what other threads do with the scheduler does not reach it.
+    The scheduler itself shows the last grid, as diffusers' do.
+
+    Args:
+        scheduler: any of diffusers'.
+        num_inference_steps, inference_timesteps: as `VLBDDPMPipeline.__call__`.
+
+    Raises:
+        ValueError: a grid outside the scheduler's.
+    """
+    num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
+    if inference_timesteps is not None:
+        grid: dict[str, Any] = {"timesteps": inference_timesteps}
+    else:
+        default = min(1000, scheduler.config.num_train_timesteps)
+        grid = {"num_inference_steps": default if num_inference_steps is None else num_inference_steps}
+    own = copy.copy(scheduler)
+    own.set_timesteps(**grid)
+    scheduler.set_timesteps(**grid)
+    return own
 
 
 def check_calibration(scheduler: Any, network: Network) -> None:
