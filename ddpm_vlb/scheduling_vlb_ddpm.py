@@ -7,12 +7,13 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 
 import inspect
 import operator
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 # diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
@@ -44,9 +45,29 @@ class _Steps(NamedTuple):
 
     timesteps: torch.Tensor
     grid: list[int]
-    config: Any
+    variance_type: str
+    calibration: dict[str, Any] | None
     alphas_cumprod: torch.Tensor
     coefficients: dict[int, StepCoefficients]
+
+
+class SchedulerConfig(FrozenDict):
+    r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
+
+    diffusers' own means to forbid assigning and does not; an entry that was assigned then has two values, of which its
+    schedulers compute with the attribute, and save the item.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
+            # `from_config` would drop it.
+            self["_use_default_values"] = [other for other in defaults if other != name]
+        object.__setattr__(self, name, value)
+        if not name.startswith("_FrozenDict__"):
+            OrderedDict.__setitem__(self, name, value)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
 
 
 class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
@@ -55,6 +76,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
 
     Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, noise in
     low precision, grids with a step -1) this class is right. Timesteps are zero-based.
+
+    What is assigned to an entry of `config` holds for sampling, scoring, reports and files alike. The number of steps and the
+    betas, of which the tables were built, are refused when they have changed: make a new scheduler with `from_config`.
 
     Parameters:
         num_train_timesteps (`int`, defaults to 1000):
@@ -125,13 +149,18 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        # diffusers takes what is passed by position for a default, and `from_config` would drop it.
-        parameters = inspect.signature(type(self).__init__).parameters
-        if "_use_default_values" in self.config:
-            defaults = [n for n in self.config["_use_default_values"] if is_default(self.config[n], parameters[n].default)]
-            self.register_to_config(_use_default_values=defaults)
         self._build_tables()
         self._steps: _Steps | None = None
+
+    def register_to_config(self, **kwargs):
+        r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
+        super().register_to_config(**kwargs)
+        config = self._internal_dict = SchedulerConfig(self._internal_dict)
+        # diffusers takes what is passed by position, or registered later, for a default, and `from_config` would drop it.
+        parameters = inspect.signature(type(self).__init__).parameters
+        if "_use_default_values" in config:
+            used = config["_use_default_values"]
+            config["_use_default_values"] = [name for name in used if is_default(config[name], parameters[name].default)]
 
     def push_to_hub(
         self,
@@ -220,24 +249,30 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         self._use_grid(own, grid)
 
     def _use_grid(self, timesteps: torch.Tensor, grid: list[int]) -> _Steps:
-        steps, config, alphas = self._steps, self.config, self.alphas_cumprod
+        self._check_configuration()
+        steps, alphas = self._steps, self.alphas_cumprod
+        variance_type, calibration = self.config.variance_type, self.config.get("calibration")
         valid = [step for step in grid if 0 <= step < len(alphas)]
-        if steps is not None and steps.grid == valid and steps.config is config and steps.alphas_cumprod is alphas:
+        if steps is not None and steps.grid == valid and self._are_of_configuration(steps) and steps.alphas_cumprod is alphas:
             steps = steps._replace(timesteps=timesteps)
         else:
             calibrated = None
-            if config.get("calibration") is not None and valid:
+            if calibration is not None and valid:
                 calibrated = calibrated_steps(self.reverse_process(valid))
-            coefficients = step_coefficients(alphas, valid, config.variance_type, calibrated)
-            steps = _Steps(timesteps, valid, config, alphas, coefficients)
+            coefficients = step_coefficients(alphas, valid, variance_type, calibrated)
+            steps = _Steps(timesteps, valid, variance_type, calibration, alphas, coefficients)
         # At once: other threads find a grid with its own coefficients, or make them anew.
         self._steps = steps
         return steps
 
+    def _are_of_configuration(self, steps: _Steps) -> bool:
+        config = self.config
+        return steps.variance_type is config.variance_type and steps.calibration is config.get("calibration")
+
     def _coefficients(self, timestep) -> StepCoefficients:
         steps = self._steps
         # Never set, assigned from outside, or another configuration.
-        if steps is None or steps.timesteps is not self.timesteps or steps.config is not self.config:
+        if steps is None or steps.timesteps is not self.timesteps or not self._are_of_configuration(steps):
             timesteps = self.timesteps
             grid = check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps)
             steps = self._use_grid(timesteps, grid)
@@ -360,6 +395,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         return (signal * noise - spread * sample).to(sample.dtype)
 
     def _signal_and_noise(self, timesteps, samples, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check_configuration()
         if not samples.is_floating_point() or noise.shape != samples.shape:
             raise ValueError(
                 "Samples must be floating-point and `noise` of their shape,"

@@ -206,8 +206,10 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     """
     if isinstance(scheduler, VLBDDPMScheduler):
         return scheduler
-    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
-    config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position. And attributes: where
+    # one was assigned, the scheduler computes with it, and its item is still the old one.
+    stock = getattr(scheduler, "config", {})
+    config = {key: getattr(stock, key, value) for key, value in stock.items() if key != "_use_default_values"}
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
