@@ -94,6 +94,16 @@ class NonFiniteOutput(ValueError):
         super().__init__(f"`unet` must give finite outputs, got {got}{where}{'' if share is None else f' ({share})'}.{hint}")
 
 
+def nan_unless_finite(model_output: torch.Tensor) -> torch.Tensor:
+    r"""A network's output `(B, C, H, W)`, all NaN for an image where some of it is not finite: of an overflow clipping would
+    make a number, of NaN nothing does. Nothing here waits for the device."""
+    if not model_output.is_floating_point():
+        return model_output
+    finite = torch.isfinite(model_output).flatten(1).all(dim=1).reshape(-1, *[1] * (model_output.ndim - 1))
+    # A product with 1 is exact, and one with NaN gives NaN gradients: `where` would give an overflow none.
+    return model_output * torch.where(finite, 1.0, torch.nan).to(model_output.dtype)
+
+
 def check_finite(terms: torch.Tensor, grid: list[int], dtype: torch.dtype | None = None) -> None:
     r"""Raise `NonFiniteOutput` for terms `(N, K)` in bits/dim that are not finite; `grid` names the K timesteps."""
     bad = (~torch.isfinite(terms)).nonzero()

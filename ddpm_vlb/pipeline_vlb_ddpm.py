@@ -33,7 +33,7 @@ from .hub.push import check_repository, push_folder
 from .hub.repository import check_savable, saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
 from .model.network import DEFAULT_MODULE, Network, network_of
-from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
+from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed
 from .reports.schema import Report
 from .sampled_bound.draw_scorer import estimate_frame, evaluating_at_once, known_parts
@@ -270,12 +270,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         labels = network.check_class_labels(class_labels, batch_size)
         check_sampler(self.scheduler, network, inference_timesteps=inference_timesteps, draw_from_decoder=draw_from_decoder)
         check_calibration(self.scheduler, network)
-        num_inference_steps = default_steps(self.scheduler, num_inference_steps, inference_timesteps)
-        if inference_timesteps is not None:
-            self.scheduler.set_timesteps(timesteps=inference_timesteps)
-        else:
-            default = min(1000, self.scheduler.config.num_train_timesteps)
-            self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
+        scheduler = scheduler_of_run(self.scheduler, num_inference_steps, inference_timesteps)
         if network.size is None:
             raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
         dtype, shape = network.dtype, (batch_size, network.channels, *network.size)
@@ -284,15 +279,15 @@ class VLBDDPMPipeline(DDPMPipeline):
         image = image.to(torch.promote_types(dtype, torch.float32))
 
         labels = None if labels is None else labels.to(device)
-        timesteps = self.scheduler.timesteps.to(device)
+        timesteps = scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
         with network.evaluating():
-            for timestep, on_device in zip(cast(Any, self).progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
+            for timestep, on_device in zip(cast(Any, self).progress_bar(scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()
-                latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
+                latents, image = image, scheduler.step(model_output, timestep, image, generator=generator).prev_sample
         if draw_from_decoder and finite:
-            image = self.scheduler.draw_from_decoder(model_output, timestep, latents, generator)
+            image = scheduler.draw_from_decoder(model_output, timestep, latents, generator)
 
         if not finite:
             raise NonFiniteOutput(f"NaN or infinity with dtype {str(dtype)[6:]}", dtype=dtype)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import to_working, working_dtype
+from .checks import nan_unless_finite, to_working, working_dtype
 from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess
 from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance, row_named
@@ -120,7 +120,8 @@ class ReverseProcess:
         return betas if self.learns_variance else torch.cat([self.min_log_variance[:1], betas[1:]])
 
     def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
+        r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape; all NaN
+        for an image where some of the output is not finite.
 
         Raises:
             ValueError: a number of channels that does not fit the variance type.
@@ -131,6 +132,7 @@ class ReverseProcess:
                 f"`model_output` must have {expected} channels for {num_channels}-channel images with"
                 f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
             )
+        model_output = nan_unless_finite(model_output)
         if not self.learns_variance:
             return model_output, None
         prediction, variance = model_output.split(num_channels, dim=1)

@@ -5,6 +5,7 @@ bound. The maths is in `forward_process.py`, `reverse_process.py`, `bound.py` an
 who hold a scheduler.
 """
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -37,11 +38,13 @@ class BoundMixin:
     r"""What `VLBDDPMScheduler` knows of the likelihood; made for a class with diffusers' `config` of a DDPM."""
 
     config: Any
+    alphas_cumprod: torch.Tensor
 
     def _build_tables(self) -> None:
         r"""Build what scoring is made from; called once, when the configuration is there."""
-        self._built_from = self._schedule_config()
+        self._built_from = copy.deepcopy(self._schedule_config())
         self._forward_betas = make_betas(**{name: self.config[name] for name in SCHEDULE_KEYS})
+        self._built_alphas_cumprod = self.alphas_cumprod.clone()
         self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
         self._calibration: Calibration | None = None
@@ -52,12 +55,13 @@ class BoundMixin:
         Raises:
             ValueError: betas that cannot be scored (outside (0, 1), or not T of them), a bad sub-sequence.
         """
-        for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
-            if built is not now and not is_default(now, built):
-                raise ValueError(
-                    f"`{name}` must be what the scheduler was built from, {built!r}, for the model to be scored, got {now!r}."
-                    " Make a new scheduler with `from_config`."
-                )
+        self._check_configuration()
+        built = self._built_alphas_cumprod
+        if not torch.equal(self.alphas_cumprod.to(built), built):
+            raise ValueError(
+                "`alphas_cumprod` must be the scheduler's own for the model to be scored, got others. Make a new scheduler with"
+                " `from_config(..., trained_betas=...)`."
+            )
         num_steps = self.config.num_train_timesteps
         if len(self._forward_betas) != num_steps:
             raise ValueError(
@@ -76,6 +80,15 @@ class BoundMixin:
             self._forward_processes[key] = process
         return process
 
+    def _check_configuration(self) -> None:
+        r"""Raise `ValueError` where the configuration does not say any more what the tables were built from."""
+        for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
+            if not is_default(now, built):
+                raise ValueError(
+                    f"`{name}` must be what the scheduler was built from, {built!r}, got {now!r}."
+                    f" Make a new scheduler with `from_config(..., {name}=...)`."
+                )
+
     def _schedule_config(self) -> list[Any]:
         return [self.config[name] for name in SCHEDULE_KEYS]
 
@@ -92,13 +105,13 @@ class BoundMixin:
         calibration = self._calibration
         if calibration is None or calibration.config is not config:
             calibration = Calibration(config, self.forward_process())
-            for name in MADE_FOR:
-                if config.get(name) != self.config[name]:
-                    raise ValueError(
-                        f"`calibration` must be of this model, got one for {name} = {config.get(name)!r}, not"
-                        f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
-                    )
-            self._calibration = calibration
+        for name in MADE_FOR:
+            if config.get(name) != self.config[name]:
+                raise ValueError(
+                    f"`calibration` must be of this model, got one for {name} = {config.get(name)!r}, not"
+                    f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+                )
+        self._calibration = calibration
         return calibration
 
     def reverse_process(
@@ -277,6 +290,8 @@ class BoundMixin:
 
 def is_default(value: Any, default: Any) -> bool:
     r"""Whether a value of a configuration is what it was or would be."""
+    if isinstance(value, torch.Tensor) and isinstance(default, torch.Tensor):
+        return torch.equal(value, default)
     if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
-        return value is default
+        return type(value) is type(default) and np.array_equal(value, default)
     return value == default

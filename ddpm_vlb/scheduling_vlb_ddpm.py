@@ -7,12 +7,13 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 
 import inspect
 import operator
-from typing import TYPE_CHECKING, Any, Literal
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 # diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
@@ -39,12 +40,45 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
+class _Steps(NamedTuple):
+    r"""The coefficients of a grid, and what they were made from."""
+
+    timesteps: torch.Tensor
+    grid: list[int]
+    variance_type: str
+    calibration: dict[str, Any] | None
+    alphas_cumprod: torch.Tensor
+    coefficients: dict[int, StepCoefficients]
+
+
+class SchedulerConfig(FrozenDict):
+    r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
+
+    diffusers' own means to forbid assigning and does not; an entry that was assigned then has two values, of which its
+    schedulers compute with the attribute, and save the item.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
+            # `from_config` would drop it.
+            self["_use_default_values"] = [other for other in defaults if other != name]
+        object.__setattr__(self, name, value)
+        if not name.startswith("_FrozenDict__"):
+            OrderedDict.__setitem__(self, name, value)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+
 class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
     r"""
     A `DDPMScheduler` that knows the likelihood of its model: exact posteriors, and every term of the variational bound.
 
     Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, noise in
     low precision, grids with a step -1) this class is right. Timesteps are zero-based.
+
+    What is assigned to an entry of `config` holds for sampling, scoring, reports and files alike. The number of steps and the
+    betas, of which the tables were built, are refused when they have changed: make a new scheduler with `from_config`.
 
     Parameters:
         num_train_timesteps (`int`, defaults to 1000):
@@ -115,14 +149,18 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        # diffusers takes what is passed by position for a default, and `from_config` would drop it.
-        parameters = inspect.signature(type(self).__init__).parameters
-        if "_use_default_values" in self.config:
-            defaults = [n for n in self.config["_use_default_values"] if is_default(self.config[n], parameters[n].default)]
-            self.register_to_config(_use_default_values=defaults)
         self._build_tables()
-        self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
-        self._step_coefficients: dict[int, StepCoefficients] = {}
+        self._steps: _Steps | None = None
+
+    def register_to_config(self, **kwargs):
+        r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
+        super().register_to_config(**kwargs)
+        config = self._internal_dict = SchedulerConfig(self._internal_dict)
+        # diffusers takes what is passed by position, or registered later, for a default, and `from_config` would drop it.
+        parameters = inspect.signature(type(self).__init__).parameters
+        if "_use_default_values" in config:
+            used = config["_use_default_values"]
+            config["_use_default_values"] = [name for name in used if is_default(config[name], parameters[name].default)]
 
     def push_to_hub(
         self,
@@ -207,29 +245,42 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
                 f" got {num_inference_steps!r} and {timesteps!r}."
             )
         self.custom_timesteps = timesteps is not None
-        self.timesteps = torch.tensor(grid, device=device)
-        self._use_grid(grid)
+        self.timesteps = own = torch.tensor(grid, device=device)
+        self._use_grid(own, grid)
 
-    def _use_grid(self, grid: list[int]) -> None:
-        self._step_grid, self._step_config = self.timesteps, self.config
-        valid = [step for step in grid if 0 <= step < len(self.alphas_cumprod)]
-        made_from = (self.config, self.alphas_cumprod)
-        if self._step_key is None or self._step_key != valid or any(a is not b for a, b in zip(made_from, self._made_from)):
+    def _use_grid(self, timesteps: torch.Tensor, grid: list[int]) -> _Steps:
+        self._check_configuration()
+        steps, alphas = self._steps, self.alphas_cumprod
+        variance_type, calibration = self.config.variance_type, self.config.get("calibration")
+        valid = [step for step in grid if 0 <= step < len(alphas)]
+        if steps is not None and steps.grid == valid and self._are_of_configuration(steps) and steps.alphas_cumprod is alphas:
+            steps = steps._replace(timesteps=timesteps)
+        else:
             calibrated = None
-            if self.config.get("calibration") is not None and valid:
+            if calibration is not None and valid:
                 calibrated = calibrated_steps(self.reverse_process(valid))
-            coefficients = step_coefficients(self.alphas_cumprod, valid, self.config.variance_type, calibrated)
-            self._step_key, self._made_from, self._step_coefficients = valid, made_from, coefficients
+            coefficients = step_coefficients(alphas, valid, variance_type, calibrated)
+            steps = _Steps(timesteps, valid, variance_type, calibration, alphas, coefficients)
+        # At once: other threads find a grid with its own coefficients, or make them anew.
+        self._steps = steps
+        return steps
+
+    def _are_of_configuration(self, steps: _Steps) -> bool:
+        config = self.config
+        return steps.variance_type is config.variance_type and steps.calibration is config.get("calibration")
 
     def _coefficients(self, timestep) -> StepCoefficients:
+        steps = self._steps
         # Never set, assigned from outside, or another configuration.
-        if self._step_grid is not self.timesteps or self._step_config is not self.config:
-            self._use_grid(check_inference_timesteps(self.timesteps.tolist(), self.config.num_train_timesteps))
+        if steps is None or steps.timesteps is not self.timesteps or not self._are_of_configuration(steps):
+            timesteps = self.timesteps
+            grid = check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps)
+            steps = self._use_grid(timesteps, grid)
         try:
             step = timestep if type(timestep) is int else operator.index(timestep)
         except TypeError:
             raise ValueError(f"`timestep` must be one integer, got {timestep!r}.") from None
-        coefficients = self._step_coefficients.get(step)
+        coefficients = steps.coefficients.get(step)
         if coefficients is None:
             raise ValueError(
                 f"`timestep` must be one of the scheduler's `timesteps` in [0, {len(self.alphas_cumprod)}), got {step}."
@@ -344,6 +395,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         return (signal * noise - spread * sample).to(sample.dtype)
 
     def _signal_and_noise(self, timesteps, samples, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check_configuration()
         if not samples.is_floating_point() or noise.shape != samples.shape:
             raise ValueError(
                 "Samples must be floating-point and `noise` of their shape,"

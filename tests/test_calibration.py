@@ -348,7 +348,13 @@ def test_another_models_calibration_is_refused(one):
         pipe = quiet(VLBDDPMPipeline(tiny_unet(), other))
         with pytest.raises(ValueError, match=message):
             pipe.evaluate_nll(images)
+    late = quiet(VLBDDPMPipeline(tiny_unet(), scheduler()))
+    late(1), late.evaluate_nll(images)  # it has been checked by now
+    late.scheduler.config.variance_type = "fixed_large"
     wide = quiet(VLBDDPMPipeline(tiny_unet(block_out_channels=(8,)), scheduler()))
+    for use in (late.evaluate_nll, lambda images: late(1)):
+        with pytest.raises(ValueError, match="one for variance_type = 'fixed_small', not 'fixed_large'"):
+            use(images)
     for use in (wide.evaluate_nll, lambda images: wide(1)):
         with pytest.raises(ValueError, match="`calibration` must be of a network like this one, got one on digits"):
             use(images)

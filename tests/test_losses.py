@@ -68,6 +68,32 @@ def test_clipping_is_honoured_as_configured_and_can_be_overridden():
         assert (gradient != 0).all() == (clip_sample is False)
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("variance_type", ["fixed_small", "learned_range"])
+def test_an_output_that_is_not_finite_has_no_terms_and_no_gradient(variance_type, value):
+    scheduler = VLBDDPMScheduler(num_pixel_levels=17, variance_type=variance_type)
+    steps = torch.tensor([0, 0, 500, 500])
+    x, noise, latents = batch(scheduler, steps)
+    output = torch.cat([noise, noise], dim=1) if variance_type == "learned_range" else noise.clone()
+    broken = output.clone()
+    broken[[1, 3], -1, 2, 3] = value  # which clipping would hide in the mean, and `simple` in the variance
+    good = [True, False, True, False]
+
+    def terms_of(output):
+        yield scheduler.vlb_terms(output, x, latents, steps)
+        for loss_type in ("simple", "vlb", "hybrid"):
+            yield scheduler.training_loss(output, x, noise, latents, steps, loss_type)
+        yield from scheduler.p_mean_variance(output, latents, steps)[::3]
+
+    for whole, part in zip(terms_of(output), terms_of(broken)):
+        assert torch.isfinite(part).reshape(4, -1).all(dim=1).tolist() == good
+        assert torch.isnan(part[[1, 3]]).all() and torch.equal(part[[0, 2]], whole[[0, 2]])
+    broken.requires_grad_()
+    scheduler.training_loss(broken, x, noise, latents, steps).sum().backward()
+    # A scaler of half-precision gradients leaves such a step out.
+    assert torch.isnan(broken.grad[[1, 3], 0]).all() and torch.isfinite(broken.grad[[0, 2]]).all()
+
+
 def test_refusals():
     scheduler = VLBDDPMScheduler()
     x = torch.zeros(2, 1, 4, 4)

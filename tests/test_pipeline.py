@@ -1,7 +1,9 @@
+import copy
 import json
 import math
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -15,7 +17,12 @@ from safetensors.torch import load_file, save_file
 from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
-from ddpm_vlb.evaluation import make_report
+from ddpm_vlb.calibration import calibrate
+from ddpm_vlb.checks import NonFiniteOutput
+from ddpm_vlb.evaluation import estimate_nll, evaluate, make_report
+from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
+from ddpm_vlb.likelihoods.probability_flow import ode_nll
+from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 TERMS = ("bits_per_dim", "prior", "transitions", "decoder")
@@ -152,6 +159,60 @@ def test_dropout_is_off(images):
     assert same(score(pipe, images), score(pipe, images))
 
 
+def meanwhile(pipe, other, entries=(1,)):
+    r"""At these of its calls, the network first waits for another thread to be done with `other`."""
+    calls = []
+
+    def wait(*_):
+        calls.append(None)
+        if len(calls) in entries:
+            thread = Thread(target=other)
+            thread.start()
+            thread.join()
+
+    return pipe.unet.register_forward_pre_hook(wait)
+
+
+def test_threads_that_share_a_pipeline_do_not_disturb_each_other(images):
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(dropout=0.5).train(), VLBDDPMScheduler(8, num_pixel_levels=17)))
+    pipe.unet.conv_in.eval()
+    twin = quiet(VLBDDPMPipeline(copy.copy(pipe.unet), pipe.scheduler))  # another module, of the same parts
+
+    def sample():
+        return pipe(generator=generator(), num_inference_steps=4, output_type="pt").images
+
+    alone, scored = sample(), score(pipe, images[:2])
+    for other in (
+        lambda: pipe(num_inference_steps=8),
+        lambda: pipe(inference_timesteps=[6, 3], draw_from_decoder=True),
+        lambda: twin(num_inference_steps=2),
+        lambda: pipe.scheduler.set_timesteps(3),
+        lambda: score(twin, images[:2], num_inference_steps=2),
+    ):
+        with meanwhile(pipe, other, entries=(1, 3)):
+            assert torch.equal(sample(), alone)
+        with meanwhile(pipe, other):
+            assert same(score(pipe, images[:2]), scored)
+        assert pipe.unet.training and pipe.unet.conv_out.training and not pipe.unet.conv_in.training
+    # As users of diffusers expect, the scheduler shows the last grid.
+    pipe(inference_timesteps=[6, 3])
+    assert pipe.scheduler.timesteps.tolist() == [6, 3]
+
+
+def test_the_last_of_several_evaluations_restores_the_mode(pipe):
+    pipe.unet.train()
+    first, second = pipe.network.evaluating(), pipe.network.evaluating()
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(part.training for part in pipe.unet.modules())
+    second.__exit__(None, None, None)
+    assert all(part.training for part in pipe.unet.modules())
+    pipe.unet.eval()
+    with pipe.network.evaluating():
+        pipe.unet.train()  # as a training loop may
+    assert pipe.unet.training
+
+
 def test_clipping_can_be_overridden(pipe, images):
     clipped, free = score(pipe, images), score(pipe, images, clip_sample=False)
     assert clipped.config["clip_sample"] and not free.config["clip_sample"]
@@ -231,6 +292,35 @@ def test_networks_whose_output_is_not_finite(pipe, images, value):
         pipe.unet.conv_out.bias.fill_(value)
     with pytest.raises(ValueError, match="`unet` must give finite outputs.*image 0 at timestep 0"):
         score(pipe, images)
+
+
+@pytest.mark.parametrize(
+    "number_of",
+    [
+        lambda pipe, x: score(pipe, x, method="sampled"),
+        lambda pipe, x: importance_weighted_nll(pipe, x, k=2),
+        lambda pipe, x: ode_nll(pipe, x),
+        lambda pipe, x: rate_distortion(pipe, x),
+        lambda pipe, x: progressive_decoding(pipe, x, [9, 3]),
+        lambda pipe, x: estimate_nll(pipe, x, [0, 1], 4),
+        lambda pipe, x: evaluate(pipe, x, quiet=True, max_evaluations=100),
+        lambda pipe, x: calibrate(pipe, x.repeat(8, 1, 1, 1), evaluations=320, quiet=True),
+        lambda pipe, x: pipe(num_inference_steps=2),
+    ],
+    ids=["sampled", "iw", "ode", "rate_distortion", "progressive_decoding", "stratified", "evaluate", "calibrate", "sampling"],
+)
+def test_no_number_is_made_of_an_overflow(number_of, pipe, images):
+    assert pipe.scheduler.config.clip_sample  # which would turn an infinite prediction into an end of the range
+    stock = pipe.unet.forward
+
+    def overflowing(sample, timestep, **arguments):
+        output = stock(sample, timestep, **arguments)
+        output.sample = output.sample + sample.new_zeros(8, 8).index_fill(0, torch.tensor([7]), math.inf)
+        return output
+
+    pipe.unet.forward = overflowing
+    with pytest.raises(NonFiniteOutput, match="`unet` must give finite outputs"):
+        number_of(pipe, images[:2])
 
 
 # Images.

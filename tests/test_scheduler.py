@@ -11,9 +11,9 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
-from tiny import generator
+from tiny import generator, quiet, tiny_unet
 
-from ddpm_vlb import VLBDDPMScheduler
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.checkpoints.loading import upgrade_scheduler
 from ddpm_vlb.pixel_grid import levels_to_samples
 
@@ -183,6 +183,69 @@ def test_a_configuration_changed_afterwards_is_not_scored_with_the_old_tables():
         scheduler.register_to_config(**change)
         with pytest.raises(ValueError, match="must be what the scheduler was built from"):
             scheduler.prior_kl(torch.zeros(1, 1, 2, 2))
+
+
+SETTINGS = {
+    "variance_type": "fixed_large",
+    "clip_sample": False,
+    "clip_sample_range": 0.5,
+    "thresholding": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+    "num_pixel_levels": 17,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("assign", [setattr, lambda config, *entry: config.__setitem__(*entry)], ids=["attribute", "item"])
+def test_what_is_assigned_to_the_configuration_holds_everywhere(name, assign, tmp_path):
+    def use(scheduler):
+        pipe = quiet(VLBDDPMPipeline(tiny_unet(), scheduler))
+        image = pipe(generator=generator(), num_inference_steps=3, output_type="pt").images
+        out = pipe.evaluate_nll(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), generator=generator(), num_inference_steps=3)
+        return image, out.bits_per_dim, out.config
+
+    image, bits, said = use(VLBDDPMScheduler(8, **{name: SETTINGS[name]}))
+    scheduler = VLBDDPMScheduler(8)
+    use(scheduler)  # what is kept of it is of the old configuration
+    assign(scheduler.config, name, SETTINGS[name])
+    scheduler.save_pretrained(tmp_path)
+    anew, read = VLBDDPMScheduler.from_config(scheduler.config), VLBDDPMScheduler.from_pretrained(tmp_path)
+    for ours in (scheduler, copy.deepcopy(scheduler), anew, read):
+        new_image, new_bits, new_said = use(ours)
+        assert torch.equal(new_image, image) and torch.equal(new_bits, bits) and new_said == said
+        assert ours.config[name] == getattr(ours.config, name) == SETTINGS[name]
+
+
+def test_an_attribute_that_was_assigned_to_a_stock_configuration_is_taken_over():
+    stock = DDPMScheduler(8)
+    stock.config.variance_type = "fixed_large"
+    config = upgrade_scheduler(stock).config
+    assert config.variance_type == config["variance_type"] == "fixed_large"
+
+
+def test_other_betas_are_refused_by_all_that_would_use_the_old_ones():
+    x = torch.zeros(1, 1, 2, 2)
+    for name, value in {"beta_end": 0.5, "num_train_timesteps": 50, "rescale_betas_zero_snr": True}.items():
+        scheduler = VLBDDPMScheduler(8)
+        setattr(scheduler.config, name, value)
+        for use in (
+            lambda scheduler: scheduler.set_timesteps(4),
+            lambda scheduler: scheduler.step(x, 3, x),
+            lambda scheduler: scheduler.add_noise(x, x, torch.tensor([3])),
+            lambda scheduler: scheduler.vlb_terms(x, x, x, 3),
+        ):
+            with pytest.raises(ValueError, match=rf"`{name}` must be what .*, got {value}.*from_config\(\.\.\., {name}="):
+                use(scheduler)
+    changed_in_place = VLBDDPMScheduler(8, trained_betas=[0.1] * 8)
+    changed_in_place.config.trained_betas[3] = 0.2
+    with pytest.raises(ValueError, match="`trained_betas` must be what the scheduler was built from"):
+        changed_in_place.prior_kl(x)
+    other_tables = VLBDDPMScheduler(8)
+    other_tables.alphas_cumprod = other_tables.alphas_cumprod.flip(0)
+    with pytest.raises(ValueError, match="`alphas_cumprod` must be the scheduler's own"):
+        other_tables.prior_kl(x)
 
 
 def test_timesteps_assigned_from_outside_are_checked():

@@ -207,9 +207,11 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     """
     if isinstance(scheduler, VLBDDPMScheduler):
         return scheduler
-    # Values, not the record of which were defaults: `from_config` would drop what was passed by position. And none that only
-    # the other scheduler knows, such as DPM-Solver's infinite `lambda_min_clipped`: they would be saved, and mean nothing.
-    config = dict(getattr(scheduler, "config", {}))
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position. Attributes: where one
+    # was assigned, the scheduler computes with it, and its item is still the old one. And none that only the other scheduler
+    # knows, such as DPM-Solver's infinite `lambda_min_clipped`: they would be saved, and mean nothing.
+    stock = getattr(scheduler, "config", {})
+    config = {key: getattr(stock, key, value) for key, value in stock.items()}
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}

@@ -239,7 +239,10 @@ class Flow:
             noise, traces = self.divergence(u, log_sigma, probes, labels)
             # Over log sigma: d sigma is sigma d log sigma.
             change = torch.cat([noise.flatten(), (weight * traces.sum())[None]]) * math.exp(log_sigma)
-            return change.double().cpu().numpy()
+            change = change.double().cpu().numpy()
+            if not np.isfinite(change).all():  # of NaN the solver knows no more than that its steps are too long
+                raise NonFiniteOutput("others along the ODE", dtype=self.scorer.dtype)
+            return change
 
         solution = solve_ivp(velocity, self.ends, np.append(start, 0.0), method="RK45", rtol=rtol, atol=atol)
         if not solution.success:

@@ -156,6 +156,10 @@ def progressive_decoding(
             q = forward.q_step_mean_variance(latents, timestep)
             latents = q.mean + q.variance.sqrt() * noise.to(latents)
             prediction, _ = scorer.reverse.predict(scorer.network(latents, timestep, labels), latents, timestep)
+            finite = torch.isfinite(prediction).flatten(1).all(dim=1)
+            if not bool(finite.all()):
+                image = int((~finite).nonzero()[0])
+                raise NonFiniteOutput("others", image=image, timestep=timestep, dtype=scorer.dtype)
             shown.append(((prediction + 1) / 2 * steps).round().clamp(0, steps).to(levels.dtype).cpu())
     pipe.maybe_free_model_hooks()
     return torch.stack(shown[::-1])

@@ -10,10 +10,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import UNet2DModel
+
+from ..checks import nan_unless_finite
+
+# How often each part of the networks that are being evaluated is entered, and whether it was in training before the first time:
+# networks have parts in common, and threads networks.
+_ENTRIES: WeakKeyDictionary[torch.nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+_LOCK = Lock()
 
 
 class Network:
@@ -50,7 +59,7 @@ class Network:
     def __call__(
         self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        r"""The network's output.
+        r"""The network's output, all NaN for an image where some of it is not finite.
 
         Args:
             noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
@@ -60,7 +69,7 @@ class Network:
         """
         labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
         on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return self.output(noisy_samples.to(self.dtype), on_device, labels)
+        return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
 
     @property
     def device(self) -> torch.device:
@@ -90,14 +99,23 @@ class Network:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        r"""Dropout off, and every part of it back as it was afterwards."""
-        training = {module: module.training for module in self.module.modules()}
-        self.module.eval()
+        r"""Dropout off, and every part of it back as it was when the last of the threads that share it is done."""
+        parts = list(self.module.modules())
+        with _LOCK:
+            for part in parts:
+                entries, was_training = _ENTRIES.get(part, (0, part.training))
+                _ENTRIES[part] = entries + 1, was_training
+            self.module.eval()
         try:
             yield
         finally:
-            for module, was_training in training.items():
-                module.training = was_training
+            with _LOCK:
+                for part in parts:
+                    entries, was_training = _ENTRIES.pop(part)
+                    if entries > 1:
+                        _ENTRIES[part] = entries - 1, was_training
+                    elif was_training:  # and what somebody has put into training meanwhile stays there
+                        part.training = True
 
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""

@@ -4,6 +4,7 @@ Both ways to score images are made of it: the full sweep, every image at every s
 (`sampled_bound/`). A batch mixes images and timesteps freely.
 """
 
+import copy
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -136,12 +137,9 @@ class Scorer:
         noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
         model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
         # The levels were checked once, on the CPU.
-        nats = vlb_terms(
+        return vlb_terms(
             self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False
         )
-        # Clipping would make a number of an overflow.
-        finite = torch.isfinite(model_output).flatten(1).all(dim=1)
-        return torch.where(finite, nats, torch.nan)
 
 
 def make_scorer(
@@ -203,6 +201,29 @@ def default_steps(
 def calibration_of(scheduler: Any) -> Any:
     r"""The calibration that a scheduler samples by; another than ours may hold one in its configuration, and knows it not."""
     return scheduler.calibration if hasattr(type(scheduler), "calibration") else None
+
+
+def scheduler_of_run(scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> Any:
+    r"""A copy of a scheduler for one sampling run, set to its grid: what other threads do with the scheduler does not reach it.
+    The scheduler itself shows the last grid, as diffusers' do.
+
+    Args:
+        scheduler: any of diffusers'.
+        num_inference_steps, inference_timesteps: as `VLBDDPMPipeline.__call__`.
+
+    Raises:
+        ValueError: a grid outside the scheduler's.
+    """
+    num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
+    if inference_timesteps is not None:
+        grid: dict[str, Any] = {"timesteps": inference_timesteps}
+    else:
+        default = min(1000, scheduler.config.num_train_timesteps)
+        grid = {"num_inference_steps": default if num_inference_steps is None else num_inference_steps}
+    own = copy.copy(scheduler)
+    own.set_timesteps(**grid)
+    scheduler.set_timesteps(**grid)
+    return own
 
 
 def check_calibration(scheduler: Any, network: Network) -> None:

@@ -99,6 +99,8 @@ def compute(
                 _show(chosen, x, predicted, f"x_{grid[index + 1]}", snapshots) + pictures.progress(index + 1, steps),
                 code,
             )
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("`unet` must give finite outputs, got others.")
     top = chosen.num_pixel_levels - 1
     levels = ((x + 1) / 2 * top).round().clamp(0, top).int().cpu()
     numbers = {
