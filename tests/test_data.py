@@ -74,8 +74,15 @@ def test_data_sets_of_the_datasets_library(tmp_path):
     rows.cast_column("image", ImageFeature()).to_parquet(tmp_path / "test-0.parquet")
     loaded = load_images(tmp_path, "test")
     assert np.array_equal(loaded.images[:, 0].numpy(), GREY) and loaded.labels.tolist() == [4, 3, 2, 1, 0]
+    assert open_images(tmp_path, "test").names is None
     with pytest.raises(ValueError, match="with the split 'train'"):
         load_images(tmp_path, "train")
+    for number, array in enumerate(GREY):
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+    files = Dataset.from_dict({"image": [str(tmp_path / f"{number}.png") for number in range(5)]})
+    (tmp_path / "named").mkdir()
+    files.cast_column("image", ImageFeature()).to_parquet(tmp_path / "named" / "test-0.parquet")
+    assert open_images(tmp_path / "named", "test").names == [f"{number}.png" for number in range(5)]
 
 
 def png_of_16_bit_colour(pixels):

@@ -1,4 +1,5 @@
 import copy
+import csv
 import json
 import math
 import pickle
@@ -13,7 +14,8 @@ from PIL import Image
 from tiny import generator, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.data.sources import Source
+from ddpm_vlb.data.image_sets import ImageSet, quantize_images
+from ddpm_vlb.data.sources import Source, open_images
 from ddpm_vlb.evaluation import compare, evaluate, make_report
 from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
 from ddpm_vlb.likelihoods.method import Columns, Method, Option
@@ -27,6 +29,7 @@ from ddpm_vlb.reports.schema import (
     Report,
     all_settings,
     check_context,
+    public_report,
     read_report,
     settings_that_are,
 )
@@ -257,10 +260,57 @@ def test_reports_that_do_not_belong_together_are_refused(pipe, images):
         ([merge_reports([one, two]), two], r"disjoint shards, or of the same, got shard \[1\] in both"),
         ([one, score(pipe, others, shard=(0, 2), seed=1)], r"got others in shard \[0\]"),
         ([one, {**two, "prior": 7.0}], "must have terms that sum to its total"),
+        (
+            [one, score(pipe, images, shard=(1, 2), max_images=10, max_evaluations=200)],
+            "must agree in config.max_images to be merged, got None and 10",
+        ),
+        (
+            [one, score(pipe, images[:10], shard=(1, 2), max_evaluations=200)],
+            r"one data set, got 12 images in shard \[0\] and 5 in shard \[1\] of 2",
+        ),
+        (
+            [one, one.with_settings(shard={"of": 2, "indices": [1]})],
+            "the same ones, with the SHA-256 .*, as the shards 0 and 1",
+        ),
     ]
     for reports, message in cases:
         with pytest.raises(ValueError, match=message):
             merge_reports(reports)
+    first, second = (score(pipe, images, shard=(index, 2), method="full", num_inference_steps=2) for index in range(2))
+    with pytest.raises(ValueError, match="must be of other images each, got image 4 in both"):
+        merge_reports([first, dict(second) | {"image_numbers": [1, 3, 4, *range(7, 23, 2)]}])
+
+
+@pytest.mark.parametrize("options", [EACH[name] for name in ("per image", "full", "iw")])
+def test_each_images_score_goes_by_its_number_name_and_label(pipe, tmp_path, options):
+    pixels = torch.randint(17, (5, 8, 8), generator=generator(1)).to(torch.uint8).numpy()
+    for number, array in enumerate(pixels):
+        (tmp_path / f"class-{number % 2}").mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / f"class-{number % 2}" / f"{number}.png")
+    folder = open_images(tmp_path)
+    names = [f"class-{number % 2}/{number}.png" for number in (0, 2, 4, 1, 3)]
+    options = {"quiet": True, "num_inference_steps": 3, **options}
+    parts = [evaluate(pipe, folder, shard=(index, 2), **options) for index in range(2)]
+    score_of = {name: score for report in parts for name, score in zip(report["image_names"], report["per_image"])}
+    for report in (*parts, merge_reports(parts[::-1])):
+        assert report["image_names"] == [names[number] for number in report["image_numbers"]]
+        write_scores(report, tmp_path / "scores.csv")
+        rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+        assert [int(row["image"]) for row in rows] == report.image_numbers == report["image_numbers"]
+        assert [row["name"] for row in rows] == report["image_names"]
+        assert [float(row["bits_per_dim"]) for row in rows] == [score_of[row["name"]] for row in rows]
+        # Names may tell of people: they stay at home.
+        assert "image_names" not in public_report(report, "me/tiny")
+    labels = [3, 1, 4, 1, 5]
+    labelled = ImageSet(torch.as_tensor(pixels)[:, None], 17, "arrays", labels=torch.tensor(labels))
+    for images in (labelled, quantize_images(labelled, 17)):
+        report = evaluate(pipe, images, method="iw", k=1, shard=(1, 2), quiet=True, num_inference_steps=3)
+        assert report["image_labels"] == [1, 1] and "image_names" not in report
+        write_scores(report, tmp_path / "scores.csv")
+        assert (tmp_path / "scores.csv").read_text().split()[:2] == [
+            '"image","label","bits_per_dim"',
+            f"1,1,{report['per_image'][0]}",
+        ]
 
 
 def test_a_written_report_is_read_back_by_merge(pipe, images, tmp_path):

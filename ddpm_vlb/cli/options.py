@@ -99,7 +99,7 @@ def add_report_options(parser) -> None:
     r"""Where a report goes, and what is made of it."""
     parser.add_argument("--output", default="report.json", help=f"where the report goes {DEFAULT}")
     parser.add_argument("--plot", help="where a plot of the terms goes, a PNG file")
-    parser.add_argument("--scores", help="where the images' scores go, a .csv or .parquet file")
+    parser.add_argument("--scores", help="where the images' scores go, with their names and labels: .csv or .parquet")
 
 
 def add_push_options(parser, message: str) -> None:

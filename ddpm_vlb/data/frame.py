@@ -90,6 +90,11 @@ class Frame:
         return self._digest.hexdigest()
 
     @property
+    def numbers(self) -> np.ndarray:
+        r"""The numbers of all images so far."""
+        return np.concatenate(self._numbers)
+
+    @property
     def description(self) -> dict[str, Any]:
         r"""What a report says of the images."""
         return {"image_shape": list(self.images().levels.shape[1:]), "data_sha256": [self.sha256]}
@@ -103,7 +108,7 @@ class Frame:
         if not self._kept:
             raise ValueError("`images` must hold at least one image, got none.")
         self._drop()
-        all_numbers = np.concatenate(self._numbers)
+        all_numbers = self.numbers
         numbers, levels, labels = self._kept[0]
         return Images(
             numbers=all_numbers,

@@ -18,6 +18,7 @@ class QuantizedImages:
 
     def __init__(self, source: Any, num_pixel_levels: int):
         self._source, self.num_pixel_levels = source, num_pixel_levels
+        self.name, self.labels, self.names = source.name, source.labels, getattr(source, "names", None)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -69,10 +70,19 @@ class StoredImages:
         rows: file names, or a `datasets.Dataset`.
         read: the pixels of a row, `(H, W)` or `(H, W, C)`, and the row's name.
         name, split, labels: as `ImageSet`.
+        names: of the images, where they have any.
     """
 
-    def __init__(self, rows: Sequence, read, name: str, split: str | None = None, labels: Sequence[int] | None = None):
-        self._rows, self._read, self.name, self.split, self.labels = rows, read, name, split, labels
+    def __init__(
+        self,
+        rows: Sequence,
+        read,
+        name: str,
+        split: str | None = None,
+        labels: Sequence[int] | None = None,
+        names: Sequence[str | None] | None = None,
+    ):
+        self._rows, self._read, self.name, self.split, self.labels, self.names = rows, read, name, split, labels, names
         if len(rows) == 0:
             raise ValueError(f"`dataset` must hold at least one image, got none in {name!r} (split {split!r}).")
         self._first, self._first_name = read(rows, 0)

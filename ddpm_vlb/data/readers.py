@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import numpy as np
@@ -54,7 +54,7 @@ def open_folder(path: Path, split: str | None, default_split: str) -> StoredImag
             f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}) or parquet files, got none in {str(path)!r}."
             " (Name an idx or npz file itself.)"
         )
-    return StoredImages(files, _read_file, str(path), split)
+    return StoredImages(files, _read_file, str(path), split, names=[file.relative_to(path).as_posix() for file in files])
 
 
 def _read_file(files: Sequence[Path], index: int) -> tuple[np.ndarray, str]:
@@ -120,9 +120,15 @@ def read_idx(path: Path) -> ImageSet:
 
 def open_hub(name: str, split: str) -> StoredImages:
     r"""A data set of the Hub."""
+    import datasets
+
     loaded = load_dataset(name, split)
-    image_column(loaded)
-    return StoredImages(loaded, _read_row, name, split, loaded["label"] if "label" in loaded.column_names else None)
+    column = image_column(loaded)
+    # The files that the rows were made of, without reading any: what is left of the table are names.
+    paths = loaded.select_columns(column).cast_column(column, datasets.Image(decode=False)).flatten()[f"{column}.path"]
+    names = [path and PurePosixPath(path).name for path in paths]
+    labels = loaded["label"] if "label" in loaded.column_names else None
+    return StoredImages(loaded, _read_row, name, split, labels, names if any(names) else None)
 
 
 def _read_row(rows: Any, index: int) -> tuple[np.ndarray, str]:

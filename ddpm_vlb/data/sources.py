@@ -93,6 +93,7 @@ class Source:
         shard: (index, count): only images whose number is `index` modulo `count`.
         max_images: the first so many only.
         name: of the data set.
+        image_labels, image_names: what the data set says of each image, where it does; nobody is scored by it.
     """
 
     images: Any
@@ -103,6 +104,8 @@ class Source:
     shard: tuple[int, int] = (0, 1)
     max_images: int | None = None
     name: str = "images in memory"
+    image_labels: Sequence[Any] | torch.Tensor | None = None
+    image_names: Sequence[str | None] | None = None
 
     @property
     def is_stream(self) -> bool:
@@ -113,6 +116,16 @@ class Source:
     def num_dimensions(self) -> int:
         r"""D = C H W, of the first image."""
         return math.prod(torch.as_tensor(self.images[0]).shape)
+
+    def about(self, numbers: np.ndarray) -> dict[str, Any]:
+        r"""What a report says of the images with these numbers: which they are, their names and their labels."""
+        about: dict[str, Any] = {"image_numbers": numbers.tolist()}
+        labels = self.image_labels if self.labels is None else self.labels
+        for key, values in (("image_names", self.image_names), ("image_labels", labels)):
+            if values is not None:
+                values = values.tolist() if isinstance(values, torch.Tensor) else list(values)
+                about[key] = [values[number] for number in about["image_numbers"]]
+        return about
 
     def blocks(self, size: int) -> Iterator[Block]:
         r"""One pass over the images, `size` at a time, in their order.
@@ -176,7 +189,9 @@ def source_of(
         check_shape(images[0][None], channels, size)
         network.check_class_labels(class_labels, 1)
         return Source(images, num_pixel_levels, channels, size, None, **options)
-    if not hasattr(images, "num_pixel_levels"):
+    if hasattr(images, "num_pixel_levels"):
+        options |= {"image_labels": getattr(images, "labels", None), "image_names": getattr(images, "names", None)}
+    else:
         images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
     labels = network.check_class_labels(class_labels, len(images))
     return Source(images, num_pixel_levels, channels, size, labels, **options)

@@ -38,7 +38,8 @@ def evaluate_sampled(e: Evaluation) -> Report:
         estimate, _ = estimate_in_batches([e.scorer], images, e.run, journal, **e.options)
         bias = bias_entry(e.scorer, e.float32_unet, images, e.run, journal)
     config = e.config | {"buffer_bytes": e.buffer_bytes} | known
-    return report_of_estimate(estimate, e.scorer.timesteps, len(images.numbers), config, bias)
+    about = {} if estimate.per_image is None else e.source.about(images.numbers)
+    return report_of_estimate(estimate, e.scorer.timesteps, len(images.numbers), config, bias | about)
 
 
 def evaluate_full(e: Evaluation) -> Report:
@@ -65,7 +66,8 @@ def evaluate_full(e: Evaluation) -> Report:
                 raise
         bias = bias_entry(e.scorer, e.float32_unet, frame.images(), e.run, journal)
     config = e.config | frame.description
-    return full_report(*sweeps.totals, sweeps.means[1:], sweeps.squares.sum().item(), timesteps[1:], config, bias)
+    more = bias | e.source.about(frame.numbers)
+    return full_report(*sweeps.totals, sweeps.means[1:], sweeps.squares.sum().item(), timesteps[1:], config, more)
 
 
 def evaluate_columns(e: Evaluation) -> Report:
@@ -86,7 +88,7 @@ def evaluate_columns(e: Evaluation) -> Report:
     with e.run.journal() as journal:
         for _, result in over_batches(e, blocks, frame, journal, score, dict, columns.cost or 1, so_far):
             done.append(result)
-    return report_of_images(columns.name, done, e.config | frame.description)
+    return report_of_images(columns.name, done, e.config | frame.description, e.source.about(frame.numbers))
 
 
 def over_batches(

@@ -53,7 +53,7 @@ def report_of_estimate(
     """
     rounds = {"num_rounds": estimate.num_rounds, "num_pilot_evaluations": estimate.num_pilot_evaluations}
     fields = _of_estimate(estimate, timesteps, num_images) | {"config": to_plain(config) | rounds}
-    return Report({**with_intervals(fields), **(more or {})})
+    return Report(with_intervals(fields) | to_plain(more or {}))
 
 
 def estimate_fields(estimate: BoundEstimate, timesteps: Sequence[int], num_images: int) -> dict[str, Any]:
@@ -174,7 +174,8 @@ def full_report(
         config: what was scored, and with what.
         more: further fields.
     """
-    return Report({**_of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config), **(more or {})})
+    fields = _of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config)
+    return Report(fields | to_plain(more or {}))
 
 
 def _of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps, config) -> dict[str, Any]:
@@ -201,13 +202,19 @@ def _of_sweep(prior, decoder, transitions_total, transitions, squares, timesteps
     }
 
 
-def report_of_images(method: str, results: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Report:
+def report_of_images(
+    method: str,
+    results: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+) -> Report:
     r"""The report of all images' columns: means, the standard error over images of the number that counts, and each image's.
 
     Args:
         method: its name and what of its options tells numbers apart, "iw, k = 16".
         results: of batches: columns, and `num_network_evaluations` of all.
         config: what was scored, and with what.
+        more: further fields.
     """
     names = [name for name in results[0] if name != "num_network_evaluations"]
     columns = {name: [value for result in results for value in result[name]] for name in names}
@@ -222,5 +229,6 @@ def report_of_images(method: str, results: Sequence[Mapping[str, Any]], config: 
             "num_network_evaluations": sum(result["num_network_evaluations"] for result in results),
             "per_image": columns["bits_per_dim"],
             "config": to_plain(config),
+            **to_plain(more or {}),
         }
     )

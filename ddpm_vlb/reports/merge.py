@@ -4,10 +4,11 @@ Shards of a data set are weighted by their images, more evaluations of the same 
 never by their variances, which go with the estimates. Both are independent of each other given the images.
 """
 
+import bisect
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from ..likelihoods.method import Method
 from .checks import error_of_mean
 from .make import with_intervals
 from .schema import Report, numbers_of_images, settings_that_are
+
+# What a report says of each of its images, one after the other.
+ABOUT = ("image_numbers", "image_names", "image_labels")
+OF_IMAGES = (*ABOUT, "per_image", "per_image_monte_carlo_error")
 
 
 def merge_reports(reports: Sequence[Mapping[str, Any]]) -> Report:
@@ -67,6 +72,7 @@ def _merge_two(one: Mapping[str, Any], other: Mapping[str, Any], method: Method)
         )
     if first["seed"] != second["seed"]:
         raise ValueError(f"`reports` of several shards must have the same seed, got {first['seed']} and {second['seed']}.")
+    _check_disjoint(one, other)
     return _merge_shards(one, other, method)
 
 
@@ -82,6 +88,34 @@ def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     ):
         if a != b:
             raise ValueError(f"`reports` must agree in {name} to be merged, got {a!r} and {b!r}.")
+
+
+def _check_disjoint(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless reports of other shards are of other images, of one data set cut once."""
+    shards, others = _shards(one["config"]), _shards(other["config"])
+    place = {sha256: index for index, sha256 in shards.items()}
+    for index, sha256 in others.items():
+        if sha256 in place:
+            raise ValueError(
+                f"`reports` of several shards must be of other images each, got the same ones, with the SHA-256 {sha256}, as"
+                f" the shards {place[sha256]} and {index}."
+            )
+    if common := set(numbers_of_images(one)) & set(numbers_of_images(other)):
+        raise ValueError(f"`reports` of several shards must be of other images each, got image {min(common)} in both.")
+    # Of N images shard i has those whose number is i modulo the number of shards: not every N has so many of each.
+    of, counts = one["config"]["shard"]["of"], (one["num_images"], other["num_images"])
+
+    def has(indices: Iterable[int], images: int) -> int:
+        return sum(len(range(index, images, of)) for index in indices)
+
+    images = bisect.bisect_left(range(of * (counts[0] + 1)), counts[0], key=lambda images: has(shards, images))
+    while has(shards, images) == counts[0] and has(others, images) < counts[1]:
+        images += 1
+    if (has(shards, images), has(others, images)) != counts:
+        raise ValueError(
+            f"`reports` must be of shards of one data set, got {counts[0]} images in shard {sorted(shards)} and {counts[1]} in"
+            f" shard {sorted(others)} of {of}."
+        )
 
 
 def _shards(config: dict[str, Any]) -> dict[int, str]:
@@ -115,6 +149,7 @@ def _merge_evaluations(one: Mapping[str, Any], other: Mapping[str, Any], method:
         if one.get(key) is not None and other.get(key) is not None:
             pairs = zip(one[key], other[key])
             merged[key] = [(_mean if key == "per_image" else _of_mean)(pair, weights) for pair in pairs]
+            merged |= {key: values for key in ABOUT if (values := one.get(key, other.get(key))) is not None}
     data = None
     if one.get("data_error") is not None and other.get("data_error") is not None:
         data = math.sqrt(weights[0] * one["data_error"] ** 2 + weights[1] * other["data_error"] ** 2)
@@ -135,9 +170,8 @@ def _merge_shards(one: Mapping[str, Any], other: Mapping[str, Any], method: Meth
     if method.columns is not None:
         return _finish(_columns(one, other, weights, method) | {"num_images": total}, None, config, method)
     merged = _weighted(one, other, weights, method) | {"num_images": total}
-    for key in ("per_image", "per_image_monte_carlo_error"):
-        if one.get(key) is not None and other.get(key) is not None:
-            merged[key] = _interleave(one, other, key)
+    if one["per_image"] is not None and other["per_image"] is not None:
+        merged |= _interleave(one, other)
     data = None
     if method.name == "sampled":
         # Within shards, and between them less what their noise adds.
@@ -168,19 +202,19 @@ def _of_mean(errors: Sequence[float], weights: Sequence[float]) -> float:
 
 def _columns(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence[float], method: Method) -> dict[str, Any]:
     r"""The means of all columns, and each image's number."""
-    per_image = _interleave(one, other, "per_image")
+    of_images = _interleave(one, other)
     return {
-        **one,
+        **{key: value for key, value in one.items() if key not in OF_IMAGES},
         **{name: _mean((one[name], other[name]), weights) for name in method.columns or ()},
-        "bits_per_dim": math.fsum(per_image) / len(per_image),
+        **of_images,
+        "bits_per_dim": math.fsum(of_images["per_image"]) / len(of_images["per_image"]),
         "num_network_evaluations": one["num_network_evaluations"] + other["num_network_evaluations"],
-        "per_image": per_image,
     }
 
 
 def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence[float], method: Method) -> dict[str, Any]:
     r"""What is a weighted mean of two reports, or a sum, and the Monte Carlo error of it."""
-    merged = dict(one)
+    merged = {key: value for key, value in one.items() if key not in OF_IMAGES} | {"per_image": None}
     for key in ("prior", "transitions_total", "decoder"):
         merged[key] = _mean((one[key], other[key]), weights)
     merged["bits_per_dim"] = merged["prior"] + merged["transitions_total"] + merged["decoder"]
@@ -195,11 +229,10 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
             "includes_rounding_of_weights": all(bias["includes_rounding_of_weights"] for bias in biases),
         }
     merged["num_network_evaluations"] = one["num_network_evaluations"] + other["num_network_evaluations"]
-    merged["per_image"] = merged["per_image_monte_carlo_error"] = None
     if method.name == "full":
         merged["transitions"] = [_mean(pair, weights) for pair in zip(one["transitions"], other["transitions"])]
-        del merged["per_image_monte_carlo_error"]
         return merged
+    merged["per_image_monte_carlo_error"] = None
     counts = list(zip(one["evaluations_per_timestep"], other["evaluations_per_timestep"]))
     merged["evaluations_per_timestep"] = [sum(pair) for pair in counts]
     # Of a single timestep the numbers count by the evaluations that they rest on.
@@ -222,12 +255,13 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
     return merged
 
 
-def _interleave(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> list[float]:
-    r"""Numbers of images in the order of the data set."""
-    placed = {}
-    for report in (one, other):
-        placed |= dict(zip(numbers_of_images(report["config"], len(report[key])), report[key]))
-    return [placed[number] for number in sorted(placed)]
+def _interleave(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list]:
+    r"""What both reports say of their images, in the order of the data set."""
+    numbers = numbers_of_images(one) + numbers_of_images(other)
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    both = {"image_numbers": numbers}
+    both |= {key: one[key] + other[key] for key in OF_IMAGES[1:] if one.get(key) is not None and other.get(key) is not None}
+    return {key: [values[place] for place in order] for key, values in both.items()}
 
 
 def _finish(merged: dict[str, Any], data_error: float | None, config: dict[str, Any], method: Method) -> dict[str, Any]:

@@ -94,6 +94,10 @@ FIELDS = (
     Field("transitions", list, BOUNDS),  # in a sampled report null where no evaluation fell
     Field("timesteps", list, BOUNDS),
     Field("per_image", list, or_null=_of_draws),  # not all images may have been evaluated, or alike
+    # Of those images: their places in the data set, and what it calls them and says that they are, where it does.
+    Field("image_numbers", list, ()),
+    Field("image_names", list, (), public=False),
+    Field("image_labels", list, ()),
     Field("method", str),
     Field("num_images", int),
     Field("num_network_evaluations", int),
@@ -172,7 +176,7 @@ SETTINGS = (
     Setting("batch_size", int, free=True, flag="--batch-size"),
     Setting("device", free=True, who=True),
     Setting("versions", dict, free=True),  # but for this package's own
-    Setting("max_images", int | None, free=True, flag="--max-images"),
+    Setting("max_images", int | None, flag="--max-images"),
     Setting("shard", dict, free=True, flag="--shard"),
     Setting("data_sha256", list, free=True),
     Setting("buffer_bytes", int, free=True, who=True, flag="--buffer-mb"),
@@ -263,9 +267,8 @@ class Report(dict):
 
     @property
     def image_numbers(self) -> list[int]:
-        r"""The places in the data set of the images in `per_image`: image i is in shard i modulo the number of shards, and
-        the images of several shards take turns."""
-        return numbers_of_images(self.config, len(self["per_image"] or ()))
+        r"""The places in the data set of the images in `per_image`, ascending."""
+        return numbers_of_images(self)
 
     def with_settings(self, **settings: Any) -> "Report":
         r"""The report with further or other settings in its `config`."""
@@ -298,9 +301,12 @@ class Report(dict):
     setdefault = update = _read_only  # pyright: ignore[reportAssignmentType]
 
 
-def numbers_of_images(config: Mapping[str, Any], count: int) -> list[int]:
-    r"""`Report.image_numbers` of `count` images with these settings."""
-    shard = config.get("shard") or {"of": 1, "indices": [0]}
+def numbers_of_images(report: Mapping[str, Any]) -> list[int]:
+    r"""`Report.image_numbers`. Reports of before do not say them: image i is in shard i modulo the number of shards, and the
+    images of several shards take turns."""
+    if report.get("image_numbers") is not None:
+        return report["image_numbers"]
+    count, shard = len(report["per_image"] or ()), report["config"].get("shard") or {"of": 1, "indices": [0]}
     of = shard["of"]
     return [base + index for base in range(0, of * count, of) for index in shard["indices"]][:count]
 

@@ -196,8 +196,8 @@ def draw_terms(report: Mapping[str, Any]):
 
 
 def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
-    r"""The images' scores as a table, CSV or Parquet by the name's ending: `image`, `bits_per_dim`, and, where it is known,
-    `monte_carlo_error`.
+    r"""The images' scores as a table, CSV or Parquet by the name's ending: `image`, its place in the data set, counted from 0;
+    `bits_per_dim`; and, where they are known, its file's `name`, its `label` and `monte_carlo_error`.
 
     Raises:
         ValueError: a report without scores of its images, or another ending.
@@ -210,9 +210,14 @@ def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
     report = Report.of(report)
     if report["per_image"] is None:
         raise ValueError("`report` must have scores of its images: a full sweep, or evaluations of each image, got none.")
-    columns = {"image": report.image_numbers, "bits_per_dim": report["per_image"]}
-    if report.get("per_image_monte_carlo_error") is not None:
-        columns["monte_carlo_error"] = report["per_image_monte_carlo_error"]
+    columns = {
+        "image": report.image_numbers,
+        "name": report.get("image_names"),
+        "label": report.get("image_labels"),
+        "bits_per_dim": report["per_image"],
+        "monte_carlo_error": report.get("per_image_monte_carlo_error"),
+    }
+    columns = {name: column for name, column in columns.items() if column is not None}
     buffer = io.BytesIO()
     (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(pyarrow.table(columns), buffer)
     write_atomically(path, buffer.getvalue())
