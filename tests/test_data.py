@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from zygote import shared
 
-from ddpm_vlb.data import StoredImages, images_to_levels, load_images, open_images, quantize, stream_images
+from ddpm_vlb.data import StoredImages, Transform, images_to_levels, load_images, open_images, quantize, stream_images
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 ROOT = Path(__file__).parents[1]
@@ -252,3 +252,37 @@ def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
         assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
     missing = shared().run(ROOT / "training" / "shipped" / "make_optdigits.py", tmp_path / "none.tra", tmp_path / "refused.npz")
     assert missing.returncode == 2 and "numbers and commas" in missing.stderr and not (tmp_path / "refused.npz").exists()
+
+
+def test_transforms_are_what_torchvision_does():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 33, 3), dtype=np.uint8))
+    # torchvision: the shorter side, the longer one rounded down; the middle, halves rounded to even.
+    resized = Transform(resize=14)(picture)
+    assert np.array_equal(resized, picture.resize((22, 14), Image.Resampling.BILINEAR))
+    assert np.array_equal(Transform(center_crop=8)(picture), np.asarray(picture)[6:14, 12:20])
+    both = Transform(convert="L", resize=14, center_crop=14)(picture)
+    assert np.array_equal(both, np.asarray(picture.convert("L").resize((22, 14), Image.Resampling.BILINEAR))[:, 4:18])
+    assert Transform(resize=21)(picture) is picture and Transform()(picture) is picture
+    assert Transform(center_crop=8, convert="RGB").settings == {"convert": "RGB", "center_crop": 8}
+    for options, message in [
+        ({"resize": 0}, "`resize` must be a positive integer, got 0"),
+        ({"center_crop": 2.5}, "`center_crop` must be a positive integer, got 2.5"),
+        ({"convert": "RGBA"}, "`convert` must be 'L' or 'RGB', got 'RGBA'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Transform(**options)
+
+
+def test_transforms_refuse_what_has_several_answers():
+    grey, half = Image.new("L", (8, 6)), Image.new("RGBA", (8, 6), (0, 0, 0, 128))
+    assert Transform(convert="L")(Image.new("RGBA", (8, 6), (9, 9, 9, 255))).getpixel((0, 0)) == 9
+    assert Transform(convert="RGB")(grey.convert("P")).mode == "RGB"
+    for options, picture, message in [
+        ({"convert": "RGB"}, half, "without transparency, got mode RGBA with transparency"),
+        ({"convert": "L"}, Image.new("I;16", (8, 6)), "8-bit pictures without transparency, got mode I;16"),
+        ({"convert": "L"}, Image.new("CMYK", (8, 6)), "got mode CMYK"),
+        ({"resize": 4}, grey.convert("P"), "8-bit grey or RGB pictures, got mode P"),
+        ({"center_crop": 7}, grey, "at most the shorter side, got 7 for 8 x 6 pixels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Transform(**options)(picture)
