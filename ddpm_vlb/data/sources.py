@@ -6,7 +6,7 @@ likelihood; `quantize` does it, as a step of its own.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,19 +17,31 @@ import torch
 
 from .frame import Block
 from .image_sets import ImageSet, StoredImages, StreamedImages
-from .levels import check_shape, images_to_levels
-from .readers import FORMATS, load_dataset, open_hub
+from .levels import check_shape, images_to_levels, stored_pictures
+from .readers import FORMATS, image_files, load_dataset, open_hub, stream_files
+from .transforms import Transform
 
 
-def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:
+def load_images(
+    source: str | Path,
+    split: str | None = None,
+    max_images: int | None = None,
+    *,
+    transform: Transform | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSet:
     r"""Load a data set into memory.
 
     Args:
-        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as
-            MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
+        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images or a single one, an idx file (also
+            gzipped, as MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
         split: the part to load, by default `"test"` where there are parts: of the digits, of a data set of the Hub, of a
             folder with a sub-folder of that name. idx and npz files have no parts.
         max_images: at most this many, from the first.
+        transform: steps that bring pictures to one size and colour before they are levels; reports say which were taken.
+        image_column: of a data set of the Hub with several columns of images.
+        label_column: of a data set of the Hub whose classes are not in `label`.
 
     Raises:
         ValueError: a source that is missing, damaged, empty, or has no such split; images that differ in size or are not 8-bit
@@ -37,14 +49,22 @@ def load_images(source: str | Path, split: str | None = None, max_images: int | 
     """
     if max_images is not None and max_images < 1:
         raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
-    loaded = open_images(source, split)
+    loaded = open_images(source, split, transform=transform, image_column=image_column, label_column=label_column)
     if isinstance(loaded, StoredImages):
         return loaded.load(max_images)
     labels = None if loaded.labels is None else loaded.labels[:max_images]
-    return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
+    return replace(loaded, images=loaded.images[:max_images], labels=labels)
 
 
-def open_images(source: str | Path, split: str | None = None, default_split: str = "test") -> ImageSet | StoredImages:
+def open_images(
+    source: str | Path,
+    split: str | None = None,
+    default_split: str = "test",
+    *,
+    transform: Transform | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSet | StoredImages:
     r"""Open a data set: `source[i]` is image i, as integer levels `(C, H, W)`.
 
     Folders of images and data sets of the Hub stay on the disk until an image is asked for, and may be larger than memory.
@@ -54,17 +74,42 @@ def open_images(source: str | Path, split: str | None = None, default_split: str
     """
     source = str(source)
     path = Path(source)
+    columns = {"image_column": image_column, "label_column": label_column}
+    columns = {name: column for name, column in columns.items() if column is not None}
     for kind in FORMATS:
         if kind.matches(source, path):
-            return kind.open(source, split, default_split)
+            if columns and not kind.has_columns:
+                raise ValueError(f"`{next(iter(columns))}` must be left out for {kind.words}, which has no columns.")
+            return _ready(kind.open(source, split, default_split, **columns), transform)
     suffixes = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
-    if source.startswith(("/", ".", "~")) or path.suffix in (*suffixes, ".gz") or not source:
+    # What exists and is of no format is a device, a pipe or the like.
+    if source.startswith(("/", ".", "~")) or path.suffix in (*suffixes, ".gz") or not source or path.exists():
         raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
-    return open_hub(source, split or default_split)
+    return _ready(open_hub(source, split or default_split, **columns), transform)
 
 
-def stream_images(source: str | Path, split: str | None = None, buffer_size: int = 1000) -> StreamedImages:
+def _ready(images: ImageSet | StoredImages, transform: Transform | None) -> ImageSet | StoredImages:
+    r"""Images after the steps of a `Transform`, the first of them looked at."""
+    if transform is not None:
+        images = images.transformed(transform)
+    images[0]
+    return images
+
+
+def stream_images(
+    source: str | Path,
+    split: str | None = None,
+    buffer_size: int = 1000,
+    *,
+    transform: Transform | None = None,
+    image_column: str | None = None,
+) -> StreamedImages:
     r"""Open a data set of the Hub, or a folder of images or parquet files, as a stream, with nothing kept on the disk.
+
+    Args:
+        source, transform, image_column: as `load_images`; a folder's images are those that `open_images` finds.
+        split: by default `"train"`.
+        buffer_size: images in memory among which the next is drawn, where they are shuffled.
 
     Raises:
         ValueError: as `load_images`; a source that is neither.
@@ -72,7 +117,16 @@ def stream_images(source: str | Path, split: str | None = None, buffer_size: int
     source = str(source)
     if source == "digits" or Path(source).is_file():
         raise ValueError(f"`dataset` must be a folder or a data set of the Hub to be streamed, got {source!r}.")
-    return StreamedImages(load_dataset(source, split or "train", streaming=True), source, split, buffer_size)
+    part = split or "train"
+    if Path(source).is_dir():
+        _, files = image_files(Path(source), split, "train")
+        if files and image_column is not None:
+            raise ValueError("`image_column` must be left out for a folder of images, which has no columns.")
+        if files:
+            return StreamedImages(*stream_files(files), source, part, buffer_size, transform=transform)
+    rows, read = stored_pictures(load_dataset(source, part, streaming=True), image_column)
+    settings = {} if image_column is None else {"image_column": image_column}
+    return StreamedImages(rows, read, source, part, buffer_size, settings, transform)
 
 
 def _batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
