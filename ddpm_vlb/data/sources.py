@@ -5,8 +5,8 @@ likelihood; `quantize` does it, as a step of its own.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,11 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checks import check_seed
+from ..noise import mix, mix_array
 from .frame import Block
 from .image_sets import ImageSet, StoredImages, StreamedImages
 from .levels import check_shape, images_to_levels, stored_pictures
 from .readers import FORMATS, image_files, load_dataset, open_hub, stream_files
 from .transforms import Transform
+
+IMAGE_CHOICE = 2**33  # what a seed is mixed with for the choice of images
 
 
 def load_images(
@@ -144,9 +148,11 @@ class Source:
         num_pixel_levels: of the model.
         channels, size: of its images; `size` may be `None`.
         labels: classes, `(N,)` or `None`.
-        shard: (index, count): only images whose number is `index` modulo `count`.
+        shard: (index, count): only the images whose place among those that are taken is `index` modulo `count`.
         max_images: the first so many only.
+        image_seed: takes `max_images` at random in place of the first: those with the smallest hashes of (seed, number).
         name: of the data set.
+        settings: how the images were read and taken, as far as a report must say so.
     """
 
     images: Any
@@ -156,7 +162,9 @@ class Source:
     labels: torch.Tensor | None = None
     shard: tuple[int, int] = (0, 1)
     max_images: int | None = None
+    image_seed: int | None = None
     name: str = "images in memory"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_stream(self) -> bool:
@@ -187,9 +195,12 @@ class Source:
         chosen = np.array(numbers)
         return Block(chosen, levels, None if self.labels is None else self.labels[torch.as_tensor(chosen)])
 
-    def _numbers(self, total: int) -> range:
+    def _numbers(self, total: int) -> Sequence[int]:
         index, count = self.shard
-        return range(index, total if self.max_images is None else min(total, self.max_images), count)
+        if self.image_seed is None:
+            return range(index, total if self.max_images is None else min(total, self.max_images), count)
+        hashes = mix_array(mix(self.image_seed, IMAGE_CHOICE), np.arange(total))
+        return np.sort(np.argsort(hashes, kind="stable")[: self.max_images])[index::count].tolist()
 
     def _readers(self) -> Iterator[tuple[int, Callable[[], torch.Tensor]]]:
         if not self.is_stream:
@@ -210,6 +221,7 @@ def source_of(
     *,
     shard: tuple[int, int] = (0, 1),
     max_images: int | None = None,
+    image_seed: int | None = None,
 ) -> Source:
     r"""The source of images of any kind.
 
@@ -218,14 +230,18 @@ def source_of(
         network: a `model.network.Network`, which knows what its images are.
         num_pixel_levels: of the model.
         class_labels: of a class-conditional network, one for all or one each.
-        shard, max_images: as `Source`.
+        shard, max_images, image_seed: as `Source`.
 
     Raises:
-        ValueError: images or classes that do not fit the network.
+        ValueError: images or classes that do not fit the network; an `image_seed` of a stream, or without `max_images`.
     """
     channels, size = network.channels, network.size
     name = getattr(images, "name", None)  # tensors have one of another kind
-    options = {"shard": shard, "max_images": max_images, "name": name if isinstance(name, str) else Source.name}
+    settings = {**getattr(images, "settings", {})}
+    if image_seed is not None:
+        settings["image_seed"] = image_seed = _check_image_seed(image_seed, images, max_images)
+    options = {"shard": shard, "max_images": max_images, "image_seed": image_seed, "settings": settings}
+    options["name"] = name if isinstance(name, str) else Source.name
     if isinstance(images, StreamedImages):
         check_shape(images[0][None], channels, size)
         network.check_class_labels(class_labels, 1)
@@ -234,3 +250,11 @@ def source_of(
         images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
     labels = network.check_class_labels(class_labels, len(images))
     return Source(images, num_pixel_levels, channels, size, labels, **options)
+
+
+def _check_image_seed(image_seed: Any, images: Any, max_images: int | None) -> int:
+    if max_images is None:
+        raise ValueError(f"`image_seed` must go with `max_images`, of how many images it makes the choice, got {image_seed!r}.")
+    if isinstance(images, StreamedImages):
+        raise ValueError(f"`image_seed` must be left out for a stream, whose length nobody knows, got {image_seed!r}.")
+    return check_seed(image_seed, "image_seed")
