@@ -59,14 +59,14 @@ def check_integer(name: str, value: Any) -> int:
         raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: Any, name: str = "seed") -> int:
     r"""A seed in [0, 2^63), or `ValueError`."""
     try:
         number = integer(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**63:
-        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+        raise ValueError(f"`{name}` must lie in [0, 2^63), got {seed}.")
     return number
 
 

@@ -6,9 +6,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tiny import generator, quiet, tiny_unet
 from zygote import shared
 
@@ -68,6 +70,15 @@ COMMANDS = {
     "iw": (["--method", "iw", "--k", "2"], ["--method iw", "--k 2"]),
     "ode": (["--method", "ode", "--trace", "hutchinson", "--max-images", "1"], ["--method ode", "--trace hutchinson"]),
     "a shard": (["--method", "full", "--shard", "1/2", "--split", "train"], ["--shard 1/2", "--split train"]),
+    "random images": (["--image-seed", "3", "--method", "full"], ["--max-images 3 --image-seed 3"]),
+    "pictures": (
+        ["--dataset", "photos", "--convert", "L", "--resize", "9", "--center-crop", "8", "--quantize", "--method", "full"],
+        ["--convert L --resize 9 --center-crop 8"],
+    ),
+    "columns": (
+        ["--dataset", "rows", "--image-column", "image", "--label-column", "size", "--quantize", "--method", "full"],
+        ["--image-column image --label-column size"],
+    ),
     "half": (["--method", "full", "--dtype", "bf16"], ["--dtype bfloat16"]),
     "some in memory": (["--max-images", "300", "--buffer-mb", "0.01", "--max-evaluations", "300"], ["--buffer-mb 0.00"]),
     "calibrated": (["--method", "full"], ["--num-inference-steps"]),
@@ -84,6 +95,14 @@ def checkpoint(tmp_path_factory):
     images = load_images("digits", "train", 32)
     pipe.scheduler = calibrate(pipe, images, num_timesteps=6, evaluations=480, quiet=True).scheduler
     pipe.save_pretrained(folder / "calibrated")
+    (folder / "photos").mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{index}.png")
+    features = datasets.Features({"image": datasets.Image(), "size": datasets.Value("int64"), "mask": datasets.Image()})
+    small = [Image.new("L", (8, 8), 20 * index) for index in range(3)]
+    rows = datasets.Dataset.from_dict({"image": small, "size": [1, 2, 3], "mask": small[::-1]}, features=features)
+    rows.to_parquet(folder / "rows" / "test.parquet")
     return folder
 
 

@@ -1,17 +1,23 @@
 import gzip
+import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
+from vlb_demo import uploads
 from zygote import shared
 
-from ddpm_vlb.data import StoredImages, images_to_levels, load_images, open_images, quantize, stream_images
+from ddpm_vlb.data import StoredImages, Transform, images_to_levels, load_images, open_images, quantize, stream_images
+from ddpm_vlb.data.frame import read_images
+from ddpm_vlb.data.sources import source_of
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 ROOT = Path(__file__).parents[1]
@@ -227,8 +233,196 @@ def test_streams(tmp_path):
         stream.split_off(5)
     with pytest.raises(ValueError, match="`dataset` must be a folder or a data set of the Hub to be streamed, got 'digits'"):
         stream_images("digits")
-    with pytest.raises(ValueError, match="split 'nope'"):
+    with pytest.raises(ValueError, match="`split` must name a sub-folder of the data set, got 'nope'"):
         stream_images(tmp_path, "nope")
+
+
+def mixed_folder(folder):
+    r"""Pictures that readers could differ in: turned by their EXIF, hidden, in folders that sort in two ways. The pixels that
+    count, in order."""
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    names = ("Z.png", "a-b/x.jpg", "a/x.png", "b.webp")  # as datasets sorts them: by the whole path
+    hidden = ("._Z.png", ".ipynb_checkpoints/Z-checkpoint.png", "__MACOSX/Z.png", "a/.hidden.png")
+    for index, name in enumerate((*names, *hidden)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        lossless = {"quality": 100, "subsampling": 0} if name.endswith(".jpg") else {"lossless": True}
+        Image.fromarray(pixels[index % 4]).save(folder / name, exif=turned, **lossless)
+    (folder / "notes.txt").write_text("no image")
+    return [np.rot90(np.asarray(Image.open(folder / name)), -1) for name in names]
+
+
+def sha256_of(images):
+    network = SimpleNamespace(channels=3, size=(8, 8), check_class_labels=lambda labels, count: None)
+    return read_images(source_of(images, network, 256).blocks(3), None, 0, 10**6).sha256
+
+
+def test_all_readers_find_the_same_images_in_a_folder(tmp_path):
+    import datasets
+
+    expected = mixed_folder(tmp_path / "pictures")
+    stored = open_images(tmp_path / "pictures")
+    assert np.array_equal(stored.load().images.permute(0, 2, 3, 1), expected)
+    loaded = datasets.load_dataset("imagefolder", data_dir=tmp_path / "pictures", split="train", cache_dir=tmp_path / "cache")
+    loaded = loaded.remove_columns([name for name in loaded.column_names if name != "image"])
+    loaded.to_parquet(tmp_path / "rows" / "train.parquet")
+    readers = {
+        "a folder": stored,
+        "a folder, as its one part": open_images(tmp_path / "pictures", "train"),
+        "in memory": load_images(tmp_path / "pictures"),
+        "a folder as a stream": stream_images(tmp_path / "pictures"),
+        "datasets": loaded,
+        "datasets, decoded": [row["image"] for row in loaded],
+        "datasets, as a stream": loaded.to_iterable_dataset(),
+        "parquet files": open_images(tmp_path / "rows", "train"),
+        "parquet files as a stream": stream_images(tmp_path / "rows"),
+        "the demo": [uploads.open_picture(path) for path in stored._rows],
+        "Pillow": [Image.open(stored._rows[index]) for index in range(len(stored))],
+    }
+    assert {name: sha256_of(images) for name, images in readers.items()} == dict.fromkeys(
+        readers, sha256_of(np.stack(expected))
+    )
+
+
+def test_parts_of_a_folder_are_never_taken_for_one_another(tmp_path):
+    write_folder(tmp_path / "test", GREY)
+    for read in (open_images, stream_images):
+        with pytest.raises(ValueError, match="`split` must name a sub-folder of the data set, got 'train'"):
+            read(tmp_path, "train")
+
+
+def starts_ghostscript(folder, monkeypatch):
+    r"""A file that is there once something has been started under Ghostscript's name."""
+    started = folder / "started"
+    (folder / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    return started
+
+
+def test_no_reader_starts_another_program(tmp_path, monkeypatch):
+    import datasets
+
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    started = starts_ghostscript(tmp_path, monkeypatch)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "b.png").write_bytes(eps)
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": eps, "path": None}]}, features=features)
+    rows.to_parquet(tmp_path / "rows" / "test.parquet")
+    for read in (
+        lambda: open_images(tmp_path / "pictures"),
+        lambda: open_images(tmp_path / "pictures" / "b.png"),
+        lambda: stream_images(tmp_path / "pictures"),
+        lambda: open_images(tmp_path / "rows"),
+        lambda: stream_images(tmp_path / "rows", "test"),
+        lambda: images_to_levels(rows),
+    ):
+        with pytest.raises(ValueError, match="`dataset` must hold readable images, got .*: cannot identify image file"):
+            read()
+    assert not started.exists()
+    with pytest.raises(OSError):
+        Image.open(tmp_path / "pictures" / "b.png").load()
+    assert started.exists()  # what is watched for does happen
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    (tmp_path / "pictures" / "folder.png").mkdir(parents=True)  # is not taken for an image
+    Image.fromarray(GREY[0]).save(tmp_path / "pictures" / "a.png")
+    assert len(open_images(tmp_path / "pictures")) == 1
+    os.mkfifo(tmp_path / "pictures" / "b.png")
+    stored = open_images(tmp_path / "pictures")
+    with pytest.raises(ValueError, match="`dataset` must hold regular files, got .*b.png"):
+        stored[1]
+    (tmp_path / "pictures" / "a.png").unlink()
+    for read in (open_images, stream_images):
+        with pytest.raises(ValueError, match="`dataset` must hold regular files"):
+            read(tmp_path / "pictures")
+    with pytest.raises(ValueError, match="`dataset` must be a file or folder that exists"):
+        open_images(tmp_path / "pictures" / "b.png")
+
+
+def test_no_more_is_unpacked_than_a_header_says(tmp_path, monkeypatch):
+    header = bytes([0, 0, 8, 3]) + struct.pack(">3I", 5, 8, 8)
+    zeros = gzip.compress(bytes(2**26), 1)
+    for name, content, message in [
+        ("more", gzip.compress(header) + zeros, r"whole idx file, got another number of bytes for shape \(5, 8, 8\)"),
+        ("none", zeros, "an idx file of uint8 images, or a Hub data set"),
+        (
+            "large",
+            gzip.compress(header[:4] + struct.pack(">3I", 10**6, 100, 100)) + zeros,
+            "unpacks to at most 4294967296 bytes",
+        ),
+        ("lie", gzip.compress(header[:4] + struct.pack(">3I", 10**5, 100, 100)), "whole idx file"),
+    ]:
+        (tmp_path / f"{name}.gz").write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=message):
+            open_images(tmp_path / f"{name}.gz")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**23, name
+    np.savez_compressed(tmp_path / "many.npz", images=np.zeros((2**10, 32, 32), np.uint8))
+    monkeypatch.setattr("ddpm_vlb.data.readers.MAX_UNPACKED_BYTES", 2**19)
+    with pytest.raises(ValueError, match="unpacks to at most 524288 bytes, got 1048704 .* Unpack it first."):
+        open_images(tmp_path / "many.npz")
+    np.savez(tmp_path / "many.npz", images=np.zeros((2**10, 32, 32), np.uint8))
+    assert len(open_images(tmp_path / "many.npz")) == 2**10
+
+
+def test_pictures_are_measured_before_they_are_decoded(tmp_path, monkeypatch):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # Pillow's own limit, which anyone may set
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    with pytest.raises(
+        ValueError, match="`dataset` must hold pictures of at most 67108864 pixels, got 12000 x 12000 in .*a.png"
+    ):
+        open_images(tmp_path)
+
+
+def test_columns_of_a_data_set(tmp_path):
+    import datasets
+
+    def write(name, labels, kind):
+        features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image(), "label": kind, "breed": kind})
+        images = [Image.fromarray(a) for a in GREY]
+        rows = {"image": images, "mask": images[::-1], "label": labels, "breed": labels[::-1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / name / "test.parquet")
+        return tmp_path / name
+
+    counted = write("counted", [0, 1, 2, 3, 4], datasets.ClassLabel(5))
+    masks = load_images(counted, image_column="mask", label_column="breed")
+    assert np.array_equal(masks.images[:, 0], GREY[::-1]) and masks.labels.tolist() == [4, 3, 2, 1, 0]
+    assert masks.settings == {"image_column": "mask", "label_column": "breed"}
+    assert load_images(counted, image_column="image").labels.tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(stream_images(counted, "test", image_column="mask")[0][0], GREY[-1])
+    words, gaps = (
+        write("words", [*"abcde"], datasets.Value("string")),
+        write("gaps", [0, None, 2, 3, 4], datasets.Value("int64")),
+    )
+    assert open_images(words, image_column="image").labels is None and open_images(gaps, image_column="image").labels is None
+    for source, columns, message in [
+        (counted, {}, "`images` must have one image column, got .* with images in \\['image', 'mask'\\]"),
+        (counted, {"image_column": "label"}, "`image_column` must be a column of images, got 'label'"),
+        (
+            counted,
+            {"image_column": "image", "label_column": "kind"},
+            "`label_column` must be a column of integers, got 'kind' for",
+        ),
+        (words, {"image_column": "image", "label_column": "label"}, "of integers, got 'label' of string"),
+        (gaps, {"image_column": "image", "label_column": "label"}, "of integers, got 'label' of int64, some missing"),
+        ("digits", {"label_column": "target"}, "`label_column` must be left out for 'digits', which has no columns"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_images(source, **columns)
 
 
 def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
@@ -259,3 +453,37 @@ def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
         assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
     missing = shared().run(ROOT / "training" / "shipped" / "make_optdigits.py", tmp_path / "none.tra", tmp_path / "refused.npz")
     assert missing.returncode == 2 and "numbers and commas" in missing.stderr and not (tmp_path / "refused.npz").exists()
+
+
+def test_transforms_are_what_torchvision_does():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 33, 3), dtype=np.uint8))
+    # torchvision: the shorter side, the longer one rounded down; the middle, halves rounded to even.
+    resized = Transform(resize=14)(picture)
+    assert np.array_equal(resized, picture.resize((22, 14), Image.Resampling.BILINEAR))
+    assert np.array_equal(Transform(center_crop=8)(picture), np.asarray(picture)[6:14, 12:20])
+    both = Transform(convert="L", resize=14, center_crop=14)(picture)
+    assert np.array_equal(both, np.asarray(picture.convert("L").resize((22, 14), Image.Resampling.BILINEAR))[:, 4:18])
+    assert Transform(resize=21)(picture) is picture and Transform()(picture) is picture
+    assert Transform(center_crop=8, convert="RGB").settings == {"convert": "RGB", "center_crop": 8}
+    for options, message in [
+        ({"resize": 0}, "`resize` must be a positive integer, got 0"),
+        ({"center_crop": 2.5}, "`center_crop` must be a positive integer, got 2.5"),
+        ({"convert": "RGBA"}, "`convert` must be 'L' or 'RGB', got 'RGBA'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Transform(**options)
+
+
+def test_transforms_refuse_what_has_several_answers():
+    grey, half = Image.new("L", (8, 6)), Image.new("RGBA", (8, 6), (0, 0, 0, 128))
+    assert Transform(convert="L")(Image.new("RGBA", (8, 6), (9, 9, 9, 255))).getpixel((0, 0)) == 9
+    assert Transform(convert="RGB")(grey.convert("P")).mode == "RGB"
+    for options, picture, message in [
+        ({"convert": "RGB"}, half, "without transparency, got mode RGBA with transparency"),
+        ({"convert": "L"}, Image.new("I;16", (8, 6)), "8-bit pictures without transparency, got mode I;16"),
+        ({"convert": "L"}, Image.new("CMYK", (8, 6)), "got mode CMYK"),
+        ({"resize": 4}, grey.convert("P"), "8-bit grey or RGB pictures, got mode P"),
+        ({"center_crop": 7}, grey, "at most the shorter side, got 7 for 8 x 6 pixels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Transform(**options)(picture)

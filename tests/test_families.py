@@ -192,7 +192,7 @@ def test_a_network(families, images, tmp_path, monkeypatch, capsys):
 def test_a_data_format(families, pipe, checkpoint, tmp_path, monkeypatch, capsys):
     digits = load_images("digits", "test", 5)
     (tmp_path / "few.lines").write_text("".join(json.dumps(image[0].tolist()) + "\n" for image in digits.images))
-    with pytest.raises(ValueError, match="must be 'digits', a folder, an npz file, an idx file of uint8 images, or a Hub"):
+    with pytest.raises(ValueError, match="must be 'digits', a folder, an image, an npz file, an idx file of uint8 images, or"):
         open_images(tmp_path / "few.lines")
     add_format(file_format("a file of lines", (".lines",), read_lines))
     assert torch.equal(open_images(tmp_path / "few.lines").images, digits.images)
@@ -202,7 +202,7 @@ def test_a_data_format(families, pipe, checkpoint, tmp_path, monkeypatch, capsys
     assert main(["evaluate", "tiny", "--dataset", "few.lines", "--method", "full"]) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "report.json").read_text())["per_image"] == report["per_image"]
     assert main(["evaluate", "tiny", "--dataset", "few.lines", "--split", "test"]) == 2
-    with pytest.raises(ValueError, match="must be a file of lines, 'digits', a folder, an npz file"):
+    with pytest.raises(ValueError, match="must be a file of lines, 'digits', a folder, an image, an npz file"):
         (tmp_path / "other.txt").write_text("nothing of the kind")
         open_images(tmp_path / "other.txt")
 

@@ -19,8 +19,8 @@ def many():
     return ImageSet(torch.randint(17, (1000, 1, 8, 8), generator=generator(1)).to(torch.uint8), 17, "random")
 
 
-def read(pipe: VLBDDPMPipeline, source, shard=(0, 1), max_images=None, buffer=10**6, block=256, seed=0):
-    source = source_of(source, pipe.network, 17, shard=shard, max_images=max_images)
+def read(pipe: VLBDDPMPipeline, source, shard=(0, 1), max_images=None, image_seed=None, buffer=10**6, block=256, seed=0):
+    source = source_of(source, pipe.network, 17, shard=shard, max_images=max_images, image_seed=image_seed)
     return read_images(source.blocks(block), partial(known_parts, [pipe.scorer()]), seed, buffer * PIXELS)
 
 
@@ -58,6 +58,32 @@ def test_shards(pipe, many, shard):
     assert torch.equal(images.levels, many.images[:100][shard[0] :: 3])
 
 
+def test_images_are_taken_at_random_by_a_seed_of_their_own(pipe, many):
+    first = read(pipe, many, max_images=100, image_seed=0)
+    assert len(set(first.numbers)) == 100 and (np.diff(first.numbers) > 0).all() and first.numbers.max() > 900
+    assert torch.equal(first.levels, many.images[torch.as_tensor(first.numbers)])
+    # By it alone: not by the seed of the evaluation, nor by what the images are.
+    assert read(pipe, many, max_images=100, image_seed=0, seed=1).sha256 == first.sha256
+    assert (read(pipe, many.images, max_images=100, image_seed=0).numbers == first.numbers).all()
+    assert read(pipe, many, max_images=100, image_seed=1).sha256 != first.sha256
+    # Fewer are a part of more, and shards are all of them.
+    assert set(read(pipe, many, max_images=10, image_seed=0).numbers) < set(first.numbers)
+    shards = [read(pipe, many, max_images=100, image_seed=0, shard=(index, 3)).numbers for index in range(3)]
+    assert [len(numbers) for numbers in shards] == [34, 33, 33] and set(np.concatenate(shards)) == set(first.numbers)
+    assert (read(pipe, many, max_images=2000, image_seed=0).numbers == np.arange(1000)).all()
+    # Each is taken 10 times of 100: the chi-square of the counts, which are drawn without replacement, has mean 900.
+    taken = np.zeros(1000)
+    for image_seed in range(100):
+        taken[source_of(many, pipe.network, 17, max_images=100, image_seed=image_seed)._numbers(1000)] += 1
+    assert abs(((taken - 10) ** 2).sum() / 10 - 900) < 5 * (2 * 900) ** 0.5
+    for options, message in [
+        ({"image_seed": 0}, "`image_seed` must go with `max_images`"),
+        ({"image_seed": -1, "max_images": 5}, r"`image_seed` must lie in \[0, 2\^63\), got -1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read(pipe, many, **options)
+
+
 def test_streams_are_read_in_their_order(pipe, many, tmp_path):
     from PIL import Image
 
@@ -71,6 +97,8 @@ def test_streams_are_read_in_their_order(pipe, many, tmp_path):
         first, second = read(pipe, one, **options), read(pipe, other, **options)
         assert (first.numbers == second.numbers).all() and first.sha256 == second.sha256
         assert torch.equal(first.levels, second.levels) and torch.equal(first.prior, second.prior)
+    with pytest.raises(ValueError, match="`image_seed` must be left out for a stream"):
+        read(pipe, one, max_images=5, image_seed=0)
 
 
 def test_images_in_memory_are_read_as_a_set_is(pipe, many):

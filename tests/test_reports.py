@@ -194,6 +194,18 @@ def test_shards_and_seeds_in_any_order(pipe, images):
         assert apart[key] == pytest.approx(merge_reports(fulls)[key], rel=1e-12)
 
 
+def test_images_taken_at_random_are_merged_with_the_same(pipe, images):
+    options = {"method": "full", "max_images": 7, "image_seed": 3}
+    whole = score(pipe, images, **options)
+    assert whole["config"]["image_seed"] == 3 and whole["num_images"] == 7
+    merged = merge_reports([score(pipe, images, shard=(index, 2), **options) for index in range(2)])
+    assert merged["per_image"] == pytest.approx(whole["per_image"], rel=1e-5)
+    assert merge_reports([whole, score(pipe, images, seed=1, **options)])["num_images"] == 7
+    for other in ({"image_seed": 4}, {"image_seed": None}):
+        with pytest.raises(ValueError, match="`reports` must agree in config.image_seed to be merged"):
+            merge_reports([whole, score(pipe, images, seed=1, **{**options, **other})])
+
+
 def test_single_images_are_merged(pipe, images):
     reports = [score(pipe, images[:2], method="full", shard=(index, 2)) for index in range(2)]
     assert [report["monte_carlo_error"] for report in reports] == [None, None]

@@ -110,6 +110,7 @@ def calibrate(
     evaluations: int = EVALUATIONS,
     target_se: float | None = None,
     max_images: int | None = None,
+    image_seed: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
     class_labels: int | Sequence[int] | torch.Tensor | None = None,
@@ -126,6 +127,7 @@ def calibrate(
         evaluations: of the network, in all.
         target_se: refuse a calibration whose best bound has a larger standard error over its images, in bits/dim.
         max_images: the first so many images only.
+        image_seed: takes `max_images` at random instead, by this seed alone.
         batch_size: images per network call.
         seed: of the choice of images and of the noise.
         class_labels: as `evaluate_nll`.
@@ -155,7 +157,8 @@ def calibrate(
             f"`evaluations` must be at least {MIN_IMAGES * len(knots)}, {MIN_IMAGES} at each of {len(knots)} timesteps, got"
             f" {evaluations}."
         )
-    source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, max_images=max_images)
+    which = {"max_images": max_images, "image_seed": image_seed}
+    source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
     draws = _draw_images(source, count, seed)
     deltas = _deltas(forward.snr.numpy())
     fits = []
@@ -181,6 +184,8 @@ def calibrate(
         "num_network_evaluations": count * len(knots),
         "seed": seed,
         **({} if dataset is None and split is None else {"dataset": dataset, "split": split}),
+        **source.settings,
+        **({} if image_seed is None else {"max_images": max_images}),
     }
     calibration = Calibration(config, forward)
     schedules = calibration.sub_schedules(len(forward))

@@ -17,8 +17,10 @@ def describe(result: CalibrationResult) -> dict[str, Any]:
     r"""What `calibrate` found, as plain values: beside the calibration itself, which lies in the scheduler's configuration."""
     config = result.scheduler.config["calibration"]
     names = ("dataset", "split", "num_images", "num_network_evaluations", "seed", "network_sha256", "num_inference_steps")
+    of_images = ("image_column", "label_column", "convert", "resize", "center_crop", "image_seed", "max_images")
     return {
         **{name: config.get(name) for name in names},
+        **{name: config[name] for name in of_images if name in config},
         "inference_timesteps": result.timesteps,
         "bits_per_dim": rounded(result.bits_per_dim),
         "standard_error": rounded(result.standard_error),

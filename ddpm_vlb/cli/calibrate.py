@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         evaluations=arguments.evaluations,
         target_se=arguments.target_se,
         max_images=arguments.max_images,
+        image_seed=arguments.image_seed,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         class_labels=labels_for(pipe, data),

@@ -58,6 +58,7 @@ def load_folder(folder: Path):
 def open_data(arguments: argparse.Namespace):
     r"""The processes of this run, and the data set."""
     from ..data.sources import open_images, stream_images
+    from ..data.transforms import Transform
     from ..evaluation.run import Workers
 
     workers = Workers()
@@ -65,12 +66,15 @@ def open_data(arguments: argparse.Namespace):
         raise ValueError(
             f"`expected_processes` must be the {workers.count} that take part, got {arguments.expected_processes}."
         )
+    transform = Transform(arguments.convert, arguments.resize, arguments.center_crop)
+    how = {"transform": transform, "image_column": arguments.image_column}
     if arguments.streaming:
         folder = Path(arguments.dataset)
         # A folder without a part of that name is one part, which datasets calls "train".
         default = arguments.default_split if not folder.is_dir() or (folder / arguments.default_split).is_dir() else "train"
-        return workers, stream_images(arguments.dataset, arguments.split or default)
-    return workers, open_images(arguments.dataset, arguments.split, arguments.default_split)
+        return workers, stream_images(arguments.dataset, arguments.split or default, **how)
+    how["label_column"] = arguments.label_column
+    return workers, open_images(arguments.dataset, arguments.split, arguments.default_split, **how)
 
 
 def set_levels(pipe: "VLBDDPMPipeline", num_pixel_levels: int | None) -> list[str]:

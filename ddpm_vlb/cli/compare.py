@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_inference_steps=(arguments.num_inference_steps_a, arguments.num_inference_steps_b),
         class_labels=[labels_for(pipe, data, label) for pipe, label in zip(pipes, labels)],
         max_images=arguments.max_images,
+        image_seed=arguments.image_seed,
         buffer_bytes=int(arguments.buffer_mb * 2**20),
         float32_unets=float32_unets,
         journal=journal,

@@ -44,8 +44,8 @@ def add(commands) -> argparse.ArgumentParser:
         " settings. What was stopped goes on where the same command is given again.",
         examples=(
             "runs/quickstart/pipeline --dataset digits --plot terms.png",
-            "runs/quickstart/pipeline --dataset digits --target-se 0.002 --max-evaluations 200000",
-            "runs/quickstart/pipeline --dataset digits --method iw --k 64 --max-images 16 --scores scores.csv",
+            "google/ddpm-ema-church-256 --dataset photos --resize 256 --center-crop 256 --target-se 0.002",
+            "runs/quickstart/pipeline --dataset digits --method iw --k 64 --max-images 16 --image-seed 0 --scores scores.csv",
         ),
     )
     add_checkpoint_options(parser)
@@ -81,7 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
     overridden = override(pipe, arguments)
     images = on_grid(data, pipe, arguments.quantize)
     if pipe.network.num_classes is not None and getattr(data, "labels", None) is None:
-        raise ValueError(f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}.")
+        raise ValueError(
+            f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}"
+            " (of a Hub data set: a column `label` of integers, or what --label-column names)."
+        )
     journal = output.with_name(f"{output.name}.journal")
     context = {"checkpoint": arguments.checkpoint, "revision": arguments.revision, "quantized": arguments.quantize}
     report = evaluate(
@@ -96,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         class_labels=labels_for(pipe, data),
         clip_sample=arguments.clip_sample,
         max_images=arguments.max_images,
+        image_seed=arguments.image_seed,
         shard=shard,
         buffer_bytes=int(arguments.buffer_mb * 2**20),
         float32_unet=float32_unet,

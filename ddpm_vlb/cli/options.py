@@ -63,6 +63,12 @@ def add_data_options(parser, default_split: str = "test") -> None:
     parser.add_argument("--split", help=f"part of the data set (default: {default_split}, where there are parts)")
     parser.set_defaults(default_split=default_split)
     parser.add_argument("--max-images", type=int, help="the first MAX_IMAGES only")
+    parser.add_argument("--image-seed", type=int, metavar="SEED", help="MAX_IMAGES at random by this seed, not the first")
+    parser.add_argument("--convert", choices=("L", "RGB"), help="bring images to this colour first")
+    parser.add_argument("--resize", type=int, metavar="N", help="then their shorter side to N pixels (bilinear)")
+    parser.add_argument("--center-crop", type=int, metavar="N", help="then cut N x N pixels out of the middle")
+    parser.add_argument("--image-column", help="of a Hub data set (default: its only column of images)")
+    parser.add_argument("--label-column", help="of a Hub data set, integers (default: label, where it holds integers)")
     parser.add_argument("--streaming", action="store_true", help="read the data set as a stream; no class labels")
     parser.add_argument("--num-pixel-levels", type=int, help="levels of the model's grid (default: as its scheduler says)")
     parser.add_argument(
@@ -116,6 +122,17 @@ def check_data_options(arguments: argparse.Namespace) -> None:
     r"""Raise `ValueError` for values of `add_data_options` that nothing could be done with."""
     if arguments.max_images is not None and arguments.max_images < 1:
         raise ValueError(f"`max_images` must be at least 1, got {arguments.max_images}.")
+    if arguments.image_seed is not None:
+        if arguments.max_images is None or arguments.streaming:
+            rule = "left out with --streaming" if arguments.streaming else "given with --max-images"
+            raise ValueError(f"`image_seed` must be {rule}, got {arguments.image_seed}.")
+        if not 0 <= arguments.image_seed < 2**63:
+            raise ValueError(f"`image_seed` must lie in [0, 2^63), got {arguments.image_seed}.")
+    for name in ("resize", "center_crop"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"`{name}` must be a positive integer, got {getattr(arguments, name)}.")
+    if arguments.label_column is not None and arguments.streaming:
+        raise ValueError(f"`label_column` must be left out with --streaming, got {arguments.label_column!r}.")
     if arguments.batch_size < 1:
         raise ValueError(f"`batch_size` must be a positive integer, got {arguments.batch_size}.")
     if not 0 < arguments.buffer_mb < math.inf:

@@ -5,7 +5,8 @@ image says is taken literally: an integer is the level k itself, a float is a va
 grid changes the data; `quantize` does it, as a step of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 
 from ..pixel_grid import check_num_pixel_levels, samples_to_levels
+from .pictures import check_as_stored, open_stored, upright
+from .transforms import Transform
 
 ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
 PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
@@ -90,9 +93,8 @@ def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
     if isinstance(images, Image.Image):
         images = [images]
     elif hasattr(images, "features") and hasattr(images, "column_names"):
-        column = image_column(images)
-        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
-        images = [row[column] for row in images]
+        rows, read = stored_pictures(images)
+        images = [read(row, f"image {index}") for index, row in enumerate(rows)]
     if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
         raise ValueError(
             "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
@@ -140,43 +142,65 @@ def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
 
 
-def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
-    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
+def pil_to_array(picture: Image.Image, name: str = "image", transform: Transform | None = None) -> np.ndarray:
+    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16; upright, as its EXIF orientation says.
+
+    Args:
+        picture: the image.
+        name: of it, for refusals.
+        transform: what is done to it first.
 
     Raises:
         ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
     """
-    if "transparency" in image.info or _is_rescaled(image):
-        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
-        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
-    if image.mode not in PIL_MODES:
+    check_as_stored(picture, name)
+    picture = upright(picture)
+    if transform is not None:
+        picture = transform(picture, name)
+    if picture.mode not in PIL_MODES:
         raise ValueError(
-            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
+            f"`images` must be PIL images of mode L, RGB or I;16, got mode {picture.mode} ({name}); convert it yourself,"
             " since what becomes of transparency or of a palette is a choice."
         )
-    return np.asarray(image).astype(PIL_MODES[image.mode])
+    return np.asarray(picture).astype(PIL_MODES[picture.mode])
 
 
-def _is_rescaled(image: Image.Image) -> bool:
-    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
-    # stands in `tile`; of an image that is loaded already, nothing tells any more.
-    for tile in getattr(image, "tile", ()):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if tile[0].startswith("ppm") and arguments[-1] != 255:
-            return True
-        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
-            return True
-    return False
-
-
-def image_column(dataset: Any) -> str:
-    r"""The one image column of a `datasets.Dataset`.
+def image_column(dataset: Any, column: str | None = None) -> str:
+    r"""The image column of a `datasets.Dataset`: the one that was asked for, or the only one.
 
     Raises:
-        ValueError: none, or more than one.
+        ValueError: none, or more than one of which none was asked for.
     """
     features = dataset.features or {}
     columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(columns) != 1:
+    if column is not None and column not in columns:
+        raise ValueError(
+            f"`image_column` must be a column of images, got {column!r} for {list(features)} with images in {columns}."
+        )
+    if column is None and len(columns) != 1:
         raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
-    return columns[0]
+    return column or columns[0]
+
+
+def stored_pictures(dataset: Any, column: str | None = None) -> tuple[Any, Callable[[Any, str], Image.Image]]:
+    r"""The rows of a data set of the `datasets` library, its pictures as they are stored, and what opens a row's by our rule.
+
+    Args:
+        dataset: a `datasets.Dataset` or `datasets.IterableDataset`.
+        column: of its images, where it has several.
+
+    Returns:
+        The rows, and a function of a row and its name.
+
+    Raises:
+        ValueError: as `image_column`.
+    """
+    column = image_column(dataset, column)
+    feature = dataset.features[column]
+    # Whatever format they would be handed out in, and nothing of the other columns.
+    rows = dataset.with_format(None).select_columns([column]).cast_column(column, type(feature)(decode=False))
+    return rows, partial(_open_row, column, feature.mode)
+
+
+def _open_row(column: str, mode: str | None, row: Any, name: str) -> Image.Image:
+    return open_stored(row[column], name, mode)

@@ -6,21 +6,28 @@ A new format is a row, `add_format(file_format("a toy file", (".toy",), read))`,
 
 import gzip
 import math
+import os
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
 from .image_sets import ImageSet, StoredImages, image_set
-from .levels import image_column, pil_to_array
+from .levels import stored_pictures
+from .pictures import PICTURE_SUFFIXES, open_picture
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 DIGITS_NUM_TRAIN = 1437
+# What is unpacked is held in memory. Larger files can be unpacked on the disk first.
+MAX_UNPACKED_BYTES = 2**32
+MAX_RATIO = 1032  # of zlib's format
 
 
 def read_digits(split: str) -> ImageSet:
@@ -38,37 +45,83 @@ def read_digits(split: str) -> ImageSet:
     return ImageSet(images[parts[split]], 17, "digits", split, labels[parts[split]])
 
 
-def open_folder(path: Path, split: str | None, default_split: str) -> StoredImages:
-    r"""A folder of images, or of parquet files."""
+def open_folder(path: Path, split: str | None, default_split: str, **columns: str) -> StoredImages:
+    r"""A folder of images, or of parquet files; `columns` as `open_hub`, for those."""
+    split, files = image_files(path, split, default_split)
+    if not files:
+        return open_hub(str(path), split or default_split, **columns)
+    if columns:
+        raise ValueError(f"`{next(iter(columns))}` must be left out for a folder of images, which has no columns.")
+    folder = files_folder(path, split)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return StoredImages(files, _read_file, str(folder), split, names=names)
+
+
+def image_files(path: Path, split: str | None, default_split: str) -> tuple[str | None, list[Path]]:
+    r"""The images of a part of a folder, in the order of their paths; none where the folder is one of parquet files.
+
+    A part is a sub-folder. A folder without parts is one, which may be called `"train"`, as the `datasets` library does.
+    What is hidden is left out, as there: files and folders whose names begin with a dot, folders whose names begin with two
+    underscores (`__MACOSX`).
+
+    Returns:
+        The part that was found, and the files.
+
+    Raises:
+        ValueError: no such part, no images.
+    """
     if split is None and (path / default_split).is_dir():
         split = default_split
-    if split is not None and (path / split).is_dir():
-        path = path / split
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files and any(path.rglob("*.parquet")):
-        return open_hub(str(path), split or default_split)
-    if split is not None and path.name != split:
+    folder = files_folder(path, split)
+    files = _files_below(folder, PICTURE_SUFFIXES)
+    if not files and _files_below(folder, (".parquet",)):
+        return split, []
+    of_no_parts = split == "train" and not any((path / part).is_dir() for part in ("test", "validation"))
+    if split is not None and folder.name != split and not of_no_parts:
         raise ValueError(f"`split` must name a sub-folder of the data set, got {split!r} for {str(path)!r}.")
     if not files:
         raise ValueError(
-            f"`dataset` must be a folder with images ({', '.join(IMAGE_SUFFIXES)}) or parquet files, got none in {str(path)!r}."
-            " (Name an idx or npz file itself.)"
+            f"`dataset` must be a folder with images ({', '.join(PICTURE_SUFFIXES)}) or parquet files, got none in"
+            f" {str(folder)!r}. (Name an idx or npz file itself.)"
         )
-    return StoredImages(files, _read_file, str(path), split, names=[file.relative_to(path).as_posix() for file in files])
+    return split, files
 
 
-def _read_file(files: Sequence[Path], index: int) -> tuple[np.ndarray, str]:
-    file = files[index]
-    try:
-        with Image.open(file) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise ValueError(f"`dataset` must hold still images, got {frames} frames in {str(file)!r}.")
-            return pil_to_array(image, str(file)), str(file)
-    except Exception as error:  # a damaged file can make a decoder stumble over anything
-        if str(error).startswith("`"):
-            raise
-        raise ValueError(f"`dataset` must hold readable images, got {str(file)!r}: {error}.") from error
+def files_folder(path: Path, split: str | None) -> Path:
+    r"""Where the files of a part of a folder are."""
+    return path / split if split is not None and (path / split).is_dir() else path
+
+
+def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"`dataset` must be a folder that can be read, got {error}.") from error
+
+    found = []
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        paths = (Path(here, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in suffixes]
+    return sorted(found, key=Path.as_posix)
+
+
+def _read_file(files: Sequence[Path], index: int) -> tuple[Image.Image, str]:
+    return open_picture(files[index], str(files[index])), str(files[index])
+
+
+def stream_files(files: Sequence[Path]) -> tuple[Any, Callable[[Any, str], Image.Image]]:
+    r"""Pictures of the disk as the rows of a stream, and what opens a row's."""
+    datasets = _datasets(str(files[0].parent))
+    rows = datasets.Dataset.from_dict({"file": range(len(files))}).to_iterable_dataset()
+    return rows, partial(_read_streamed, files)
+
+
+def _read_streamed(files: Sequence[Path], row: Any, name: str) -> Image.Image:
+    return _read_file(files, row["file"])[0]
+
+
+def read_picture(path: Path) -> StoredImages:
+    r"""A single picture."""
+    return StoredImages([path], _read_file, str(path), names=[path.name])
 
 
 def read_npz(path: Path) -> ImageSet:
@@ -80,8 +133,12 @@ def read_npz(path: Path) -> ImageSet:
                 raise ValueError(
                     f"`dataset` must have an array `images` in its npz file, got {archive.files} in {str(path)!r}."
                 )
+            _check_unpacked(path, key)
             array = archive[key]
-            labels = archive["labels"] if "labels" in archive.files else None
+            labels = None
+            if "labels" in archive.files:
+                _check_unpacked(path, "labels")
+                labels = archive["labels"]
     except ValueError as error:
         if str(error).startswith("`dataset`"):
             raise
@@ -98,49 +155,100 @@ def read_npz(path: Path) -> ImageSet:
     return image_set(array, str(path), labels=labels)
 
 
+def _check_unpacked(path: Path, key: str) -> None:
+    r"""Raise `ValueError` for an array of an npz file that is packed, and too large to be unpacked in memory."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{key}.npy")
+    if info.compress_type != zipfile.ZIP_STORED and info.file_size > MAX_UNPACKED_BYTES:
+        raise _too_large(path, info.file_size)
+
+
+def _too_large(path: Path, size: int) -> ValueError:
+    return ValueError(
+        f"`dataset` must be a file that unpacks to at most {MAX_UNPACKED_BYTES} bytes, got {size} for {str(path)!r}."
+        " Unpack it first."
+    )
+
+
 def read_idx(path: Path) -> ImageSet:
     r"""The idx format of MNIST: two zero bytes, the type (8 = uint8), the number of dimensions, their sizes, the data."""
+    size, zipped = path.stat().st_size, path.suffix == ".gz"
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            return image_set(_idx_array(cast(BinaryIO, file), path, size, zipped), str(path))
+    except (OSError, EOFError) as error:
         raise ValueError(f"`dataset` must be a readable idx file, got {str(path)!r}: {error}.") from error
-    except Exception as error:  # zlib.error
+    except zlib.error as error:
         raise ValueError(f"`dataset` must be an undamaged gzip file, got {str(path)!r}: {error}.") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or raw[3] not in (3, 4):
+
+
+def _idx_array(file: BinaryIO, path: Path, size: int, zipped: bool) -> np.ndarray:
+    r"""The array of an idx file of so many bytes: as much is read as its header says, and a byte more to see that it ends."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != b"\x00\x00\x08" or magic[3] not in (3, 4):
         raise ValueError(
             f"`dataset` must be {', '.join(kind.words for kind in FORMATS)}, or a Hub data set,"
-            f" got the file {str(path)!r} that starts with {raw[:4]!r}."
+            f" got the file {str(path)!r} that starts with {magic!r}."
         )
-    header = 4 + 4 * raw[3]
-    shape = struct.unpack(f">{raw[3]}I", raw[4:header]) if len(raw) >= header else ()
-    if len(shape) == 0 or len(raw) - header != math.prod(shape):
-        raise ValueError(f"`dataset` must be a whole idx file, got {len(raw)} bytes for shape {shape} in {str(path)!r}.")
-    return image_set(np.frombuffer(raw, np.uint8, offset=header).reshape(shape), str(path))
+    sizes = file.read(4 * magic[3])
+    shape = struct.unpack(f">{magic[3]}I", sizes) if len(sizes) == 4 * magic[3] else ()
+    expected, header = math.prod(shape), 4 + len(sizes)
+    if zipped and expected > MAX_UNPACKED_BYTES:
+        raise _too_large(path, expected)
+    possible = MAX_RATIO * size if zipped else size - header
+    data = file.read(expected + 1) if shape and expected <= possible else b""
+    if not shape or len(data) != expected:
+        words = "another number of bytes" if zipped else f"{size} bytes"
+        raise ValueError(f"`dataset` must be a whole idx file, got {words} for shape {shape} in {str(path)!r}.")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def open_hub(name: str, split: str) -> StoredImages:
-    r"""A data set of the Hub."""
-    import datasets
+def open_hub(name: str, split: str, image_column: str | None = None, label_column: str | None = None) -> StoredImages:
+    r"""A data set of the Hub.
 
+    Args:
+        name, split: of the data set.
+        image_column: by default its only column of images.
+        label_column: by default `label`, where that holds integers.
+    """
     loaded = load_dataset(name, split)
-    column = image_column(loaded)
-    # The files that the rows were made of, without reading any: what is left of the table are names.
-    paths = loaded.select_columns(column).cast_column(column, datasets.Image(decode=False)).flatten()[f"{column}.path"]
+    rows, read = stored_pictures(loaded, image_column)
+    labels = integer_labels(loaded, label_column)
+    # The files that the rows were made of, without reading any.
+    paths = rows.flatten()[f"{rows.column_names[0]}.path"]
     names = [path and PurePosixPath(path).name for path in paths]
-    labels = loaded["label"] if "label" in loaded.column_names else None
-    return StoredImages(loaded, _read_row, name, split, labels, names if any(names) else None)
+    settings = {"image_column": image_column, "label_column": label_column}
+    settings = {name: column for name, column in settings.items() if column is not None}
+    return StoredImages(rows, partial(_read_row, read), name, split, labels, names if any(names) else None, settings)
 
 
-def _read_row(rows: Any, index: int) -> tuple[np.ndarray, str]:
-    return pil_to_array(rows[index][image_column(rows)], f"row {index}"), f"row {index}"
+def _read_row(read: Callable[[Any, str], Image.Image], rows: Any, index: int) -> tuple[Image.Image, str]:
+    name = f"row {index}"
+    return read(rows[index], name), name
+
+
+def integer_labels(dataset: Any, column: str | None) -> list[int] | None:
+    r"""The classes of a `datasets.Dataset`: of a column that was asked for, or of `label`, where that holds integers.
+
+    Raises:
+        ValueError: a column that was asked for and is none of integers.
+    """
+    name = column or "label"
+    kind = getattr((dataset.features or {}).get(name), "dtype", None)
+    labels = [*dataset[name]] if str(kind).startswith(("int", "uint")) else None
+    if labels is not None and None not in labels:
+        return labels
+    if column is not None:
+        raise ValueError(
+            f"`label_column` must be a column of integers, got {column!r}"
+            + (f" of {kind}{'' if labels is None else ', some missing'}." if kind else f" for {dataset.column_names}.")
+        )
+    return None
 
 
 def load_dataset(name: str, split: str, streaming: bool = False) -> Any:
     r"""As `datasets.load_dataset`, with errors that say what a data set may be."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install datasets.") from error
+    datasets = _datasets(name)
     try:
         return datasets.load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # the library has many
@@ -149,6 +257,14 @@ def load_dataset(name: str, split: str, streaming: bool = False) -> Any:
             f"`dataset` must be 'digits', a file or folder that exists, or a Hub data set with the split {split!r},"
             f" got {name!r}: {reason}"
         ) from error
+
+
+def _datasets(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"`dataset` {name!r} needs the datasets library: pip install datasets.") from error
+    return datasets
 
 
 @dataclass(frozen=True)
@@ -160,19 +276,21 @@ class Format:
         matches: whether a source, as text and as a path, is one.
         open: the images, from the source, the split that was asked for or `None`, and the default one.
         suffixes: of its files.
+        has_columns: whether `open` takes `image_column` and `label_column` too, where they are given.
     """
 
     words: str
     matches: Callable[[str, Path], bool]
-    open: Callable[[str, str | None, str], ImageSet | StoredImages]
+    open: Callable[..., ImageSet | StoredImages]
     suffixes: tuple[str, ...] = ()
+    has_columns: bool = False
 
 
 def file_format(words: str, suffixes: tuple[str, ...], read: Callable[[Path], ImageSet | StoredImages]) -> Format:
     r"""The row of a format of single files; without suffixes, of all files that no other row is for."""
 
     def matches(source: str, path: Path) -> bool:
-        return path.is_file() and (not suffixes or path.suffix in suffixes)
+        return path.is_file() and (not suffixes or path.suffix.lower() in suffixes)
 
     def open_file(source: str, split: str | None, default_split: str) -> ImageSet | StoredImages:
         if split is not None:
@@ -182,9 +300,14 @@ def file_format(words: str, suffixes: tuple[str, ...], read: Callable[[Path], Im
     return Format(words, matches, open_file, suffixes)
 
 
+def _open_folder(source: str, split: str | None, default_split: str, **columns: str) -> StoredImages:
+    return open_folder(Path(source), split, default_split, **columns)
+
+
 FORMATS = [
     Format("'digits'", lambda source, path: source == "digits", lambda source, split, default: read_digits(split or default)),
-    Format("a folder", lambda source, path: path.is_dir(), lambda source, *splits: open_folder(Path(source), *splits)),
+    Format("a folder", lambda source, path: path.is_dir(), _open_folder, has_columns=True),
+    file_format("an image", PICTURE_SUFFIXES, read_picture),
     file_format("an npz file", (".npz",), read_npz),
     file_format("an idx file of uint8 images", (), read_idx),
 ]

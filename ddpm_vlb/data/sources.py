@@ -5,8 +5,8 @@ likelihood; `quantize` does it, as a step of its own.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,21 +15,37 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checks import check_seed
+from ..noise import mix, mix_array
 from .frame import Block
 from .image_sets import ImageSet, StoredImages, StreamedImages
-from .levels import check_shape, images_to_levels
-from .readers import FORMATS, load_dataset, open_hub
+from .levels import check_shape, images_to_levels, stored_pictures
+from .readers import FORMATS, image_files, load_dataset, open_hub, stream_files
+from .transforms import Transform
+
+IMAGE_CHOICE = 2**33  # what a seed is mixed with for the choice of images
 
 
-def load_images(source: str | Path, split: str | None = None, max_images: int | None = None) -> ImageSet:
+def load_images(
+    source: str | Path,
+    split: str | None = None,
+    max_images: int | None = None,
+    *,
+    transform: Transform | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSet:
     r"""Load a data set into memory.
 
     Args:
-        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images, an idx file (also gzipped, as
-            MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
+        source: `"digits"` (scikit-learn's 8 x 8 digits, 17 levels), a folder of images or a single one, an idx file (also
+            gzipped, as MNIST's), an npz file with an array `images` `(N, H, W[, C])`, or the name of a data set of the Hub.
         split: the part to load, by default `"test"` where there are parts: of the digits, of a data set of the Hub, of a
             folder with a sub-folder of that name. idx and npz files have no parts.
         max_images: at most this many, from the first.
+        transform: steps that bring pictures to one size and colour before they are levels; reports say which were taken.
+        image_column: of a data set of the Hub with several columns of images.
+        label_column: of a data set of the Hub whose classes are not in `label`.
 
     Raises:
         ValueError: a source that is missing, damaged, empty, or has no such split; images that differ in size or are not 8-bit
@@ -37,14 +53,22 @@ def load_images(source: str | Path, split: str | None = None, max_images: int | 
     """
     if max_images is not None and max_images < 1:
         raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
-    loaded = open_images(source, split)
+    loaded = open_images(source, split, transform=transform, image_column=image_column, label_column=label_column)
     if isinstance(loaded, StoredImages):
         return loaded.load(max_images)
     labels = None if loaded.labels is None else loaded.labels[:max_images]
-    return ImageSet(loaded.images[:max_images], loaded.num_pixel_levels, loaded.name, loaded.split, labels)
+    return replace(loaded, images=loaded.images[:max_images], labels=labels)
 
 
-def open_images(source: str | Path, split: str | None = None, default_split: str = "test") -> ImageSet | StoredImages:
+def open_images(
+    source: str | Path,
+    split: str | None = None,
+    default_split: str = "test",
+    *,
+    transform: Transform | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSet | StoredImages:
     r"""Open a data set: `source[i]` is image i, as integer levels `(C, H, W)`.
 
     Folders of images and data sets of the Hub stay on the disk until an image is asked for, and may be larger than memory.
@@ -54,17 +78,42 @@ def open_images(source: str | Path, split: str | None = None, default_split: str
     """
     source = str(source)
     path = Path(source)
+    columns = {"image_column": image_column, "label_column": label_column}
+    columns = {name: column for name, column in columns.items() if column is not None}
     for kind in FORMATS:
         if kind.matches(source, path):
-            return kind.open(source, split, default_split)
+            if columns and not kind.has_columns:
+                raise ValueError(f"`{next(iter(columns))}` must be left out for {kind.words}, which has no columns.")
+            return _ready(kind.open(source, split, default_split, **columns), transform)
     suffixes = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
-    if source.startswith(("/", ".", "~")) or path.suffix in (*suffixes, ".gz") or not source:
+    # What exists and is of no format is a device, a pipe or the like.
+    if source.startswith(("/", ".", "~")) or path.suffix in (*suffixes, ".gz") or not source or path.exists():
         raise ValueError(f"`dataset` must be a file or folder that exists, 'digits' or a Hub data set, got {source!r}.")
-    return open_hub(source, split or default_split)
+    return _ready(open_hub(source, split or default_split, **columns), transform)
 
 
-def stream_images(source: str | Path, split: str | None = None, buffer_size: int = 1000) -> StreamedImages:
+def _ready(images: ImageSet | StoredImages, transform: Transform | None) -> ImageSet | StoredImages:
+    r"""Images after the steps of a `Transform`, the first of them looked at."""
+    if transform is not None:
+        images = images.transformed(transform)
+    images[0]
+    return images
+
+
+def stream_images(
+    source: str | Path,
+    split: str | None = None,
+    buffer_size: int = 1000,
+    *,
+    transform: Transform | None = None,
+    image_column: str | None = None,
+) -> StreamedImages:
     r"""Open a data set of the Hub, or a folder of images or parquet files, as a stream, with nothing kept on the disk.
+
+    Args:
+        source, transform, image_column: as `load_images`; a folder's images are those that `open_images` finds.
+        split: by default `"train"`.
+        buffer_size: images in memory among which the next is drawn, where they are shuffled.
 
     Raises:
         ValueError: as `load_images`; a source that is neither.
@@ -72,7 +121,16 @@ def stream_images(source: str | Path, split: str | None = None, buffer_size: int
     source = str(source)
     if source == "digits" or Path(source).is_file():
         raise ValueError(f"`dataset` must be a folder or a data set of the Hub to be streamed, got {source!r}.")
-    return StreamedImages(load_dataset(source, split or "train", streaming=True), source, split, buffer_size)
+    part = split or "train"
+    if Path(source).is_dir():
+        _, files = image_files(Path(source), split, "train")
+        if files and image_column is not None:
+            raise ValueError("`image_column` must be left out for a folder of images, which has no columns.")
+        if files:
+            return StreamedImages(*stream_files(files), source, part, buffer_size, transform=transform)
+    rows, read = stored_pictures(load_dataset(source, part, streaming=True), image_column)
+    settings = {} if image_column is None else {"image_column": image_column}
+    return StreamedImages(rows, read, source, part, buffer_size, settings, transform)
 
 
 def _batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -90,10 +148,12 @@ class Source:
         num_pixel_levels: of the model.
         channels, size: of its images; `size` may be `None`.
         labels: classes, `(N,)` or `None`.
-        shard: (index, count): only images whose number is `index` modulo `count`.
+        shard: (index, count): only the images whose place among those that are taken is `index` modulo `count`.
         max_images: the first so many only.
+        image_seed: takes `max_images` at random in place of the first: those with the smallest hashes of (seed, number).
         name: of the data set.
         image_labels, image_names: what the data set says of each image, where it does; nobody is scored by it.
+        settings: how the images were read and taken, as far as a report must say so.
     """
 
     images: Any
@@ -103,9 +163,11 @@ class Source:
     labels: torch.Tensor | None = None
     shard: tuple[int, int] = (0, 1)
     max_images: int | None = None
+    image_seed: int | None = None
     name: str = "images in memory"
     image_labels: Sequence[Any] | torch.Tensor | None = None
     image_names: Sequence[str | None] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_stream(self) -> bool:
@@ -146,9 +208,12 @@ class Source:
         chosen = np.array(numbers)
         return Block(chosen, levels, None if self.labels is None else self.labels[torch.as_tensor(chosen)])
 
-    def _numbers(self, total: int) -> range:
+    def _numbers(self, total: int) -> Sequence[int]:
         index, count = self.shard
-        return range(index, total if self.max_images is None else min(total, self.max_images), count)
+        if self.image_seed is None:
+            return range(index, total if self.max_images is None else min(total, self.max_images), count)
+        hashes = mix_array(mix(self.image_seed, IMAGE_CHOICE), np.arange(total))
+        return np.sort(np.argsort(hashes, kind="stable")[: self.max_images])[index::count].tolist()
 
     def _readers(self) -> Iterator[tuple[int, Callable[[], torch.Tensor]]]:
         if not self.is_stream:
@@ -169,6 +234,7 @@ def source_of(
     *,
     shard: tuple[int, int] = (0, 1),
     max_images: int | None = None,
+    image_seed: int | None = None,
 ) -> Source:
     r"""The source of images of any kind.
 
@@ -177,14 +243,18 @@ def source_of(
         network: a `model.network.Network`, which knows what its images are.
         num_pixel_levels: of the model.
         class_labels: of a class-conditional network, one for all or one each.
-        shard, max_images: as `Source`.
+        shard, max_images, image_seed: as `Source`.
 
     Raises:
-        ValueError: images or classes that do not fit the network.
+        ValueError: images or classes that do not fit the network; an `image_seed` of a stream, or without `max_images`.
     """
     channels, size = network.channels, network.size
     name = getattr(images, "name", None)  # tensors have one of another kind
-    options = {"shard": shard, "max_images": max_images, "name": name if isinstance(name, str) else Source.name}
+    settings = {**getattr(images, "settings", {})}
+    if image_seed is not None:
+        settings["image_seed"] = image_seed = _check_image_seed(image_seed, images, max_images)
+    options = {"shard": shard, "max_images": max_images, "image_seed": image_seed, "settings": settings}
+    options["name"] = name if isinstance(name, str) else Source.name
     if isinstance(images, StreamedImages):
         check_shape(images[0][None], channels, size)
         network.check_class_labels(class_labels, 1)
@@ -195,3 +265,11 @@ def source_of(
         images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
     labels = network.check_class_labels(class_labels, len(images))
     return Source(images, num_pixel_levels, channels, size, labels, **options)
+
+
+def _check_image_seed(image_seed: Any, images: Any, max_images: int | None) -> int:
+    if max_images is None:
+        raise ValueError(f"`image_seed` must go with `max_images`, of how many images it makes the choice, got {image_seed!r}.")
+    if isinstance(images, StreamedImages):
+        raise ValueError(f"`image_seed` must be left out for a stream, whose length nobody knows, got {image_seed!r}.")
+    return check_seed(image_seed, "image_seed")

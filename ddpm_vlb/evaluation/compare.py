@@ -42,6 +42,7 @@ def compare(
     num_inference_steps: Sequence[int | None] = (None, None),
     class_labels: Sequence[Any] = (None, None),
     max_images: int | None = None,
+    image_seed: int | None = None,
     buffer_bytes: int = BUFFER_BYTES,
     float32_unets: Sequence[torch.nn.Module | None] = (None, None),
     journal: str | Path | None = None,
@@ -60,7 +61,7 @@ def compare(
         target_se, max_evaluations: as `evaluate`; the error is that of the difference.
         num_inference_steps, class_labels: of each model.
         float32_unets: of each model, as `evaluate`'s `float32_unet`.
-        batch_size, seed, max_images, buffer_bytes, journal, quiet, workers, context: as `evaluate`.
+        batch_size, seed, max_images, image_seed, buffer_bytes, journal, quiet, workers, context: as `evaluate`.
 
     Returns:
         `difference`, `monte_carlo_error`, `data_error`, `standard_error`, `monte_carlo_interval`, `confidence_interval`
@@ -82,7 +83,8 @@ def compare(
     workers = Workers() if workers is None else workers
     scorers = [pipe.scorer(steps) for pipe, steps in zip(pipes, num_inference_steps)]
     _check_alike(scorers)
-    source = source_of(images, scorers[0].network, scorers[0].num_pixel_levels, class_labels[0], max_images=max_images)
+    which = {"max_images": max_images, "image_seed": image_seed}
+    source = source_of(images, scorers[0].network, scorers[0].num_pixel_levels, class_labels[0], **which)
     count = 1 if source.is_stream else len(source.images)
     labels = [scorer.network.check_class_labels(given, count) for scorer, given in zip(scorers, class_labels)]
     if source.is_stream and any(given is not None for given in labels):
@@ -124,6 +126,8 @@ def compare(
             "data_sha256": [read.sha256],
             "num_images_in_memory": len(numbers),
             "buffer_bytes": buffer_bytes,
+            **source.settings,
+            **({} if image_seed is None else {"max_images": max_images}),
         }
         | context
     }

@@ -39,6 +39,7 @@ def evaluate(
     clip_sample: bool | None = None,
     thresholding: bool | None = None,
     max_images: int | None = None,
+    image_seed: int | None = None,
     shard: tuple[int, int] = (0, 1),
     buffer_bytes: int = BUFFER_BYTES,
     float32_unet: torch.nn.Module | None = None,
@@ -61,7 +62,8 @@ def evaluate(
         seed: of all that is drawn. What comes out depends on no batch size and no number of processes, beyond rounding.
         num_inference_steps, inference_timesteps, class_labels, clip_sample, thresholding: as `evaluate_nll`.
         max_images: the first so many images only.
-        shard: (index, count): only images whose number is `index` modulo `count`. `merge_reports` puts shards together.
+        image_seed: takes `max_images` at random instead, by this seed alone: runs with other `seed`s are of the same images.
+        shard: (index, count): only each `count`-th of those, from the `index`-th on. `merge_reports` puts shards together.
         buffer_bytes: memory for the images of a sampled evaluation. Of more images than it holds a random sample is evaluated,
             and the error says so.
         float32_unet: of a half-precision network, the one that it was made from: the report says what the bound differs by. By
@@ -103,7 +105,8 @@ def evaluate(
     context = check_context(context or {})
     workers = Workers() if workers is None else workers
     scorer = pipe.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
-    source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, shard=shard, max_images=max_images)
+    which = {"shard": shard, "max_images": max_images, "image_seed": image_seed}
+    source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
     config = scorer.config(
         batch_size=batch_size,
         seed=seed,
@@ -111,7 +114,7 @@ def evaluate(
         shard={"of": shard[1], "indices": [shard[0]]},
         num_processes=workers.count,
         **options,
-        **({"dataset": source.name} | context),
+        **({"dataset": source.name} | source.settings | context),
     )
     config = to_plain(config)
     # What the caller has overridden is said by its values too; journals of before do not name it.

@@ -168,6 +168,13 @@ SETTINGS = (
     Setting("seed", int | list | None, required=True, free=True, shown="seed", flag="--seed"),
     Setting("dataset", str | None, required=True, context=True, flag="--dataset"),  # null in old reports of a tensor
     Setting("split", str | None, context=True, shown="split", flag="--split"),
+    # Of the images as they were read: there where they were said.
+    Setting("image_column", str | None, context=True, flag="--image-column"),
+    Setting("label_column", str | None, context=True, flag="--label-column"),
+    Setting("convert", str | None, context=True, shown="images converted to", flag="--convert"),
+    Setting("resize", int | None, context=True, shown="images resized, shorter side", flag="--resize"),
+    Setting("center_crop", int | None, context=True, shown="images cropped to the middle", flag="--center-crop"),
+    Setting("image_seed", int | None, shown="seed of the choice of images", flag="--image-seed"),
     Setting("checkpoint", str | None, free=True, context=True),
     Setting("revision", str | None, context=True, flag="--revision"),
     Setting("overridden", list),
