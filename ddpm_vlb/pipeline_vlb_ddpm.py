@@ -4,7 +4,6 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import CommitInfo
 
@@ -35,43 +33,13 @@ from .likelihoods.full_sweep import sweep_images
 from .model.network import DEFAULT_MODULE, Network, network_of
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed
+from .outputs import VLBOutput
 from .reports.schema import Report
 from .sampled_bound.draw_scorer import estimate_frame, evaluating_at_once, known_parts
 from .sampled_bound.estimate import check_rules
 from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
-
-
-@dataclass
-class VLBOutput(BaseOutput):
-    r"""The variational bound of N images.
-
-    Args:
-        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
-            `prior + transitions_total + decoder`.
-        prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
-        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim; `None` where
-            they were sampled.
-        transitions_total (`torch.Tensor` of shape `(N,)`): The sum of the KL terms, in bits/dim.
-        decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
-        timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
-        num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
-        config (`dict`): What was scored, and with what.
-        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image,
-            from half as many pairs as the image has evaluations: as many degrees of freedom for Student's distribution.
-            `None` for a full sweep, which says nothing of it.
-    """
-
-    bits_per_dim: torch.Tensor
-    prior: torch.Tensor
-    transitions: torch.Tensor | None
-    transitions_total: torch.Tensor
-    decoder: torch.Tensor
-    timesteps: torch.Tensor
-    num_network_evaluations: int
-    config: dict[str, Any]
-    monte_carlo_error: torch.Tensor | None = None
 
 
 class VLBDDPMPipeline(DDPMPipeline):
@@ -123,6 +91,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         if type(self.scheduler) is VLBDDPMScheduler:
             index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {super().to_json_string()}"  # the classes that are here, not those of the index
 
     def save_pretrained(
         self,

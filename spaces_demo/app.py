@@ -17,16 +17,19 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 import torch
+from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from vlb_demo import drawing, pictures
-from vlb_demo.layout import Tab, guarded, refuse_addresses
+from vlb_demo.layout import Tab, guarded, refuse_addresses, refuse_malformed, tell_operator
 from vlb_demo.models import Models
 from vlb_demo.tabs import find_tabs
 from vlb_demo.texts import I18N, T
 from vlb_demo.uploads import MAX_BYTES
 
 DAY = 24 * 60 * 60
+# Visitors whose pages Gradio remembers, a third of a MiB each; of itself 10,000. Who is forgotten finds the page as it began.
+MAX_SESSIONS = 128
 
 
 def build(models: Models) -> gr.Blocks:
@@ -43,6 +46,7 @@ def build(models: Models) -> gr.Blocks:
                     module.build(tabs[-1], models, model)
         _follow(models, model, tabs)
     refuse_addresses(demo)
+    refuse_malformed(demo)
     return demo
 
 
@@ -74,6 +78,22 @@ class NoAddresses:
         await answer(scope, receive, send)
 
 
+class NoSuchEndpoint:
+    r"""Answers calls of endpoints that there are none of, which Gradio's routes stumble over."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except (KeyError, FnIndexInferError) as error:
+            if scope["type"] != "http" or scope["method"] != "POST":
+                raise
+            tell_operator(scope["path"], error)
+            await PlainTextResponse("No such endpoint.", status_code=404)(scope, receive, send)
+
+
 def launch(demo: gr.Blocks, **options):
     r"""Start the server; `options` as `gr.Blocks.launch`."""
     demo.queue(max_size=32, default_concurrency_limit=4)
@@ -83,13 +103,14 @@ def launch(demo: gr.Blocks, **options):
         head=pictures.HEAD,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_SESSIONS,
         show_error=False,
         ssr_mode=False,
         share=False,
         footer_links=["api", "settings"],
         # What visitors did is kept nowhere, in their browsers neither: it would slow the page down with every move.
         run_history=False,
-        app_kwargs={"middleware": [Middleware(NoAddresses)]},
+        app_kwargs={"middleware": [Middleware(NoAddresses), Middleware(NoSuchEndpoint)]},
         **options,
     )
 

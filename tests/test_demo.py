@@ -547,6 +547,23 @@ def test_a_tab_is_a_module_and_its_words(tmp_path, models, monkeypatch):
     assert sorted(follow["outputs"]) == sorted(ids[name] for name in expected)
 
 
+def test_visitors_are_forgotten_before_they_fill_the_memory():
+    r"""What Gradio keeps of a visitor stays until there are too many: the launched server's own limit is the app's."""
+    import app
+    import gradio as gr
+
+    with gr.Blocks() as demo:
+        gr.Markdown("a page")
+    app.launch(demo, prevent_thread_lock=True, quiet=True)
+    try:
+        sessions = demo.app.get_blocks().state_holder
+        for visitor in range(2 * app.MAX_SESSIONS):
+            sessions[str(visitor)]
+        assert len(sessions.session_data) == app.MAX_SESSIONS and str(2 * app.MAX_SESSIONS - 1) in sessions
+    finally:
+        demo.close(verbose=False)
+
+
 def test_without_the_package_its_modules_are_the_carried_file(tmp_path):
     python = space_server.environment_without_the_package(tmp_path / "venv")
     code = """

@@ -111,6 +111,36 @@ def test_bad_values_get_a_sentence(client, endpoint, values, message):
         client.predict(api_name=endpoint, **values)
 
 
+def test_malformed_calls_get_a_sentence_and_a_line(space, space_folder):
+    r"""No traceback: whoever sends rubbish fills no log."""
+    address, _ = space
+    log = space_folder / "log.txt"
+
+    def lines():
+        return log.read_text().splitlines()
+
+    upload = ["ddpm-vlb-digits", "upload", 0, "as it is", 64, 0]
+    for endpoint, data, sentence in [
+        ("/gaussian", [], "each of the 9 inputs a value of its kind"),
+        ("/gaussian", ["a", 0, 1, 1, 0, 10, 0, "1\n2", 1], "each of the 9 inputs a value of its kind"),
+        ("/gaussian", [0, 0, 1, 1, [7], 10, 0, "1", 1], "each of the 9 inputs a value of its kind"),
+        ("/gaussian", [0, 0, 0, 1, 0, 10, 0, "1", 1], "less than minimum value"),
+        ("/score", [*upload, "abc", None], "each of the 8 inputs a value of its kind"),
+        ("/score", [*upload, {"path": 5}, None], "each of the 8 inputs a value of its kind"),
+        ("/model", ["../../etc"], "not in the list"),
+    ]:
+        before = len(lines())
+        event, answer = call(address, endpoint, data)
+        assert event == "error" and sentence in answer["error"], (endpoint, data)
+        wait_until(lambda before=before: len(lines()) > before)
+        assert len(lines()) == before + 1 and lines()[-1].startswith(f"'{endpoint}' refused: "), lines()[before:]
+    before = len(lines())
+    assert call(address, "/nothing", []) == ("404", "No such endpoint.")
+    joined = {"data": [], "fn_index": 9999, "session_hash": "a"}
+    assert httpx.post(f"{address}/gradio_api/queue/join", json=joined).status_code == 404
+    assert len(lines()) == before + 2
+
+
 @pytest.mark.parametrize("as_url", [False, True])
 def test_no_file_is_read_and_no_address_fetched(space, as_url):
     r"""Neither through an endpoint nor through the server's own routes; the app's own files are no exception."""

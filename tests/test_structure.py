@@ -27,6 +27,7 @@ ROOMS = [
     "losses",
     "data",
     "model",
+    "outputs",
     "calibration",
     "scheduling_bound",
     "sampled_bound",

@@ -26,6 +26,7 @@ from ..error_model import features_of, step_costs
 from ..gaussians import discretized_gaussian_log_likelihood
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix, mix_array
+from ..outputs import Shown
 from .fits import fit_decoder, fit_errors
 from .stored import FORMAT, MADE_FOR, NUMBERS, Calibration, log_snr
 
@@ -44,8 +45,8 @@ DIGITS = 5  # of the numbers in a configuration
 TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True, eq=False)
-class CalibrationResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class CalibrationResult(Shown):
     r"""What `calibrate` found.
 
     Args:
@@ -70,6 +71,22 @@ class CalibrationResult:
     decoder_costs_standard_error: np.ndarray
     kinds: list[str]
     num_network_evaluations: int
+
+    def _head(self) -> dict[str, Any]:
+        best = len(self.timesteps)
+        return {
+            "best steps": f"{best} of {len(self.bits_per_dim)}",
+            "bits/dim": float(self.bits_per_dim[best - 1]),
+            "standard error": float(self.standard_error[best - 1]),
+            "network evaluations": self.num_network_evaluations,
+        }
+
+    def _details(self) -> dict[str, Any]:
+        return {f"variances, {kind}": self.kinds.count(kind) for kind in sorted(set(self.kinds))}
+
+    def _columns(self) -> dict[str, Any]:
+        steps = range(1, len(self.bits_per_dim) + 1)
+        return {"num_inference_steps": steps, "bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
 
 
 class _Draws(NamedTuple):

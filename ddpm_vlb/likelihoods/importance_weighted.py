@@ -26,14 +26,15 @@ from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
+from ..outputs import Shown, mean_of_images
 from .method import Columns
 
 if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 
-@dataclass(frozen=True)
-class ImportanceWeightedNLL:
+@dataclass(frozen=True, repr=False)
+class ImportanceWeightedNLL(Shown):
     r"""The importance-weighted bound of N images, float64 on the CPU.
 
     Args:
@@ -47,6 +48,19 @@ class ImportanceWeightedNLL:
     vlb: torch.Tensor
     effective_sample_size: torch.Tensor
     num_network_evaluations: int
+
+    def _head(self) -> dict[str, Any]:
+        return mean_of_images(self.bits_per_dim, self.num_network_evaluations)
+
+    def _details(self) -> dict[str, Any]:
+        return {
+            "bound of the same trajectories": self.vlb.mean().item(),
+            "effective sample size": self.effective_sample_size.mean().item(),
+        }
+
+    def _columns(self) -> dict[str, Any]:
+        names = ("bits_per_dim", "vlb", "effective_sample_size")
+        return {"image": range(len(self.vlb))} | {name: getattr(self, name) for name in names}
 
 
 def importance_weighted_nll(

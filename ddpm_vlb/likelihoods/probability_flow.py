@@ -37,6 +37,7 @@ from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix
+from ..outputs import Shown, mean_of_images
 from .method import Columns
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ EXACT_DIMENSIONS = 256  # up to here the trace is exact unless something else is
 LOG_2_PI = math.log(2 * math.pi)
 
 
-@dataclass(frozen=True)
-class ODENLL:
+@dataclass(frozen=True, repr=False)
+class ODENLL(Shown):
     r"""The ODE's bound of N images, float64 on the CPU.
 
     Args:
@@ -64,6 +65,16 @@ class ODENLL:
     reconstruction: torch.Tensor
     monte_carlo_error: torch.Tensor
     num_network_evaluations: int
+
+    def _head(self) -> dict[str, Any]:
+        return mean_of_images(self.bits_per_dim, self.num_network_evaluations)
+
+    def _details(self) -> dict[str, Any]:
+        return {name: getattr(self, name).mean().item() for name in ("density", "dequantisation", "reconstruction")}
+
+    def _columns(self) -> dict[str, Any]:
+        names = ("bits_per_dim", "density", "dequantisation", "reconstruction", "monte_carlo_error")
+        return {"image": range(len(self.density))} | {name: getattr(self, name) for name in names}
 
 
 def ode_nll(

@@ -24,6 +24,7 @@ from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
+from ..outputs import Shown
 
 if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 BITS_8 = 127.5  # grey levels of 8 bits to a unit of [-1, 1]
 
 
-@dataclass(frozen=True)
-class RateDistortion:
+@dataclass(frozen=True, repr=False)
+class RateDistortion(Shown):
     r"""The curve, from the noisiest latent to the image itself: K + 1 points, float64 on the CPU.
 
     Args:
@@ -48,6 +49,19 @@ class RateDistortion:
     distortion: torch.Tensor
     distortion_standard_error: torch.Tensor
     num_network_evaluations: int
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "bits/dim": self.rate[-1].item(),
+            "standard error": self.rate_standard_error[-1].item(),
+            "points": len(self.rate),
+            "network evaluations": self.num_network_evaluations,
+        }
+
+    def _columns(self) -> dict[str, Any]:
+        names = ("rate", "rate_standard_error", "distortion", "distortion_standard_error")
+        # The last point is the image itself: what lies below every timestep.
+        return {"timestep": [*self.timesteps.tolist(), -1]} | {name: getattr(self, name) for name in names}
 
 
 @torch.no_grad()

@@ -257,6 +257,12 @@ class Report(dict):
         r"""A report as it is, or any other dictionary as a report, checked."""
         return report if isinstance(report, cls) else cls(report)
 
+    def __repr__(self) -> str:
+        # Pages of numbers otherwise; `dict(report)` shows them all.
+        error = "" if self["standard_error"] is None else f", standard error {self['standard_error']:.4f}"
+        counts = f"images {self['num_images']}, network evaluations {self['num_network_evaluations']}"
+        return f"Report(bits/dim {self['bits_per_dim']:.4f}{error}, {counts}, method {self['method']!r})"
+
     @property
     def method(self) -> Method:
         r"""The row of the likelihood method; `report["method"]` says with which options."""

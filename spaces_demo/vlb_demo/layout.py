@@ -6,6 +6,7 @@ give the same numbers. Each is a named endpoint.
 
 import html
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
@@ -76,6 +77,29 @@ def _refuse_addresses(block) -> None:
         return await to_cache(path)
 
     block.async_move_resource_to_block_cache = local_only
+
+
+def refuse_malformed(demo: gr.Blocks) -> None:
+    r"""Answer values that fit no input, or too few of them, by a sentence; Gradio prints a traceback for each such call."""
+    preprocess = demo.preprocess_data
+
+    async def checked(event, inputs, *arguments, **options):
+        try:
+            return await preprocess(event, inputs, *arguments, **options)
+        except Exception as error:
+            if isinstance(error, gr.Error):  # a component's own refusal
+                refusal, refusal.print_exception = error, False
+            else:
+                refusal = gr.Error(say("malformed", count=len(event.inputs)), title=say("refused"), print_exception=False)
+            tell_operator(f"/{event.api_name}", error)
+            raise refusal from error
+
+    demo.preprocess_data = checked
+
+
+def tell_operator(place: str, error: Exception) -> None:
+    r"""A line on stderr about a call that was refused; what it holds comes from outside, and is quoted."""
+    print(f"{place!r:.100} refused: {' '.join(str(error).split())!r:.300}", file=sys.stderr)
 
 
 class Tab:
