@@ -22,21 +22,21 @@ def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | 
     Raises:
         ValueError: a list of generators of another length than `count`.
     """
-    check_generator(generator)
+    check_generator(generator, count)
     if isinstance(generator, (list, tuple)):
-        if len(generator) != count:
-            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
         return [seed for one in generator for seed in draw_seeds(1, one)]
     device = "cpu" if generator is None else generator.device
     return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
 
 
-def check_generator(generator: Any) -> None:
-    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them, or `None`."""
+def check_generator(generator: Any, count: int | None = None) -> None:
+    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them (`count`, if given), or `None`."""
     generators = generator if isinstance(generator, (list, tuple)) else [generator]
     for one in generators:
         if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
             raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
+    if generators is generator and count is not None and len(generators) != count:
+        raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generators)}.")
 
 
 def fresh_seed(generator: Any) -> int | None:

@@ -17,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import CommitInfo
 
 from .checkpoints.loading import (
+    check_configurations,
     check_index,
     check_name,
     check_network,
@@ -31,7 +32,7 @@ from .data.frame import Images
 from .hub.push import check_repository, push_folder
 from .hub.repository import saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
-from .model.network import DEFAULT_MODULE, Network, network_of
+from .model.network import DEFAULT_MODULE, Network, check_output_type, network_of
 from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
 from .noise import check_generator, draw_seeds, fresh_seed
 from .reports.schema import Report
@@ -113,6 +114,11 @@ class VLBDDPMPipeline(DDPMPipeline):
                 pipe = super().from_pretrained(name, **kwargs)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs) -> str:
+        r"""As [`~diffusers.DiffusionPipeline.download`], and `ValueError` for configurations that no model can be made of."""
+        return check_configurations(super().download(pretrained_model_name, **kwargs), kwargs)
 
     def to_json_string(self) -> str:
         r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
@@ -257,17 +263,14 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
 
         Raises:
-            ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
+            ValueError: a grid outside the scheduler's, or two; class labels that do not fit; PIL images of over 4 channels.
         """
         batch_size = check_count("batch_size", batch_size)
-        check_generator(generator)
-        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
-            raise ValueError(f"`generator` must be one generator or one per image ({batch_size}), got {len(generator)}.")
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+        check_generator(generator, batch_size)
+        network, device = self.network, self._execution_device
+        check_output_type(output_type, network.channels)
         if num_inference_steps is not None and inference_timesteps is not None:
             raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
-        network, device = self.network, self._execution_device
         labels = network.check_class_labels(class_labels, batch_size)
         check_calibration(self.scheduler, network)
         num_inference_steps = default_steps(self.scheduler, num_inference_steps, inference_timesteps)
@@ -276,9 +279,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         else:
             default = min(1000, self.scheduler.config.num_train_timesteps)
             self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
-        if network.size is None:
-            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
-        dtype, shape = network.dtype, (batch_size, network.channels, *network.size)
+        dtype, shape = network.dtype, (batch_size, *network.image_shape)
         image = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
         image = image.to(torch.promote_types(dtype, torch.float32))
