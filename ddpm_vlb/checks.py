@@ -1,9 +1,20 @@
 r"""What is asked at every door: counts, seeds, shapes, and whether numbers are finite."""
 
+import numbers
 import operator
+import reprlib
 from typing import Any
 
 import torch
+
+MAX_TIMESTEPS = 1_000_000  # far above what is trained, far below what would keep a computer busy before it is refused
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def shown(value: Any) -> str:
+    r"""`repr` of a value from a file, cut to what an error message can hold."""
+    return _SHORT.repr(value)
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -57,6 +68,22 @@ def check_integer(name: str, value: Any) -> int:
         return integer(value)
     except TypeError:
         raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
+
+
+def is_number(value: Any) -> bool:
+    r"""Whether a value is a real number that torch can take; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def is_integer(value: Any, least: int, most: int) -> bool:
+    r"""Whether a value is an integer from `least` to `most`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= value <= most
+
+
+def check_num_timesteps(name: str, value: Any) -> None:
+    r"""Raise `ValueError` for a number of timesteps T that no table could hold."""
+    if not is_integer(value, 1, MAX_TIMESTEPS):
+        raise ValueError(f"`{name}` must be an integer from 1 to {MAX_TIMESTEPS}, got {shown(value)}.")
 
 
 def check_seed(seed: Any, name: str = "seed") -> int:

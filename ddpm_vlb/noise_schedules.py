@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .checks import check_num_timesteps
 from .forward_process import ForwardProcess
 
 
@@ -52,8 +53,9 @@ def make_betas(
         Betas, shape `(T,)`, float64, on the CPU.
 
     Raises:
-        ValueError: unknown `beta_schedule`.
+        ValueError: unknown `beta_schedule`; more steps than any table could hold.
     """
+    check_num_timesteps("num_train_timesteps", num_train_timesteps)
     if trained_betas is not None:
         betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
     elif isinstance(beta_schedule, str) and beta_schedule in NAMED_SCHEDULES:
@@ -163,8 +165,7 @@ def linear_log_snr(num_timesteps: int, log_snr_max: float, log_snr_min: float) -
     Raises:
         ValueError: end points that are not finite or not descending; no timesteps.
     """
-    if num_timesteps < 1:
-        raise ValueError(f"`num_timesteps` must be at least 1, got {num_timesteps!r}.")
+    check_num_timesteps("num_timesteps", num_timesteps)
     if not float("-inf") < log_snr_min < log_snr_max < float("inf"):
         raise ValueError(f"`log_snr_min` must be below `log_snr_max`, both finite, got {log_snr_min} and {log_snr_max}.")
     return ForwardProcess.from_log_snr(torch.linspace(log_snr_max, log_snr_min, num_timesteps, dtype=torch.float64))

@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import CommitInfo
 
 from .checkpoints.loading import (
+    check_configurations,
     check_index,
     check_name,
     check_network,
@@ -30,7 +31,7 @@ from .data.frame import Images
 from .hub.push import check_repository, push_folder
 from .hub.repository import check_savable, saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
-from .model.network import DEFAULT_MODULE, Network, network_of
+from .model.network import DEFAULT_MODULE, Network, check_output_type, network_of
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed
 from .outputs import VLBOutput
@@ -82,6 +83,11 @@ class VLBDDPMPipeline(DDPMPipeline):
                 pipe = super().from_pretrained(name, **kwargs)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
+
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs) -> str:
+        r"""As [`~diffusers.DiffusionPipeline.download`], and `ValueError` for configurations that no model can be made of."""
+        return check_configurations(super().download(pretrained_model_name, **kwargs), kwargs)
 
     def to_json_string(self) -> str:
         r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
@@ -231,20 +237,17 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
 
         Raises:
-            ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
+            ValueError: a grid outside the scheduler's, or two; class labels that do not fit; PIL images of over 4 channels.
         """
         batch_size = check_count("batch_size", batch_size)
         check_generator(generator, batch_size)
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
         network, device = self.network, self._execution_device
+        check_output_type(output_type, network.channels)
         labels = network.check_class_labels(class_labels, batch_size)
         check_sampler(self.scheduler, network, inference_timesteps=inference_timesteps, draw_from_decoder=draw_from_decoder)
         check_calibration(self.scheduler, network)
         scheduler = scheduler_of_run(self.scheduler, num_inference_steps, inference_timesteps)
-        if network.size is None:
-            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
-        dtype, shape = network.dtype, (batch_size, network.channels, *network.size)
+        dtype, shape = network.dtype, (batch_size, *network.image_shape)
         image = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
         image = image.to(torch.promote_types(dtype, torch.float32))

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import nan_unless_finite, to_working, working_dtype
+from .checks import is_number, nan_unless_finite, shown, to_working, working_dtype
 from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess
 from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance, row_named
@@ -74,12 +74,12 @@ class ReverseProcess:
         for name in ("clip_sample", "thresholding"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        if not self.sample_max_value > 0:
-            raise ValueError(f"`sample_max_value` must be positive, got {self.sample_max_value!r}.")
-        if not self.clip_sample_range > 0:
-            raise ValueError(f"`clip_sample_range` must be positive, got {self.clip_sample_range!r}.")
-        if not 0 <= self.dynamic_thresholding_ratio <= 1:
-            raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {self.dynamic_thresholding_ratio!r}.")
+        for name in ("sample_max_value", "clip_sample_range"):
+            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {shown(getattr(self, name))}.")
+        ratio = self.dynamic_thresholding_ratio
+        if not is_number(ratio) or not 0 <= ratio <= 1:
+            raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {shown(ratio)}.")
         if self.prediction.needs_signal and self.forward.alphas_cumprod[-1] == 0:
             raise ValueError(
                 f"`prediction_type` must not be {self.prediction_type!r} where the terminal SNR is zero: at"

@@ -21,7 +21,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
+from .checks import check_num_timesteps
 from .forward_process import check_inference_timesteps
+from .model.configuration import check_scheduler_config
 from .model.stepping import (
     StepCoefficients,
     add_noise_of_step,
@@ -132,6 +134,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         num_pixel_levels: int = 256,
         calibration: dict[str, Any] | None = None,
     ):
+        check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -232,8 +235,10 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         r"""Set the timesteps that `step` moves along: `num_inference_steps` of them, or `timesteps` themselves.
 
         Raises:
-            ValueError: both or neither given, or a grid that is not strictly descending in [0, T).
+            ValueError: both or neither given, a grid that is not strictly descending in [0, T), or values in the configuration
+                that no step could be made with.
         """
+        check_scheduler_config(self.config)
         if num_inference_steps is not None and timesteps is None:
             grid = self.inference_grid(num_inference_steps)
             self.num_inference_steps = num_inference_steps

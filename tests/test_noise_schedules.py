@@ -131,5 +131,5 @@ def test_bad_arguments():
     for bad in ((1.0, 1.0), (-1.0, 1.0), (math.inf, 0.0), (1.0, math.nan)):
         with pytest.raises(ValueError, match="`log_snr_min` must be below `log_snr_max`"):
             linear_log_snr(10, *bad)
-    with pytest.raises(ValueError, match="`num_timesteps` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_timesteps` must be an integer from 1 to"):
         linear_log_snr(0, 1.0, -1.0)

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from threading import Thread
 
@@ -18,11 +19,13 @@ from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
 from ddpm_vlb.calibration import calibrate
+from ddpm_vlb.checkpoints.loading import CheckpointError
 from ddpm_vlb.checks import NonFiniteOutput
 from ddpm_vlb.evaluation import estimate_nll, evaluate, make_report
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
 from ddpm_vlb.likelihoods.probability_flow import ode_nll
 from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
+from ddpm_vlb.model.configuration import check_network_config, check_scheduler_config
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 TERMS = ("bits_per_dim", "prior", "transitions", "decoder")
@@ -450,6 +453,19 @@ def test_sampling_refuses(pipe):
             pipe(**arguments)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_pictures_of_too_many_channels_are_refused_before_the_steps(channels):
+    pipe, calls = quiet(VLBDDPMPipeline(tiny_unet(channels), VLBDDPMScheduler(num_train_timesteps=3))), []
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    if channels <= 4:
+        assert len(pipe().images[0].getbands()) == channels
+        return
+    with pytest.raises(ValueError, match="`output_type` must be 'np' or 'pt' for images of 5 channels.*got 'pil'"):
+        pipe()
+    assert not calls
+    assert pipe(output_type="np").images.shape == (1, 8, 8, 5) and pipe(output_type="pt").images.shape == (1, 5, 8, 8)
+
+
 # Checkpoints.
 
 
@@ -559,6 +575,82 @@ def test_damaged_checkpoints_are_refused(pipe, tmp_path, case):
         with pytest.raises(error, match=f"`pretrained_model_name_or_path` must.*{message}"):
             VLBDDPMPipeline.from_pretrained(folder, low_cpu_mem_usage=error is OSError)
     assert not (tmp_path / "hostile").exists()
+
+
+NONSENSE = {
+    "scheduler/scheduler_config.json": {
+        "num_train_timesteps": ("1000", 10**9, 0, 3.5, True, None, [6]),
+        "beta_start": ("0.1", None, 1e400, 10**30),
+        "trained_betas": ("x", [0.1, "0.2"], {}, [float("nan")]),
+        "clip_sample": ("yes", None, [True], 2),
+        "clip_sample_range": ("x", None, 0, -1.0, 10**30, float("nan")),
+        "dynamic_thresholding_ratio": ("x", 1.5, None),
+        "sample_max_value": ("x", [1.0]),
+        "num_pixel_levels": ("17", None, 1, 17.0, 10**9),
+        "steps_offset": ("1", -1, None),
+        "calibration": ("x", [1]),
+        "k" * 1000: (1,),
+    },
+    "unet/config.json": {
+        "sample_size": ("8", [8], {}, {"a": 1}, 3.5, 0, -8, [8, "8"], 10**9),
+        "in_channels": ("1", 0, None),
+        "layers_per_block": (10**6, "1", None, 0),
+        "block_out_channels": ("4", [], [4.5], 4, [10**9]),
+        "down_block_types": ("DownBlock2D", [1]),
+        "attention_head_dim": (0, "4", 5, [4]),
+        "norm_num_groups": (0, "2", None),
+        "num_class_embeds": ("3", -1, 1.5),
+        "dropout": ("x", 2),
+        "k" * 1000: (1,),
+    },
+    "model_index.json": {"unet": ("x" * 10_000, [["diffusers"] * 10_000, 3]), "k" * 1000: (1,)},
+}
+
+
+def test_configurations_that_cannot_be_meant_are_refused_at_once(pipe, tmp_path):
+    r"""Before anything is made of them, with the argument, the rule, and a value that fits a line."""
+    pipe.save_pretrained(tmp_path)
+    for file, values in NONSENSE.items():
+        text = (tmp_path / file).read_text()
+        for name, bad in values.items():
+            for value in bad:
+                (tmp_path / file).write_text(json.dumps({**json.loads(text), name: value}))
+                start = time.perf_counter()
+                with pytest.raises(CheckpointError) as refused:
+                    VLBDDPMPipeline.from_pretrained(tmp_path)
+                said = str(refused.value)
+                expected = f"`{name}` must " if name in json.loads(text) and file != "model_index.json" else " must "
+                assert expected in said and ", got " in said and len(said) < 700, (name, value, said)
+                assert time.perf_counter() - start < 1, (name, value)
+        too_large = [" " * (33 * 2**20)] if file == "model_index.json" else []
+        for damage in ("[1, 2]", "[" * 100_000, '{"a": ' * 100_000, *too_large):
+            (tmp_path / file).write_text(damage)
+            with pytest.raises(CheckpointError, match=r"^.{10,700}$"):
+                VLBDDPMPipeline.from_pretrained(tmp_path)
+        (tmp_path / file).write_text(text)
+    VLBDDPMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"clip_sample_range": "x"}, {"num_pixel_levels": "17"}, {"sample_max_value": None}])
+def test_a_scheduler_that_was_made_of_nonsense_is_refused_where_it_is_used(values, images):
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(num_train_timesteps=5, **values)))
+    for use in (lambda: pipe.evaluate_nll(images), lambda: pipe(output_type="np")):
+        with pytest.raises(ValueError, match=f"`{next(iter(values))}` must be .*, got"):
+            use()
+    with pytest.raises(ValueError, match="`num_train_timesteps` must be an integer from 1 to 1000000, got 1000000000"):
+        VLBDDPMScheduler(num_train_timesteps=10**9)
+
+
+def test_configurations_of_the_hub_are_as_the_rules_have_them():
+    r"""Those of google/ddpm-cifar10-32 and of pipelines since, whose values are the widest."""
+    old = {"attention_head_dim": None, "block_out_channels": [128, 256, 256, 256], "mid_block_scale_factor": 1, "freq_shift": 1}
+    kinds = ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
+    check_network_config({"sample_size": 32, "norm_eps": 1e-06, "norm_num_groups": 32, "down_block_types": kinds, **old})
+    check_network_config(tiny_unet(sample_size=(8, 16)).config)
+    check_network_config({"_class_name": "DiTTransformer2DModel", "norm_num_groups": "any"})
+    for scheduler in (DDPMScheduler(), VLBDDPMScheduler(), DDPMScheduler(trained_betas=np.array([0.1, 0.2]))):
+        check_scheduler_config(scheduler.config)
+    check_scheduler_config({"beta_end": 0.02, "clip_sample": True, "trained_betas": None, "tensor_format": "pt"})
 
 
 def test_missing_checkpoints_and_hostile_indexes(pipe, tmp_path):

@@ -19,6 +19,8 @@ from diffusers.utils import logging
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..checks import shown
+from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
 from ..model.network import DEFAULT_MODULE, Network, known_module_class
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
@@ -28,6 +30,16 @@ logger = logging.get_logger(__name__)
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+# The configurations of a checkpoint, and what is asked of each.
+CONFIGURATIONS = {
+    "unet/config.json": check_network_config,
+    "config.json": check_network_config,
+    "scheduler/scheduler_config.json": check_scheduler_config,
+    "scheduler_config.json": check_scheduler_config,
+    "model_index.json": None,
+}
+MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
+MAX_REASON_LENGTH = 1000
 
 
 class CheckpointError(OSError, ValueError):
@@ -67,8 +79,10 @@ def reading(name: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
+        reason = str(error)
         raise CheckpointError(
-            f"`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint, got {name!r}: {error}"
+            f"`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint, got {name!r}:"
+            f" {reason[:MAX_REASON_LENGTH]}{' ...' if len(reason) > MAX_REASON_LENGTH else ''}"
         ) from error
     finally:
         configuration_logger.removeFilter(is_not_about_num_pixel_levels)
@@ -79,7 +93,39 @@ def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
         folder = download_parts(name, kwargs)
+    check_configurations(folder, kwargs)
     return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
+
+
+def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
+    r"""`folder`, once the configurations in it have been looked at, before anything is made of them.
+
+    Args:
+        folder: with an index or without; one that does not exist has none.
+        kwargs: of `from_pretrained`: the part that is given there is not looked at here.
+
+    Raises:
+        ValueError: a file that is too large or no mapping, a key longer than any that is known, a value that cannot be meant.
+    """
+    for file, check in CONFIGURATIONS.items():
+        path = Path(folder, file)
+        given = "unet" if check is check_network_config else "scheduler"
+        if not path.is_file() or check is not None and given in kwargs:
+            continue
+        if path.stat().st_size > MAX_CONFIGURATION_BYTES:
+            raise ValueError(
+                f"`{file}` must have at most {MAX_CONFIGURATION_BYTES} bytes, as no configuration has more,"
+                f" got {path.stat().st_size}."
+            )
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"`{file}` must hold a mapping of names to values, got {shown(config)}.")
+        long = next((key for key in config if len(key) > MAX_KEY_LENGTH), None)
+        if long is not None:
+            raise ValueError(f"`{file}` must have keys of at most {MAX_KEY_LENGTH} characters, got {shown(long)}.")
+        if check is not None:
+            check(config)
+    return folder
 
 
 def check_network(unet: Any, name: str) -> Any:
@@ -144,7 +190,7 @@ def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> Non
         if not safe and part not in kwargs:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {value!r} in {name!r}."
+                f" got {part} = {shown(value)} in {name!r}."
             )
 
 

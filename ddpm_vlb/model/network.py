@@ -18,6 +18,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ..checks import nan_unless_finite
+from .configuration import NETWORK_RULES, check_configuration
 
 # How often each part of the networks that are being evaluated is entered, and whether it was in training before the first time:
 # networks have parts in common, and threads networks.
@@ -70,6 +71,13 @@ class Network:
         labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
         on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
         return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        r"""(C, H, W) of its images; `ValueError` where its configuration leaves their size open."""
+        if self.size is None:
+            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
+        return (self.channels, *self.size)
 
     @property
     def device(self) -> torch.device:
@@ -154,10 +162,11 @@ class UNetNetwork(Network):
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
         config: Any = module.config
+        check_configuration({name: getattr(config, name) for name in NETWORK_RULES if hasattr(config, name)}, NETWORK_RULES)
         self.channels = config.in_channels
         self.out_channels = getattr(config, "out_channels", None)
         size = getattr(config, "sample_size", None)
-        self.size = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
+        self.size = size if size is None else tuple(size) if isinstance(size, (list, tuple)) else (size, size)
         self.num_classes = getattr(config, "num_class_embeds", None)
         # A table of embeddings has a row for each timestep, and none between.
         self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
@@ -166,6 +175,21 @@ class UNetNetwork(Network):
         r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
         arguments = {} if class_labels is None else {"class_labels": class_labels}
         return self.module(samples, timesteps, **arguments).sample
+
+
+# Grey, grey with alpha, RGB, RGB with alpha.
+MAX_PICTURE_CHANNELS = 4
+
+
+def check_output_type(output_type: Any, channels: int) -> None:
+    r"""Raise `ValueError` for an unknown kind of images to sample, or for PIL images of more channels than PIL has."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+    if output_type == "pil" and channels > MAX_PICTURE_CHANNELS:
+        raise ValueError(
+            f"`output_type` must be 'np' or 'pt' for images of {channels} channels, of which no picture can be made,"
+            f" got {output_type!r}."
+        )
 
 
 # Kinds of networks by the class of their module; the last that fits is taken.

@@ -1,0 +1,142 @@
+r"""What the configurations of a network and of a scheduler may say: a rule for every value that is read.
+
+A configuration is a file of others, and the constructors of diffusers take it literally: a T of 10^9 keeps them busy before
+anything is refused, a word in the place of a number shows when the first image is scored. Here it shows at once. What a value
+*means* is asked where it is used: unknown names of schedules and variances, betas that make no process.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..checks import MAX_TIMESTEPS, is_integer, is_number, shown
+from ..pixel_grid import MAX_PIXEL_LEVELS
+
+MAX_KEY_LENGTH = 256
+MAX_SIDE = MAX_CHANNELS = 65_536
+MAX_BLOCKS, MAX_LAYERS = 32, 100
+# Under these names a configuration is that of a `UNet2DModel`; a file without one is, too.
+UNET_NAMES = (None, "UNet2DModel", "UNetUnconditionalModel")
+
+
+class ConfigurationRule(NamedTuple):
+    r"""What a value must be, in words, and whether it is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def or_null(self) -> "ConfigurationRule":
+        r"""The same, or nothing."""
+        return ConfigurationRule(f"null or {self.words}", lambda value: value is None or self.holds(value))
+
+    def list_of(self, least: int, most: int) -> "ConfigurationRule":
+        r"""A list of so many such values."""
+        return ConfigurationRule(
+            f"a list of {least if least == most else f'{least} to {most}'} values, each {self.words}",
+            lambda value: isinstance(value, (list, tuple)) and least <= len(value) <= most and all(map(self.holds, value)),
+        )
+
+
+def _integer(least: int, most: int) -> ConfigurationRule:
+    return ConfigurationRule(f"an integer from {least} to {most}", lambda value: is_integer(value, least, most))
+
+
+def _are_betas(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 1
+    return isinstance(value, (list, tuple)) and len(value) <= MAX_TIMESTEPS and all(map(is_number, value))
+
+
+_WORD = ConfigurationRule("a string", lambda value: isinstance(value, str))
+_SWITCH = ConfigurationRule("true or false", lambda value: isinstance(value, (bool, int, np.bool_)) and value in (0, 1))
+_NUMBER = ConfigurationRule("a number", is_number)
+_POSITIVE = ConfigurationRule("a positive number", lambda value: is_number(value) and value > 0)
+_SHARE = ConfigurationRule("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
+_SIDE = _integer(1, MAX_SIDE)
+_CHANNELS = _integer(1, MAX_CHANNELS)
+
+SCHEDULER_RULES = {
+    "num_train_timesteps": _integer(1, MAX_TIMESTEPS),
+    "beta_start": _NUMBER,
+    "beta_end": _NUMBER,
+    "beta_schedule": _WORD,
+    "trained_betas": ConfigurationRule(f"a list of at most {MAX_TIMESTEPS} numbers", _are_betas).or_null(),
+    "variance_type": _WORD.or_null(),
+    "clip_sample": _SWITCH,
+    "prediction_type": _WORD,
+    "thresholding": _SWITCH,
+    "dynamic_thresholding_ratio": _SHARE,
+    "clip_sample_range": _POSITIVE,
+    "sample_max_value": _POSITIVE,
+    "timestep_spacing": _WORD,
+    "steps_offset": _integer(0, MAX_TIMESTEPS),
+    "rescale_betas_zero_snr": _SWITCH,
+    "num_pixel_levels": _integer(2, MAX_PIXEL_LEVELS),
+    "calibration": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
+    "predict_epsilon": _SWITCH,
+}
+NETWORK_RULES = {
+    "sample_size": ConfigurationRule(
+        f"null, {_SIDE.words}, or two of them", lambda value: value is None or _SIDE.holds(value) or _SIDES.holds(value)
+    ),
+    "in_channels": _CHANNELS,
+    "out_channels": _CHANNELS,
+    "num_class_embeds": _integer(1, 10_000_000).or_null(),
+}
+UNET_RULES = NETWORK_RULES | {
+    "layers_per_block": _integer(1, MAX_LAYERS),
+    "block_out_channels": _CHANNELS.list_of(1, MAX_BLOCKS),
+    "down_block_types": _WORD.list_of(1, MAX_BLOCKS),
+    "up_block_types": _WORD.list_of(1, MAX_BLOCKS),
+    "mid_block_type": _WORD.or_null(),
+    "attention_head_dim": _CHANNELS.or_null(),
+    "norm_num_groups": _CHANNELS,
+    "attn_norm_num_groups": _CHANNELS.or_null(),
+    "norm_eps": _POSITIVE,
+    "dropout": _SHARE,
+    "mid_block_scale_factor": _POSITIVE,
+    "downsample_padding": _integer(0, MAX_SIDE),
+    "downsample_type": _WORD,
+    "upsample_type": _WORD,
+    "act_fn": _WORD,
+    "add_attention": _SWITCH,
+    "center_input_sample": _SWITCH,
+    "flip_sin_to_cos": _SWITCH,
+    "freq_shift": _NUMBER,
+    "time_embedding_type": _WORD,
+    "resnet_time_scale_shift": _WORD,
+    "class_embed_type": _WORD.or_null(),
+    "num_train_timesteps": _integer(1, MAX_TIMESTEPS).or_null(),
+}
+_SIDES = _SIDE.list_of(2, 2)
+
+
+def check_configuration(config: Mapping[str, Any], rules: Mapping[str, ConfigurationRule]) -> None:
+    r"""Raise `ValueError` for a value that is not as the rule of its name has it; names without a rule may have any."""
+    for name, rule in rules.items():
+        if name in config and not rule.holds(config[name]):
+            raise ValueError(f"`{name}` must be {rule.words}, got {shown(config[name])}.")
+
+
+def check_scheduler_config(config: Mapping[str, Any]) -> None:
+    r"""`check_configuration` of a scheduler."""
+    check_configuration(config, SCHEDULER_RULES)
+
+
+def check_network_config(config: Mapping[str, Any]) -> None:
+    r"""`check_configuration` of a network: of all that a `UNet2DModel` is made from, or of what any kind of network has."""
+    if config.get("_class_name") not in UNET_NAMES:
+        return
+    check_configuration(config, UNET_RULES)
+    head, widths = config.get("attention_head_dim"), config.get("block_out_channels")
+    if head is None or widths is None:
+        return
+    # A width that holds no whole head makes attention with none, which divides by their number.
+    attended = [width for width, kind in zip(widths, config.get("down_block_types", ())) if kind.startswith("Attn")]
+    attended += [widths[-1]] if config.get("add_attention", True) else []
+    if attended and min(attended) < head:
+        raise ValueError(
+            f"`attention_head_dim` must be at most the {min(attended)} channels that attention has in this network, got {head}."
+        )
