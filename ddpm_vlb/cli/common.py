@@ -145,6 +145,17 @@ def check_new_folder(path: str) -> Path:
     return folder
 
 
+def journal_beside(output: Path, restart: bool) -> Path | None:
+    r"""Where an evaluation keeps what is done so far, with nothing in it to `restart`; `None` beside a pipe or a device, where
+    nobody would look for it."""
+    if output.exists() and not output.is_file():
+        return None
+    journal = output.with_name(f"{output.name}.journal")
+    if restart:
+        journal.unlink(missing_ok=True)
+    return journal
+
+
 def write_outputs(report: Report, output: Path, plot: str | None, scores: str | None) -> None:
     r"""Write a report, and what is made of it."""
     write_report(report, output)

@@ -5,11 +5,12 @@ import json
 
 from ..files import check_output_path, write_atomically
 from ..reports.schema import public_name
-from .common import data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
+from .common import data_settings, journal_beside, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
     DEFAULT,
     add_data_options,
     add_network_options,
+    add_restart_option,
     add_stopping_options,
     check_data_options,
     check_model_options,
@@ -24,7 +25,8 @@ def add(commands) -> argparse.ArgumentParser:
         "compare",
         help="the difference of two checkpoints' bounds, from the same images and noise",
         description="A's bound minus B's, in bits/dim. Both meet the same images, timesteps and noise, so that the difference"
-        " is known far better than either bound.",
+        " is known far better than either bound. What was stopped goes on where the same command is given again, or begins anew"
+        " with --restart.",
         examples=(
             "runs/quickstart/pipeline spaces_demo/checkpoints/ddpm-vlb-digits --dataset digits",
             "runs/digits/pipeline runs/digits/pipeline --dataset digits --num-inference-steps-b 50",
@@ -40,6 +42,7 @@ def add(commands) -> argparse.ArgumentParser:
         parser.add_argument(f"--class-label-{name}", type=int, metavar="CLASS", help=f"of all images, for {of}")
         parser.add_argument(f"--revision-{name}", help=f"branch, tag or commit of {of} on the Hub")
     add_network_options(parser)
+    add_restart_option(parser)
     parser.add_argument("--output", default="comparison.json", help=f"where the result goes {DEFAULT}")
     return parser
 
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         set_levels(pipe, arguments.num_pixel_levels)
         images = on_grid(data, pipe, arguments.quantize)
     labels = arguments.class_label_a, arguments.class_label_b
-    journal = output.with_name(f"{output.name}.journal")
+    journal = journal_beside(output, arguments.restart and not workers.rank)
     context = {"checkpoints": [public_name(name) for name in names], "quantized": arguments.quantize}
     comparison = compare(
         pipes,
@@ -82,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     if workers.rank:
         return
     write_atomically(output, (json.dumps(comparison, indent=2, allow_nan=False) + "\n").encode())
-    journal.unlink(missing_ok=True)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
     print(format_comparison(comparison, names if names[0] != names[1] else ("A", "B")))
     print(f"comparison: {output}")

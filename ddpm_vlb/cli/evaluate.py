@@ -10,6 +10,7 @@ from ..reports.show import format_report
 from .common import (
     check_outputs,
     data_settings,
+    journal_beside,
     labels_for,
     load_pipeline,
     on_grid,
@@ -24,6 +25,7 @@ from .options import (
     add_network_options,
     add_options,
     add_report_options,
+    add_restart_option,
     add_steps_option,
     check_data_options,
     check_model_options,
@@ -41,7 +43,7 @@ def add(commands) -> argparse.ArgumentParser:
         "evaluate",
         help="the variational bound of a data set under a checkpoint",
         description="Score a data set under a checkpoint, in bits/dim, and write a report of the number, its errors and all"
-        " settings. What was stopped goes on where the same command is given again.",
+        " settings. What was stopped goes on where the same command is given again, or begins anew with --restart.",
         examples=(
             "runs/quickstart/pipeline --dataset digits --plot terms.png",
             "google/ddpm-ema-church-256 --dataset photos --resize 256 --center-crop 256 --target-se 0.002",
@@ -60,6 +62,7 @@ def add(commands) -> argparse.ArgumentParser:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="every N-th image from image I on (see `merge`)")
     parser.add_argument("--no-calibration", action="store_true", help="leave the checkpoint's calibration aside")
     parser.add_argument("--clip-sample", action=argparse.BooleanOptionalAction, help="override the scheduler's clip_sample")
+    add_restart_option(parser)
     add_report_options(parser)
     return parser
 
@@ -85,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}"
             " (of a Hub data set: a column `label` of integers, or what --label-column names)."
         )
-    journal = output.with_name(f"{output.name}.journal")
+    journal = journal_beside(output, arguments.restart and not workers.rank)
     context = {"checkpoint": arguments.checkpoint, "revision": arguments.revision, "quantized": arguments.quantize}
     report = evaluate(
         pipe,
@@ -110,7 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
     if workers.rank:
         return
     write_outputs(report, output, arguments.plot, arguments.scores)
-    journal.unlink(missing_ok=True)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
     uniform = {"uniform over the levels": math.log2(pipe.scheduler.config.num_pixel_levels)}
     print(format_report(report, uniform))
     if workers.count > 1:

@@ -101,6 +101,11 @@ def add_network_options(parser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the network first (torch.compile); can be faster")
 
 
+def add_restart_option(parser) -> None:
+    r"""What becomes of the journal of an evaluation that was stopped."""
+    parser.add_argument("--restart", action="store_true", help="begin anew: remove the journal of a run that was stopped")
+
+
 def add_report_options(parser) -> None:
     r"""Where a report goes, and what is made of it."""
     parser.add_argument("--output", default="report.json", help=f"where the report goes {DEFAULT}")
