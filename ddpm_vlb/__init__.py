@@ -59,6 +59,7 @@ _MOVED = {
     "probability_flow": "likelihoods.probability_flow",
     "rate_distortion": "likelihoods.rate_distortion",
     "sub_schedules": "calibration.sub_schedules",
+    "workers": "evaluation.run",
 }
 
 

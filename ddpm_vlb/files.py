@@ -29,24 +29,36 @@ def check_output_path(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    r"""Have the system's errors say which file they are about: a full disk's name none, others one that the user never saw."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
     r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
     path = Path(path).resolve()  # a link keeps pointing to what it names
     if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
         path.write_bytes(content)
         return
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with naming(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
 
 
 def png_bytes(picture: Any) -> bytes:

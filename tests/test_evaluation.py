@@ -311,14 +311,17 @@ def test_bad_arguments_of_an_evaluation(pipe, options, message):
         evaluate(pipe, digits_of(5), quiet=True, **options)
 
 
-def test_journals_of_before_are_gone_on_with(pipe, images, tmp_path):
-    r"""They do not name what the caller has overridden, and images that are a tensor had no name in them."""
+def test_journals_of_before_are_refused_with_the_reason(pipe, images, tmp_path):
+    r"""They have no checksums, and what they say could have been anything."""
     journal = tmp_path / "journal"
     arguments = dict(max_evaluations=600, batch_size=50, quiet=True, journal=journal, overridden=["num_pixel_levels"])
     whole = evaluate(pipe, images, **arguments)
     assert whole["config"]["overridden"] == ["num_pixel_levels"]
-    settings, *lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert settings["settings"]["overridden"] == [] and settings["settings"]["dataset"] == "images in memory"
-    settings["settings"]["dataset"] = None
-    journal.write_text("".join(json.dumps(line) + "\n" for line in [settings, *lines[:3]]))
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert lines[0]["settings"]["overridden"] == []  # of the checkpoint itself: what the caller changed is said by its value
     assert dict(evaluate(pipe, images, **arguments)) == dict(whole)
+    for line in lines:
+        del line["sha256"]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=f"a journal of an earlier version beside it, {str(journal)!r}, without checksums"):
+        evaluate(pipe, images, **arguments)

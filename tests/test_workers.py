@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from zygote import shared
 
+from ddpm_vlb.cli import main
+from ddpm_vlb.cli.common import journal_beside
 from ddpm_vlb.evaluation.run import Journal, Workers, of_all_processes, run_batches
 
 SETTINGS = {"seed": 0, "model": "a"}
@@ -74,6 +76,65 @@ def test_other_journals_are_refused_and_left_alone(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         Journal(path, SETTINGS, Workers())
     assert path.read_bytes() == content.encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [lines[0], lines[1].replace(b"1.25", b"9.25"), *lines[2:]],  # a digit that flipped, or a hand
+        lambda lines: [lines[0], lines[1].replace(b"1.25", b'"1.25"'), *lines[2:]],
+        lambda lines: [lines[0], lines[2], lines[1], lines[3]],  # swapped
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: [lines[0], lines[1], lines[1], *lines[2:]],
+        lambda lines: [lines[0], lines[1].replace(b'"batch": 0', b'"batch": 9'), *lines[2:]],
+        lambda lines: [lines[0], json.dumps({"batch": 0, "result": 1.25}).encode() + b"\n", *lines[2:]],
+    ],
+    ids=["digit", "type", "swapped", "left out", "twice", "number", "without"],
+)
+def test_a_journal_that_was_changed_is_refused_by_its_name(tmp_path, change):
+    path = tmp_path / "r.json.journal"
+    with Journal(path, SETTINGS, Workers()) as journal:
+        journal.add({0: 1.25})
+        journal.add({1: [2.5, 0.1], 2: [float("inf"), 1e-17]})
+    with Journal(path, SETTINGS, Workers()) as journal:
+        assert journal.done == {0: 1.25, 1: [2.5, 0.1], 2: [float("inf"), 1e-17]}
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(ValueError, match=f"a damaged journal beside it, {str(path)!r}: line [23] is not what was written"):
+        Journal(path, SETTINGS, Workers())
+
+
+def test_a_journal_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "nowhere" / "r.json.journal"
+    with pytest.raises(OSError, match="r.json.journal"), Journal(path, SETTINGS, Workers()) as journal:
+        journal.add({0: 1.25})
+    (tmp_path / "full.journal").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device: .*full.journal"):
+        with Journal(None, SETTINGS, Workers()) as journal:
+            journal.path, journal._file = tmp_path / "full.journal", open("/dev/full", "w")
+            journal.add({0: 1.25})
+
+
+def test_restart_removes_what_stands_in_the_way(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for names, output in ((["evaluate", "pipeline"], "report.json"), (["compare", "pipeline", "pipeline"], "comparison.json")):
+        command = [*names, "--dataset", "digits", "--max-images", "20", "--max-evaluations", "400"]
+        # One that was stopped, with other flags.
+        journal = Path(f"{output}.journal")
+        with Journal(journal, SETTINGS, Workers()) as stopped:
+            stopped.add({0: 1.25})
+        assert main(command) == 2 and journal.exists()
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"the journal of another evaluation beside it, '{journal}'" in line
+        assert line.endswith("or choose another output; --restart removes it and begins anew.")
+        assert main([*command, "--restart"]) == 0 and Path(output).exists() and not journal.exists()
+
+
+def test_there_is_no_journal_beside_a_device(checkpoint, tmp_path):
+    command = ["evaluate", str(checkpoint), "--dataset", "digits", "--max-images", "20", "--max-evaluations", "400"]
+    (tmp_path / "out").symlink_to("/dev/null")
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pipeline"]
+    assert journal_beside(tmp_path / "out", restart=False) is None
 
 
 def numbers(path):

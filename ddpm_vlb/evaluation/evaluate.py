@@ -68,8 +68,8 @@ def evaluate(
             and the error says so.
         float32_unet: of a half-precision network, the one that it was made from: the report says what the bound differs by. By
             default the half-precision weights in float32, of which nothing can be said but what their arithmetic costs.
-        journal: a file for what is done so far. It is gone on from where it exists, and stays until the report is written:
-            remove it then.
+        journal: a file for what is done so far, each line with a checksum. It is gone on from where it exists, and stays until
+            the report is written: remove it then.
         quiet: no progress bar.
         workers: the processes of this run.
         context: further settings for the report, such as `dataset`, `split` and `checkpoint`.
@@ -85,7 +85,7 @@ def evaluate(
 
     Raises:
         ValueError: arguments that do not go together or that there are none of, images off the model's grid, a network whose
-            output is not finite, the journal of another evaluation.
+            output is not finite, a journal that is of another evaluation, damaged, or without checksums.
     """
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")

@@ -11,18 +11,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data.sources import Source
+from ..files import naming, write_atomically
 from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
-from ..reports.schema import IN_MEMORY, settings_that_are
+from ..reports.schema import settings_that_are
 
 SECONDS_BETWEEN_EXCHANGES = 5.0
+CHECKSUM = "sha256"
+RESTART = "; --restart removes it and begins anew."
 
 
 @contextmanager
@@ -76,8 +80,27 @@ class Workers:
             return gather_object([part])
 
 
+class Seal:
+    r"""Checksums for the lines of a journal, the first 16 hexadecimal digits of SHA-256 each."""
+
+    def __init__(self):
+        self._so_far = sha256()
+
+    def checksum(self, entry: dict[str, Any]) -> str:
+        r"""Of an entry and of all before it."""
+        self._so_far.update(json.dumps(entry).encode())
+        return self._so_far.hexdigest()[:16]
+
+    def line(self, entry: dict[str, Any]) -> str:
+        r"""An entry as a line of the file, the checksum in it."""
+        return json.dumps(entry | {CHECKSUM: self.checksum(entry)}) + "\n"
+
+
 class Journal:
     r"""Batches that are done, line after line in a file; lost with the file, and with nothing else.
+
+    Each line carries a checksum of itself and of all lines before it: a digit that has changed on the disk, or lines that have
+    changed places, would else go into a report without a word.
 
     Args:
         path: the file; `None` keeps nothing.
@@ -85,12 +108,13 @@ class Journal:
         workers: the first of them writes.
 
     Raises:
-        ValueError: a file that is no journal, or of another evaluation.
+        ValueError: a file that is no journal, that was changed, or of another evaluation. A journal of before there were
+            checksums is refused too: nothing tells whether its numbers are those that were written.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], workers: Workers):
         self.path, self.done, self._file, self._workers, self._next = path, {}, None, workers, 0
-        self._settings = json.loads(json.dumps(settings))
+        self._settings, self._seal = json.loads(json.dumps(settings)), Seal()
         if path is not None and path.exists() and workers.rank == 0:
             self._read(path)
         # One reads for all: they must agree in what is left to do.
@@ -101,17 +125,29 @@ class Journal:
         lines = path.read_bytes().split(b"\n")[:-1]
         try:
             entries = [json.loads(line) for line in lines]
+            found = [entry.pop(CHECKSUM, None) for entry in entries]
             settings = entries[0]["settings"] if entries else self._settings
             done = {entry["batch"]: entry["result"] for entry in entries[1:]}
-            if settings.get("dataset", IN_MEMORY) is None:  # before, a tensor had no name
-                settings["dataset"] = IN_MEMORY
             different = {key for key in settings.keys() | self._settings.keys() if settings.get(key) != self._settings.get(key)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"`output` has a damaged journal beside it, {str(path)!r}: {error!r}. Remove it.") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            damaged = f"`output` has a damaged journal beside it, {str(path)!r}: {error!r}."
+            raise ValueError(f"{damaged} Remove it{RESTART}") from error
+        seal = Seal()
+        wrong = [number for number, entry in enumerate(entries, 1) if seal.checksum(entry) != found[number - 1]]
+        if wrong and any(found):
+            raise ValueError(
+                f"`output` has a damaged journal beside it, {str(path)!r}: line {wrong[0]} is not what was written."
+                f" Remove it{RESTART}"
+            )
         if different:
             raise ValueError(
                 f"`output` has the journal of another evaluation beside it, {str(path)!r}, which differs in"
-                f" {', '.join(sorted(different))}. Finish that one, remove its journal, or choose another output."
+                f" {', '.join(sorted(different))}. Finish that one, remove its journal, or choose another output{RESTART}"
+            )
+        if wrong:
+            raise ValueError(
+                f"`output` has a journal of an earlier version beside it, {str(path)!r}, without checksums: nothing tells"
+                f" whether its numbers are those that were written. Finish it with that version, or remove it{RESTART}"
             )
         self.done = done
 
@@ -128,15 +164,12 @@ class Journal:
         if self._file is None:
             # Written anew with what is whole, then appended to.
             lines = [{"settings": self._settings}, *({"batch": b, "result": r} for b, r in self.done.items())]
-            beside = self.path.with_name(self.path.name + ".new")
-            self._file = beside.open("w", encoding="utf-8")
-            self._file.writelines(json.dumps(line) + "\n" for line in lines)
+            write_atomically(self.path, "".join(map(self._seal.line, lines)).encode())
+            self._file = self.path.open("a", encoding="utf-8")
+        with naming(self.path):
+            self._file.writelines(self._seal.line({"batch": b, "result": r}) for b, r in sorted(results.items()))
             self._file.flush()
             os.fsync(self._file.fileno())
-            os.replace(beside, self.path)
-        self._file.writelines(json.dumps({"batch": b, "result": r}) + "\n" for b, r in sorted(results.items()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def remove(self) -> None:
         r"""Keep nothing of this run: it cannot be finished, and is not to stand in the way of the next one."""
@@ -148,7 +181,8 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self.path):
+                self._file.close()
 
 
 class Progress:
