@@ -281,7 +281,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         labels = None if labels is None else labels.to(device)
         timesteps = scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
-        with network.evaluating():
+        with network.evaluating(autocast=True):
             for timestep, on_device in zip(cast(Any, self).progress_bar(scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()
