@@ -257,7 +257,8 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
 
         Raises:
-            ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
+            ValueError: a grid outside the scheduler's, both ways of giving one, epsilon prediction from zero terminal SNR, or
+                class labels that do not fit the network.
         """
         batch_size = check_count("batch_size", batch_size)
         check_generator(generator)

@@ -479,6 +479,30 @@ def test_sampling_refuses(pipe):
             pipe(**arguments)
 
 
+def test_sampling_from_zero_terminal_snr_is_refused_as_scoring_is(images):
+    def pipe_of(prediction_type):
+        scheduler = VLBDDPMScheduler(
+            8, rescale_betas_zero_snr=True, prediction_type=prediction_type, timestep_spacing="trailing", num_pixel_levels=17
+        )
+        return quiet(VLBDDPMPipeline(tiny_unet(), scheduler))
+
+    pipe, evaluations = pipe_of("epsilon"), []
+    pipe.unet.register_forward_pre_hook(lambda *_: evaluations.append(None))
+    for grid in ({}, {"num_inference_steps": 3}, {"inference_timesteps": [7, 0]}):
+        messages = []
+        for use in (lambda **grid: score(pipe, images, **grid), pipe):
+            with pytest.raises(
+                ValueError, match="`prediction_type` must not be 'epsilon' where the terminal SNR is zero"
+            ) as error:
+                use(**grid)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1] and not evaluations
+        assert len(pipe_of("v_prediction")(**grid).images) == 1
+    # Below the last timestep there is some signal.
+    assert len(pipe(inference_timesteps=[6, 0]).images) == 1
+    assert torch.isfinite(score(pipe, images, inference_timesteps=[6, 0]).bits_per_dim).all()
+
+
 # Checkpoints.
 
 
