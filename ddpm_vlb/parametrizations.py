@@ -58,6 +58,15 @@ class Prediction:
     flow: Callable[..., Any]
     needs_signal: bool = False
 
+    def check_signal(self, alphas_cumprod: float, timestep: int) -> None:
+        r"""Raise `ValueError` where no image can be predicted from latents of this :math:`\bar\alpha_t`."""
+        if self.needs_signal and alphas_cumprod == 0:
+            raise ValueError(
+                f"`prediction_type` must not be {self.name!r} where the terminal SNR is zero: at timestep {timestep}"
+                " alphas_cumprod = 0 and the latent holds nothing of the image, so that the noise determines no image. Use"
+                " prediction_type='v_prediction' (and a network trained for it)."
+            )
+
 
 def _sample_itself(forward, x_t, output, timesteps):
     forward.rows(timesteps, len(x_t))  # refuses timesteps that are none

@@ -237,7 +237,8 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
 
         Raises:
-            ValueError: a grid outside the scheduler's, or two; class labels that do not fit; PIL images of over 4 channels.
+            ValueError: a grid outside the scheduler's, or two; epsilon prediction from zero terminal SNR; class labels that do
+                not fit; PIL images of over 4 channels.
         """
         batch_size = check_count("batch_size", batch_size)
         check_generator(generator, batch_size)
@@ -255,7 +256,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         labels = None if labels is None else labels.to(device)
         timesteps = scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
-        with network.evaluating():
+        with network.evaluating(autocast=True):
             for timestep, on_device in zip(cast(Any, self).progress_bar(scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()

@@ -80,12 +80,7 @@ class ReverseProcess:
         ratio = self.dynamic_thresholding_ratio
         if not is_number(ratio) or not 0 <= ratio <= 1:
             raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {shown(ratio)}.")
-        if self.prediction.needs_signal and self.forward.alphas_cumprod[-1] == 0:
-            raise ValueError(
-                f"`prediction_type` must not be {self.prediction_type!r} where the terminal SNR is zero: at"
-                f" timestep {int(self.forward.timesteps[-1])} alphas_cumprod = 0 and the latent holds nothing of the image,"
-                " so that the noise determines no image. Use prediction_type='v_prediction' (and a network trained for it)."
-            )
+        self.prediction.check_signal(self.forward.alphas_cumprod[-1].item(), int(self.forward.timesteps[-1]))
         if self.error_model is not None:
             steps = self.forward.num_train_timesteps
             if self.trained is None or len(self.trained) != steps or len(self.error_model.offsets) != steps:

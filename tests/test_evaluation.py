@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from PIL import Image
-from tiny import generator, sweeps, tiny_unet
+from tiny import generator, quiet, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import ImageSet
@@ -206,6 +206,27 @@ def test_half_precision_says_what_it_costs(pipe):
             assert ("weights were rounded before" in format_report(report)) is (unet is None)
     assert half.unet.dtype == torch.bfloat16 and pipe.unet.dtype == torch.float32
     assert "half_precision_bias" not in evaluate(pipe, images, max_evaluations=600, quiet=True)
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.bfloat16, torch.float32])
+def test_layerwise_casting_is_noticed(pipe, images, compute_dtype):
+    unet = tiny_unet()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=compute_dtype)
+    rounded = tiny_unet()
+    rounded.load_state_dict(unet.state_dict())  # of the same weights, each in float32
+    cast, exact = (quiet(VLBDDPMPipeline(network, pipe.scheduler)) for network in (unet, rounded))
+    copied = cast.network.in_float32()
+    x = torch.randn(2, 1, 8, 8, generator=generator())
+    with torch.no_grad():
+        assert torch.equal(copied(x, 3).sample, rounded(x, 3).sample)
+    report = evaluate(cast, images, quiet=True, max_evaluations=300)
+    bias = report["half_precision_bias"]
+    assert report["config"]["dtype"] == str(compute_dtype)[6:] and not bias["includes_rounding_of_weights"]
+    assert (abs(bias["bits_per_dim"]) < 1e-6) is (compute_dtype == torch.float32)
+    assert cast.check_report(report) == report
+    if compute_dtype == torch.float32:
+        scores = (model.evaluate_nll(images, generator=generator()).bits_per_dim for model in (cast, exact))
+        assert torch.equal(*scores)
 
 
 def test_half_precision_is_measured_on_a_sample_that_no_batch_size_changes(pipe):

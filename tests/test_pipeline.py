@@ -9,6 +9,8 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from analytic import GaussianDenoiser, gaussian_bound_and_nll
 from datasets import Dataset
 from datasets import Image as ImageFeature
@@ -18,12 +20,10 @@ from safetensors.torch import load_file, save_file
 from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
-from ddpm_vlb.calibration import calibrate
 from ddpm_vlb.checkpoints.loading import CheckpointError
 from ddpm_vlb.checks import NonFiniteOutput
 from ddpm_vlb.evaluation import estimate_nll, evaluate, make_report
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
-from ddpm_vlb.likelihoods.probability_flow import ode_nll
 from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
 from ddpm_vlb.model.configuration import check_network_config, check_scheduler_config
 from ddpm_vlb.pixel_grid import levels_to_samples
@@ -245,6 +245,47 @@ def test_half_precision_networks(pipe, images, dtype):
     assert pipe(output_type="np").images.dtype == np.float32
 
 
+METHODS = {
+    "full": lambda pipe, x: score(pipe, x).bits_per_dim,
+    "sampled": lambda pipe, x: score(pipe, x, method="sampled").bits_per_dim,
+    "iw": lambda pipe, x: importance_weighted_nll(pipe, x, k=2).bits_per_dim,
+    "rate_distortion": lambda pipe, x: rate_distortion(pipe, x).rate,
+    "progressive_decoding": lambda pipe, x: progressive_decoding(pipe, x, [9, 3]),
+    "stratified": lambda pipe, x: estimate_nll(pipe, x, [0, 1], 4).bits_per_dim,
+    "evaluate": lambda pipe, x: torch.tensor(evaluate(pipe, x, quiet=True, max_evaluations=100)["bits_per_dim"]),
+}
+
+
+@pytest.mark.parametrize("number_of", METHODS.values(), ids=METHODS)
+def test_autocast_changes_no_number(number_of, pipe, images):
+    expected = number_of(pipe, images[:2])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(number_of(pipe, images[:2]), expected) and torch.is_autocast_enabled("cpu")
+
+
+def test_mixed_precision_of_accelerate_changes_no_number(pipe, images):
+    expected, x, stock = score(pipe, images), torch.zeros(1, 1, 8, 8), pipe.unet.forward
+    exact = stock(x, 3).sample
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    unet = accelerator.unwrap_model(accelerator.prepare(pipe.unet))  # as in diffusers' own training script
+    assert not torch.equal(unet(x, 3).sample, exact)
+    mixed = unet.forward
+    first, second = pipe.network.evaluating(), pipe.network.evaluating()
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.equal(unet(x, 3).sample, exact)
+    second.__exit__(None, None, None)
+    assert same(score(pipe, images), expected) and unet.forward is mixed
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process, for other tests
+
+
+def test_sampling_under_autocast_is_the_parents(pipe):
+    stock = quiet(DDPMPipeline(pipe.unet, DDPMScheduler(num_train_timesteps=20)))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (p(generator=generator(), num_inference_steps=5, output_type="np").images for p in (pipe, stock))
+    assert np.abs(ours - theirs).max() <= 0.01
+
+
 def test_channels_last_and_compiled_networks(pipe, images):
     plain = score(pipe, images)
     pipe.unet.to(memory_format=torch.channels_last)
@@ -298,19 +339,7 @@ def test_networks_whose_output_is_not_finite(pipe, images, value):
 
 
 @pytest.mark.parametrize(
-    "number_of",
-    [
-        lambda pipe, x: score(pipe, x, method="sampled"),
-        lambda pipe, x: importance_weighted_nll(pipe, x, k=2),
-        lambda pipe, x: ode_nll(pipe, x),
-        lambda pipe, x: rate_distortion(pipe, x),
-        lambda pipe, x: progressive_decoding(pipe, x, [9, 3]),
-        lambda pipe, x: estimate_nll(pipe, x, [0, 1], 4),
-        lambda pipe, x: evaluate(pipe, x, quiet=True, max_evaluations=100),
-        lambda pipe, x: calibrate(pipe, x.repeat(8, 1, 1, 1), evaluations=320, quiet=True),
-        lambda pipe, x: pipe(num_inference_steps=2),
-    ],
-    ids=["sampled", "iw", "ode", "rate_distortion", "progressive_decoding", "stratified", "evaluate", "calibrate", "sampling"],
+    "number_of", [*METHODS.values(), lambda pipe, x: pipe(num_inference_steps=2)], ids=[*METHODS, "sampling"]
 )
 def test_no_number_is_made_of_an_overflow(number_of, pipe, images):
     assert pipe.scheduler.config.clip_sample  # which would turn an infinite prediction into an end of the range
@@ -464,6 +493,30 @@ def test_pictures_of_too_many_channels_are_refused_before_the_steps(channels):
         pipe()
     assert not calls
     assert pipe(output_type="np").images.shape == (1, 8, 8, 5) and pipe(output_type="pt").images.shape == (1, 5, 8, 8)
+
+
+def test_sampling_from_zero_terminal_snr_is_refused_as_scoring_is(images):
+    def pipe_of(prediction_type):
+        scheduler = VLBDDPMScheduler(
+            8, rescale_betas_zero_snr=True, prediction_type=prediction_type, timestep_spacing="trailing", num_pixel_levels=17
+        )
+        return quiet(VLBDDPMPipeline(tiny_unet(), scheduler))
+
+    pipe, evaluations = pipe_of("epsilon"), []
+    pipe.unet.register_forward_pre_hook(lambda *_: evaluations.append(None))
+    for grid in ({}, {"num_inference_steps": 3}, {"inference_timesteps": [7, 0]}):
+        messages = []
+        for use in (lambda **grid: score(pipe, images, **grid), pipe):
+            with pytest.raises(
+                ValueError, match="`prediction_type` must not be 'epsilon' where the terminal SNR is zero"
+            ) as error:
+                use(**grid)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1] and not evaluations
+        assert len(pipe_of("v_prediction")(**grid).images) == 1
+    # Below the last timestep there is some signal.
+    assert len(pipe(inference_timesteps=[6, 0]).images) == 1
+    assert torch.isfinite(score(pipe, images, inference_timesteps=[6, 0]).bits_per_dim).all()
 
 
 # Checkpoints.

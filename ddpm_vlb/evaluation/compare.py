@@ -108,7 +108,7 @@ def compare(
             with run.journal(**known) as kept:
                 estimate, num_evaluations = estimate_in_batches(scorers, read, run, kept, class_labels=chosen, **rules)
                 biases = [
-                    half_precision_bias(scorer, unet, read, run, kept, given) if scorer.network.is_half else None
+                    half_precision_bias(scorer, unet, read, run, kept, given) if scorer.network.is_rounded else None
                     for scorer, unet, given in zip(scorers, float32_unets, chosen)
                 ]
     finally:

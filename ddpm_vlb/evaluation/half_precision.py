@@ -5,7 +5,6 @@ differ by rounding it is so small, and varies so little, that a few hundred eval
 top of the Monte Carlo error, and no number of evaluations makes it smaller.
 """
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -42,12 +41,9 @@ def half_precision_bias(
         `bits_per_dim`, the difference, half precision minus float32; its `monte_carlo_error`, in bits/dim, that of having only
         some images in memory with it; `num_network_evaluations`, of both networks; `includes_rounding_of_weights`.
     """
-    exact = float32_unet
-    if exact is None:
-        module = scorer.network.module
-        exact = copy.deepcopy(getattr(module, "_orig_mod", module)).float()
+    exact = scorer.network.in_float32() if float32_unet is None else float32_unet
     both = [scorer, replace(scorer, network=network_of(exact, scorer.device))]
-    if both[1].network.is_half:
+    if both[1].network.is_rounded:
         raise ValueError(f"`float32_unet` must not be in half precision, got {both[1].dtype}.")
     labels = images.labels if class_labels is None else class_labels
     with both[1].network.evaluating():
@@ -72,6 +68,6 @@ def bias_entry(
     scorer: Scorer, float32_unet: torch.nn.Module | None, images: Images, run: Run, journal: Journal
 ) -> dict[str, Any]:
     r"""The report's entry on half precision, where there is something to say."""
-    if not scorer.network.is_half:
+    if not scorer.network.is_rounded:
         return {}
     return {"half_precision_bias": half_precision_bias(scorer, float32_unet, images, run, journal)}

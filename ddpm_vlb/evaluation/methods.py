@@ -47,7 +47,7 @@ def evaluate_full(e: Evaluation) -> Report:
     timesteps, dtype = e.scorer.timesteps, e.scorer.dtype
     sweeps, seeds = Sweeps(len(timesteps)), SeedSequence(e.run.seed)
     # For the hash of the data, and a sample of images on which half precision is measured.
-    frame = Frame(partial(known_parts, [e.scorer]) if e.scorer.network.is_half else None, e.run.seed, buffer_bytes=0)
+    frame = Frame(partial(known_parts, [e.scorer]) if e.scorer.network.is_rounded else None, e.run.seed, buffer_bytes=0)
 
     def score(block: Block):
         own = [seeds[number] for number in block.numbers.tolist()]

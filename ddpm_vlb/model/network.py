@@ -5,10 +5,11 @@ classes, in which dtype it computes, and what it says of noisy samples. Nothing 
 what every torch module can do. Another kind of network is a subclass, and a line of `add_network`.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -20,10 +21,34 @@ from diffusers import UNet2DModel
 from ..checks import nan_unless_finite
 from .configuration import NETWORK_RULES, check_configuration
 
-# How often each part of the networks that are being evaluated is entered, and whether it was in training before the first time:
-# networks have parts in common, and threads networks.
-_ENTRIES: WeakKeyDictionary[torch.nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _LOCK = Lock()
+
+
+class _Held:
+    r"""What parts of networks were before the first of those who hold them changed them, for the last one to put back: networks
+    have parts in common, and threads networks. To be asked under `_LOCK`."""
+
+    def __init__(self):
+        self._entries: WeakKeyDictionary[torch.nn.Module, tuple[int, Any]] = WeakKeyDictionary()
+
+    def __contains__(self, part: torch.nn.Module) -> bool:
+        return part in self._entries
+
+    def enter(self, part: torch.nn.Module, before: Any) -> None:
+        r"""One more holds a part."""
+        count, before = self._entries.get(part, (0, before))
+        self._entries[part] = count + 1, before
+
+    def leave(self, part: torch.nn.Module) -> Any:
+        r"""What to put back, `None` where others still hold it."""
+        count, before = self._entries.pop(part)
+        if count == 1:
+            return before
+        self._entries[part] = count - 1, before
+        return None
+
+
+_TRAINING, _FORWARD = _Held(), _Held()
 
 
 class Network:
@@ -89,12 +114,33 @@ class Network:
     @cached_property
     def dtype(self) -> torch.dtype:
         r"""In which it computes; asked for once, since diffusers walks through all parts of a module for it."""
-        return getattr(self.module, "dtype", torch.float32)
+        weights = (weight.dtype for weight in self.module.parameters() if weight.is_floating_point())
+        return getattr(self.module, "dtype", None) or next(weights, torch.float32)
 
     @property
     def is_half(self) -> bool:
         r"""Whether it computes in half precision."""
         return self.dtype in (torch.float16, torch.bfloat16)
+
+    @cached_property
+    def is_cast_by_layer(self) -> bool:
+        r"""Whether diffusers' `enable_layerwise_casting` keeps its weights in another dtype than it computes in."""
+        hooks = (getattr(part, "_diffusers_hook", None) for part in self.module.modules())
+        return any(hook is not None and hook.get_hook("layerwise_casting") is not None for hook in hooks)
+
+    @property
+    def is_rounded(self) -> bool:
+        r"""Whether its arithmetic, or the weights that it keeps, are of half precision or less."""
+        return self.is_half or self.is_cast_by_layer
+
+    def in_float32(self) -> torch.nn.Module:
+        r"""A copy of the module, with its weights as they are, that computes in float32."""
+        module = copy.deepcopy(getattr(self.module, "_orig_mod", self.module))
+        for part in module.modules():
+            if vars(part).pop("_diffusers_hook", None) is not None:
+                # The hooks', which are this network's own still; the class has another.
+                vars(part).pop("forward", None)
+        return module.float()
 
     @property
     def architecture_sha256(self) -> str:
@@ -103,27 +149,38 @@ class Network:
 
     def sha256(self, dtype: torch.dtype | None = None) -> str | None:
         r"""SHA-256 of its configuration and weights; see `network_digest`."""
-        return network_digest(self.module, dtype)
+        # Of those that are kept in fewer digits than they are used in, as they are used: where they were saved, and loaded into
+        # that dtype, it is the same network.
+        return network_digest(self.module, self.dtype if dtype is None and self.is_cast_by_layer else dtype)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        r"""Dropout off, and every part of it back as it was when the last of the threads that share it is done."""
+    def evaluating(self, autocast: bool = False) -> Iterator[None]:
+        r"""Dropout off, and every part of it back as it was when the last of the threads that share it is done.
+
+        Args:
+            autocast: whether the caller's `torch.autocast`, or accelerate's around the network, has its way. Without, the
+                network computes in its own dtype, which is what reports say.
+        """
         parts = list(self.module.modules())
         with _LOCK:
+            mixed = [] if autocast else [part for part in parts if part in _FORWARD or _is_autocast_by_accelerate(part)]
             for part in parts:
-                entries, was_training = _ENTRIES.get(part, (0, part.training))
-                _ENTRIES[part] = entries + 1, was_training
+                _TRAINING.enter(part, part.training)
+            for part in mixed:
+                _FORWARD.enter(part, part.forward)
+                part.forward = part._original_forward
             self.module.eval()
+        off = not autocast and torch.amp.is_autocast_available(self.device.type)
         try:
-            yield
+            with torch.autocast(self.device.type, enabled=False) if off else nullcontext():
+                yield
         finally:
             with _LOCK:
                 for part in parts:
-                    entries, was_training = _ENTRIES.pop(part)
-                    if entries > 1:
-                        _ENTRIES[part] = entries - 1, was_training
-                    elif was_training:  # and what somebody has put into training meanwhile stays there
-                        part.training = True
+                    # What somebody has put into training meanwhile stays there.
+                    part.training |= bool(_TRAINING.leave(part))
+                for part in mixed:
+                    part.forward = _FORWARD.leave(part) or part.forward
 
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
@@ -201,6 +258,11 @@ DEFAULT_MODULE = UNet2DModel
 def add_network(module_class: type, network_class: type[Network]) -> None:
     r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
     _KINDS.append((module_class, network_class))
+
+
+def _is_autocast_by_accelerate(part: torch.nn.Module) -> bool:
+    r"""Whether `accelerator.prepare` has put mixed precision around a module; `unwrap_model` leaves it there."""
+    return type(getattr(part.forward, "__wrapped__", None)).__name__ == "ConvertOutputsToFp32"
 
 
 def network_of(module: Any, device: torch.device | None = None) -> Network:

@@ -17,7 +17,7 @@ from .. import __version__
 from ..bound import prior_kl, vlb_terms
 from ..checks import working_dtype
 from ..data.levels import images_to_levels
-from ..parametrizations import decoder_rule
+from ..parametrizations import PREDICTIONS, decoder_rule
 from ..pixel_grid import check_num_pixel_levels, levels_to_samples
 from ..reverse_process import ReverseProcess
 from .network import Network
@@ -212,7 +212,7 @@ def scheduler_of_run(scheduler: Any, num_inference_steps: int | None, inference_
         num_inference_steps, inference_timesteps: as `VLBDDPMPipeline.__call__`.
 
     Raises:
-        ValueError: a grid outside the scheduler's.
+        ValueError: a grid outside the scheduler's, or from zero SNR with a prediction that needs some signal.
     """
     num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
     if inference_timesteps is not None:
@@ -222,6 +222,10 @@ def scheduler_of_run(scheduler: Any, num_inference_steps: int | None, inference_
         grid = {"num_inference_steps": default if num_inference_steps is None else num_inference_steps}
     own = copy.copy(scheduler)
     own.set_timesteps(**grid)
+    prediction, highest = PREDICTIONS.get(own.config.prediction_type), int(own.timesteps.max())
+    if prediction is not None:
+        # Clipping would make images of an infinite prediction.
+        prediction.check_signal(own.alphas_cumprod[highest].item(), highest)
     scheduler.set_timesteps(**grid)
     return own
 

@@ -73,6 +73,7 @@ def compute(
     drop = variance != "as trained" and chosen.network.out_channels != channels
     scheduler.set_timesteps(steps)
     grid = scheduler.timesteps.tolist()
+    scheduler.reverse_process(grid)  # refuses, as scoring does, what only clipping would make images of
     generator = torch.Generator().manual_seed(int(seed))
     code = CODE.format(
         source=chosen.source,
