@@ -8,7 +8,7 @@ Neither this file nor the table imports torch, so that the command line can read
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -77,6 +77,7 @@ class Method:
         merges: whether reports of shards can be put together.
         line: its numbers beside `"bits_per_dim"` in one line, their names in braces; by default each after its words.
         note: a line below its numbers.
+        rules: what must hold of its reports, beyond what does of all: a rule in words, whether it holds, and what there is.
         begin: from the scorer, the forward process on all T steps, the number of dimensions, the batch size and the options, a
             `Columns`; or where in this folder that function is, `"module:function"`. `None` where `evaluation` knows how.
     """
@@ -90,6 +91,7 @@ class Method:
     merges: bool = True
     line: str | None = None
     note: str | None = None
+    rules: Callable[[Mapping[str, Any]], Iterator[tuple[str, bool, Any]]] | None = None
     begin: Callable[..., Columns] | str | None = None
 
     def check_shard(self, shard: tuple[int, int]) -> None:

@@ -2,7 +2,7 @@ r"""The table of likelihood methods, a row each; read by `evaluate`, by reports 
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .method import Method, Option
@@ -10,6 +10,37 @@ from .method import Method, Option
 # Where nothing says when a sampled evaluation stops.
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
+
+
+def _of_weights(report: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
+    r"""What must hold of a report of the importance-weighted bound."""
+    config, method, size = report["config"], report["method"], report["effective_sample_size"]
+    value, vlb, k = report["bits_per_dim"], report["vlb"], config.get("k")
+    yield "the method 'iw, k = ' and its k", type(k) is int and method == f"iw, k = {k}", f"{method!r} for k = {k}"
+    yield "from one to k trajectories that count", 1 - 1e-9 <= size <= k * (1 + 1e-9), size
+    yield (
+        "no larger bound than that of each trajectory by itself",
+        value <= vlb + 1e-9 * max(1.0, abs(vlb)),
+        f"{value} and {vlb}",
+    )
+    made, wanted = report["num_network_evaluations"], report["num_images"] * k * config["num_steps"]
+    yield "evaluated each trajectory of each image at every step", made == wanted, f"{made} for {wanted} evaluations"
+
+
+def _of_ode(report: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
+    r"""What must hold of a report of the probability-flow ODE."""
+    parts, value = [report[name] for name in ("density", "dequantisation", "reconstruction")], report["bits_per_dim"]
+    yield "parts that sum to its total", abs(sum(parts) - value) <= 1e-9 * max(1.0, *map(abs, parts)), f"{parts} for {value}"
+    yield "a reconstruction that is not negative", parts[2] >= -1e-9, parts[2]
+    trace, method = report["config"].get("trace"), report["method"]
+    yield (
+        "the method 'ode' with the trace that was asked for",
+        trace is None or f"{trace} trace" in method,
+        f"{method!r} for {trace!r}",
+    )
+    made, images = report["num_network_evaluations"], report["num_images"]
+    yield "evaluated each image along its path", made >= 2 * images, f"{made} network evaluations of {images} images"
+
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -46,6 +77,7 @@ METHODS: dict[str, Method] = {
                 "effective_sample_size": "trajectories that count",
             },
             line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
+            rules=_of_weights,
             begin="importance_weighted:importance_weighted",
         ),
         Method(
@@ -62,6 +94,7 @@ METHODS: dict[str, Method] = {
                 "bits_per_dim": "bound of the ODE",
             },
             note="the ODE is another model than the chain: neither of their numbers bounds the other",
+            rules=_of_ode,
             begin="probability_flow:ode",
         ),
     )

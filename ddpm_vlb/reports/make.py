@@ -19,17 +19,10 @@ from typing import Any
 import torch
 
 from ..sampled_bound.draws import BoundEstimate
-from .checks import to_plain
+from .checks import freedom_of_sum, student_quantile, to_plain
 from .schema import IN_MEMORY, Report, check_context
 
 CONFIDENCE = 0.95
-
-
-def student_quantile(degrees_of_freedom: float) -> float:
-    r"""Half the width of a two-sided interval of Student's distribution, in standard errors."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + CONFIDENCE / 2, degrees_of_freedom))
 
 
 def report_of_estimate(
@@ -107,14 +100,13 @@ def with_intervals(report: dict[str, Any]) -> dict[str, Any]:
     noise, images = report["monte_carlo_error"], report["data_error"]
 
     def interval(error: float, freedom: float) -> list[float]:
-        half = student_quantile(freedom) * error
+        half = student_quantile(freedom, CONFIDENCE) * error
         return [value - half, value + half]
 
     total = None if images is None else math.hypot(noise, images)
     both = None
     if images is not None and total:
-        # Satterthwaite's, for the sum of two variances.
-        both = interval(total, total**4 / (noise**4 / freedom + images**4 / (report["num_images"] - 1)))
+        both = interval(total, freedom_of_sum(noise, images, freedom, report["num_images"]))
     return report | {
         "standard_error": total,
         "confidence_level": CONFIDENCE,

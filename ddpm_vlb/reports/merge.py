@@ -85,6 +85,8 @@ def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         ("method", one["method"], other["method"]),
         *((f"config.{name}", first.get(name), second.get(name)) for name in names),
         ("config.versions.ddpm_vlb", *ours),
+        *((f"whether there is {name}", name in one, name in other) for name in ("half_precision_bias", "monte_carlo_error")),
+        ("the timesteps of their strata", *([s["timesteps"] for s in report.get("strata", ())] for report in (one, other))),
     ):
         if a != b:
             raise ValueError(f"`reports` must agree in {name} to be merged, got {a!r} and {b!r}.")
@@ -100,8 +102,6 @@ def _check_disjoint(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
                 f"`reports` of several shards must be of other images each, got the same ones, with the SHA-256 {sha256}, as"
                 f" the shards {place[sha256]} and {index}."
             )
-    if common := set(numbers_of_images(one)) & set(numbers_of_images(other)):
-        raise ValueError(f"`reports` of several shards must be of other images each, got image {min(common)} in both.")
     # Of N images shard i has those whose number is i modulo the number of shards: not every N has so many of each.
     of, counts = one["config"]["shard"]["of"], (one["num_images"], other["num_images"])
 
@@ -140,10 +140,7 @@ def _merge_evaluations(one: Mapping[str, Any], other: Mapping[str, Any], method:
         )
     counts = one["num_network_evaluations"], other["num_network_evaluations"]
     weights = [count / sum(counts) for count in counts]
-    config = one["config"] | {
-        "seed": sorted(_seeds(one["config"]) + _seeds(other["config"])),
-        "versions": _versions(one, other),
-    }
+    config = _config(one, other) | {"seed": sorted(_seeds(one["config"]) + _seeds(other["config"]))}
     merged = _weighted(one, other, weights, method) | {"num_images": one["num_images"]}
     for key in ("per_image", "per_image_monte_carlo_error"):
         if one.get(key) is not None and other.get(key) is not None:
@@ -162,10 +159,9 @@ def _merge_shards(one: Mapping[str, Any], other: Mapping[str, Any], method: Meth
     weights = [count / total for count in counts]
     shards = _shards(one["config"]) | _shards(other["config"])
     indices = sorted(shards)
-    config = one["config"] | {
+    config = _config(one, other) | {
         "shard": {"of": one["config"]["shard"]["of"], "indices": indices},
         "data_sha256": [shards[index] for index in indices],
-        "versions": _versions(one, other),
     }
     if method.columns is not None:
         return _finish(_columns(one, other, weights, method) | {"num_images": total}, None, config, method)
@@ -182,6 +178,17 @@ def _merge_shards(one: Mapping[str, Any], other: Mapping[str, Any], method: Meth
             squares -= count * (1 - count / total) * report["monte_carlo_error"] ** 2
         data = math.sqrt(max(squares, 0.0) / (total - 1) / total)
     return _finish(merged, data, config, method)
+
+
+def _config(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    r"""The settings of both, but for seeds and shards."""
+    config, pilots = dict(one["config"]), "num_pilot_evaluations"
+    known = [report["config"][pilots] for report in (one, other) if pilots in report["config"]]
+    if len(known) == 2:
+        config[pilots] = sum(known)
+    else:  # of merged reports of before nobody knows
+        config.pop(pilots, None)
+    return config | {"versions": _versions(one, other)}
 
 
 def _versions(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
@@ -218,7 +225,7 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
     for key in ("prior", "transitions_total", "decoder"):
         merged[key] = _mean((one[key], other[key]), weights)
     merged["bits_per_dim"] = merged["prior"] + merged["transitions_total"] + merged["decoder"]
-    errors = one["monte_carlo_error"], other["monte_carlo_error"]
+    errors = one.get("monte_carlo_error"), other.get("monte_carlo_error")
     merged["monte_carlo_error"] = None if None in errors else _of_mean(errors, weights)
     if "half_precision_bias" in one:
         biases = one["half_precision_bias"], other["half_precision_bias"]

@@ -188,7 +188,7 @@ SETTINGS = (
     Setting("data_sha256", list, free=True),
     Setting("buffer_bytes", int, free=True, who=True, flag="--buffer-mb"),
     Setting("num_images_in_memory", int, free=True, of_one_run=True),
-    Setting("num_pilot_evaluations", int, free=True, of_one_run=True),
+    Setting("num_pilot_evaluations", int, free=True),  # of reports that were merged the sum
     Setting("num_rounds", int, free=True, of_one_run=True),
     Setting("num_processes", int, free=True, who=True),
     Setting("rows", object, context=True, flag={None: ""}),  # of the data set, where not all were taken
@@ -199,7 +199,9 @@ SETTINGS = (
     Setting("recipe", context=True, public=False),
     Setting("checkpoints", list, context=True, public=False),  # of a comparison
 )
-COUNTS = ("num_train_timesteps", "num_steps", "num_pixel_levels")  # which must be positive
+# Which must be positive.
+COUNTS = ("num_train_timesteps", "num_steps", "num_pixel_levels", "batch_size", "num_images_in_memory", "num_rounds")
+COUNTS += ("num_processes",)
 
 
 def all_settings() -> list[Setting]:
@@ -354,8 +356,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
     for name in COUNTS:
-        if type(config[name]) is not int or config[name] < 1:
-            raise ValueError(f"`report.config.{name}` must be a positive integer, got {config[name]!r}.")
+        value = config.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"`report.config.{name}` must be a positive integer, got {value!r}.")
     for row in all_settings():
         if row.name in config and not is_of_kind(config[row.name], row.kind):
             raise ValueError(f"`report.config.{row.name}` must be {kind_words(row.kind)}, got {config[row.name]!r}.")
