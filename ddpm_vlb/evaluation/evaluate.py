@@ -54,7 +54,8 @@ def evaluate(
 
     Args:
         pipe: a `VLBDDPMPipeline`.
-        images: any images that `evaluate_nll` takes, or what `data.open_images` or `data.stream_images` returns.
+        images: any images that `evaluate_nll` takes, what `data.open_images` or `data.stream_images` returns, or the path of a
+            data set.
         method: a row of `likelihoods.methods.METHODS`: `"sampled"`, an unbiased estimate of the bound from few evaluations;
             `"full"`, every image at every step; `"iw"`, the importance-weighted bound; `"ode"`, that of the probability-flow
             ODE, another model.
