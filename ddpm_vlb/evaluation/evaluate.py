@@ -106,7 +106,7 @@ def evaluate(
     context = check_context(context or {})
     workers = Workers() if workers is None else workers
     scorer = pipe.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
-    which = {"shard": shard, "max_images": max_images, "image_seed": image_seed}
+    which: dict[str, Any] = {"shard": shard, "max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
     config = scorer.config(
         batch_size=batch_size,
@@ -115,7 +115,7 @@ def evaluate(
         shard={"of": shard[1], "indices": [shard[0]]},
         num_processes=workers.count,
         **options,
-        **({"dataset": source.name} | source.settings | context),
+        **{"dataset": source.name, **source.settings, **context},
     )
     config = to_plain(config)
     # What the caller has overridden is said by its values too; journals of before do not name it.
