@@ -300,8 +300,8 @@ class VLBDDPMPipeline(DDPMPipeline):
 
         Args:
             images:
-                A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), PIL images, numpy arrays
-                `(N, H, W, C)`, or a `datasets.Dataset` with an image column.
+                A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), numpy arrays `(N, H, W, C)`, PIL
+                images, paths, one image of these kinds, a `datasets.Dataset`, a Dataset or DataLoader of torch.
             batch_size (`int`, defaults to 64):
                 Images per network call; pairs of image and timestep where they are sampled.
             generator (`torch.Generator`, *optional*):

@@ -425,6 +425,83 @@ def test_columns_of_a_data_set(tmp_path):
             open_images(source, **columns)
 
 
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, images, make):
+        self.images, self.make = images, make
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.make(self.images[index], index)  # never an IndexError
+
+
+def test_one_image_is_as_good_as_several(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    Image.fromarray(GREY[1]).save(tmp_path / "b.png")
+    of_colour = torch.from_numpy(colour).permute(2, 0, 1)
+    for channels, expected, images in [
+        (3, of_colour, [colour, of_colour, of_colour.numpy(), Image.fromarray(colour)]),
+        (3, of_colour, [tmp_path / "a.png", [tmp_path / "a.png"]]),
+        (1, GREY[1:2], [GREY[1], torch.from_numpy(GREY[1]), GREY[1:2], torch.from_numpy(GREY[1:2]), GREY[1][..., None]]),
+        (1, GREY[1:2], [str(tmp_path / "b.png"), [GREY[1]], [torch.from_numpy(GREY[1])]]),
+    ]:
+        for one in images:
+            got = images_to_levels(one, channels=channels, size=(8, 8))
+            assert got.shape == (1, channels, 8, 8) and np.array_equal(got[0], expected)
+    # Of grey images there may be several.
+    for several in (GREY, torch.from_numpy(GREY)):
+        assert np.array_equal(images_to_levels(several, channels=1, size=(8, 8))[:, 0], GREY)
+    assert np.array_equal(images_to_levels(GREY[0])[0, 0], GREY[0])
+    for images, channels, message in [
+        (torch.from_numpy(GREY), None, r"the shape \(N, C, H, W\), got \(5, 8, 8\)"),
+        (torch.from_numpy(colour), 3, r"the shape \(N, C, H, W\), got \(8, 8, 3\)"),
+        (torch.from_numpy(GREY[0]), 3, r"the shape \(N, C, H, W\), got \(8, 8\)"),
+        (GREY[0], 3, "must have 3 channels|an array of shape"),
+        (tmp_path, 3, "`images` must be paths of pictures .*`ddpm_vlb.load_images` reads"),
+        (tmp_path / "c.png", 3, "`images` must be paths of pictures"),
+        (stream_images(tmp_path, transform=Transform("L")), 1, "`images` must be a tensor, .*, got StreamedImages"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            images_to_levels(images, channels=channels, size=(8, 8))
+
+
+def test_data_sets_and_loaders_of_torch():
+    from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+    levels = torch.from_numpy(GREY)[:, None]
+    tensors, pictures = (
+        TensorDataset(levels, torch.arange(5)),
+        Pairs(GREY, lambda image, index: (Image.fromarray(image), index)),
+    )
+    named = Pairs(levels, lambda image, index: {"pixel_values": image, "label": index, "name": f"{index}.png"})
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(levels)
+
+    whole = [levels, tensors, TensorDataset(levels), pictures, named, Pairs(GREY, lambda image, index: image), Endless()]
+    loaders = [DataLoader(data, batch_size=2) for data in (tensors, named, Endless(), list(levels))]
+    loaders += [DataLoader(pictures, batch_size=2, collate_fn=lambda pairs: [image for image, _ in pairs])]
+    for data in [*whole, *loaders]:
+        assert torch.equal(images_to_levels(data, channels=1, size=(8, 8)), levels)
+    values = levels_to_samples(levels, 256, torch.float32)
+    assert torch.equal(images_to_levels(DataLoader(TensorDataset(values), 2)), levels)
+    assert torch.equal(images_to_levels(open_images("digits"), 17), load_images("digits").images)
+    for data, message in [
+        (DataLoader(tensors, batch_size=2, shuffle=True), "`images` must have an order, got a DataLoader that shuffles"),
+        (TensorDataset(levels, levels), "tuples or dictionaries with one image each, got 2 of them in a tuple"),
+        (Pairs(GREY, lambda image, index: {"label": index}), "one image each, got 0 of them in a dict"),
+        (Pairs(GREY, lambda image, index: index), "one image each, got int"),
+        (Pairs([], None), "`images` must not be empty, got no image from Pairs"),
+        (TensorDataset(values / 2 + 0.5), "grid"),  # what torchvision makes of them
+        (open_images("digits"), "`images` must have the 256 levels of the model's grid, got 17 levels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            images_to_levels(data)
+
+
 def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
     train, held_out = (load_images("digits", split).images[:, 0].numpy() for split in ("train", "test"))
     further = np.random.default_rng(0).integers(0, 17, (5, 8, 8), dtype=np.uint8)

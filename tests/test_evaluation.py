@@ -1,12 +1,15 @@
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny import generator, quiet, sweeps, tiny_unet
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, calibrate, compare
+from ddpm_vlb.calibration.show import describe
 from ddpm_vlb.data import ImageSet
 from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, merge_reports, plot_terms, write_report
 from ddpm_vlb.hub.cards import reproducing_command
@@ -248,6 +251,38 @@ def test_sixteen_bit_images_in_memory():
         assert report["config"]["num_pixel_levels"] == 1000 and report["config"]["dataset"] == "images in memory"
     full = pipe.evaluate_nll(array, generator=generator()).bits_per_dim.tolist()
     assert evaluate(pipe, array, method="full", quiet=True)["per_image"] == pytest.approx(full, rel=1e-6)
+
+
+def test_the_path_of_a_data_set_is_a_data_set(pipe, tmp_path):
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from ddpm_vlb.data import Transform, open_images, quantize_images
+
+    levels = digits_of(5).images
+    np.savez(tmp_path / "digits.npz", images=levels.permute(0, 2, 3, 1).numpy())
+    expected = evaluate(pipe, levels, method="full", quiet=True)["per_image"]
+    for images in (tmp_path / "digits.npz", str(tmp_path / "digits.npz"), DataLoader(TensorDataset(levels), 2)):
+        assert evaluate(pipe, images, method="full", quiet=True)["per_image"] == expected
+    assert evaluate(pipe, "digits", method="full", max_images=5, quiet=True)["per_image"] == expected
+    with pytest.raises(ValueError, match="`images` must be a path that exists, got 'uoft-cs/cifar10'"):
+        evaluate(pipe, "uoft-cs/cifar10")
+    # Levels of a coarser grid are not taken for dark ones, and what was done to the images is said.
+    with pytest.raises(ValueError, match="`images` must have the 17 levels of the model's grid, got 5 levels"):
+        evaluate(pipe, quantize_images(digits_of(5), 5))
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        Image.new("RGB", (20 + index, 30), (9 * index, 99, 199)).save(tmp_path / "photos" / f"{index}.png")
+    photos = open_images(tmp_path / "photos", transform=Transform("L", 8, 8))
+    images = quantize_images(photos, 17)
+    report = evaluate(pipe, images, method="full", quiet=True)
+    said = {"convert": "L", "resize": 8, "center_crop": 8}
+    assert said.items() <= report["config"].items()
+    assert report["per_image"] == evaluate(pipe, [*images], method="full", quiet=True)["per_image"]
+    assert said.items() <= compare([pipe, pipe], images, max_evaluations=200, quiet=True)["config"].items()
+    many = replace(digits_of(40), settings=said)
+    result = calibrate(pipe, many, num_timesteps=2, evaluations=64, max_images=20, image_seed=3, quiet=True)
+    said |= {"image_seed": 3, "max_images": 20, "num_images": 20}
+    assert said.items() <= result.scheduler.config["calibration"].items() and said.items() <= describe(result).items()
 
 
 def test_more_images_than_memory_holds(pipe):

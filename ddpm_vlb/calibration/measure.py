@@ -174,7 +174,7 @@ def calibrate(
             f"`evaluations` must be at least {MIN_IMAGES * len(knots)}, {MIN_IMAGES} at each of {len(knots)} timesteps, got"
             f" {evaluations}."
         )
-    which = {"max_images": max_images, "image_seed": image_seed}
+    which: dict[str, Any] = {"max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
     draws = _draw_images(source, count, seed)
     deltas = _deltas(forward.snr.numpy())

@@ -5,8 +5,10 @@ image says is taken literally: an integer is the level k itself, a float is a va
 grid changes the data; `quantize` does it, as a step of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ import torch
 from PIL import Image
 
 from ..pixel_grid import check_num_pixel_levels, samples_to_levels
-from .pictures import check_as_stored, open_stored, upright
+from .pictures import PICTURE_SUFFIXES, check_as_stored, open_picture, open_stored, upright
 from .transforms import Transform
 
 ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
+ITEMS_AT_HAND = 256  # of a Dataset of torch
 PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
 
 
@@ -31,9 +34,11 @@ def images_to_levels(
     r"""The levels of images of any kind that `evaluate_nll` takes.
 
     Args:
-        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
-            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
-            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
+        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image, the path of
+            a picture, a tensor `(C, H, W)` or `(H, W)`, an array `(H, W, C)` or `(H, W)`, or a list of these; a
+            `datasets.Dataset` with an image column; a set that `open_images` returns; a `torch.utils.data.Dataset` or a
+            `DataLoader` that does not shuffle, of images, or of tuples or dictionaries with one image each. Integers (uint8,
+            or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
         num_pixel_levels: number of levels of the grid.
         channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
 
@@ -45,7 +50,15 @@ def images_to_levels(
             none at all.
     """
     check_num_pixel_levels(num_pixel_levels)
-    tensor = _as_tensor(images, channels)
+    if isinstance(images, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) and not hasattr(images, "column_names"):
+        some = [images_to_levels(batch, num_pixel_levels, channels=channels, size=size) for batch in _batches(images)]
+        if not some:
+            raise ValueError(f"`images` must not be empty, got no image from {type(images).__name__}.")
+        return torch.cat(some)
+    if hasattr(images, "num_pixel_levels") and hasattr(images, "__len__"):
+        check_grid(images, num_pixel_levels)
+        images = [images[index] for index in range(len(images))]
+    tensor = _as_tensor(images, channels, size)
     check_shape(tensor, channels, size)
     return _check_levels(tensor, num_pixel_levels)
 
@@ -61,6 +74,15 @@ def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int
         raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
     if size is not None and tuple(tensor.shape[2:]) != tuple(size):
         raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
+
+
+def check_grid(images: Any, num_pixel_levels: int) -> None:
+    r"""Raise `ValueError` for a set of images with fewer levels than a model's grid: they would be taken for dark ones."""
+    if images.num_pixel_levels < num_pixel_levels:
+        raise ValueError(
+            f"`images` must have the {num_pixel_levels} levels of the model's grid, got {images.num_pixel_levels} levels;"
+            " `ddpm_vlb.data.quantize_images` brings them onto it."
+        )
 
 
 def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
@@ -83,22 +105,22 @@ def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
     return levels.to(level_dtype)
 
 
-def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
+def _as_tensor(images: Any, channels: int | None, size: tuple[int, int] | None) -> torch.Tensor:
     if isinstance(images, torch.Tensor):
         if images.layout != torch.strided or images.is_meta:
             raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
-        return images.detach()
+        return _with_batch(images.detach(), channels)
     if isinstance(images, np.ndarray):
-        return array_to_tensor(images, channels)
-    if isinstance(images, Image.Image):
+        return array_to_tensor(images[None] if _is_one(images, channels, size) else images, channels)
+    if isinstance(images, (Image.Image, str, Path)):
         images = [images]
     elif hasattr(images, "features") and hasattr(images, "column_names"):
         rows, read = stored_pictures(images)
         images = [read(row, f"image {index}") for index, row in enumerate(rows)]
-    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+    if not isinstance(images, Sequence) or isinstance(images, bytes):
         raise ValueError(
-            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
-            f" got {type(images).__name__}."
+            "`images` must be a tensor, an array, PIL images, paths of pictures, what `open_images` returns, a DataLoader or"
+            f" Dataset of torch, or a `datasets.Dataset` with an image column, got {type(images).__name__}."
         )
     tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
     if not tensors:
@@ -112,18 +134,74 @@ def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
     return torch.stack(tensors)
 
 
+def _with_batch(tensor: torch.Tensor, channels: int | None) -> torch.Tensor:
+    r"""A tensor of one image, `(C, H, W)` or grey `(H, W)`, or of grey ones, `(N, H, W)`, as `(N, C, H, W)`; what could be
+    either is left as it is, and refused."""
+    if tensor.ndim == 2 and channels in (None, 1):
+        return tensor[None, None]
+    if tensor.ndim == 3 and channels is not None and tensor.shape[0] == channels:
+        return tensor[None]
+    return tensor[:, None] if tensor.ndim == 3 and channels == 1 else tensor
+
+
+def _is_one(array: np.ndarray, channels: int | None, size: tuple[int, int] | None) -> bool:
+    r"""Whether an array is one image, `(H, W)`, `(H, W, C)` or `(C, H, W)`; of three axes it may be grey ones, `(N, H, W)`."""
+    if array.ndim != 3 or channels is None:
+        return array.ndim == 2
+    if channels == 1:
+        return size is not None and array.shape == (*size, 1) and array.shape[1:] != size
+    return channels in (array.shape[0], array.shape[2])
+
+
+def _batches(data: Any) -> Iterator[Any]:
+    r"""The images of a Dataset or DataLoader of torch, some at a time."""
+    if isinstance(data, torch.utils.data.DataLoader):
+        if isinstance(data.sampler, torch.utils.data.RandomSampler):
+            raise ValueError("`images` must have an order, got a DataLoader that shuffles; its `dataset` has one.")
+        yield from map(_images_of, data)
+        return
+    # Not all of them stop by themselves where they end.
+    items = iter(data) if not hasattr(data, "__len__") else (data[index] for index in range(len(data)))
+    while some := [_images_of(item) for item in islice(items, ITEMS_AT_HAND)]:
+        yield some
+
+
+def _images_of(item: Any) -> Any:
+    r"""The image, or the batch of images, of what a Dataset or DataLoader gives: itself, or the only one among its values."""
+    if _is_image(item) or isinstance(item, list) and item and all(isinstance(one, Image.Image) for one in item):
+        return item
+    values = list(item.values()) if isinstance(item, Mapping) else list(item) if isinstance(item, (tuple, list)) else []
+    images = [value for value in values if _is_image(value)]
+    if len(images) != 1:
+        what = f"{len(images)} of them in a {type(item).__name__}" if values else type(item).__name__
+        raise ValueError(f"`images` must give images, or tuples or dictionaries with one image each, got {what}.")
+    return images[0]
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Image.Image) or isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 1
+
+
 def _describe(tensor: torch.Tensor) -> str:
     return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
 
 
 def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
+    if isinstance(image, (str, Path)):
+        path = Path(image)
+        if not path.is_file() or path.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ValueError(
+                f"`images` must be paths of pictures ({', '.join(PICTURE_SUFFIXES)}), got {str(image)!r}."
+                " (`ddpm_vlb.load_images` reads other files, folders, and data sets of the Hub.)"
+            )
+        image = open_picture(path, str(image))
     if isinstance(image, Image.Image):
         return array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
     if isinstance(image, np.ndarray):
         return array_to_tensor(image[None], channels)[0]
     if isinstance(image, torch.Tensor):
-        return image.detach()
-    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
+        return image.detach()[None] if image.ndim == 2 else image.detach()
+    raise ValueError(f"`images` must hold tensors, arrays, PIL images or paths, got {type(image).__name__} at index {index}.")
 
 
 def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ..checks import check_seed
 from ..noise import mix, mix_array
 from .frame import Block
 from .image_sets import ImageSet, StoredImages, StreamedImages
-from .levels import check_shape, images_to_levels, stored_pictures
+from .levels import check_grid, check_shape, images_to_levels, stored_pictures
 from .readers import FORMATS, image_files, load_dataset, open_hub, stream_files
 from .transforms import Transform
 
@@ -239,7 +239,7 @@ def source_of(
     r"""The source of images of any kind.
 
     Args:
-        images: what `images_to_levels` takes, or what `open_images` or `stream_images` returns.
+        images: what `images_to_levels` takes, what `open_images` or `stream_images` returns, or the path of a data set.
         network: a `model.network.Network`, which knows what its images are.
         num_pixel_levels: of the model.
         class_labels: of a class-conditional network, one for all or one each.
@@ -249,6 +249,14 @@ def source_of(
         ValueError: images or classes that do not fit the network; an `image_seed` of a stream, or without `max_images`.
     """
     channels, size = network.channels, network.size
+    if isinstance(images, (str, Path)):
+        if str(images) != "digits" and not Path(images).exists():
+            raise ValueError(
+                f"`images` must be a path that exists, got {str(images)!r}. (`open_images` opens data sets of the Hub.)"
+            )
+        images = open_images(images)
+    if hasattr(images, "num_pixel_levels"):
+        check_grid(images, num_pixel_levels)
     name = getattr(images, "name", None)  # tensors have one of another kind
     settings = {**getattr(images, "settings", {})}
     if image_seed is not None:

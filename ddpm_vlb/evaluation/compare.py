@@ -83,7 +83,7 @@ def compare(
     workers = Workers() if workers is None else workers
     scorers = [pipe.scorer(steps) for pipe, steps in zip(pipes, num_inference_steps)]
     _check_alike(scorers)
-    which = {"max_images": max_images, "image_seed": image_seed}
+    which: dict[str, Any] = {"max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorers[0].network, scorers[0].num_pixel_levels, class_labels[0], **which)
     count = 1 if source.is_stream else len(source.images)
     labels = [scorer.network.check_class_labels(given, count) for scorer, given in zip(scorers, class_labels)]

@@ -54,7 +54,8 @@ def evaluate(
 
     Args:
         pipe: a `VLBDDPMPipeline`.
-        images: any images that `evaluate_nll` takes, or what `data.open_images` or `data.stream_images` returns.
+        images: any images that `evaluate_nll` takes, what `data.open_images` or `data.stream_images` returns, or the path of a
+            data set.
         method: a row of `likelihoods.methods.METHODS`: `"sampled"`, an unbiased estimate of the bound from few evaluations;
             `"full"`, every image at every step; `"iw"`, the importance-weighted bound; `"ode"`, that of the probability-flow
             ODE, another model.
@@ -105,7 +106,7 @@ def evaluate(
     context = check_context(context or {})
     workers = Workers() if workers is None else workers
     scorer = pipe.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
-    which = {"shard": shard, "max_images": max_images, "image_seed": image_seed}
+    which: dict[str, Any] = {"shard": shard, "max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
     config = scorer.config(
         batch_size=batch_size,
@@ -114,7 +115,7 @@ def evaluate(
         shard={"of": shard[1], "indices": [shard[0]]},
         num_processes=workers.count,
         **options,
-        **({"dataset": source.name} | source.settings | context),
+        **{"dataset": source.name, **source.settings, **context},
     )
     config = to_plain(config)
     # What the caller has overridden is said by its values too; journals of before do not name it.
