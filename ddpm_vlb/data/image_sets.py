@@ -58,6 +58,10 @@ class ImageSet:
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.images[index]
 
+    def pixels(self, index: int) -> np.ndarray:
+        r"""The pixels of image `index`, `(H, W, C)`."""
+        return self.images[index].permute(1, 2, 0).numpy()
+
 
 class StoredImages:
     r"""Images that stay where they are until one is asked for: what `open_images` returns for data that may not fit in memory.
@@ -89,6 +93,10 @@ class StoredImages:
         array, name = self._read(self._rows, index)
         _check_alike(self._first, self._first_name, array, name)
         return array
+
+    def pixels(self, index: int) -> np.ndarray:
+        r"""As `array`, of any size and type: for those who bring images to one."""
+        return self._read(self._rows, index)[0]
 
     def load(self, max_images: int | None = None) -> ImageSet:
         r"""The first `max_images` images, or all, in memory."""
