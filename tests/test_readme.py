@@ -68,7 +68,15 @@ def check_evaluation(names):
     assert [round(names["snr"][t].item()) for t in (0, 50)] == [9999, 32] and round(float(names["step"])) == 72
 
 
-CHECKS = {"ddpm_vlb/PRIMER": check_primer, "ddpm_vlb/evaluation/README": check_evaluation}
+def check_training(names):
+    # What is trained is a copy: whoever goes on with the next page scores what was loaded.
+    loaded = VLBDDPMPipeline.from_pretrained("runs/quickstart/pipeline").unet.state_dict()
+    scored, trained = names["pipe"].unet, names["unet"].state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in scored.state_dict().items()) and not scored.training
+    assert not all(torch.equal(weight, loaded[name]) for name, weight in trained.items())
+
+
+CHECKS = {"ddpm_vlb/PRIMER": check_primer, "ddpm_vlb/evaluation/README": check_evaluation, "training/README": check_training}
 
 
 @pytest.mark.parametrize(

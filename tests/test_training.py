@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -407,7 +408,8 @@ REFUSED = {
     "unet halvings": (
         [
             "--unet",
-            "{block_out_channels: [16, 16, 16, 16, 16], down_block_types: [DownBlock2D, DownBlock2D, DownBlock2D,"
+            "{attention_head_dim: 8, block_out_channels: [16, 16, 16, 16, 16],"
+            " down_block_types: [DownBlock2D, DownBlock2D, DownBlock2D,"
             " DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D, UpBlock2D, UpBlock2D, UpBlock2D]}",
         ],
         "`unet` must halve the images evenly, got 5 blocks for 8 x 8 pixels",
@@ -429,7 +431,34 @@ REFUSED = {
     "all validation": (["--eval_nll_every=1", "--num_validation_images=1437"], "`num_validation_images` must leave images"),
     "scored on what is trained on": (["--eval_split=train"], "must name images that are not trained on, got 'digits'"),
     "one evaluation": (["--evaluations_per_image", "1"], "`evaluations_per_image` must be at least 2, got 1"),
-    "rules for the learning rate": (["--lr_scheduler", "piecewise_constant"], "invalid choice: 'piecewise_constant'"),
+    "no rules for the learning rate": (["--lr_scheduler", "piecewise_constant"], "`lr_step_rules` must be given for"),
+    "rules for nothing": (
+        ["--lr_step_rules", "1:5,0.1"],
+        "`lr_step_rules` must be given for lr_scheduler='piecewise_constant'",
+    ),
+    "rules that go back": (["--lr_step_rules", "1:5,0.1:5,0.01"], "must be of the form 1:1000,0.1:2000,0.01"),
+    "two lengths": (["--num_epochs=2", "--max_train_steps=3"], "Only one of `num_epochs` and `max_train_steps` may be given"),
+    "epochs of a stream": (["--streaming", "--num_epochs=2"], "`num_epochs` must be left out for a stream, got 2"),
+    "crop of nothing": (["--center_crop"], "`center_crop` must go with a `resolution`"),
+    "resolution of digits": (
+        ["--resolution=16"],
+        "`resolution` must be left out for images that are not 8-bit, got 17",
+    ),
+    "attention without a head": (
+        ["--unet", "{attention_head_dim: 0}"],
+        "`attention_head_dim` must be null or an integer",
+    ),
+    "attention that is too narrow": (["--unet", "{attention_head_dim: 200}"], "`attention_head_dim` must be at most the 128"),
+    "layers without end": (["--unet", "{layers_per_block: 1000000}"], "`layers_per_block` must be an integer from 1 to 100"),
+    "a network that does not run": (["--unet", "{mid_block_scale_factor: 0}"], "`mid_block_scale_factor` must be a positive"),
+    "groups that do not divide": (["--unet", "{norm_num_groups: 7}"], "`unet` must"),
+    "a network too large for any memory": (["--unet", "{block_out_channels: [65536, 65536, 65536]}"], "can't allocate memory"),
+    "steps": (["--ddpm_num_steps=1000000000000"], "`ddpm_num_steps` must be at most 1000000, got 1000000000000"),
+    "batch": (["--train_batch_size=1000000000000"], "`train_batch_size` must be at most 1000000, got 1000000000000"),
+    "parts": (["--gradient_accumulation_steps=1000000000000"], "`gradient_accumulation_steps` must be at most 1000000"),
+    "seed": (["--seed", str(2**63)], "`seed` must be at most 9223372036854775807"),
+    "weight decay": (["--adam_weight_decay=nan"], "`adam_weight_decay` must be finite, got nan"),
+    "levels": (["--num_pixel_levels=1"], "`num_pixel_levels` must be at least 2, got 1"),
     "not even YAML": (["--unet", "{a: ["], "must be YAML or JSON"),
     "ema": (["--ema_inv_gamma", "0"], "`ema_inv_gamma` must be positive, got 0"),
     "no steps": (["--max_train_steps", "0"], "`max_train_steps` must be at least 1, got 0"),
@@ -482,16 +511,29 @@ def test_bad_input_is_refused_before_any_work(name, tmp_path, script, capsys):
 
 def test_bad_config_files(tmp_path, script, capsys):
     path = tmp_path / "config.yaml"
+    lists = [f"  a{i}: &k{i} [{','.join([f'*k{i - 1}'] * 9)}]\n" for i in range(1, 9)]
+    bomb = "unet:\n  a0: &k0 [x,x,x,x,x,x,x,x,x]\n" + "".join(lists)  # 9^9 words, in 400 bytes
     for text, message in (
         ("learning_rat: 1", "`config` must hold flags of this script only, got 'learning_rat'"),
         ("config: other.yaml", "`config` must hold flags of this script only, got 'config'"),
         ("use_ema: 1", "`use_ema` must be true or false"),
         ("- 1", "must be a mapping of names to values"),
+        ("1: 2", "must be a mapping of names to values"),
         ("a: [", "`config` must be a readable YAML file of flags"),
+        ("unet: {a: &a 1, b: *a}", "aliases are not taken, got *a"),
+        (bomb, "aliases are not taken"),
+        ("unet: " + "{a: " * 2000 + "1" + "}" * 2000, "at most 20 levels of nesting are taken"),
+        ('{"a": ' * 200_000, "must have at most 1000000 characters"),
+        ('{"a": ' * 100_000, "at most 20 levels of nesting are taken"),
+        ("seed: " + "9" * 5000, "`config` must be a readable YAML file of flags"),
+        ("seed: 2001-99-99", "`config` must be a readable YAML file of flags"),
+        (json.dumps({"k" * 100_000: 1}), "`config` must hold flags of this script only"),
+        ("ddpm_num_steps: 1000000000000", "`ddpm_num_steps` must be at most 1000000"),
     ):
         path.write_text(text)
         assert script.main(["--dataset=digits", f"--output_dir={tmp_path / 'run'}", f"--config={path}"]) == 2
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1 and len(said) < 1000
 
 
 def test_the_command_line_wins_over_the_file(tmp_path, script):
@@ -502,6 +544,141 @@ def test_the_command_line_wins_over_the_file(tmp_path, script):
     assert (arguments.learning_rate, arguments.use_ema, arguments.train_batch_size) == (1e-3, False, 3)
     assert arguments.unet == {"dropout": 0.1, "layers_per_block": 1} and arguments.lr_scheduler == "cosine"
     assert script.parse_arguments(["--dataset=digits", "--output_dir=x"]).unet == {}
+
+
+def test_help_and_refusals_need_no_torch(script):
+    code = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import train_vlb_ddpm
+assert train_vlb_ddpm.main(["--dataset=digits", "--output_dir=x", "--max_train_steps=0"]) == 2
+train_vlb_ddpm.parse_arguments(["--help"])
+"""
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "piecewise_constant" in done.stdout and "Traceback" not in done.stderr
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "yaml" in imported and not imported & {"torch", "diffusers", "accelerate", "numpy"}
+
+
+def test_the_names_of_choices_are_the_packages(script):
+    from diffusers.optimization import SchedulerType
+    from trainer import arguments
+
+    from ddpm_vlb import checks, losses, noise_schedules, parametrizations, timestep_samplers
+
+    assert arguments.LOSS_TYPES == losses.LOSS_TYPES and arguments.BETA_SCHEDULES == noise_schedules.BETA_SCHEDULES
+    assert arguments.PREDICTION_TYPES == parametrizations.PREDICTION_TYPES
+    assert arguments.VARIANCE_TYPES == parametrizations.VARIANCE_TYPES
+    assert arguments.TIMESTEP_SAMPLERS == tuple(timestep_samplers.TIMESTEP_SAMPLERS)
+    assert arguments.LR_SCHEDULERS == tuple(kind.value for kind in SchedulerType)
+    assert arguments.MAX_TIMESTEPS == checks.MAX_TIMESTEPS
+
+
+def test_stock_names_are_taken_on_the_command_line_and_in_files(script, tmp_path):
+    argv = ["--dataset_name=a/b", "--ddpm_beta_schedule=squaredcos_cap_v2", "--logger=tensorboard", "--num_epochs=3"]
+    argv += ["--save_images_epochs=10", "--save_model_epochs=5", "--logging_dir=elsewhere", "--output_dir=x"]
+    stock = script.parse_arguments(argv)
+    assert (stock.dataset, stock.beta_schedule, stock.report_to) == ("a/b", "squaredcos_cap_v2", "tensorboard")
+    assert stock.max_train_steps is None and stock.logging_dir == Path("elsewhere")
+    path = tmp_path / "stock.yaml"
+    path.write_text("train_data_dir: a/b\nddpm_beta_schedule: squaredcos_cap_v2\nnum_epochs: 3\n")
+    assert script.parse_arguments([f"--config={path}", "--output_dir=x"]).beta_schedule == "squaredcos_cap_v2"
+
+
+# As the README of diffusers' examples/unconditional_image_generation has it.
+STOCK = """--dataset_name="huggan/flowers-102-categories" --resolution=64 --center_crop --random_flip
+--output_dir="ddpm-ema-flowers-64" --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1 --use_ema
+--learning_rate=1e-4 --lr_warmup_steps=500 --mixed_precision=no --push_to_hub"""
+
+
+def test_the_stock_command_line_runs_unchanged(hub, client, tmp_path):
+    r"""On pictures of mixed sizes, one of them grey, in a folder of that name; with a network that is small enough."""
+    folder = tmp_path / "huggan" / "flowers-102-categories"
+    folder.mkdir(parents=True)
+    for index, (size, mode) in enumerate((((80, 70), "RGB"), ((64, 200), "RGB"), ((50, 40), "L"))):
+        noise = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(index)).to(torch.uint8)
+        Image.fromarray(noise.numpy()).convert(mode).save(folder / f"{index}.png")
+    more = ["--save_images_epochs=60", "--save_model_epochs=40", "--num_sample_images=1", "--ddpm_num_inference_steps=2"]
+    unet = f"--unet={json.dumps(TINY | {'add_attention': False})}"
+    code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import train_vlb_ddpm
+sys.exit(train_vlb_ddpm.main({[*shlex.split(STOCK), *more, unet]!r}))
+"""
+    done = client.zygote.run("-c", code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    output = tmp_path / "ddpm-ema-flowers-64"
+    assert "images: 3 of (3, 64, 64), 256 levels" in done.stdout and "updates: 19" in done.stdout
+    assert sorted(path.name for path in (output / "samples").iterdir()) == ["step-0000012.png", "step-0000019.png"]
+    assert "unet/config.json" in hub.repositories["me/ddpm-ema-flowers-64"].files
+
+
+def test_squares_are_cut_as_torchvision_does(script):
+    r"""`Resize` and `CenterCrop` of torchvision, by their definitions: the shorter side, the middle; at random, every place."""
+    from trainer.crops import Squares, cut
+
+    from ddpm_vlb.data.image_sets import image_set
+
+    ramp = torch.arange(6, dtype=torch.uint8).expand(4, 6).numpy()
+    assert torch.tensor(list(cut(Image.fromarray(ramp), 4, 0.5, 0.5).tobytes())).reshape(4, 4)[0].tolist() == [1, 2, 3, 4]
+    squares = Squares(image_set(ramp[None], "a ramp"), 4)
+    assert squares[0].shape == (1, 4, 4) and squares[0][0, 0].tolist() == [1, 2, 3, 4]
+    firsts = {squares[0, key][0, 0, 0].item() for key in range(40)}
+    assert firsts == {0, 1, 2} and torch.equal(squares[0, 7], squares[0, 7])
+    large = Image.fromarray(torch.randint(256, (20, 31), dtype=torch.uint8).numpy())
+    assert cut(large, 8, 0.5, 0.5).size == (8, 8)
+
+
+def test_resolutions_at_random_places_and_a_rate_in_steps(tmp_path):
+    r"""Keyed by the example's number alone: a run that is resumed meets the same places."""
+    (tmp_path / "data").mkdir()
+    for index in range(6):
+        noise = torch.randint(256, (12, 9 + index), generator=torch.Generator().manual_seed(index)).to(torch.uint8)
+        Image.fromarray(noise.numpy()).save(tmp_path / "data" / f"{index}.png")
+    flags = {"dataset": tmp_path / "data", "resolution": 8, "unet": TINY, "ddpm_num_steps": 10, "train_batch_size": 4}
+    flags |= {
+        "lr_scheduler": "piecewise_constant",
+        "lr_step_rules": "1:2,0.5:4,0.25",
+        "logging_steps": 1,
+        "learning_rate": 0.01,
+    }
+    train(output_dir=tmp_path / "whole", max_train_steps=6, **flags)
+    train(output_dir=tmp_path / "parts", max_train_steps=3, **flags)
+    train(output_dir=tmp_path / "parts", max_train_steps=6, resume_from_checkpoint="latest", **flags)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert [line["lr"] for line in metrics(tmp_path / "whole")] == pytest.approx([0.01, 0.005, 0.005, 0.0025, 0.0025, 0.0025])
+    changed = train("--center_crop", output_dir=tmp_path / "parts", resume_from_checkpoint="latest", expect=2, **flags)
+    assert "its squares has [8, 'random'], this run [8, 'center']" in changed.stderr
+
+
+def test_a_small_folder_keeps_a_tenth_for_validation(full_run, tmp_path):
+    (tmp_path / "data").mkdir()
+    for index, image in enumerate(load_images("digits", "train", 40).images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "data" / f"{index:02d}.png")
+    flags = {"dataset": tmp_path / "data", "num_pixel_levels": 17, "ddpm_num_steps": 10, "unet": TINY, "num_sample_images": 0}
+    flags |= {"eval_nll_every": 1, "max_train_steps": 1, "evaluations_per_image": 4}
+    done = train(output_dir=tmp_path / "run", **flags)
+    assert "validation: 4 of 40 images are kept out of training (--num_validation_images)" in done.stdout
+    assert "scoring validation" in done.stderr and len(load_images(tmp_path / "run" / "validation.npz").images) == 4
+    done = train(output_dir=tmp_path / "more", num_validation_images=30, **flags)
+    assert "validation: 30 of 40 images are kept out" in done.stdout
+
+
+def test_pictures_are_no_reason_to_stop_a_training(tmp_path):
+    noise = torch.randint(256, (20, 8, 8, 5), generator=torch.Generator().manual_seed(0)).to(torch.uint8).numpy()
+    __import__("numpy").savez(tmp_path / "five.npz", images=noise)
+    flags = {"ddpm_num_steps": 5, "unet": TINY, "max_train_steps": 2, "eval_nll_every": 1, "evaluations_per_image": 2}
+    done = train(dataset=tmp_path / "five.npz", output_dir=tmp_path / "five", **flags)
+    assert done.stdout.count("no pictures of samples: ") == 1 and "images of 5 channels" in done.stdout
+    assert [line["split"] for line in metrics(tmp_path / "five") if "split" in line] == ["validation"] * 2
+    # A folder that is none: nothing that happens to a picture is.
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "samples").write_text("a file")
+    done = train(dataset="digits", output_dir=tmp_path / "blocked", **flags)
+    assert done.stderr.count("no pictures of samples from here on") == 1
+    assert (tmp_path / "blocked" / "checkpoint-2").is_dir()
 
 
 @pytest.mark.parametrize("name", ["digits", "optdigits", "mnist", "cifar10"])

@@ -20,21 +20,25 @@ epoch too, and several processes see the very batches that one process with the 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
-from diffusers.utils import logging
 from trainer.arguments import parse_arguments
-from trainer.checkpoints import find_checkpoint
-from trainer.data import Data
-from trainer.hub import create_repository, push_pipeline
-from trainer.trainer import Trainer
 
-from ddpm_vlb.evaluation.run import of_all_processes
+from ddpm_vlb.cli.main import what_can_be_mended
+
+# Torch and what needs it is imported when a run begins, so that help and refusals are quick.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def set_up(arguments: argparse.Namespace) -> Accelerator:
+def set_up(arguments: argparse.Namespace) -> "Accelerator":
     r"""The output folder, and the processes that the launcher started."""
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+    from diffusers.utils import logging
+
+    from ddpm_vlb.evaluation.run import of_all_processes
+
     a = arguments
     try:
         a.output_dir.mkdir(parents=True, exist_ok=True)
@@ -44,7 +48,7 @@ def set_up(arguments: argparse.Namespace) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=a.mixed_precision,
             log_with=None if a.report_to == "none" else a.report_to,
-            project_config=ProjectConfiguration(project_dir=str(a.output_dir), logging_dir=str(a.output_dir / "logs")),
+            project_config=ProjectConfiguration(project_dir=str(a.output_dir), logging_dir=str(a.output_dir / a.logging_dir)),
         )
     accelerator.gradient_accumulation_steps = 1  # whatever the environment says: parts are counted here
     accelerator.print(f"processes: {accelerator.num_processes} on {accelerator.device.type}")
@@ -59,6 +63,11 @@ def set_up(arguments: argparse.Namespace) -> Accelerator:
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Set up, train, push."""
+    from trainer.checkpoints import find_checkpoint
+    from trainer.data import Data
+    from trainer.hub import create_repository, push_pipeline
+    from trainer.trainer import Trainer
+
     a = arguments
     start = find_checkpoint(a)
     accelerator = set_up(a)
@@ -79,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     r"""Returns the exit status: 2, with one line on stderr, for anything that the user can mend."""
     try:
         run(parse_arguments(argv))
-    except (ValueError, OSError) as error:
-        print(f"train_vlb_ddpm.py: {error}", file=sys.stderr)
+    except Exception as error:
+        reason = what_can_be_mended(error)
+        if reason is None:
+            raise
+        print(f"train_vlb_ddpm.py: {' '.join(reason.split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -85,6 +85,10 @@ class ImageSet:
             _check_alike(changed[0], "image 0", array, f"image {index}")
         return replace(self, images=array_to_tensor(np.stack(changed), None), settings={**self.settings, **transform.settings})
 
+    def pixels(self, index: int) -> np.ndarray:
+        r"""The pixels of image `index`, `(H, W, C)`."""
+        return self.images[index].permute(1, 2, 0).numpy()
+
 
 class StoredImages:
     r"""Images that stay where they are until one is asked for: what `open_images` returns for data that may not fit in memory.
@@ -154,6 +158,10 @@ class StoredImages:
                 return picture, name
             picture = Image.fromarray(picture)
         return pil_to_array(picture, name, self._transform), name
+
+    def pixels(self, index: int) -> np.ndarray:
+        r"""As `array`, of any size and type: for those who bring images to one."""
+        return self._array(index)[0]
 
     def load(self, max_images: int | None = None) -> ImageSet:
         r"""The first `max_images` images, or all, in memory."""

@@ -247,10 +247,12 @@ def integer_labels(dataset: Any, column: str | None) -> list[int] | None:
 
 
 def load_dataset(name: str, split: str, streaming: bool = False) -> Any:
-    r"""As `datasets.load_dataset`, with errors that say what a data set may be."""
+    r"""As `datasets.load_dataset`, with errors that say what a data set may be; `OWNER/NAME:CONFIGURATION` names a
+    configuration of one that has several."""
     datasets = _datasets(name)
     try:
-        return datasets.load_dataset(name, split=split, streaming=streaming)
+        repository, _, configuration = (name, "", "") if Path(name).exists() else name.partition(":")
+        return datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)
     except Exception as error:  # the library has many
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

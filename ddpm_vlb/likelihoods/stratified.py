@@ -1,6 +1,6 @@
 r"""The bound of images from a few evaluations each, one in each stratum of timesteps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +25,12 @@ class NLLEstimate(NamedTuple):
 
 @torch.no_grad()
 def estimate_nll(
-    pipe: "VLBDDPMPipeline", images: Any, seeds: Sequence[int], evaluations_per_image: int = 32, batch_size: int = 256
+    pipe: "VLBDDPMPipeline",
+    images: Any,
+    seeds: Sequence[int],
+    evaluations_per_image: int = 32,
+    batch_size: int = 256,
+    progress: Callable[[int], Any] | None = None,
 ) -> NLLEstimate:
     r"""The bound of images from a few network evaluations each: a look while training, where a full sweep would take hours.
 
@@ -39,6 +44,7 @@ def estimate_nll(
         seeds: one per image.
         evaluations_per_image: network evaluations of each image, at least 2; all T make a full sweep.
         batch_size: pairs of image and timestep per network call.
+        progress: told of each call of the network, with how many pairs it had.
 
     Raises:
         ValueError: fewer than 2 evaluations (1 where T is 1), images or seeds that do not fit, a network whose output is not
@@ -64,6 +70,8 @@ def estimate_nll(
             pairs = zip(image_of[chunk].tolist(), flat[chunk].tolist())
             noise = keyed_normal([mix(mix(seeds[image], 2**32), step) for image, step in pairs], levels.shape[1:])
             nats.append(scorer.terms(scorer.samples(levels[image_of[chunk]]), noise, flat[chunk]).cpu().double())
+            if progress is not None:
+                progress(len(chunk))
 
     num_dimensions = levels[0].numel()
     terms = nats_to_bits_per_dim(torch.cat(nats).reshape(timesteps.shape), num_dimensions)

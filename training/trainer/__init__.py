@@ -1,6 +1,8 @@
 r"""What `train_vlb_ddpm.py` is made of, lowest first; each file imports only those above it.
 
+- `config_file`: YAML, read with a limit
 - `arguments`: the flags
+- `crops`: images of many sizes brought to one
 - `data`: which images a step sees, and the slice that is kept out
 - `augment`: images moved, mirrored and turned
 - `network`: the one file that knows what a `UNet2DModel` is

@@ -5,7 +5,8 @@ import hashlib
 import io
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,12 @@ import torch
 from ddpm_vlb.data import ImageSet, images_to_levels, open_images, stream_images
 from ddpm_vlb.noise import mix
 
+from .crops import Squares
+
 # What a seed is mixed with, for streams of numbers that have nothing to do with each other.
-ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT, SYMMETRY = range(10)
+ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT, SYMMETRY, CROP = range(11)
+# Kept out of training to choose the best weights, where nothing is said: enough to tell them apart, or what can be spared.
+NUM_VALIDATION_IMAGES, VALIDATION_SHARE = 128, 0.1
 
 
 def example_keys(seed: int, stream: int, step: int, places: range) -> list[int]:
@@ -34,6 +39,10 @@ class Plan(NamedTuple):
     @property
     def global_batch_size(self) -> int:
         return self.num_processes * self.batch_size * self.num_parts
+
+    def steps_of(self, num_epochs: int, num_images: int) -> int:
+        r"""Updates in so many passes over so many images; the last one may begin another pass."""
+        return -(-num_epochs * num_images // self.global_batch_size)
 
     def parts(self) -> list[range]:
         r"""This process's places in the global batch, part by part."""
@@ -55,14 +64,23 @@ class Data:
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = a = arguments
         self.validation = self.held_out = None
-        wanted = a.num_validation_images if a.eval_nll_every else 0
+        self.num_validation_images = wanted = 0
+        if a.cache_dir is not None:
+            _keep_datasets_in(a.cache_dir)
+        dataset = f"{a.dataset}:{a.dataset_config_name}" if a.dataset_config_name else a.dataset
         if a.streaming:
-            self.images = stream_images(a.dataset, a.split, a.shuffle_buffer_size)
+            self.images = stream_images(dataset, a.split, a.shuffle_buffer_size)
             self.count = None
+            if a.eval_nll_every:
+                wanted = NUM_VALIDATION_IMAGES if a.num_validation_images is None else a.num_validation_images
             if wanted:
                 self.images, self.validation = self.images.split_off(wanted)
         else:
-            self.images = open_images(a.dataset, a.split, default_split="train")
+            self.images = self._open(dataset, a.split, default_split="train")
+            if a.eval_nll_every and a.num_validation_images is not None:
+                wanted = a.num_validation_images
+            elif a.eval_nll_every:
+                wanted = max(1, min(NUM_VALIDATION_IMAGES, int(VALIDATION_SHARE * len(self.images))))
             self.count = len(self.images) - wanted
             if self.count < 1:
                 raise ValueError(
@@ -71,6 +89,7 @@ class Data:
             self._order = _permutation(mix(a.seed, SLICE), len(self.images))
             if wanted:
                 self.validation = torch.stack([self.images[index] for index in self._order[self.count :]])
+        self.num_validation_images = wanted
         self.shape = tuple(self.images[0].shape)
         if arguments.random_symmetry and self.shape[1] != self.shape[2]:
             raise ValueError(
@@ -78,7 +97,7 @@ class Data:
             )
         self.num_pixel_levels = a.num_pixel_levels or self.images.num_pixel_levels
         if a.eval_split or a.eval_dataset:
-            held_out = open_images(a.eval_dataset or a.dataset, a.eval_split)
+            held_out = self._open(a.eval_dataset or dataset, a.eval_split)
             if (held_out.name, held_out.split) == (self.images.name, self.images.split):
                 raise ValueError(
                     "`eval_split` and `eval_dataset` must name images that are not trained on,"
@@ -94,6 +113,16 @@ class Data:
         for images in (at_hand, self.validation, self.held_out):
             if images is not None:
                 images_to_levels(images, self.num_pixel_levels, channels=self.shape[0], size=self.shape[1:])
+
+    def _open(self, source: str, split: str | None, **options: Any) -> Any:
+        images = open_images(source, split, **options)
+        return images if self.arguments.resolution is None else Squares(images, self.arguments.resolution)
+
+    @property
+    def squares(self) -> list[Any] | None:
+        r"""How images were brought to one size, `None` where they were not; what a run that is resumed must do, too."""
+        a = self.arguments
+        return None if a.resolution is None else [a.resolution, "center" if a.center_crop else "random"]
 
     def validation_file(self) -> bytes:
         r"""The validation slice as an npz file, `images` `(N, H, W, C)`."""
@@ -115,8 +144,10 @@ class Data:
                 raise levels
             yield (0, 0), levels
 
-    def _rows(self, plan: Plan, start: int) -> Iterator[list[int]]:
+    def _rows(self, plan: Plan, start: int) -> Iterator[list[Any]]:
         epoch = order = None
+        at_random = isinstance(self.images, Squares) and not self.arguments.center_crop
+        key = mix(self.arguments.seed, CROP)
         for step in itertools.count(start):
             for places in plan.parts():
                 rows = []
@@ -124,7 +155,8 @@ class Data:
                     if number // self.count != epoch:
                         epoch = number // self.count
                         order = _permutation(mix(mix(self.arguments.seed, ORDER), epoch), self.count)
-                    rows.append(self._order[order[number % self.count]])
+                    row = self._order[order[number % self.count]]
+                    rows.append((row, mix(key, number)) if at_random else row)
                 yield rows
 
     def _stream(self, plan: Plan, epoch: int, done: int) -> Iterator:
@@ -157,7 +189,7 @@ class _Readable:
     def __init__(self, images):
         self.images = images
 
-    def __getitem__(self, index: int) -> torch.Tensor | ValueError:
+    def __getitem__(self, index: Any) -> torch.Tensor | ValueError:
         try:
             return self.images[index]
         except ValueError as error:
@@ -166,6 +198,14 @@ class _Readable:
 
 def _stack(levels: list) -> torch.Tensor | ValueError:
     return next((one for one in levels if isinstance(one, ValueError)), None) or torch.stack(levels)
+
+
+def _keep_datasets_in(folder: Path) -> None:
+    try:
+        import datasets.config
+    except ImportError:
+        return  # whoever asks for a data set of the Hub is told
+    datasets.config.HF_DATASETS_CACHE = str(folder)
 
 
 def _permutation(key: int, count: int) -> list[int]:

@@ -11,6 +11,8 @@ import torch
 from diffusers import UNet2DModel
 
 from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.checks import shown
+from ddpm_vlb.model.configuration import check_network_config
 from ddpm_vlb.model.network import Network, network_of
 
 DEFAULTS = {
@@ -30,23 +32,35 @@ def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_va
     Raises:
         ValueError: arguments that make no network, or none for these images and variances; see also `load_pretrained`.
     """
-    _, height, width = shape
     pretrained = load_pretrained(arguments) if arguments.pretrained_model_name_or_path else None
     config = _configuration(arguments, shape, learns_variance, pretrained)
-    try:
-        unet = UNet2DModel(**config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {config}: {error}") from error
-    halvings = 2 ** (len(unet.config.block_out_channels) - 1)
-    if height % halvings or width % halvings:
-        raise ValueError(
-            f"`unet` must halve the images evenly, got {halvings.bit_length()} blocks for {height} x {width} pixels."
-        )
+    _check_runs(config, shape)
+    unet = UNet2DModel(**config)
     if pretrained is not None:
         take_weights(unet, pretrained)
     if arguments.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return network_of(unet)
+
+
+def _check_runs(config: dict[str, Any], shape: Sequence[int]) -> None:
+    # On the device that has shapes but no numbers: a network of any size is tried there in no time.
+    check_network_config(config)
+    _, height, width = shape
+    with torch.device("meta"):
+        try:
+            unet = UNet2DModel(**config)
+        except Exception as error:  # of diffusers, of torch, of Python: whatever the arguments make it stumble over
+            raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {shown(config)}: {error}") from error
+        halvings = 2 ** (len(unet.config.block_out_channels) - 1)
+        if height % halvings or width % halvings:
+            raise ValueError(
+                f"`unet` must halve the images evenly, got {halvings.bit_length()} blocks for {height} x {width} pixels."
+            )
+        try:
+            unet(torch.zeros(1, *shape), 0)
+        except Exception as error:
+            raise ValueError(f"`unet` must describe a network that runs, got {shown(config)}: {error}") from error
 
 
 def _configuration(

@@ -28,7 +28,7 @@ from .data import DROPOUT, NOISE, TIMESTEPS, Data, Plan, example_keys
 from .metrics import Metrics
 from .network import build_network
 from .objective import Objective, build_scheduler
-from .validation import bits_per_dim, draw_samples
+from .validation import bits_per_dim, draw_samples, why_no_pictures
 
 
 class Stop:
@@ -54,6 +54,14 @@ class Trainer:
         self.plan = Plan(
             accelerator.process_index, accelerator.num_processes, a.train_batch_size, a.gradient_accumulation_steps
         )
+        if a.num_epochs is not None:
+            a.max_train_steps = self.plan.steps_of(a.num_epochs, data.count)
+        # Updates between grids of samples, and between pipelines; 0 is never.
+        self.images_every, self.models_every = (
+            0 if epochs is None else self.plan.steps_of(epochs, data.count)
+            for epochs in (a.save_images_epochs, a.save_model_epochs)
+        )
+        self.no_pictures = why_no_pictures(data.shape[0])
         torch.manual_seed(a.seed)
         scheduler = build_scheduler(a, data.num_pixel_levels)
         network = build_network(a, data.shape, scheduler.reverse_process().learns_variance)
@@ -65,7 +73,11 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, betas=(a.adam_beta1, a.adam_beta2), eps=a.adam_epsilon)
         # Not prepared: a prepared one moves once per process. This one moves once per update, whatever the processes and parts.
         self.lr_scheduler = get_scheduler(
-            a.lr_scheduler, optimizer, num_warmup_steps=a.lr_warmup_steps, num_training_steps=a.max_train_steps
+            a.lr_scheduler,
+            optimizer,
+            step_rules=a.lr_step_rules,
+            num_warmup_steps=a.lr_warmup_steps,
+            num_training_steps=a.max_train_steps,
         )
         self.model, self.optimizer = accelerator.prepare(objective, optimizer)
         self.objective: Objective = accelerator.unwrap_model(self.model)
@@ -88,8 +100,22 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.objective.unet.parameters())
         return (
             f"images: {self.data.count or 'a stream'} of {self.data.shape}, {self.data.num_pixel_levels} levels;"
-            f" network: {parameters / 1e6:.2f} M parameters; batch: {self.plan.global_batch_size}"
+            f" network: {parameters / 1e6:.2f} M parameters; batch: {self.plan.global_batch_size};"
+            f" updates: {self.arguments.max_train_steps}{self._kept_out()}"
         )
+
+    def _kept_out(self) -> str:
+        lines, kept, count = "", self.data.num_validation_images, self.data.count
+        if self.validates:
+            of = "" if count is None else f" of {count + kept}"
+            lines += f"\nvalidation: {kept}{of} images are kept out of training (--num_validation_images)"
+        if self.no_pictures is not None and self._draws:
+            lines += f"\nno pictures of samples: {self.no_pictures}"
+        return lines
+
+    @property
+    def _draws(self) -> bool:
+        return bool(self.arguments.num_sample_images and (self.arguments.eval_nll_every or self.images_every))
 
     # Saving and resuming.
 
@@ -125,7 +151,8 @@ class Trainer:
             "shuffle_buffer_size": a.shuffle_buffer_size if a.streaming else None,
             "augmentation": [a.random_flip, a.random_shift, a.random_symmetry, a.augment_above_log_snr],
             "mixed_precision": self.accelerator.mixed_precision,
-            "validation": self.validates and [a.num_validation_images, a.evaluations_per_image],
+            "validation": self.validates and [self.data.num_validation_images, a.evaluations_per_image],
+            "squares": self.data.squares,
         }
 
     @property
@@ -199,10 +226,17 @@ class Trainer:
                 if self.step % a.logging_steps == 0:
                     self.metrics.log(self.step, **values)
                 last = self.step == a.max_train_steps
-                if a.eval_nll_every and (self.step % a.eval_nll_every == 0 or last):
+                scores = bool(a.eval_nll_every) and (self.step % a.eval_nll_every == 0 or last)
+                if not scores and self.images_every and (self.step % self.images_every == 0 or last):
+                    with self.averaged() as pipe:
+                        self.draw(pipe)
+                if scores:
                     self.score()
                     stop = max(stop, int(accelerator.gather(torch.tensor([self.stop.signal], device=accelerator.device)).max()))
-                if self.step % a.checkpointing_steps == 0 or last or stop:
+                saves = self.step % a.checkpointing_steps == 0 or last or stop
+                if not self.validates and not saves and self.models_every and self.step % self.models_every == 0:
+                    self.publish()
+                if saves:
                     if not self.validates:
                         self.publish()  # first: what a kill leaves undone here, the resumed run does again
                     saved = self.save()
@@ -316,13 +350,22 @@ class Trainer:
             for split, levels in (("validation", self.data.validation), ("held_out", self.data.held_out)):
                 if levels is None:
                     continue
-                values = bits_per_dim(pipe, levels, a, accelerator)
+                values = bits_per_dim(pipe, levels, a, accelerator, split.replace("_", "-"))
                 self.metrics.log(self.step, split=split, **values)
                 if split == "validation" and (self.best is None or values["bits_per_dim"] < self.best):
                     self.best = values["bits_per_dim"]
                     self.publish(pipe)
-            if a.num_sample_images and accelerator.is_main_process:
+            self.draw(pipe)
+
+    def draw(self, pipe: VLBDDPMPipeline) -> None:
+        r"""Draw samples, on the main process; the others wait. Pictures are no reason to stop a training."""
+        a, accelerator = self.arguments, self.accelerator
+        if a.num_sample_images and self.no_pictures is None and accelerator.is_main_process:
+            try:
                 draw_samples(pipe, self.step, a, accelerator)
+            except Exception as error:  # of the network, of PIL, of the disk, of trackers
+                self.no_pictures = f"{error} (step {self.step})"
+                print(f"no pictures of samples from here on: {self.no_pictures}", file=sys.stderr)
         accelerator.wait_for_everyone()
 
     def publish(self, pipe: VLBDDPMPipeline | None = None) -> None:

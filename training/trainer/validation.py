@@ -6,19 +6,21 @@ import io
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tqdm.auto import tqdm
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.evaluation import estimate_nll, image_grid
 from ddpm_vlb.files import write_atomically
+from ddpm_vlb.model.network import check_output_type
 from ddpm_vlb.noise import mix
 
 from .data import SAMPLING, SCORING
 
 
 def bits_per_dim(
-    pipe: VLBDDPMPipeline, levels: torch.Tensor, arguments: argparse.Namespace, accelerator: Accelerator
+    pipe: VLBDDPMPipeline, levels: torch.Tensor, arguments: argparse.Namespace, accelerator: Accelerator, split: str
 ) -> dict[str, float]:
-    r"""Means over the images `levels` `(N, C, H, W)`, in bits/dim, each process scoring its share of them.
+    r"""Means over the images `levels` `(N, C, H, W)` of a split, in bits/dim, each process scoring its share of them.
 
     Raises:
         ValueError: a network whose output is not finite.
@@ -28,7 +30,11 @@ def bits_per_dim(
     terms = torch.zeros(4, len(levels), dtype=torch.float64)
     if share:
         seeds = [mix(mix(a.seed, SCORING), index) for index in share]
-        estimate = estimate_nll(pipe, levels[list(share)], seeds, a.evaluations_per_image, a.eval_batch_size)
+        total = len(share) * min(a.evaluations_per_image, a.ddpm_num_steps)
+        hidden = not accelerator.is_main_process
+        with tqdm(total=total, desc=f"scoring {split}", leave=False, mininterval=1.0, disable=hidden) as bar:
+            options = (a.evaluations_per_image, a.eval_batch_size, bar.update)
+            estimate = estimate_nll(pipe, levels[list(share)], seeds, *options)
         terms[:, list(share)] = torch.stack(estimate[:4])
     # Each column is filled by one process: the sum puts them together, and rounds nothing.
     terms = accelerator.reduce(terms.to(accelerator.device), "sum").cpu()
@@ -37,6 +43,15 @@ def bits_per_dim(
     if len(levels) > 1:
         values["standard_error"] = (terms[0].var() / len(levels)).sqrt().item()
     return values | {"num_images": len(levels)}
+
+
+def why_no_pictures(channels: int) -> str | None:
+    r"""Why no pictures can be made of samples, `None` where they can."""
+    try:
+        check_output_type("pil", channels)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def draw_samples(pipe: VLBDDPMPipeline, step: int, arguments: argparse.Namespace, accelerator: Accelerator) -> None:
