@@ -35,7 +35,7 @@ from .noise import check_generator, draw_seeds, fresh_seed
 from .outputs import VLBOutput
 from .reports.schema import Report
 from .sampled_bound.draw_scorer import estimate_frame, evaluating_at_once, known_parts
-from .sampled_bound.estimate import check_rules
+from .sampled_bound.rules import check_rules
 from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")

@@ -27,6 +27,7 @@ from .checks import to_working, working_dtype
 from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess
 from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance, row_named
+from .words import counted
 
 
 class ReverseGaussian(NamedTuple):
@@ -128,7 +129,7 @@ class ReverseProcess:
         expected = num_channels * (2 if self.learns_variance else 1)
         if model_output.shape[1] != expected:
             raise ValueError(
-                f"`model_output` must have {expected} channels for {num_channels}-channel images with"
+                f"`model_output` must have {counted(expected, 'channel')} for {num_channels}-channel images with"
                 f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
             )
         if not self.learns_variance:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "ddpm_vlb"
 ROOMS = [
     "__init__",
     "files",
+    "words",
     "checks",
     "noise",
     "timestep_samplers",

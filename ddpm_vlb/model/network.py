@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
+from ..words import counted
+
 
 class Network:
     r"""A module as scoring sees it; the base class of the kinds of networks.
@@ -104,7 +106,7 @@ class Network:
         expected = self.channels * (2 if learns_variance else 1)
         if self.out_channels not in (None, expected):
             raise ValueError(
-                f"`unet` must have {expected} output channels for {self.channels} input channels and"
+                f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
                 f" variance_type={variance_type!r}, got {self.out_channels}."
             )
 
