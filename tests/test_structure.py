@@ -14,6 +14,7 @@ ROOMS = [
     "__init__",
     "files",
     "words",
+    "progress",
     "checks",
     "noise",
     "timestep_samplers",
