@@ -25,6 +25,7 @@ from .checkpoints.loading import (
     parts_folder,
     reading,
     upgrade_scheduler,
+    without_loading_bar,
 )
 from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
@@ -35,9 +36,10 @@ from .model.network import DEFAULT_MODULE, Network, check_output_type, network_o
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed
 from .outputs import VLBOutput
+from .progress import progress_bar
 from .reports.schema import Report
 from .sampled_bound.draw_scorer import estimate_frame, evaluating_at_once, known_parts
-from .sampled_bound.estimate import check_rules
+from .sampled_bound.rules import check_rules
 from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
@@ -74,7 +76,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
         name = check_name(pretrained_model_name_or_path, kwargs)
-        with reading(name):
+        with reading(name), without_loading_bar():
             folder = parts_folder(name, kwargs)
             if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
@@ -354,8 +356,8 @@ class VLBDDPMPipeline(DDPMPipeline):
     def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""
         seeds = draw_seeds(len(levels), generator)
-        with cast(Any, self).progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
-            prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, progress_bar.update)
+        with self._scoring_bar(-(-len(levels) // batch_size) * len(scorer.timesteps)) as bar:
+            prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, bar.update)
         total = terms[:, 1:].sum(dim=1)
         return {
             "bits_per_dim": prior + terms[:, 0] + total,
@@ -372,8 +374,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         ids = np.arange(len(levels))
         prior, features = known_parts([scorer], levels)
         images = Images(ids, prior, features, frame=ids, levels=levels, labels=labels, sha256="")
-        with cast(Any, self).progress_bar(total=len(levels) * evaluations) as progress_bar:
-            evaluating = partial(evaluating_at_once, batch_size=batch_size, step=progress_bar.update)
+        with self._scoring_bar(len(levels) * evaluations) as bar:
+            evaluating = partial(evaluating_at_once, batch_size=batch_size, step=bar.update)
             estimate = estimate_frame([scorer], images, evaluating, seed=seed, evaluations_per_image=evaluations)
         total, decoder = cast(torch.Tensor, estimate.per_image), cast(torch.Tensor, estimate.per_image_decoder)
         return {
@@ -385,6 +387,12 @@ class VLBDDPMPipeline(DDPMPipeline):
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
         }
+
+    def _scoring_bar(self, total: int) -> Any:
+        r"""As `set_progress_bar_config` says, and lines where there is nothing to draw a bar on."""
+        config = getattr(self, "_progress_bar_config", {})
+        others = torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
+        return progress_bar(total, **({"disable": others} | config))
 
     @property
     def network(self) -> Network:

@@ -27,6 +27,7 @@ from .checks import is_number, nan_unless_finite, shown, to_working, working_dty
 from .error_model import ErrorModel, features_of
 from .forward_process import ForwardProcess
 from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance, row_named
+from .words import counted
 
 
 class ReverseGaussian(NamedTuple):
@@ -124,7 +125,7 @@ class ReverseProcess:
         expected = num_channels * (2 if self.learns_variance else 1)
         if model_output.shape[1] != expected:
             raise ValueError(
-                f"`model_output` must have {expected} channels for {num_channels}-channel images with"
+                f"`model_output` must have {counted(expected, 'channel')} for {num_channels}-channel images with"
                 f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
             )
         model_output = nan_unless_finite(model_output)

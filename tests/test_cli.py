@@ -146,6 +146,39 @@ def test_what_flags_alone_forbid_is_refused_before_torch_is_there(tmp_path):
         (["compare", "folder", *data, "--max-images", "0"], "`max_images` must be at least 1, got 0."),
         (["compare", "folder", *data, "--revision-b", "main"], "`revision` must be left out for a folder"),
         (["calibrate", *data, "--output", "folder"], "`output` must be a folder that does not exist yet, or an empty one"),
+        (["evaluate", *data, "--num-inference-steps", "0"], "`num_inference_steps` must be at least 1, got 0."),
+        (["evaluate", *data, "--num-pixel-levels", "1"], "`num_pixel_levels` must be an integer from 2 to 65536, got 1."),
+        (["evaluate", *data, "--expected-processes", "0"], "`expected_processes` must be at least 1, got 0."),
+        (
+            ["evaluate", *data, "--streaming"],
+            "`dataset` must be a folder or a data set of the Hub to be streamed, got 'digits'.",
+        ),
+        (["evaluate", *data, "--target-se", "0"], "`target_se` must be a positive number of bits/dim, got 0.0."),
+        (["evaluate", *data, "--max-evaluations", "0"], "`max_evaluations` must be at least 1, got 0."),
+        (["evaluate", *data, "--per-image", "3"], "`evaluations_per_image` must be an even number from 2 on, got 3."),
+        (["evaluate", *data, "--per-image", "4", "--target-se", "1"], "`evaluations_per_image` says when to stop: leave out"),
+        (["evaluate", *data, "--method", "iw", "--k", "0"], "`k` must be at least 1, got 0."),
+        (["evaluate", *data, "--method", "ode", "--dtype", "bf16"], "`dtype` must be float32 with --method ode, got 'bf16'."),
+        (
+            ["evaluate", *data, "--method", "ode", "--num-inference-steps", "1"],
+            "`num_inference_steps` must be at least 2 with --method ode, got 1.",
+        ),
+        (["evaluate", *data, "--shard", "3/4", "--max-images", "3"], "`shard` must have one of the 3 images, got '3/4'."),
+        (["compare", "folder", *data, "--target-se", "-1"], "`target_se` must be a positive number of bits/dim, got -1.0."),
+        (["compare", "folder", *data, "--num-inference-steps-b", "0"], "`num_inference_steps_b` must be at least 1, got 0."),
+        (["compare", "folder", *data, "--class-label-a", "-2"], "`class_label_a` must not be negative, got -2."),
+        (["calibrate", *data, "--output", "new", "--num-timesteps", "1"], "`num_timesteps` must be at least 2, got 1."),
+        (["calibrate", *data, "--output", "new", "--evaluations", "9"], "`evaluations` must be at least 32, got 9."),
+        (["calibrate", *data, "--output", "new", "--max-images", "9"], "`max_images` must be at least 16, got 9."),
+        (["calibrate", *data, "--output", "new", "--target-se", "0"], "`target_se` must be a positive number of bits/dim"),
+        (["sample", "folder", "--num-inference-steps", "-1"], "`num_inference_steps` must be at least 1, got -1."),
+        (["sample", "folder", "--class-label", "-1"], "`class_label` must not be negative, got -1."),
+        (
+            ["card", "--check", "folder", "--description", "x"],
+            "`description` must be left out with --check, which writes nothing",
+        ),
+        (["convert-openai", "weights.pt", "new", "--num-heads", "0"], "`num_heads` must be at least 1, got 0."),
+        (["convert-openai", "weights.pt", "new", "--dropout", "1"], "`dropout` must lie in [0, 1), got 1.0."),
         (["merge", "missing.json"], "`report` must be a JSON file"),
         (["sample", "folder", "--batch-size", "0"], "`batch_size` must be at least 1, got 0."),
         (["card", "folder", "--num-images", "-1"], "`num_images` must not be negative, got -1."),
@@ -179,6 +212,17 @@ def test_a_plot_of_what_has_no_terms_is_refused_before_anything_is_written(check
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 5
 
 
+def test_the_ode_says_what_it_costs_before_it_starts(checkpoint, tmp_path, capsys):
+    arguments = ["evaluate", str(checkpoint), "--dataset", "digits", "--max-images", "1", "--num-inference-steps", "2"]
+    arguments += ["--output", str(tmp_path / "report.json")]
+    assert main([*arguments, "--method", "ode", "--trace", "hutchinson"]) == 0
+    said, evaluations = capsys.readouterr().err, json.loads((tmp_path / "report.json").read_text())["num_network_evaluations"]
+    assert "ode: the solver calls the network a hundred times and more for each image" in said and evaluations > 1
+    assert "(the default up to D = 256) for D = 64 evaluations at a time" in said
+    assert main([*arguments, "--method", "iw", "--k", "1"]) == 0
+    assert "solver" not in capsys.readouterr().err
+
+
 def test_help_has_examples_that_are_understood():
     (commands,) = (action for action in build_parser()._actions if action.dest == "command")
     for name, parser in commands.choices.items():
@@ -191,6 +235,7 @@ def test_help_has_examples_that_are_understood():
 
 def test_help_says_the_defaults_of_the_code():
     import ddpm_vlb.calibration.measure as calibration
+    from ddpm_vlb.cli import calibrate as command_calibrate
     from ddpm_vlb.cli import options
     from ddpm_vlb.data.frame import BUFFER_BYTES
     from ddpm_vlb.likelihoods.methods import MAX_EVALUATIONS, METHODS, TARGET_SE
@@ -198,6 +243,7 @@ def test_help_says_the_defaults_of_the_code():
     (commands,) = (action for action in build_parser()._actions if action.dest == "command")
     calibrate = commands.choices["calibrate"]
     assert calibrate.get_default("evaluations") == calibration.EVALUATIONS
+    assert command_calibrate.MIN_IMAGES == calibration.MIN_IMAGES
     assert calibrate.get_default("num_timesteps") == calibration.NUM_TIMESTEPS
     assert options.BUFFER_MB * 2**20 == BUFFER_BYTES
     for function in (evaluate, compare, calibration.calibrate):

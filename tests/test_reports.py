@@ -20,6 +20,7 @@ from ddpm_vlb.evaluation import compare, evaluate, make_report
 from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
 from ddpm_vlb.likelihoods.method import Columns, Method, Option
 from ddpm_vlb.likelihoods.methods import METHODS, add_method
+from ddpm_vlb.parametrizations import VARIANCES, decoder_rule
 from ddpm_vlb.reports.make import student_quantile
 from ddpm_vlb.reports.merge import merge_reports
 from ddpm_vlb.reports.schema import (
@@ -33,7 +34,7 @@ from ddpm_vlb.reports.schema import (
     read_report,
     settings_that_are,
 )
-from ddpm_vlb.reports.show import format_report, plot_terms, write_report, write_scores
+from ddpm_vlb.reports.show import DECODERS, format_report, plot_terms, write_report, write_scores
 
 # Written, with their cards, by the commit before reports were a type.
 BEFORE = Path(__file__).parent / "reports"
@@ -91,6 +92,17 @@ def test_a_sampled_report_has_a_card_and_a_command(pipe, images, tmp_path):
     table = format_report(report)
     assert "shard 1 of 2" in table and f"(a full sweep: {10 * 20}, which --method full makes for less)" in table
     assert f"Monte Carlo error {report['monte_carlo_error']:.4f}" in table
+    # A line on each kind of error that is named, and on no other.
+    for name in ("standard error", "Monte Carlo error", "images' own error"):
+        assert table.count(f"\n  {name}: of ") == (name in table.replace(f"\n  {name}: of ", "")), table
+    assert "\nL_0 decodes with the posterior variance of the step above the lowest one\n" in table
+    old = report.with_settings(decoder_variance="as it was said once")
+    assert "\ndecoder variance: as it was said once\n" in format_report(old)
+
+
+def test_every_decoder_is_said_plainly():
+    rules = {decoder_rule(name, steps, calibrated) for name in VARIANCES for steps in (1, 9) for calibrated in (False, True)}
+    assert rules == set(DECODERS) and all(sentence.startswith("L_0 decodes with ") for sentence in DECODERS.values())
 
 
 def changed(report, **changes):

@@ -101,7 +101,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="`variance_type` must be one of .* got 'other'"):
         ReverseProcess(FULL, variance_type="other")
     for variance_type, channels in (("fixed_small", 2), ("learned_range", 1), ("learned", 3)):
-        with pytest.raises(ValueError, match="`model_output` must have . channels"):
+        with pytest.raises(ValueError, match="`model_output` must have . channels? for"):
             ReverseProcess(FULL, variance_type=variance_type).p_mean_variance(draw(1, channels, 2, 2), draw(1, 1, 2, 2), 3)
     with pytest.raises(ValueError, match="batch and image size"):
         ReverseProcess(FULL).p_mean_variance(draw(1, 1, 2, 2), draw(2, 1, 2, 2), 3)

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "ddpm_vlb"
 ROOMS = [
     "__init__",
     "files",
+    "words",
+    "progress",
     "checks",
     "noise",
     "timestep_samplers",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..checks import NonFiniteOutput, check_count, check_seed
 from ..data.frame import BLOCK, read_images
@@ -27,6 +26,7 @@ from ..gaussians import discretized_gaussian_log_likelihood
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix, mix_array
 from ..outputs import Shown
+from ..progress import progress_bar
 from .fits import fit_decoder, fit_errors
 from .stored import FORMAT, MADE_FOR, NUMBERS, Calibration, log_snr
 
@@ -180,7 +180,7 @@ def calibrate(
     deltas = _deltas(forward.snr.numpy())
     fits = []
     scorer = replace(scorer, reverse=replace(scorer.reverse, trained=forward))
-    with scorer.network.evaluating(), tqdm(total=count * len(knots), disable=quiet or None, unit="evaluation") as bar:
+    with scorer.network.evaluating(), progress_bar(count * len(knots), disable=quiet, unit="evaluation") as bar:
         for knot in knots:
             fits.append(_fit(scorer, _look(scorer, draws, knot, batch_size, bar.update), knot, draws.half, deltas))
     pipe.maybe_free_model_hooks()

@@ -22,6 +22,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
 from ..model.network import DEFAULT_MODULE, Network, known_module_class
+from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
 logger = logging.get_logger(__name__)
@@ -86,6 +87,19 @@ def reading(name: str) -> Iterator[None]:
         ) from error
     finally:
         configuration_logger.removeFilter(is_not_about_num_pixel_levels)
+
+
+@contextmanager
+def without_loading_bar() -> Iterator[None]:
+    r"""No bar of diffusers' where it could not be drawn over; loading takes seconds."""
+    if can_be_redrawn() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:

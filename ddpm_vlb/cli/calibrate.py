@@ -2,6 +2,7 @@ r"""`ddpm-vlb calibrate`."""
 
 import argparse
 import json
+import math
 
 from ..files import check_output_path, new_folder, write_atomically
 from .common import check_library, check_new_folder, data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
@@ -18,6 +19,7 @@ from .options import (
 # As `calibration.measure` has them, which imports torch.
 EVALUATIONS = 8192
 NUM_TIMESTEPS = 32
+MIN_IMAGES = 16
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -48,6 +50,12 @@ def run(arguments: argparse.Namespace) -> None:
     r"""Calibrate, save, print."""
     check_data_options(arguments)
     check_model_options(arguments, (arguments.checkpoint, arguments.revision))
+    for name, least in (("num_timesteps", 2), ("evaluations", 2 * MIN_IMAGES), ("max_images", MIN_IMAGES)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    if arguments.target_se is not None and not 0 < arguments.target_se < math.inf:
+        raise ValueError(f"`target_se` must be a positive number of bits/dim, got {arguments.target_se!r}.")
     output = check_new_folder(arguments.output)
     if arguments.plot is not None:
         check_output_path(arguments.plot)

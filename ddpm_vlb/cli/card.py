@@ -37,6 +37,9 @@ def run(arguments: argparse.Namespace) -> None:
     r"""Check a card, or make one."""
     if arguments.num_images < 0:
         raise ValueError(f"`num_images` must not be negative, got {arguments.num_images}.")
+    for name in ("repository", "description"):
+        if arguments.check and getattr(arguments, name) is not None:
+            raise ValueError(f"`{name}` must be left out with --check, which writes nothing, got {getattr(arguments, name)!r}.")
     folder = Path(arguments.folder)
     report = read_report(arguments.report or folder / "report.json")
     if arguments.check:

@@ -185,14 +185,19 @@ def draw_samples(
     import torch
 
     from ..noise import mix
+    from ..progress import can_be_redrawn, progress_bar
 
     images = []
+    if not can_be_redrawn():
+        pipe.set_progress_bar_config(disable=True)
+    lines = progress_bar(num_images, disable=can_be_redrawn(), desc="sampling", unit="image")
     for start in range(0, num_images, batch_size):
         numbers = range(start, min(start + batch_size, num_images))
         labels = [class_labels[number] for number in numbers] if isinstance(class_labels, Sequence) else class_labels
         generators = [torch.Generator().manual_seed(mix(seed, number)) for number in numbers]
         how = {"generator": generators, "class_labels": labels, "return_dict": False, **options}
         images += pipe(batch_size=len(numbers), **how)[0]
+        lines.update(len(numbers))
     return images
 
 

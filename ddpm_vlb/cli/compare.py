@@ -5,6 +5,7 @@ import json
 
 from ..files import check_output_path, write_atomically
 from ..reports.schema import public_name
+from ..sampled_bound.rules import check_rules
 from .common import data_settings, journal_beside, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
     DEFAULT,
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoints = list(zip(names, (arguments.revision_a, arguments.revision_b)))
     check_data_options(arguments)
     check_model_options(arguments, *checkpoints)
+    if (arguments.target_se, arguments.max_evaluations) != (None, None):
+        check_rules(arguments.target_se, arguments.max_evaluations, None)
     output = check_output_path(arguments.output)
 
     from ..evaluation.compare import compare, format_comparison

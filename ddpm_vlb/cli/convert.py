@@ -4,7 +4,7 @@ import argparse
 
 from ..files import new_folder
 from .common import check_new_folder
-from .options import DEFAULT, new_command
+from .options import DEFAULT, check_positive, new_command
 
 # The options, which are the arguments of `convert_openai`.
 OPTIONS = ("diffusion_steps", "noise_schedule", "rescale_timesteps", "num_heads", "image_size", "dropout")
@@ -39,6 +39,10 @@ def add(commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Convert, save, print."""
+    for name in ("diffusion_steps", "num_heads", "image_size"):
+        check_positive(name, getattr(arguments, name))
+    if not 0 <= arguments.dropout < 1:
+        raise ValueError(f"`dropout` must lie in [0, 1), got {arguments.dropout}.")
     output = check_new_folder(arguments.output)
 
     from ..checkpoints.openai import convert_openai, load_openai_checkpoint

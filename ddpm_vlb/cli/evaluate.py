@@ -2,11 +2,13 @@ r"""`ddpm-vlb evaluate`."""
 
 import argparse
 import math
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from ..likelihoods.method import Method
 from ..likelihoods.methods import METHODS, own_options
 from ..reports.show import format_report
+from ..sampled_bound.rules import check_rules
 from .common import (
     check_outputs,
     data_settings,
@@ -20,6 +22,7 @@ from .common import (
 )
 from .options import (
     DEFAULT,
+    DTYPES,
     add_checkpoint_options,
     add_data_options,
     add_network_options,
@@ -29,6 +32,7 @@ from .options import (
     add_steps_option,
     check_data_options,
     check_model_options,
+    check_positive,
     new_command,
 )
 
@@ -72,9 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
     method, shard = METHODS[arguments.method], parse_shard(arguments.shard)
     given = {option.name: getattr(arguments, option.name) for row in METHODS.values() for option in row.options}
     options = own_options(method, given)
-    check_wanted(arguments, method, shard)
     check_data_options(arguments)
     check_model_options(arguments, (arguments.checkpoint, arguments.revision))
+    check_options(method, options)
+    check_wanted(arguments, method, shard)
     output = check_outputs(arguments.output, arguments.plot, arguments.scores)
 
     from ..evaluation.evaluate import evaluate
@@ -88,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"`dataset` must have class labels for a class-conditional network, got none in {data.name!r}"
             " (of a Hub data set: a column `label` of integers, or what --label-column names)."
         )
+    if method.cost is not None and not workers.rank:
+        print(f"{method.name}: {method.cost}".format(dimensions=images[0].numel()), file=sys.stderr)
     journal = journal_beside(output, arguments.restart and not workers.rank)
     context = {"checkpoint": arguments.checkpoint, "revision": arguments.revision, "quantized": arguments.quantize}
     report = evaluate(
@@ -122,9 +129,25 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"report: {output}")
 
 
+def check_options(method: Method, options: dict[str, Any]) -> None:
+    r"""Raise `ValueError` for options of a method that nothing could be done with."""
+    if method.name == "sampled":
+        check_rules(**options)
+    for option in method.options:
+        if option.positive:
+            check_positive(option.name, options[option.name])
+
+
 def check_wanted(arguments: argparse.Namespace, method: Method, shard: tuple[int, int]) -> None:
-    r"""Raise `ValueError` for a plot, scores or a shard that a method's reports are not for."""
+    r"""Raise `ValueError` for a plot, scores, a shard, steps or half precision that a method is not for."""
     method.check_shard(shard)
+    if arguments.max_images is not None and arguments.max_images <= shard[0]:
+        raise ValueError(f"`shard` must have one of the {arguments.max_images} images, got {arguments.shard!r}.")
+    if not method.takes_half and DTYPES[arguments.dtype] != "float32":
+        raise ValueError(f"`dtype` must be float32 with --method {method.name}, got {arguments.dtype!r}.")
+    if arguments.num_inference_steps is not None and arguments.num_inference_steps < method.min_steps:
+        steps = arguments.num_inference_steps
+        raise ValueError(f"`num_inference_steps` must be at least {method.min_steps} with --method {method.name}, got {steps}.")
     if arguments.plot is not None and method.columns is not None:
         raise ValueError(f"`plot` draws the terms of the bound, and there are none with --method {method.name}.")
     # A method that can evaluate every image has a score for each only where it does.

@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     r"""Read, merge, write, print."""
     output = check_outputs(arguments.output, arguments.plot, arguments.scores)
     reports = [read_report(path) for path in arguments.reports]
+    if len(arguments.reports) < 2:
+        raise ValueError(f"`reports` must be at least two, got {len(arguments.reports)}.")
 
     from ..reports.merge import merge_reports
 

@@ -125,8 +125,8 @@ def add_push_options(parser, message: str) -> None:
 
 def check_data_options(arguments: argparse.Namespace) -> None:
     r"""Raise `ValueError` for values of `add_data_options` that nothing could be done with."""
-    if arguments.max_images is not None and arguments.max_images < 1:
-        raise ValueError(f"`max_images` must be at least 1, got {arguments.max_images}.")
+    for name in ("max_images", "expected_processes"):
+        check_positive(name, getattr(arguments, name))
     if arguments.image_seed is not None:
         if arguments.max_images is None or arguments.streaming:
             rule = "left out with --streaming" if arguments.streaming else "given with --max-images"
@@ -142,12 +142,27 @@ def check_data_options(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`batch_size` must be a positive integer, got {arguments.batch_size}.")
     if not 0 < arguments.buffer_mb < math.inf:
         raise ValueError(f"`buffer_mb` must be a positive number, got {arguments.buffer_mb}.")
+    if arguments.num_pixel_levels is not None and not 2 <= arguments.num_pixel_levels <= 65536:
+        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to 65536, got {arguments.num_pixel_levels}.")
+    if arguments.streaming and (arguments.dataset == "digits" or os.path.isfile(arguments.dataset)):
+        raise ValueError(f"`dataset` must be a folder or a data set of the Hub to be streamed, got {arguments.dataset!r}.")
 
 
 def check_model_options(arguments: argparse.Namespace, *checkpoints: tuple[str, str | None]) -> None:
-    r"""Raise `ValueError` for a seed, or for pairs of a checkpoint and its revision, that nothing could be done with."""
+    r"""Raise `ValueError` for a seed, steps, a class, or pairs of a checkpoint and its revision that are of no use."""
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"`seed` must lie in [0, 2^63), got {arguments.seed}.")
+    for suffix in ("", "_a", "_b"):
+        check_positive(f"num_inference_steps{suffix}", getattr(arguments, f"num_inference_steps{suffix}", None))
+        label = getattr(arguments, f"class_label{suffix}", None)
+        if label is not None and label < 0:
+            raise ValueError(f"`class_label{suffix}` must not be negative, got {label}.")
     for checkpoint, revision in checkpoints:
         if revision is not None and os.path.isdir(checkpoint):
             raise ValueError(f"`revision` must be left out for a folder, which has only one, got {revision!r}.")
+
+
+def check_positive(name: str, value: int | None) -> None:
+    r"""Raise `ValueError` for a count below 1; `None` is what was not given."""
+    if value is not None and value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from ..pixel_grid import check_num_pixel_levels, samples_to_levels
+from ..words import counted
 from .pictures import PICTURE_SUFFIXES, check_as_stored, open_picture, open_stored, upright
 from .transforms import Transform
 
@@ -71,7 +72,9 @@ def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int
         raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
     if channels is not None and tensor.shape[1] != channels:
         hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
-        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
+        raise ValueError(
+            f"`images` must have {counted(channels, 'channel')}, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}"
+        )
     if size is not None and tuple(tensor.shape[2:]) != tuple(size):
         raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
 

@@ -19,9 +19,10 @@ from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE
 from ..model.scorer import Scorer
 from ..reports.make import estimate_fields
 from ..reports.schema import check_context
-from ..reports.show import half_precision_line, own_error
+from ..reports.show import half_precision_line, legend_lines, own_error
 from ..sampled_bound.draws import BoundEstimate
-from ..sampled_bound.estimate import check_rules
+from ..sampled_bound.rules import check_rules
+from ..words import counted
 from .half_precision import half_precision_bias
 from .run import Progress, Run, Workers
 from .sampled import estimate_in_batches, read_known_images
@@ -184,6 +185,8 @@ def format_comparison(comparison: dict[str, Any], names: Sequence[str]) -> str:
         lines.append(f"more such images: {low:+.5f} to {high:+.5f} ({level}; {own_error(comparison['data_error'], 5)})")
     if "half_precision_bias" in comparison:
         lines.append(half_precision_line(comparison["half_precision_bias"], "half precision"))
-    evaluations = comparison["num_network_evaluations"]
-    lines.append(f"{comparison['num_images']} images, {evaluations} network evaluations, the same noise for both")
+    lines += legend_lines(lines)
+    images, evaluations = comparison["num_images"], comparison["num_network_evaluations"]
+    counts = f"{counted(images, 'image')}, {counted(evaluations, 'network evaluation')}"
+    lines.append(f"{counts}, the same noise for both")
     return "\n".join(lines)

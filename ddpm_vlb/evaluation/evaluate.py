@@ -17,7 +17,7 @@ from ..data.sources import source_of
 from ..likelihoods.methods import METHODS, own_options
 from ..reports.checks import to_plain
 from ..reports.schema import Report, check_context, check_settings
-from ..sampled_bound.estimate import check_rules
+from ..sampled_bound.rules import check_rules
 from .methods import ENGINES, evaluate_columns
 from .run import Evaluation, Progress, Run, Workers
 

@@ -22,6 +22,7 @@ from ..files import naming, write_atomically
 from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
+from ..progress import progress_bar
 from ..reports.schema import settings_that_are
 
 SECONDS_BETWEEN_EXCHANGES = 5.0
@@ -189,9 +190,7 @@ class Progress:
     r"""A progress bar with the number so far, its error, and how long it will take; of one process."""
 
     def __init__(self, workers: Workers, quiet: bool):
-        from tqdm import tqdm
-
-        self._bar = tqdm(disable=quiet or workers.rank > 0 or None, unit="evaluation", unit_scale=True)
+        self._bar = progress_bar(disable=quiet or workers.rank > 0, unit="evaluation", unit_scale=True)
 
     def extend(self, evaluations: int) -> None:
         r"""So many more are to come."""

@@ -78,6 +78,9 @@ class Method:
         line: its numbers beside `"bits_per_dim"` in one line, their names in braces; by default each after its words.
         note: a line below its numbers.
         rules: what must hold of its reports, beyond what does of all: a rule in words, whether it holds, and what there is.
+        cost: a line before the work of what it costs, where that is more than one expects; `{dimensions}` are the images'.
+        takes_half: whether it can score a network in half precision.
+        min_steps: of the model, for there to be anything to do.
         begin: from the scorer, the forward process on all T steps, the number of dimensions, the batch size and the options, a
             `Columns`; or where in this folder that function is, `"module:function"`. `None` where `evaluation` knows how.
     """
@@ -92,6 +95,9 @@ class Method:
     line: str | None = None
     note: str | None = None
     rules: Callable[[Mapping[str, Any]], Iterator[tuple[str, bool, Any]]] | None = None
+    cost: str | None = None
+    takes_half: bool = True
+    min_steps: int = 1
     begin: Callable[..., Columns] | str | None = None
 
     def check_shard(self, shard: tuple[int, int]) -> None:

@@ -95,6 +95,10 @@ METHODS: dict[str, Method] = {
             },
             note="the ODE is another model than the chain: neither of their numbers bounds the other",
             rules=_of_ode,
+            cost="the solver calls the network a hundred times and more for each image, with --trace exact (the default up to"
+            " D = 256) for D = {dimensions} evaluations at a time, with --trace hutchinson for one; try --max-images 2 first",
+            takes_half=False,
+            min_steps=2,
             begin="probability_flow:ode",
         ),
     )

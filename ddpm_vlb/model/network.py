@@ -19,6 +19,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ..checks import nan_unless_finite
+from ..words import counted
 from .configuration import NETWORK_RULES, check_configuration
 
 _LOCK = Lock()
@@ -187,7 +188,7 @@ class Network:
         expected = self.channels * (2 if learns_variance else 1)
         if self.out_channels not in (None, expected):
             raise ValueError(
-                f"`unet` must have {expected} output channels for {self.channels} input channels and"
+                f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
                 f" variance_type={variance_type!r}, got {self.out_channels}."
             )
 

@@ -11,6 +11,7 @@ import torch
 
 from ..parametrizations import PREDICTIONS, VARIANCES, Variance, row_named
 from ..reverse_process import ReverseProcess
+from ..words import counted
 
 
 class StepCoefficients(NamedTuple):
@@ -111,7 +112,7 @@ def split_output(model_output: torch.Tensor, num_channels: int, variance_type: s
     learned = variance_of(variance_type).is_learned
     if not learned or model_output.shape[1] != 2 * num_channels:
         raise ValueError(
-            f"`model_output` must have {2 * num_channels if learned else num_channels} channels for"
+            f"`model_output` must have {counted(2 * num_channels if learned else num_channels, 'channel')} for"
             f" {num_channels}-channel samples with variance_type={variance_type!r},"
             f" got {model_output.shape[1]}."
         )

@@ -8,7 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically, write_png
+from ..parametrizations import CALIBRATED_DECODER, SINGLE_STEP_DECODER, VARIANCES
+from ..words import counted
 from .schema import Report
+
+# The errors that are printed, each by a line.
+LEGEND = {
+    "standard error": "of the mean over such images, for the noise and for having these images and no others",
+    "Monte Carlo error": "of the noise alone, for these very images; more evaluations make it smaller",
+    "images' own error": "of having these images and no others; more images make it smaller",
+}
+# What `decoder_variance` of a report says, as a sentence on L_0.
+DECODERS = {
+    VARIANCES["fixed_small"].decoder: "L_0 decodes with the posterior variance of the step above the lowest one",
+    VARIANCES["learned"].decoder: "L_0 decodes with the variance that the network gives for the lowest step",
+    VARIANCES[
+        "learned_range"
+    ].decoder: "L_0 decodes with a variance that the network chooses: at least the posterior variance of"
+    " the step above the lowest one, at most the lowest step's own beta",
+    CALIBRATED_DECODER: "L_0 decodes with the error that the calibration measured at the lowest step",
+    SINGLE_STEP_DECODER: "L_0 decodes with the beta of the only step",
+}
 
 
 def write_report(report: Mapping[str, Any], path: str | Path) -> None:
@@ -25,7 +45,8 @@ def format_report(report: Mapping[str, Any], baselines: Mapping[str, float] | No
     report = Report.of(report)
     if report.method.columns is not None:
         return "\n".join(_column_lines(report))
-    return "\n".join([*_term_table(report, baselines or {}), *_error_lines(report), *_setting_lines(report)])
+    lines = [*_term_table(report, baselines or {}), *_error_lines(report)]
+    return "\n".join([*lines, *legend_lines(lines), *_setting_lines(report)])
 
 
 def _column_lines(report: Report) -> Iterator[str]:
@@ -39,7 +60,7 @@ def _column_lines(report: Report) -> Iterator[str]:
         yield ", ".join(f"{words} {report[name]:.4f}" for name, words in columns.items() if name != "bits_per_dim")
     if method.note is not None:
         yield method.note
-    yield f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
+    yield _counts(report)
     yield from _shard_lines(report)
 
 
@@ -48,7 +69,7 @@ def _term_table(report: Report, baselines: Mapping[str, float]) -> Iterator[str]
     error = report["standard_error"]
     terms = [
         ("L_T   prior", report["prior"], ""),
-        (f"L_t   {len(report['transitions'])} KL terms", report["transitions_total"], ""),
+        (f"L_t   {counted(len(report['transitions']), 'KL term')}", report["transitions_total"], ""),
         ("L_0   decoder", report["decoder"], ""),
     ]
     totals = [
@@ -82,7 +103,7 @@ def _error_lines(report: Report) -> Iterator[str]:
         if config.get("num_images_in_memory", report["num_images"]) < report["num_images"]:
             yield f"evaluated on a random {config['num_images_in_memory']} of these images, which the memory held"
     elif report.get("monte_carlo_error") is not None:
-        yield f"Monte Carlo error of these images' number: at most {report['monte_carlo_error']:.4f}"
+        yield f"these images: Monte Carlo error at most {report['monte_carlo_error']:.4f}"
     if "half_precision_bias" in report:
         yield half_precision_line(report["half_precision_bias"], config["dtype"])
 
@@ -90,7 +111,7 @@ def _error_lines(report: Report) -> Iterator[str]:
 def _setting_lines(report: Report) -> Iterator[str]:
     r"""What it cost, and what was scored."""
     config, sweep = report.config, report["num_images"] * report.config["num_steps"]
-    evaluations = f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
+    evaluations = _counts(report)
     sampled = report.method.name == "sampled"
     yield f"{evaluations} (a full sweep: {sweep}{_hint(report, sweep)})" if sampled else evaluations
     if config["inference_timesteps"] is None:
@@ -101,12 +122,23 @@ def _setting_lines(report: Report) -> Iterator[str]:
         f"{config['num_pixel_levels']} levels, {config['variance_type']}, clip_sample {str(config['clip_sample']).lower()},"
         f" thresholding {str(config['thresholding']).lower()}, {config['dtype']}"
     )
-    yield f"decoder variance: {config['decoder_variance']}"
+    yield DECODERS.get(config["decoder_variance"], f"decoder variance: {config['decoder_variance']}")
     if config.get("calibration"):
         yield f"calibrated on {config['calibration']}"
     yield from _shard_lines(report)
     if config.get("quantized"):
         yield f"the images were brought onto {config['num_pixel_levels']} levels first: another data set"
+
+
+def legend_lines(lines: Sequence[str]) -> list[str]:
+    r"""What each kind of error means that some lines name, where they name several."""
+    named = [name for name in LEGEND if any(name in line for line in lines)]
+    return [f"  {name}: {LEGEND[name]}" for name in named] if len(named) > 1 else []
+
+
+def _counts(report: Report) -> str:
+    images, evaluations = report["num_images"], report["num_network_evaluations"]
+    return f"{counted(images, 'image')}, {counted(evaluations, 'network evaluation')}"
 
 
 def _shard_lines(report: Report) -> Iterator[str]:

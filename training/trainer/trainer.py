@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from tqdm.auto import tqdm
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import images_to_levels
 from ddpm_vlb.files import clean_up, new_folder, write_atomically
 from ddpm_vlb.noise import keyed_normal, mix
 from ddpm_vlb.pixel_grid import levels_to_samples
+from ddpm_vlb.progress import progress_bar
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
 
 from .augment import augment_examples
@@ -210,8 +210,8 @@ class Trainer:
         self.metrics = Metrics(accelerator, a.output_dir / "metrics.jsonl", self.step, self.checkpoints.room)
         batches = self.data.batches(self.plan, self.step, self.position)
         smooth, saved = None, self.step
-        progress = tqdm(
-            range(a.max_train_steps),
+        progress = progress_bar(
+            a.max_train_steps,
             initial=self.step,
             desc="training",
             mininterval=1.0,
