@@ -1,4 +1,5 @@
 import os
+import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before torch is imported, and for every child: two threads are no faster than one on networks this small, several times as
@@ -93,6 +94,24 @@ def client(hub, tmp_path_factory):
     client = hub_client.Client(hub, tmp_path_factory.mktemp("with"))
     yield client
     client.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    r"""`small_disk("64k")`: the folder of a file system that holds so much."""
+    mounted = []
+
+    def mount(size):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("no tmpfs can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

@@ -280,6 +280,16 @@ def test_the_command(tmp_path, capsys):
     assert "`output` must be a folder that does not exist yet" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_in_one_line(tmp_path, small_disk, capsys):
+    make_pipe().save_pretrained(tmp_path / "plain")
+    disk = small_disk("20k")
+    command = ["calibrate", str(tmp_path / "plain"), "--dataset", "digits", "--evaluations", "64", "--num-timesteps", "4"]
+    assert main([*command, "--max-images", "24", "--output", str(disk / "new")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("ddpm-vlb calibrate: The weights could not be written: ") and "No space left on device" in line
+    assert not list(disk.iterdir())
+
+
 def test_what_is_said_of_it(one):
     _, result = one
     lines = format_calibration(result).split("\n")

@@ -243,6 +243,15 @@ def test_the_command(tmp_path, capsys):
     assert main(arguments) == 2 and "`output` must be a folder that does not exist yet" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_in_one_line(tmp_path, small_disk, capsys):
+    torch.save(like_cifar().weights, tmp_path / "ema.pt")
+    disk = small_disk("1m")
+    assert main(["convert-openai", str(tmp_path / "ema.pt"), str(disk / "new" / "out"), "--diffusion-steps", "40"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("ddpm-vlb convert-openai: The weights could not be written: ") and "No space left on device" in line
+    assert [path.name for path in disk.iterdir()] == ["new"] and not list((disk / "new").iterdir())
+
+
 def test_what_cannot_be_exact_is_refused(tmp_path, capsys):
     weights = like_cifar().weights
     imagenet = like_cifar(multipliers=(1, 2, 3, 4), attention_levels=(2, 3), blocks=1).weights

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import diffusers
+from safetensors import SafetensorError
 
 from ..files import fill_folder
 from ..reports.schema import Report, public_report
@@ -156,9 +157,16 @@ def is_stale(name: str, variant: str | None = None) -> bool:
 def saving(folder: Path, variant: str | None) -> Iterator[Path]:
     r"""A folder for diffusers to save a pipeline to. When the block ends without an error, its files take the places of those
     of `folder`, with what a folder needs besides: no path of this machine, the package in one file, and no weights of an
-    earlier save under another name, which would be loaded in place of these. Until then `folder` is as it was."""
+    earlier save under another name, which would be loaded in place of these. Until then `folder` is as it was.
+
+    Raises:
+        OSError: the weights cannot be written.
+    """
     with fill_folder(folder) as fresh:
-        yield fresh
+        try:
+            yield fresh
+        except SafetensorError as error:  # of a disk that is full
+            raise OSError(f"The weights could not be written: {error}") from error
         for name, content in pipeline_files(fresh).items():
             if isinstance(content, bytes):
                 (fresh / name).write_bytes(content)
