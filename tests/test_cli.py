@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import generator, quiet, tiny_unet
 from zygote import shared
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, files
 from ddpm_vlb.cli import build_parser, main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import compare, evaluate
@@ -198,6 +198,27 @@ for arguments in {[arguments for arguments, _ in cases]}:
     for line, (arguments, message) in zip(lines, cases):
         assert line.startswith(f"ddpm-vlb {arguments[0]}: {message}")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_every_command_keeps_off_what_another_process_writes(checkpoint, tmp_path, capsys, monkeypatch):
+    out, folder = tmp_path / "out", str(checkpoint)
+    commands = (
+        ["evaluate", folder, "--dataset", "digits", "--output", str(out)],
+        ["evaluate", folder, "--dataset", "digits", "--output", str(tmp_path / "report.json"), "--plot", str(out)],
+        ["compare", folder, folder, "--dataset", "digits", "--output", str(out)],
+        ["calibrate", folder, "--dataset", "digits", "--output", str(out)],
+        ["calibrate", folder, "--dataset", "digits", "--output", str(tmp_path / "new"), "--plot", str(out)],
+        ["sample", folder, "--output", str(out)],
+        ["convert-openai", "weights.pt", str(out)],
+    )
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_TRIES", 0.001)
+    with files.locked(out):
+        for command in commands:
+            assert main(command) == 2
+            said = f"ddpm-vlb {command[0]}: `output` must be written by one process at a time, got {str(out)!r}, which process"
+            assert capsys.readouterr().err.startswith(f"{said} {os.getpid()} has")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_plot_of_what_has_no_terms_is_refused_before_anything_is_written(checkpoint, tmp_path, capsys):

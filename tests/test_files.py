@@ -1,11 +1,12 @@
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from ddpm_vlb import files
-from ddpm_vlb.files import check_output_path, clean_up, fill_folder, new_folder, write_atomically
+from ddpm_vlb.files import check_output_path, clean_up, fill_folder, locked, new_folder, write_atomically
 
 
 def test_output_paths_are_checked_first(tmp_path):
@@ -34,21 +35,99 @@ os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 files.write_atomically({str(path)!r}, b"new" * 100000)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    try:
-        write_atomically(tmp_path / "a", b"old")
-        with pytest.raises(OSError):
-            write_atomically(tmp_path / "a", bytes(1 << 20))
-        assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
+def test_a_full_disk_leaves_the_old_file(small_disk):
+    disk = small_disk("64k")
+    write_atomically(disk / "a", b"old")
+    with pytest.raises(OSError, match=f"No space left on device: '{disk}/a'"):
+        write_atomically(disk / "a", bytes(1 << 20))
+    assert (disk / "a").read_bytes() == b"old" and len(list(disk.iterdir())) == 1
+
+
+def process_in(statement, *lines):
+    r"""A process that has entered `with files.STATEMENT:`, has done `lines` in it, and sleeps."""
+    program = ["import os, pathlib, time; from ddpm_vlb import files", f"with files.{statement}:"]
+    program += [f"    {line}" for line in (*lines, "print(flush=True)", "time.sleep(100)")]
+    process = subprocess.Popen([sys.executable, "-c", "\n".join(program)], stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    process.stdout.close()
+    return process
+
+
+def test_an_output_is_one_processs_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_TRIES", 0.001)
+    path = tmp_path / "report.json"
+    (tmp_path / "link").symlink_to(path)
+    process = process_in(f"locked({str(path)!r})")
+    for name in ("report.json", "link"):
+        said = f"got '{tmp_path / name}', which process {process.pid} has: wait for it, or choose another."
+        with pytest.raises(ValueError, match=f"`output` must be written by one process at a time, {said}"):
+            with locked(tmp_path / "other", tmp_path / name):
+                pass
+    with locked(tmp_path / "other", "/dev/null", None), locked("/dev/null"):  # what it had is free, a device is nobody's
+        write_atomically(tmp_path / "other", b"")
+    [lock] = tmp_path.glob(".*")  # a living process's: nobody tidied it up
+    lock.write_text("7 elsewhere\n")
+    with pytest.raises(ValueError, match="which process 7 on elsewhere has: wait"), locked(path):
+        pass
+    process.kill()
+    process.wait()
+    assert lock.exists()
+    with locked(path), pytest.raises(ValueError, match=f"which process {os.getpid()} has"), locked(path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "other"]
+
+
+def test_a_process_that_is_killed_lets_go_at_once_whoever_it_has_forked(tmp_path):
+    (tmp_path / "run").mkdir()
+    worker = ["pid = os.fork()", "if not pid: time.sleep(100)", f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(pid))"]
+    process = process_in(f"locked({str(tmp_path / 'run')!r}, inside=True)", *worker)
+    process.kill()
+    process.wait()
+    with locked(tmp_path / "run", inside=True):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_where_there_are_no_locks_nothing_is_refused_or_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_flock", lambda handle, wait: False)
+    (tmp_path / ".ddpm-vlb-of-whom").touch()
+    (tmp_path / ".target-of-whom").mkdir()
+    with locked(tmp_path / "a"), locked(tmp_path / "a"):
+        write_atomically(tmp_path / "a", b"new")
+        with new_folder(tmp_path / "target") as folder:
+            fill(folder, "new")
+    names = [".ddpm-vlb-of-whom", ".target-of-whom", "a", "target"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names and (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_what_the_dead_left_is_removed_and_what_the_living_write_is_not(tmp_path):
+    target = tmp_path / "target"
+    fill_it = f"_held(pathlib.Path({str(tmp_path / '.ddpm-vlb-0')!r}), 0o102)", f"new_folder({str(target)!r})"
+    processes = [process_in(statement) for statement in (*fill_it, f"locked({str(target)!r})")]
+    there = {path.name for path in tmp_path.iterdir()}
+    assert len(there) == 3 and ".ddpm-vlb-0" in there
+    clean_up(target)
+    write_atomically(tmp_path / "a", b"")
+    assert {path.name for path in tmp_path.iterdir()} == {*there, "a"}
+    for process in processes:
+        process.kill()
+        process.wait()
+    write_atomically(tmp_path / "a", b"")
+    assert [path for path in tmp_path.glob(".*") if path.is_file()] == [] and len(list(tmp_path.glob(".target-*"))) == 1
+    with new_folder(target) as folder:
+        fill(folder, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "target"]
+
+
+def test_a_folder_whose_name_only_begins_alike_is_put_back(tmp_path):
+    (tmp_path / ".run[1]-2-old-0123abcd" / "run[1]-2").mkdir(parents=True)
+    (tmp_path / ".run[1]-2-gone-0123abcd" / "run[1]-2").mkdir(parents=True)
+    clean_up(tmp_path / "run[1]")
+    assert [path.name for path in tmp_path.iterdir()] == ["run[1]-2"]
 
 
 def fill(folder, content):

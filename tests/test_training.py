@@ -23,6 +23,7 @@ from zygote import shared
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import estimate_nll
+from ddpm_vlb.files import clean_up
 from ddpm_vlb.noise import mix
 
 ROOT = Path(__file__).parents[1]
@@ -293,6 +294,32 @@ def test_without_validation_the_latest_model_is_kept_whenever_it_is_killed(full_
     ema = torch.load(output / "checkpoint-14" / "state.pt", weights_only=True)["ema"]["shadow_params"]
     published = load_file(output / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert sum(any(torch.equal(weight, shadow) for shadow in ema) for weight in published.values()) == len(published)
+    assert not list(output.glob(".*"))
+
+
+def test_a_folder_is_one_runs_at_a_time(full_run, tmp_path):
+    output = tmp_path / "run"
+    flags = {"config": full_run / "full.yaml", "output_dir": output, "eval_nll_every": 0, "logging_steps": 1}
+    living = shared().start(*command(SCRIPT, **flags, max_train_steps=10000, checkpointing_steps=20))
+    while not (output / "checkpoint-20").exists():
+        assert living.poll() is None
+        time.sleep(0.005)
+    others = [shared().start(*command(SCRIPT, **flags, **how)) for how in ({}, {"resume_from_checkpoint": "latest"})]
+    for refused in others:
+        told = refused.communicate(100)[1]
+        said = f"`output_dir` must be written by one process at a time, got {str(output)!r}, which process {living.pid} has"
+        assert refused.returncode == 2 and said in told.splitlines()[-1]
+    clean_up(output / "pipeline")
+    clean_up(output / "checkpoint")
+    while len(metrics(output)) < 50 or not (output / "checkpoint-40").exists():  # it goes on undisturbed
+        assert living.poll() is None
+        time.sleep(0.005)
+    living.kill()
+    living.wait()
+    last = checkpoints(output)[-1]
+    step = int(last.name.rpartition("-")[2])
+    train(**flags, max_train_steps=step + 2, resume_from_checkpoint="latest")
+    assert [line["step"] for line in metrics(output)] == list(range(1, step + 3))
     assert not list(output.glob(".*"))
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from zygote import shared
 
+from ddpm_vlb import files
 from ddpm_vlb.cli import main
 from ddpm_vlb.cli.common import journal_beside
+from ddpm_vlb.evaluation import evaluate as evaluate_images
 from ddpm_vlb.evaluation.run import Journal, Workers, of_all_processes, run_batches
 
 SETTINGS = {"seed": 0, "model": "a"}
@@ -135,6 +137,31 @@ def test_there_is_no_journal_beside_a_device(checkpoint, tmp_path):
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pipeline"]
     assert journal_beside(tmp_path / "out", restart=False) is None
+
+
+def test_the_second_of_two_is_refused_and_told_who_has_the_output(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_TRIES", 0.001)
+    options = ("--max-images", 90, "--scores", "scores.csv", "--per-image", 20)
+    command, how = evaluate(checkpoint, tmp_path, *options)
+    process = shared().start(*command, **how)
+    lock = tmp_path / ".ddpm-vlb-report.json.lock"
+    while not lock.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    second = ["evaluate", str(checkpoint), "--dataset", "digits", "--seed", "1", "--restart", "--per-image", "2", "--output"]
+    for output in ([tmp_path / "report.json"], [tmp_path / "b", "--scores", tmp_path / "scores.csv"]):
+        assert main([*second, *map(str, output)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"`output` must be written by one process at a time, got '{output[-1]}', which process {process.pid} has" in line
+    assert process.wait(100) == 0 and json.loads((tmp_path / "report.json").read_text())["config"]["seed"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline", "report.json", "scores.csv"]
+
+
+def test_a_journal_is_one_evaluations_at_a_time(pipe, images, tmp_path):
+    journal = tmp_path / "journal"
+    with files.locked(journal), pytest.raises(ValueError, match="`journal` must be written by one process at a time"):
+        evaluate_images(pipe, images, max_evaluations=100, quiet=True, journal=journal)
+    assert not list(tmp_path.iterdir())
 
 
 def numbers(path):

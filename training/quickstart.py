@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import format_report, image_grid, make_report, plot_terms, write_report
-from ddpm_vlb.files import new_folder
+from ddpm_vlb.files import locked, new_folder
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 NUM_PIXEL_LEVELS = 17
@@ -113,7 +113,7 @@ def reverse_trajectories(pipe: VLBDDPMPipeline, count: int, columns: int, genera
 
 
 def main() -> None:
-    r"""Train, score, write."""
+    r"""Read the command line, then `run`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--train-steps", type=int, default=2000)
@@ -121,6 +121,13 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=64, help="images to sample")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(arguments.output):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    r"""Train, score, write, once nobody else writes there."""
     start = time.monotonic()
     logging.set_verbosity_error()
     torch.manual_seed(arguments.seed)

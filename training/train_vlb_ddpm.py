@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from trainer.arguments import parse_arguments
 
 from ddpm_vlb.cli.main import what_can_be_mended
+from ddpm_vlb.files import locked
 
 # Torch and what needs it is imported when a run begins, so that help and refusals are quick.
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def set_up(arguments: argparse.Namespace) -> "Accelerator":
 
 def run(arguments: argparse.Namespace) -> None:
     r"""Set up, train, push."""
+    accelerator = set_up(arguments)
+    # One run in a folder at a time; what is in it is looked at once nobody else can change it.
+    with locked(arguments.output_dir if accelerator.is_main_process else None, name="output_dir", inside=True):
+        train(arguments, accelerator)
+
+
+def train(arguments: argparse.Namespace, accelerator: "Accelerator") -> None:
+    r"""Train and push, once no other run is in the folder."""
     from trainer.checkpoints import find_checkpoint
     from trainer.data import Data
     from trainer.hub import create_repository, push_pipeline
@@ -70,7 +79,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     a = arguments
     start = find_checkpoint(a)
-    accelerator = set_up(a)
     repository = create_repository(a) if a.push_to_hub and accelerator.is_main_process else None
     trainer = Trainer(a, accelerator, Data(a))
     trainer.begin(start)

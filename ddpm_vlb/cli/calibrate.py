@@ -3,9 +3,20 @@ r"""`ddpm-vlb calibrate`."""
 import argparse
 import json
 import math
+from pathlib import Path
 
 from ..files import check_output_path, new_folder, write_atomically
-from .common import check_library, check_new_folder, data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
+from .common import (
+    check_library,
+    check_new_folder,
+    data_settings,
+    hold,
+    labels_for,
+    load_pipeline,
+    on_grid,
+    open_data,
+    set_levels,
+)
 from .options import (
     DEFAULT,
     add_checkpoint_options,
@@ -47,7 +58,7 @@ def add(commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    r"""Calibrate, save, print."""
+    r"""Refuse what cannot be, then `calibrate_checkpoint`."""
     check_data_options(arguments)
     check_model_options(arguments, (arguments.checkpoint, arguments.revision))
     for name, least in (("num_timesteps", 2), ("evaluations", 2 * MIN_IMAGES), ("max_images", MIN_IMAGES)):
@@ -60,7 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         check_output_path(arguments.plot)
         check_library("plot", "matplotlib")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with hold(output, arguments.plot):
+        calibrate_checkpoint(arguments, output)
 
+
+def calibrate_checkpoint(arguments: argparse.Namespace, output: Path) -> None:
+    r"""Calibrate, save, print, once nobody else writes there."""
     from ..calibration.measure import calibrate
     from ..calibration.show import describe, format_calibration, plot_calibration
     from ..hub.repository import check_savable

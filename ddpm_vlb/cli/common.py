@@ -2,12 +2,13 @@ r"""What commands share when they run. What imports torch is imported late: a co
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import check_output_path, png_bytes, write_png
+from ..files import check_output_path, locked, png_bytes, write_png
 from ..reports.schema import Report, public_name
 from ..reports.show import check_scores_path, draw_terms, image_grid, plot_terms, write_report, write_scores
 from .options import BATCH_SIZE, DTYPES
@@ -143,6 +144,12 @@ def check_new_folder(path: str) -> Path:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"`output` must be a folder that does not exist yet, or an empty one, got {path!r}.")
     return folder
+
+
+def hold(*outputs: str | Path | None):
+    r"""`files.locked`, by the first of the processes for all of them."""
+    first = int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+    return locked(*outputs if first else ())
 
 
 def journal_beside(output: Path, restart: bool) -> Path | None:

@@ -2,11 +2,12 @@ r"""`ddpm-vlb compare`."""
 
 import argparse
 import json
+from pathlib import Path
 
 from ..files import check_output_path, write_atomically
 from ..reports.schema import public_name
 from ..sampled_bound.rules import check_rules
-from .common import data_settings, journal_beside, labels_for, load_pipeline, on_grid, open_data, set_levels
+from .common import data_settings, hold, journal_beside, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
     DEFAULT,
     add_data_options,
@@ -50,17 +51,22 @@ def add(commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    r"""Compare, write, print."""
-    names = arguments.checkpoint, arguments.other
-    checkpoints = list(zip(names, (arguments.revision_a, arguments.revision_b)))
+    r"""Refuse what cannot be, then `compare_checkpoints`."""
+    checkpoints = [(arguments.checkpoint, arguments.revision_a), (arguments.other, arguments.revision_b)]
     check_data_options(arguments)
     check_model_options(arguments, *checkpoints)
     if (arguments.target_se, arguments.max_evaluations) != (None, None):
         check_rules(arguments.target_se, arguments.max_evaluations, None)
     output = check_output_path(arguments.output)
+    with hold(output):
+        compare_checkpoints(arguments, output, checkpoints)
 
+
+def compare_checkpoints(arguments: argparse.Namespace, output: Path, checkpoints: list[tuple[str, str | None]]) -> None:
+    r"""Compare, write, print, once nobody else writes there."""
     from ..evaluation.compare import compare, format_comparison
 
+    names = [name for name, _ in checkpoints]
     workers, data = open_data(arguments)
     pipes, float32_unets = zip(*(load_pipeline(arguments, *checkpoint, workers.device) for checkpoint in checkpoints))
     for pipe in pipes:

@@ -1,9 +1,10 @@
 r"""`ddpm-vlb convert-openai`."""
 
 import argparse
+from pathlib import Path
 
 from ..files import new_folder
-from .common import check_new_folder
+from .common import check_new_folder, hold
 from .options import DEFAULT, check_positive, new_command
 
 # The options, which are the arguments of `convert_openai`.
@@ -38,13 +39,19 @@ def add(commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    r"""Convert, save, print."""
+    r"""Refuse what cannot be, then `convert`."""
     for name in ("diffusion_steps", "num_heads", "image_size"):
         check_positive(name, getattr(arguments, name))
     if not 0 <= arguments.dropout < 1:
         raise ValueError(f"`dropout` must lie in [0, 1), got {arguments.dropout}.")
     output = check_new_folder(arguments.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with hold(output):
+        convert(arguments, output)
 
+
+def convert(arguments: argparse.Namespace, output: Path) -> None:
+    r"""Convert, save, print, once nobody else writes there."""
     from ..checkpoints.openai import convert_openai, load_openai_checkpoint
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 

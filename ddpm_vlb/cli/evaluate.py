@@ -3,6 +3,7 @@ r"""`ddpm-vlb evaluate`."""
 import argparse
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..likelihoods.method import Method
@@ -12,6 +13,7 @@ from ..sampled_bound.rules import check_rules
 from .common import (
     check_outputs,
     data_settings,
+    hold,
     journal_beside,
     labels_for,
     load_pipeline,
@@ -72,7 +74,7 @@ def add(commands) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    r"""Score, write, print."""
+    r"""Refuse what cannot be, then `score`."""
     method, shard = METHODS[arguments.method], parse_shard(arguments.shard)
     given = {option.name: getattr(arguments, option.name) for row in METHODS.values() for option in row.options}
     options = own_options(method, given)
@@ -81,7 +83,12 @@ def run(arguments: argparse.Namespace) -> None:
     check_options(method, options)
     check_wanted(arguments, method, shard)
     output = check_outputs(arguments.output, arguments.plot, arguments.scores)
+    with hold(output, arguments.plot, arguments.scores):
+        score(arguments, output, method, shard, options)
 
+
+def score(arguments: argparse.Namespace, output: Path, method: Method, shard: tuple[int, int], options: dict[str, Any]) -> None:
+    r"""Score, write, print, once nobody else writes there."""
     from ..evaluation.evaluate import evaluate
 
     workers, data = open_data(arguments)

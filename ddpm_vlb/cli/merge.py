@@ -4,7 +4,7 @@ import argparse
 
 from ..reports.schema import read_report
 from ..reports.show import format_report
-from .common import check_outputs, write_outputs
+from .common import check_outputs, hold, write_outputs
 from .options import add_report_options, new_command
 
 
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("`scores` needs a score for each image, got sampled reports without.")
     if arguments.plot is not None and not report.has_terms:
         raise ValueError(f"`plot` draws the terms of the bound, and there are none with {report['method']!r}.")
-    write_outputs(report, output, arguments.plot, arguments.scores)
+    with hold(output, arguments.plot, arguments.scores):
+        write_outputs(report, output, arguments.plot, arguments.scores)
     print(format_report(report))
     print(f"report: {output}")

@@ -3,7 +3,7 @@ r"""`ddpm-vlb sample`."""
 import argparse
 
 from ..files import check_output_path
-from .common import SAMPLES, draw_samples, load_pipeline, save_grid
+from .common import SAMPLES, draw_samples, hold, load_pipeline, save_grid
 from .options import (
     BATCH_SIZE,
     DEFAULT,
@@ -47,15 +47,16 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(arguments, name)}.")
     check_model_options(arguments, (arguments.checkpoint, arguments.revision))
     output = check_output_path(arguments.output)
-    pipe, _ = load_pipeline(arguments, arguments.checkpoint, arguments.revision)
-    images = draw_samples(
-        pipe,
-        arguments.num_images,
-        arguments.seed,
-        arguments.batch_size,
-        class_labels=arguments.class_label,
-        num_inference_steps=arguments.num_inference_steps,
-        draw_from_decoder=arguments.draw_from_decoder,
-    )
-    save_grid(images, output)
+    with hold(output):
+        pipe, _ = load_pipeline(arguments, arguments.checkpoint, arguments.revision)
+        images = draw_samples(
+            pipe,
+            arguments.num_images,
+            arguments.seed,
+            arguments.batch_size,
+            class_labels=arguments.class_label,
+            num_inference_steps=arguments.num_inference_steps,
+            draw_from_decoder=arguments.draw_from_decoder,
+        )
+        save_grid(images, output)
     print(f"{arguments.num_images} samples: {output}")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..data.sources import Source
-from ..files import naming, write_atomically
+from ..files import locked, naming, write_atomically
 from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
@@ -267,11 +267,15 @@ class Run:
     workers: Workers
     progress: Progress
 
-    def journal(self, **more: Any) -> Journal:
-        r"""Refused unless it is of the same model, settings and data; who does the work may change."""
+    @contextmanager
+    def journal(self, **more: Any) -> Iterator[Journal]:
+        r"""Refused unless it is of the same model, settings and data; who does the work may change. Nobody else may write it
+        meanwhile."""
         who = settings_that_are("who")
         settings = {key: value for key, value in self.settings.items() if key not in who}
-        return Journal(self.path, settings | more, self.workers)
+        mine = None if self.workers.rank else self.path
+        with locked(mine, name="journal"), Journal(self.path, settings | more, self.workers) as journal:
+            yield journal
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,8 @@ def go_on_with_training(table: Table, old: Side, again: Side) -> None:
 
 
 def go_on_after_kill(table: Table, method: str, line: str, old: Side, again: Side) -> None:
-    r"""OLD's evaluation is killed, NEW goes on from its journal: the number of one that was not."""
+    r"""OLD's evaluation is killed, NEW goes on from its journal: the number of one that was not. A journal without checksums is
+    refused."""
     name, output = f"OLD's: {method}, killed", f"killed-{method}.json"
     journal = old.work / f"{output}.journal"
     process = old.start(line.replace("OUTPUT", output))
@@ -239,6 +240,11 @@ def go_on_after_kill(table: Table, method: str, line: str, old: Side, again: Sid
         table.row(name, [output], [], [f"it could not be killed in the middle: {process.communicate()[1][-LETTERS:]}"])
         return
     shutil.move(journal, again.work / journal.name)
+    if b'"sha256": "' not in (again.work / journal.name).read_bytes().split(b"\n")[1]:
+        process = again.start(line.replace("OUTPUT", output))
+        told = process.communicate()[1].strip().split("\n")[-1]
+        table.row(f"{name}: refused", [journal.name], [], [] if "journal" in told and process.wait() == 2 else [told])
+        return
     runs = [Run(side, line.replace("OUTPUT", output), name) for side in (old, again)]
     table.runs(name, runs, old.work, again.work)
 

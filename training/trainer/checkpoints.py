@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ddpm_vlb.files import remove_folder, replace_folder, sync
+from ddpm_vlb.files import holding, remove_folder, replace_folder, sync
 
 
 class Checkpoints:
@@ -56,15 +56,17 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        with self.room(partial):
-            accelerator.save_state(str(partial))
+        with holding(partial) if accelerator.is_main_process else nullcontext():
+            with self.room(partial):
+                accelerator.save_state(str(partial))
+                if accelerator.is_main_process:
+                    torch.save(state, partial / "state.pt")
+                    (partial / "run.json").write_text(json.dumps(identity, indent=2))
+                    sync(partial)
+            accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                torch.save(state, partial / "state.pt")
-                (partial / "run.json").write_text(json.dumps(identity, indent=2))
-                sync(partial)
-        accelerator.wait_for_everyone()
+                replace_folder(partial, target)  # there is one already where a run was resumed from an older checkpoint
         if accelerator.is_main_process:
-            replace_folder(partial, target)  # there is one already where a run was resumed from an older checkpoint
             for folder in list_checkpoints(self.output_dir)[: -self.limit if self.limit else 0]:
                 remove_folder(folder)
         accelerator.wait_for_everyone()
