@@ -111,7 +111,7 @@ def test_sampled_reports_that_do_not_agree_with_themselves_are_refused(pipe, ima
         (changed(report, monte_carlo_interval=[low]), "two numbers for 'monte_carlo_interval'"),
         (changed(report, strata=strata), "a decoder that is its first stratum"),
         (changed(report, strata=report["strata"][:-1]), "strata that sum to its transitions"),
-        (changed(report, strata=[]), "the bits per dimension of each of its strata, got []"),
+        (changed(report, strata=[]), "the bits per dimension of each of its strata"),
         (changed(report, evaluations_per_timestep=counts[:-1]), "count the evaluations at each of its 20 timesteps"),
         (changed(report, evaluations_per_timestep=[10**6, *counts[1:]]), "as many network evaluations as it counts"),
         (changed(report, transitions=[None] * 19), "a term where it made evaluations"),

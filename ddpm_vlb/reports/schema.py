@@ -193,8 +193,10 @@ SETTINGS = (
     Setting("checkpoints", list, context=True, public=False),  # of a comparison
 )
 # Which must be positive.
-COUNTS = ("num_train_timesteps", "num_steps", "num_pixel_levels", "batch_size", "num_images_in_memory", "num_rounds")
-COUNTS += ("num_processes",)
+COUNTS = (
+    *("num_train_timesteps", "num_steps", "num_pixel_levels"),
+    *("batch_size", "num_images_in_memory", "num_rounds", "num_processes"),
+)
 
 
 def all_settings() -> list[Setting]:
