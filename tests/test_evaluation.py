@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import generator, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.data import ImageSet
+from ddpm_vlb.data import ImageSet, open_images
 from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, merge_reports, plot_terms, write_report
 from ddpm_vlb.hub.cards import reproducing_command
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
@@ -322,3 +322,22 @@ def test_journals_of_before_are_gone_on_with(pipe, images, tmp_path):
     settings["settings"]["dataset"] = None
     journal.write_text("".join(json.dumps(line) + "\n" for line in [settings, *lines[:3]]))
     assert dict(evaluate(pipe, images, **arguments)) == dict(whole)
+
+
+def test_a_report_and_its_journal_do_not_say_where_things_lay(pipe, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        pixels = torch.randint(17, (8, 8), generator=generator(number)).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / f"{number}.png")
+    images, journal = open_images(tmp_path / "pictures"), tmp_path / "journal"
+    arguments = dict(method="iw", k=1, batch_size=1, num_inference_steps=3, quiet=True, journal=journal)
+    checkpoint = tmp_path / "pipeline"
+    checkpoint.mkdir()
+    report = evaluate(pipe, images, context={"checkpoint": str(checkpoint)}, **arguments)
+    assert (report.config["dataset"], report.config["checkpoint"]) == ("pictures", "pipeline")
+    assert str(tmp_path) not in json.dumps(report) and str(tmp_path) not in journal.read_text()
+    # One of before does, and is gone on with.
+    head, *lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    head["settings"] |= {"dataset": images.name, "checkpoint": str(checkpoint)}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines[:2]]))
+    assert evaluate(pipe, images, context={"checkpoint": str(checkpoint)}, **arguments) == report

@@ -4,7 +4,6 @@ import argparse
 import json
 
 from ..files import check_output_path, write_atomically
-from ..reports.schema import public_name
 from .common import data_settings, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
     DEFAULT,
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         images = on_grid(data, pipe, arguments.quantize)
     labels = arguments.class_label_a, arguments.class_label_b
     journal = output.with_name(f"{output.name}.journal")
-    context = {"checkpoints": [public_name(name) for name in names], "quantized": arguments.quantize}
+    context = {"checkpoints": list(names), "quantized": arguments.quantize}
     comparison = compare(
         pipes,
         images,

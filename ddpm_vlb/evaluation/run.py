@@ -20,7 +20,7 @@ from ..data.sources import Source
 from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
-from ..reports.schema import IN_MEMORY, settings_that_are
+from ..reports.schema import IN_MEMORY, settings_that_are, without_places
 
 SECONDS_BETWEEN_EXCHANGES = 5.0
 
@@ -105,6 +105,7 @@ class Journal:
             done = {entry["batch"]: entry["result"] for entry in entries[1:]}
             if settings.get("dataset", IN_MEMORY) is None:  # before, a tensor had no name
                 settings["dataset"] = IN_MEMORY
+            settings = without_places(settings)  # which journals of before have
             different = {key for key in settings.keys() | self._settings.keys() if settings.get(key) != self._settings.get(key)}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"`output` has a damaged journal beside it, {str(path)!r}: {error!r}. Remove it.") from error
