@@ -416,7 +416,7 @@ def test_reports_that_do_not_belong_together_are_refused(pipe, images):
             merge_reports(reports)
 
 
-@pytest.mark.parametrize("options", [EACH[name] for name in ("per image", "full", "iw")])
+@pytest.mark.parametrize("options", [EACH[name] for name in ("per image", "full", "iw", "ode")])
 def test_each_images_score_goes_by_its_number_name_and_label(pipe, tmp_path, options):
     pixels = torch.randint(17, (5, 8, 8), generator=generator(1)).to(torch.uint8).numpy()
     for number, array in enumerate(pixels):
@@ -434,6 +434,7 @@ def test_each_images_score_goes_by_its_number_name_and_label(pipe, tmp_path, opt
         assert [int(row["image"]) for row in rows] == report.image_numbers == report["image_numbers"]
         assert [row["name"] for row in rows] == report["image_names"]
         assert [float(row["bits_per_dim"]) for row in rows] == [score_of[row["name"]] for row in rows]
+        check_card(str(model_card(report, repository="me/tiny")), report)
         # Names may tell of people: they stay at home.
         assert "image_names" not in public_report(report, "me/tiny")
     labels = [3, 1, 4, 1, 5]
