@@ -10,7 +10,7 @@ from tiny import generator, quiet, sweeps, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, calibrate, compare
 from ddpm_vlb.calibration.show import describe
-from ddpm_vlb.data import ImageSet
+from ddpm_vlb.data import ImageSet, open_images
 from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, merge_reports, plot_terms, write_report
 from ddpm_vlb.hub.cards import reproducing_command
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
@@ -381,3 +381,17 @@ def test_journals_of_before_are_refused_with_the_reason(pipe, images, tmp_path):
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match=f"a journal of an earlier version beside it, {str(journal)!r}, without checksums"):
         evaluate(pipe, images, **arguments)
+
+
+def test_a_report_and_its_journal_do_not_say_where_things_lay(pipe, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        pixels = torch.randint(17, (8, 8), generator=generator(number)).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / f"{number}.png")
+    images, journal = open_images(tmp_path / "pictures"), tmp_path / "journal"
+    arguments = dict(method="iw", k=1, batch_size=1, num_inference_steps=3, quiet=True, journal=journal)
+    checkpoint = tmp_path / "pipeline"
+    checkpoint.mkdir()
+    report = evaluate(pipe, images, context={"checkpoint": str(checkpoint)}, **arguments)
+    assert (report.config["dataset"], report.config["checkpoint"]) == ("pictures", "pipeline")
+    assert str(tmp_path) not in json.dumps(report) and str(tmp_path) not in journal.read_text()

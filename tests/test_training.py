@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -396,6 +397,10 @@ def test_trackers(full_run, tmp_path):
     assert [event.step for event in logged.Scalars("loss")] == [1, 2, 3, 4]
     assert {"validation/bits_per_dim", "held_out/decoder"} <= set(logged.Tags()["scalars"])
     assert logged.Tags()["images"] == ["samples"]
+    # Neither the machine's name nor where its files lie leaves with them.
+    for path in (tmp_path / "run" / "logs").rglob("*"):
+        assert socket.gethostname() not in path.name
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
 
 
 PIPELINE = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")

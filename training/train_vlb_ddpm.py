@@ -75,6 +75,7 @@ def train(arguments: argparse.Namespace, accelerator: "Accelerator") -> None:
     from trainer.checkpoints import find_checkpoint
     from trainer.data import Data
     from trainer.hub import create_repository, push_pipeline
+    from trainer.metrics import hide_host, tracked_settings
     from trainer.trainer import Trainer
 
     a = arguments
@@ -84,10 +85,13 @@ def train(arguments: argparse.Namespace, accelerator: "Accelerator") -> None:
     trainer.begin(start)
     accelerator.print(trainer.describe())
     if a.report_to != "none":
-        settings = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in vars(a).items() if k != "hub_token"}
-        accelerator.init_trackers("ddpm-vlb", config=settings)
-    trainer.train()
-    accelerator.end_training()
+        accelerator.init_trackers("ddpm-vlb", config=tracked_settings(a))
+    try:
+        trainer.train()
+        accelerator.end_training()
+    finally:
+        if accelerator.is_main_process:
+            hide_host(a.output_dir / "logs")
     if repository is not None:
         push_pipeline(a, repository)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import check_output_path, locked, png_bytes, write_png
-from ..reports.schema import Report, public_name
+from ..reports.schema import Report
 from ..reports.show import check_scores_path, draw_terms, image_grid, plot_terms, write_report, write_scores
 from .options import BATCH_SIZE, DTYPES
 
@@ -107,9 +107,8 @@ def on_grid(data, pipe: "VLBDDPMPipeline", quantized: bool):
 
 
 def data_settings(data) -> dict:
-    r"""What a report says of a data set, without the path that leads to it here."""
-    name = public_name(str(Path(data.name).resolve())) if Path(data.name).exists() else data.name
-    return {"dataset": name, "split": data.split}
+    r"""What a report says of a data set."""
+    return {"dataset": data.name, "split": data.split}
 
 
 def labels_for(pipe: "VLBDDPMPipeline", data, label: int | None = None):

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from ..files import check_output_path, write_atomically
-from ..reports.schema import public_name
 from ..sampled_bound.rules import check_rules
 from .common import data_settings, hold, journal_beside, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
@@ -74,7 +73,7 @@ def compare_checkpoints(arguments: argparse.Namespace, output: Path, checkpoints
         images = on_grid(data, pipe, arguments.quantize)
     labels = arguments.class_label_a, arguments.class_label_b
     journal = journal_beside(output, arguments.restart and not workers.rank)
-    context = {"checkpoints": [public_name(name) for name in names], "quantized": arguments.quantize}
+    context = {"checkpoints": list(names), "quantized": arguments.quantize}
     comparison = compare(
         pipes,
         images,

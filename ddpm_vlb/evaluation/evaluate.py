@@ -16,7 +16,7 @@ from ..data.frame import BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import METHODS, own_options
 from ..reports.checks import to_plain
-from ..reports.schema import Report, check_context, check_settings
+from ..reports.schema import Report, check_context, check_settings, without_places
 from ..sampled_bound.rules import check_rules
 from .methods import ENGINES, evaluate_columns
 from .run import Evaluation, Progress, Run, Workers
@@ -115,7 +115,7 @@ def evaluate(
         shard={"of": shard[1], "indices": [shard[0]]},
         num_processes=workers.count,
         **options,
-        **{"dataset": source.name, **source.settings, **context},
+        **(without_places({"dataset": source.name}) | source.settings | context),
     )
     config = to_plain(config)
     # What the caller has overridden is said by its values too; journals of before do not name it.

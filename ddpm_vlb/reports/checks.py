@@ -21,7 +21,7 @@ KIND_WORDS = {
     type(None): "null",
 }
 # What a term that cannot be negative may come out below zero by, in float32.
-ROUNDING = 1e-6
+BELOW_ZERO = 1e-6
 LARGEST_PILOT = 1000  # evaluations, and one for each stratum twice
 
 
@@ -229,9 +229,9 @@ def _check_terms(report: Mapping[str, Any], method: Method) -> None:
     terms = [report["prior"], report["transitions_total"], report["decoder"]]
     # An estimate may lie below zero; a term cannot, and L_T is in closed form.
     exact = (
-        terms[:1] if method.name == "sampled" else [*terms, *(value + ROUNDING for value in transitions if value is not None)]
+        terms[:1] if method.name == "sampled" else [*terms, *(value + BELOW_ZERO for value in transitions if value is not None)]
     )
-    _require("terms that are not negative", min(exact) >= 0, terms if min(terms) < 0 else min(exact) - ROUNDING)
+    _require("terms that are not negative", min(exact) >= 0, terms if min(terms) < 0 else min(exact) - BELOW_ZERO)
     _check_same("terms that sum to its total", sum(terms), report["bits_per_dim"])
 
 
@@ -240,7 +240,7 @@ def _check_full(report: Mapping[str, Any]) -> None:
     if None in transitions:
         raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
     _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
-    _require("images whose numbers are not negative", min(report["per_image"]) >= -ROUNDING, min(report["per_image"]))
+    _require("images whose numbers are not negative", min(report["per_image"]) >= -BELOW_ZERO, min(report["per_image"]))
     if "monte_carlo_error" in report:
         _require("a Monte Carlo error where it has several images", (noise is None) == (error is None), noise)
     if noise is not None and error is not None:
@@ -370,7 +370,7 @@ def _check_stratum(report: Mapping[str, Any], stratum: Mapping[str, Any], expect
     value, count = stratum["bits_per_dim"], stratum["num_network_evaluations"]
     error = max(stratum["monte_carlo_error"], report["monte_carlo_error"])
     share = 0.9 if num_parts(report["config"]) > 1 else min(0.9, 3 / math.sqrt(count))
-    most = 30 * error + share * (abs(value) + abs(expected)) + ROUNDING
+    most = 30 * error + share * (abs(value) + abs(expected)) + BELOW_ZERO
     rule = f"strata that are about the sum of their terms, at {stratum['timesteps']}"
     _require(rule, abs(value - expected) <= most, f"{value} and {expected}")
 

@@ -200,8 +200,10 @@ SETTINGS = (
     Setting("checkpoints", list, context=True, public=False),  # of a comparison
 )
 # Which must be positive.
-COUNTS = ("num_train_timesteps", "num_steps", "num_pixel_levels", "batch_size", "num_images_in_memory", "num_rounds")
-COUNTS += ("num_processes",)
+COUNTS = (
+    *("num_train_timesteps", "num_steps", "num_pixel_levels"),
+    *("batch_size", "num_images_in_memory", "num_rounds", "num_processes"),
+)
 
 
 def all_settings() -> list[Setting]:
@@ -216,7 +218,7 @@ def settings_that_are(attribute: str) -> tuple[str, ...]:
 
 
 def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
-    r"""Further settings that a caller says, as plain values.
+    r"""Further settings that a caller says, as plain values, without where things lie on this machine.
 
     Raises:
         ValueError: a setting that a caller cannot say, with those that have a name like it, or of another kind.
@@ -231,7 +233,7 @@ def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
         if not is_of_kind(value, rows[name].kind):
             raise ValueError(f"`context.{name}` must be {kind_words(rows[name].kind)}, got {value!r}.")
         check_plain(value, f"context.{name}")
-    return context
+    return without_places(context)
 
 
 class Report(dict):
@@ -389,6 +391,26 @@ def public_report(report: Report, repository: str) -> dict[str, Any]:
         config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
     fields = {row.name for row in FIELDS if row.public} | set(report.method.columns or ())
     return {key: value for key, value in report.items() if key in fields} | {"config": config}
+
+
+def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Settings whose data set and checkpoints are named, but not where on this machine they lie."""
+    config = dict(config)
+    for key in ("dataset", "checkpoint", "checkpoints"):
+        value = config.get(key)
+        if isinstance(value, str):
+            config[key] = placeless_name(value)
+        elif isinstance(value, list):
+            config[key] = [placeless_name(str(one)) for one in value]
+    return config
+
+
+def placeless_name(name: str) -> str:
+    r"""The last part of what lies on this machine; else as `public_name`."""
+    try:
+        return Path(name).resolve().name if name and Path(name).exists() else public_name(name)
+    except (OSError, ValueError):  # no name of a file
+        return name
 
 
 def public_name(name: str) -> str:

@@ -1,6 +1,8 @@
 r"""What a run says of itself: a line of `metrics.jsonl` at a time, and the same numbers to the trackers."""
 
+import argparse
 import json
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,6 +12,25 @@ from typing import Any
 from accelerate import Accelerator
 
 from ddpm_vlb.files import write_atomically
+from ddpm_vlb.reports.schema import placeless_name
+
+
+def tracked_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    r"""The arguments for trackers: no token, and nothing of where files lie on this machine."""
+    settings = {}
+    for name, value in vars(arguments).items():
+        if name != "hub_token":
+            plain = isinstance(value, (bool, int, float))
+            settings[name] = value if plain else placeless_name(str(value))
+    return settings
+
+
+def hide_host(folder: Path) -> None:
+    r"""Take the machine's name out of the names of TensorBoard's files, once they are closed."""
+    for path in folder.rglob("events.out.tfevents.*"):
+        name = path.name.replace(f".{socket.gethostname()}.", ".host.")
+        if name != path.name:
+            path.rename(path.with_name(name))
 
 
 class Metrics:
