@@ -1,4 +1,5 @@
 import copy
+import inspect
 import json
 import math
 import shutil
@@ -25,7 +26,7 @@ from ddpm_vlb.checks import NonFiniteOutput
 from ddpm_vlb.evaluation import estimate_nll, evaluate, make_report
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
 from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
-from ddpm_vlb.model.configuration import check_network_config, check_scheduler_config
+from ddpm_vlb.model.configuration import SCHEDULER_RULES, UNET_RULES, check_network_config, check_scheduler_config
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 TERMS = ("bits_per_dim", "prior", "transitions", "decoder")
@@ -703,6 +704,9 @@ def test_configurations_of_the_hub_are_as_the_rules_have_them():
     check_network_config({"_class_name": "DiTTransformer2DModel", "norm_num_groups": "any"})
     for scheduler in (DDPMScheduler(), VLBDDPMScheduler(), DDPMScheduler(trained_betas=np.array([0.1, 0.2]))):
         check_scheduler_config(scheduler.config)
+    # No argument is without a rule.
+    for cls, rules in ((UNet2DModel, UNET_RULES), (VLBDDPMScheduler, SCHEDULER_RULES)):
+        assert {*inspect.signature(cls.__init__).parameters} - {"self"} <= set(rules)
     check_scheduler_config({"beta_end": 0.02, "clip_sample": True, "trained_betas": None, "tensor_format": "pt"})
 
 

@@ -483,8 +483,12 @@ REFUSED = {
     "attention that is too narrow": (["--unet", "{attention_head_dim: 200}"], "`attention_head_dim` must be at most the 128"),
     "layers without end": (["--unet", "{layers_per_block: 1000000}"], "`layers_per_block` must be an integer from 1 to 100"),
     "a network that does not run": (["--unet", "{mid_block_scale_factor: 0}"], "`mid_block_scale_factor` must be a positive"),
+    "an embedding without end": (["--unet", "{time_embedding_dim: 1000000000}"], "`time_embedding_dim` must be null or an"),
     "groups that do not divide": (["--unet", "{norm_num_groups: 7}"], "`unet` must"),
-    "a network too large for any memory": (["--unet", "{block_out_channels: [65536, 65536, 65536]}"], "can't allocate memory"),
+    "a network too large for any memory": (
+        ["--unet", "{block_out_channels: [65536, 65536, 65536]}"],
+        "`unet` must have at most",
+    ),
     "steps": (["--ddpm_num_steps=1000000000000"], "`ddpm_num_steps` must be at most 1000000, got 1000000000000"),
     "batch": (["--train_batch_size=1000000000000"], "`train_batch_size` must be at most 1000000, got 1000000000000"),
     "parts": (["--gradient_accumulation_steps=1000000000000"], "`gradient_accumulation_steps` must be at most 1000000"),

@@ -91,7 +91,7 @@ def train(arguments: argparse.Namespace, accelerator: "Accelerator") -> None:
         accelerator.end_training()
     finally:
         if accelerator.is_main_process:
-            hide_host(a.output_dir / "logs")
+            hide_host(a.output_dir / a.logging_dir)
     if repository is not None:
         push_pipeline(a, repository)
 

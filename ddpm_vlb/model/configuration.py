@@ -106,6 +106,7 @@ UNET_RULES = NETWORK_RULES | {
     "flip_sin_to_cos": _SWITCH,
     "freq_shift": _NUMBER,
     "time_embedding_type": _WORD,
+    "time_embedding_dim": _CHANNELS.or_null(),
     "resnet_time_scale_shift": _WORD,
     "class_embed_type": _WORD.or_null(),
     "num_train_timesteps": _integer(1, MAX_TIMESTEPS).or_null(),

@@ -24,6 +24,8 @@ DEFAULTS = {
     "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
 }
 
+MAX_PARAMETERS = 2 * 10**9  # with gradients and Adam's moments 32 GB
+
 
 def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool) -> Network:
     r"""The network for images `(C, H, W)`: one that is trained already, a configuration file's or a small default one, with
@@ -51,7 +53,11 @@ def _check_runs(config: dict[str, Any], shape: Sequence[int]) -> None:
         try:
             unet = UNet2DModel(**config)
         except Exception as error:  # of diffusers, of torch, of Python: whatever the arguments make it stumble over
-            raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {shown(config)}: {error}") from error
+            reason = str(error)[:300]
+            raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {shown(config)}: {reason}") from error
+        parameters = sum(weight.numel() for weight in unet.parameters())
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(f"`unet` must have at most {MAX_PARAMETERS:.0e} parameters, got {parameters:.1e}.")
         halvings = 2 ** (len(unet.config.block_out_channels) - 1)
         if height % halvings or width % halvings:
             raise ValueError(
@@ -60,7 +66,8 @@ def _check_runs(config: dict[str, Any], shape: Sequence[int]) -> None:
         try:
             unet(torch.zeros(1, *shape), 0)
         except Exception as error:
-            raise ValueError(f"`unet` must describe a network that runs, got {shown(config)}: {error}") from error
+            reason = str(error)[:300]
+            raise ValueError(f"`unet` must describe a network that runs, got {shown(config)}: {reason}") from error
 
 
 def _configuration(
