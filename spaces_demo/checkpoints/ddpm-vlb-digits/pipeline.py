@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules model.network, checks, pixel_grid, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, data.levels, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.rounds, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.scorer, likelihoods.full_sweep, outputs, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -7,39 +7,50 @@ import ctypes
 import difflib
 import diffusers
 import hashlib
+import html
 import importlib
 import inspect
 import io
 import json
 import math
+import numbers
 import numpy as np
 import operator
 import os
 import platform
 import re
+import reprlib
+import secrets
 import shlex
 import shutil
+import sys
 import tempfile
+import time
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from functools import cached_property, partial, reduce
+from glob import escape
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path, PurePath
-from statistics import NormalDist
+from safetensors import SafetensorError
+from threading import Lock
+from tqdm.auto import tqdm
 from typing import Any, Literal, NamedTuple, NoReturn, TYPE_CHECKING, cast, get_args
+from weakref import WeakKeyDictionary
 
 __version__ = '0.1.0'
 
@@ -144,211 +155,20 @@ def standalone_source() -> str:
         return file.read()
 
 
-# ---- ddpm_vlb/model/network.py ----
-
-r"""The network that is scored: all that is asked of one, whatever class it is of.
-
-A `Network` stands for a module in scoring, sampling and training: how many channels and which size its images have, of how many
-classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this file asks a module itself, but for
-what every torch module can do. Another kind of network is a subclass, and a line of `add_network`.
-"""
-
-
-
-
-class Network:
-    r"""A module as scoring sees it; the base class of the kinds of networks.
-
-    A kind says in `__init__`, from the module's configuration, what its images are, and in `output` how it is called.
-
-    Args:
-        module: the network.
-        device: where it computes; by default where its weights are.
-
-    Attributes:
-        channels: of its images.
-        size: their (height, width), `None` where it takes any.
-        out_channels: of its output, `None` where nothing tells.
-        num_classes: of a class-conditional network, else `None`.
-        takes_fractions: whether it can be asked between timesteps.
-    """
-
-    channels: int
-    size: tuple[int, int] | None = None
-    out_channels: int | None = None
-    num_classes: int | None = None
-    takes_fractions: bool = True
-
-    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
-        self.module = module
-        self._device = device
-
-    def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
-        r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
-        raise NotImplementedError
-
-    def __call__(
-        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        r"""The network's output.
-
-        Args:
-            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
-                network's.
-            timesteps: one for all, or one each, `(B,)`.
-            class_labels: of a class-conditional network, `(B,)`.
-        """
-        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
-        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return self.output(noisy_samples.to(self.dtype), on_device, labels)
-
-    @property
-    def device(self) -> torch.device:
-        r"""Where it computes."""
-        if self._device is None:
-            return next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
-        return self._device
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        r"""In which it computes; asked for once, since diffusers walks through all parts of a module for it."""
-        return getattr(self.module, "dtype", torch.float32)
-
-    @property
-    def is_half(self) -> bool:
-        r"""Whether it computes in half precision."""
-        return self.dtype in (torch.float16, torch.bfloat16)
-
-    @property
-    def architecture_sha256(self) -> str:
-        r"""SHA-256 of its configuration."""
-        return architecture_digest(self.module)
-
-    def sha256(self, dtype: torch.dtype | None = None) -> str | None:
-        r"""SHA-256 of its configuration and weights; see `network_digest`."""
-        return network_digest(self.module, dtype)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        r"""Dropout off, and every part of it back as it was afterwards."""
-        training = {module: module.training for module in self.module.modules()}
-        self.module.eval()
-        try:
-            yield
-        finally:
-            for module, was_training in training.items():
-                module.training = was_training
-
-    def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
-        r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
-        expected = self.channels * (2 if learns_variance else 1)
-        if self.out_channels not in (None, expected):
-            raise ValueError(
-                f"`unet` must have {expected} output channels for {self.channels} input channels and"
-                f" variance_type={variance_type!r}, got {self.out_channels}."
-            )
-
-    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
-        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
-        num_classes = self.num_classes
-        if (class_labels is None) != (num_classes is None):
-            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
-            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
-        if class_labels is None or num_classes is None:
-            return None
-        try:
-            labels = torch.as_tensor(class_labels).cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
-        labels = labels.expand(count) if labels.ndim == 0 else labels
-        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
-        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
-                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
-            )
-        return labels.long()
-
-
-class UNetNetwork(Network):
-    r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one."""
-
-    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
-        super().__init__(module, device)
-        config: Any = module.config
-        self.channels = config.in_channels
-        self.out_channels = getattr(config, "out_channels", None)
-        size = getattr(config, "sample_size", None)
-        self.size = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
-        self.num_classes = getattr(config, "num_class_embeds", None)
-        # A table of embeddings has a row for each timestep, and none between.
-        self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
-
-    def output(self, samples, timesteps, class_labels):
-        r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
-        arguments = {} if class_labels is None else {"class_labels": class_labels}
-        return self.module(samples, timesteps, **arguments).sample
-
-
-# Kinds of networks by the class of their module; the last that fits is taken.
-_KINDS: list[tuple[type, type[Network]]] = [(UNet2DModel, UNetNetwork)]
-# What `from_pretrained` loads where a folder does not say.
-DEFAULT_MODULE = UNet2DModel
-
-
-def add_network(module_class: type, network_class: type[Network]) -> None:
-    r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
-    _KINDS.append((module_class, network_class))
-
-
-def network_of(module: Any, device: torch.device | None = None) -> Network:
-    r"""The `Network` of a module."""
-    if isinstance(module, Network):
-        return module
-    # A compiled module stands for the one that it was made from.
-    inner = getattr(module, "_orig_mod", module)
-    # What is none of them is taken for a module that is called like a UNet2DModel.
-    kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
-    return kind(module, device)
-
-
-def known_module_class(library: str, name: str) -> type | None:
-    r"""The class of networks of this name in this library that can be scored, if there is one."""
-    if not (isinstance(library, str) and library):
-        return None
-    return next((cls for cls, _ in _KINDS if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
-
-
-def architecture_digest(network: torch.nn.Module) -> str:
-    r"""SHA-256 of a network's configuration."""
-    return hashlib.sha256(_public_config(network).encode()).hexdigest()
-
-
-def _public_config(network: torch.nn.Module) -> str:
-    config = getattr(network, "config", None)
-    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
-    return json.dumps(public, sort_keys=True, default=str)
-
-
-def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
-    whatever file it was loaded from. `None` where the weights are not at hand."""
-    digest = hashlib.sha256(_public_config(network).encode())
-    for name, weight in sorted(network.state_dict().items()):
-        if weight.is_meta:
-            return None
-        weight = weight.detach().cpu()
-        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 # ---- ddpm_vlb/checks.py ----
 
 r"""What is asked at every door: counts, seeds, shapes, and whether numbers are finite."""
 
 
+
+MAX_TIMESTEPS = 1_000_000  # far above what is trained, far below what would keep a computer busy before it is refused
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def shown(value: Any) -> str:
+    r"""`repr` of a value from a file, cut to what an error message can hold."""
+    return _SHORT.repr(value)
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -404,14 +224,30 @@ def check_integer(name: str, value: Any) -> int:
         raise ValueError(f"`{name}` must be an integer, got {value!r}.") from None
 
 
-def check_seed(seed: Any) -> int:
+def is_number(value: Any) -> bool:
+    r"""Whether a value is a real number that torch can take; booleans are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def is_integer(value: Any, least: int, most: int) -> bool:
+    r"""Whether a value is an integer from `least` to `most`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= value <= most
+
+
+def check_num_timesteps(name: str, value: Any) -> None:
+    r"""Raise `ValueError` for a number of timesteps T that no table could hold."""
+    if not is_integer(value, 1, MAX_TIMESTEPS):
+        raise ValueError(f"`{name}` must be an integer from 1 to {MAX_TIMESTEPS}, got {shown(value)}.")
+
+
+def check_seed(seed: Any, name: str = "seed") -> int:
     r"""A seed in [0, 2^63), or `ValueError`."""
     try:
         number = integer(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**63:
-        raise ValueError(f"`seed` must lie in [0, 2^63), got {seed}.")
+        raise ValueError(f"`{name}` must lie in [0, 2^63), got {seed}.")
     return number
 
 
@@ -437,6 +273,16 @@ class NonFiniteOutput(ValueError):
         where = ("" if image is None else f" for image {image}") + ("" if timestep is None else f" at timestep {timestep}")
         hint = " It may have overflowed: try bfloat16 or float32." if dtype == torch.float16 else ""
         super().__init__(f"`unet` must give finite outputs, got {got}{where}{'' if share is None else f' ({share})'}.{hint}")
+
+
+def nan_unless_finite(model_output: torch.Tensor) -> torch.Tensor:
+    r"""A network's output `(B, C, H, W)`, all NaN for an image where some of it is not finite: of an overflow clipping would
+    make a number, of NaN nothing does. Nothing here waits for the device."""
+    if not model_output.is_floating_point():
+        return model_output
+    finite = torch.isfinite(model_output).flatten(1).all(dim=1).reshape(-1, *[1] * (model_output.ndim - 1))
+    # A product with 1 is exact, and one with NaN gives NaN gradients: `where` would give an overflow none.
+    return model_output * torch.where(finite, 1.0, torch.nan).to(model_output.dtype)
 
 
 def check_finite(terms: torch.Tensor, grid: list[int], dtype: torch.dtype | None = None) -> None:
@@ -465,9 +311,8 @@ MAX_PIXEL_LEVELS = 65536
 
 def check_num_pixel_levels(num_pixel_levels: int) -> None:
     r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
-    is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
-    if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
-        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}.")
+    if not is_integer(num_pixel_levels, 2, MAX_PIXEL_LEVELS):
+        raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {shown(num_pixel_levels)}.")
 
 
 def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -551,6 +396,531 @@ def quantize(images: torch.Tensor | np.ndarray, num_pixel_levels: int, *, source
         )
     levels = (0.5 * (values + 1.0) * (num_pixel_levels - 1)).round()
     return levels.to(torch.int32).to(torch.uint8 if num_pixel_levels <= 256 else torch.uint16)
+
+
+# ---- ddpm_vlb/model/configuration.py ----
+
+r"""What the configurations of a network and of a scheduler may say: a rule for every value that is read.
+
+A configuration is a file of others, and the constructors of diffusers take it literally: a T of 10^9 keeps them busy before
+anything is refused, a word in the place of a number shows when the first image is scored. Here it shows at once. What a value
+*means* is asked where it is used: unknown names of schedules and variances, betas that make no process.
+"""
+
+
+
+
+MAX_KEY_LENGTH = 256
+MAX_SIDE = MAX_CHANNELS = 65_536
+MAX_BLOCKS, MAX_LAYERS = 32, 100
+# Under these names a configuration is that of a `UNet2DModel`; a file without one is, too.
+UNET_NAMES = (None, "UNet2DModel", "UNetUnconditionalModel")
+
+
+class ConfigurationRule(NamedTuple):
+    r"""What a value must be, in words, and whether it is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def or_null(self) -> "ConfigurationRule":
+        r"""The same, or nothing."""
+        return ConfigurationRule(f"null or {self.words}", lambda value: value is None or self.holds(value))
+
+    def list_of(self, least: int, most: int) -> "ConfigurationRule":
+        r"""A list of so many such values."""
+        return ConfigurationRule(
+            f"a list of {least if least == most else f'{least} to {most}'} values, each {self.words}",
+            lambda value: isinstance(value, (list, tuple)) and least <= len(value) <= most and all(map(self.holds, value)),
+        )
+
+
+def _integer(least: int, most: int) -> ConfigurationRule:
+    return ConfigurationRule(f"an integer from {least} to {most}", lambda value: is_integer(value, least, most))
+
+
+def _are_betas(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 1
+    return isinstance(value, (list, tuple)) and len(value) <= MAX_TIMESTEPS and all(map(is_number, value))
+
+
+_WORD = ConfigurationRule("a string", lambda value: isinstance(value, str))
+_SWITCH = ConfigurationRule("true or false", lambda value: isinstance(value, (bool, int, np.bool_)) and value in (0, 1))
+_NUMBER = ConfigurationRule("a number", is_number)
+_POSITIVE = ConfigurationRule("a positive number", lambda value: is_number(value) and value > 0)
+_SHARE = ConfigurationRule("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
+_SIDE = _integer(1, MAX_SIDE)
+_CHANNELS = _integer(1, MAX_CHANNELS)
+
+SCHEDULER_RULES = {
+    "num_train_timesteps": _integer(1, MAX_TIMESTEPS),
+    "beta_start": _NUMBER,
+    "beta_end": _NUMBER,
+    "beta_schedule": _WORD,
+    "trained_betas": ConfigurationRule(f"a list of at most {MAX_TIMESTEPS} numbers", _are_betas).or_null(),
+    "variance_type": _WORD.or_null(),
+    "clip_sample": _SWITCH,
+    "prediction_type": _WORD,
+    "thresholding": _SWITCH,
+    "dynamic_thresholding_ratio": _SHARE,
+    "clip_sample_range": _POSITIVE,
+    "sample_max_value": _POSITIVE,
+    "timestep_spacing": _WORD,
+    "steps_offset": _integer(0, MAX_TIMESTEPS),
+    "rescale_betas_zero_snr": _SWITCH,
+    "num_pixel_levels": _integer(2, MAX_PIXEL_LEVELS),
+    "calibration": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
+    "predict_epsilon": _SWITCH,
+}
+NETWORK_RULES = {
+    "sample_size": ConfigurationRule(
+        f"null, {_SIDE.words}, or two of them", lambda value: value is None or _SIDE.holds(value) or _SIDES.holds(value)
+    ),
+    "in_channels": _CHANNELS,
+    "out_channels": _CHANNELS,
+    "num_class_embeds": _integer(1, 10_000_000).or_null(),
+}
+UNET_RULES = NETWORK_RULES | {
+    "layers_per_block": _integer(1, MAX_LAYERS),
+    "block_out_channels": _CHANNELS.list_of(1, MAX_BLOCKS),
+    "down_block_types": _WORD.list_of(1, MAX_BLOCKS),
+    "up_block_types": _WORD.list_of(1, MAX_BLOCKS),
+    "mid_block_type": _WORD.or_null(),
+    "attention_head_dim": _CHANNELS.or_null(),
+    "norm_num_groups": _CHANNELS,
+    "attn_norm_num_groups": _CHANNELS.or_null(),
+    "norm_eps": _POSITIVE,
+    "dropout": _SHARE,
+    "mid_block_scale_factor": _POSITIVE,
+    "downsample_padding": _integer(0, MAX_SIDE),
+    "downsample_type": _WORD,
+    "upsample_type": _WORD,
+    "act_fn": _WORD,
+    "add_attention": _SWITCH,
+    "center_input_sample": _SWITCH,
+    "flip_sin_to_cos": _SWITCH,
+    "freq_shift": _NUMBER,
+    "time_embedding_type": _WORD,
+    "time_embedding_dim": _CHANNELS.or_null(),
+    "resnet_time_scale_shift": _WORD,
+    "class_embed_type": _WORD.or_null(),
+    "num_train_timesteps": _integer(1, MAX_TIMESTEPS).or_null(),
+}
+_SIDES = _SIDE.list_of(2, 2)
+
+
+def check_configuration(config: Mapping[str, Any], rules: Mapping[str, ConfigurationRule]) -> None:
+    r"""Raise `ValueError` for a value that is not as the rule of its name has it; names without a rule may have any."""
+    for name, rule in rules.items():
+        if name in config and not rule.holds(config[name]):
+            raise ValueError(f"`{name}` must be {rule.words}, got {shown(config[name])}.")
+
+
+def check_scheduler_config(config: Mapping[str, Any]) -> None:
+    r"""`check_configuration` of a scheduler."""
+    check_configuration(config, SCHEDULER_RULES)
+
+
+def check_network_config(config: Mapping[str, Any]) -> None:
+    r"""`check_configuration` of a network: of all that a `UNet2DModel` is made from, or of what any kind of network has."""
+    if config.get("_class_name") not in UNET_NAMES:
+        return
+    check_configuration(config, UNET_RULES)
+    head, widths = config.get("attention_head_dim"), config.get("block_out_channels")
+    if head is None or widths is None:
+        return
+    # A width that holds no whole head makes attention with none, which divides by their number.
+    attended = [width for width, kind in zip(widths, config.get("down_block_types", ())) if kind.startswith("Attn")]
+    attended += [widths[-1]] if config.get("add_attention", True) else []
+    if attended and min(attended) < head:
+        raise ValueError(
+            f"`attention_head_dim` must be at most the {min(attended)} channels that attention has in this network, got {head}."
+        )
+
+
+# ---- ddpm_vlb/words.py ----
+
+r"""Words for numbers."""
+
+
+def counted(count: int, noun: str) -> str:
+    r"""`1 channel`, `3 channels`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+# ---- ddpm_vlb/model/network.py ----
+
+r"""The network that is scored: all that is asked of one, whatever class it is of.
+
+A `Network` stands for a module in scoring, sampling and training: how many channels and which size its images have, of how many
+classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this file asks a module itself, but for
+what every torch module can do. Another kind of network is a subclass, and a line of `add_network`.
+"""
+
+
+
+
+_LOCK = Lock()
+
+
+class _Held:
+    r"""What parts of networks were before the first of those who hold them changed them, for the last one to put back: networks
+    have parts in common, and threads networks. To be asked under `_LOCK`."""
+
+    def __init__(self):
+        self._entries: WeakKeyDictionary[torch.nn.Module, tuple[int, Any]] = WeakKeyDictionary()
+
+    def __contains__(self, part: torch.nn.Module) -> bool:
+        return part in self._entries
+
+    def enter(self, part: torch.nn.Module, before: Any) -> None:
+        r"""One more holds a part."""
+        count, before = self._entries.get(part, (0, before))
+        self._entries[part] = count + 1, before
+
+    def leave(self, part: torch.nn.Module) -> Any:
+        r"""What to put back, `None` where others still hold it."""
+        count, before = self._entries.pop(part)
+        if count == 1:
+            return before
+        self._entries[part] = count - 1, before
+        return None
+
+
+_TRAINING, _FORWARD = _Held(), _Held()
+
+
+class Network:
+    r"""A module as scoring sees it; the base class of the kinds of networks.
+
+    A kind says in `__init__`, from the module's configuration, what its images are, and in `output` how it is called.
+
+    Args:
+        module: the network.
+        device: where it computes; by default where its weights are.
+
+    Attributes:
+        channels: of its images.
+        size: their (height, width), `None` where it takes any.
+        out_channels: of its output, `None` where nothing tells.
+        num_classes: of a class-conditional network, else `None`.
+        takes_fractions: whether it can be asked between timesteps.
+    """
+
+    channels: int
+    size: tuple[int, int] | None = None
+    out_channels: int | None = None
+    num_classes: int | None = None
+    takes_fractions: bool = True
+
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        self.module = module
+        self._device = device
+
+    def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
+        raise NotImplementedError
+
+    def __call__(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output, all NaN for an image where some of it is not finite.
+
+        Args:
+            noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
+                network's.
+            timesteps: one for all, or one each, `(B,)`.
+            class_labels: of a class-conditional network, `(B,)`.
+        """
+        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
+        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        r"""(C, H, W) of its images; `ValueError` where its configuration leaves their size open."""
+        if self.size is None:
+            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
+        return (self.channels, *self.size)
+
+    @property
+    def device(self) -> torch.device:
+        r"""Where it computes."""
+        if self._device is None:
+            return next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
+        return self._device
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        r"""In which it computes; asked for once, since diffusers walks through all parts of a module for it."""
+        weights = (weight.dtype for weight in self.module.parameters() if weight.is_floating_point())
+        return getattr(self.module, "dtype", None) or next(weights, torch.float32)
+
+    @property
+    def is_half(self) -> bool:
+        r"""Whether it computes in half precision."""
+        return self.dtype in (torch.float16, torch.bfloat16)
+
+    @cached_property
+    def is_cast_by_layer(self) -> bool:
+        r"""Whether diffusers' `enable_layerwise_casting` keeps its weights in another dtype than it computes in."""
+        hooks = (getattr(part, "_diffusers_hook", None) for part in self.module.modules())
+        return any(hook is not None and hook.get_hook("layerwise_casting") is not None for hook in hooks)
+
+    @property
+    def is_rounded(self) -> bool:
+        r"""Whether its arithmetic, or the weights that it keeps, are of half precision or less."""
+        return self.is_half or self.is_cast_by_layer
+
+    def in_float32(self) -> torch.nn.Module:
+        r"""A copy of the module, with its weights as they are, that computes in float32."""
+        module = copy.deepcopy(getattr(self.module, "_orig_mod", self.module))
+        for part in module.modules():
+            if vars(part).pop("_diffusers_hook", None) is not None:
+                # The hooks', which are this network's own still; the class has another.
+                vars(part).pop("forward", None)
+        return module.float()
+
+    @property
+    def architecture_sha256(self) -> str:
+        r"""SHA-256 of its configuration."""
+        return architecture_digest(self.module)
+
+    def sha256(self, dtype: torch.dtype | None = None) -> str | None:
+        r"""SHA-256 of its configuration and weights; see `network_digest`."""
+        # Of those that are kept in fewer digits than they are used in, as they are used: where they were saved, and loaded into
+        # that dtype, it is the same network.
+        return network_digest(self.module, self.dtype if dtype is None and self.is_cast_by_layer else dtype)
+
+    @contextmanager
+    def evaluating(self, autocast: bool = False) -> Iterator[None]:
+        r"""Dropout off, and every part of it back as it was when the last of the threads that share it is done.
+
+        Args:
+            autocast: whether the caller's `torch.autocast`, or accelerate's around the network, has its way. Without, the
+                network computes in its own dtype, which is what reports say.
+        """
+        parts = list(self.module.modules())
+        with _LOCK:
+            mixed = [] if autocast else [part for part in parts if part in _FORWARD or _is_autocast_by_accelerate(part)]
+            for part in parts:
+                _TRAINING.enter(part, part.training)
+            for part in mixed:
+                _FORWARD.enter(part, part.forward)
+                part.forward = part._original_forward
+            self.module.eval()
+        off = not autocast and torch.amp.is_autocast_available(self.device.type)
+        try:
+            with torch.autocast(self.device.type, enabled=False) if off else nullcontext():
+                yield
+        finally:
+            with _LOCK:
+                for part in parts:
+                    # What somebody has put into training meanwhile stays there.
+                    part.training |= bool(_TRAINING.leave(part))
+                for part in mixed:
+                    part.forward = _FORWARD.leave(part) or part.forward
+
+    def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
+        r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
+        expected = self.channels * (2 if learns_variance else 1)
+        if self.out_channels not in (None, expected):
+            raise ValueError(
+                f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
+                f" variance_type={variance_type!r}, got {self.out_channels}."
+            )
+
+    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
+        r"""Class labels as `(count,)` integers, `None` for an unconditional network; `ValueError` where they do not fit."""
+        num_classes = self.num_classes
+        if (class_labels is None) != (num_classes is None):
+            rule = "be left out: the network is unconditional" if num_classes is None else f"be given: {num_classes} classes"
+            raise ValueError(f"`class_labels` must {rule}, got {class_labels!r}.")
+        if class_labels is None or num_classes is None:
+            return None
+        try:
+            labels = torch.as_tensor(class_labels).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
+        labels = labels.expand(count) if labels.ndim == 0 else labels
+        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
+            )
+        return labels.long()
+
+
+class UNetNetwork(Network):
+    r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        super().__init__(module, device)
+        config: Any = module.config
+        check_configuration({name: getattr(config, name) for name in NETWORK_RULES if hasattr(config, name)}, NETWORK_RULES)
+        self.channels = config.in_channels
+        self.out_channels = getattr(config, "out_channels", None)
+        size = getattr(config, "sample_size", None)
+        self.size = size if size is None else tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+        self.num_classes = getattr(config, "num_class_embeds", None)
+        # A table of embeddings has a row for each timestep, and none between.
+        self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
+
+    def output(self, samples, timesteps, class_labels):
+        r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
+        arguments = {} if class_labels is None else {"class_labels": class_labels}
+        return self.module(samples, timesteps, **arguments).sample
+
+
+# Grey, grey with alpha, RGB, RGB with alpha.
+MAX_PICTURE_CHANNELS = 4
+
+
+def check_output_type(output_type: Any, channels: int) -> None:
+    r"""Raise `ValueError` for an unknown kind of images to sample, or for PIL images of more channels than PIL has."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+    if output_type == "pil" and channels > MAX_PICTURE_CHANNELS:
+        raise ValueError(
+            f"`output_type` must be 'np' or 'pt' for images of {channels} channels, of which no picture can be made,"
+            f" got {output_type!r}."
+        )
+
+
+# Kinds of networks by the class of their module; the last that fits is taken.
+_KINDS: list[tuple[type, type[Network]]] = [(UNet2DModel, UNetNetwork)]
+# What `from_pretrained` loads where a folder does not say.
+DEFAULT_MODULE = UNet2DModel
+
+
+def add_network(module_class: type, network_class: type[Network]) -> None:
+    r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
+    _KINDS.append((module_class, network_class))
+
+
+def _is_autocast_by_accelerate(part: torch.nn.Module) -> bool:
+    r"""Whether `accelerator.prepare` has put mixed precision around a module; `unwrap_model` leaves it there."""
+    return type(getattr(part.forward, "__wrapped__", None)).__name__ == "ConvertOutputsToFp32"
+
+
+def network_of(module: Any, device: torch.device | None = None) -> Network:
+    r"""The `Network` of a module."""
+    if isinstance(module, Network):
+        return module
+    # A compiled module stands for the one that it was made from.
+    inner = getattr(module, "_orig_mod", module)
+    # What is none of them is taken for a module that is called like a UNet2DModel.
+    kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
+    return kind(module, device)
+
+
+def known_module_class(library: str, name: str) -> type | None:
+    r"""The class of networks of this name in this library that can be scored, if there is one."""
+    if not (isinstance(library, str) and library):
+        return None
+    return next((cls for cls, _ in _KINDS if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
+
+
+def architecture_digest(network: torch.nn.Module) -> str:
+    r"""SHA-256 of a network's configuration."""
+    return hashlib.sha256(_public_config(network).encode()).hexdigest()
+
+
+def _public_config(network: torch.nn.Module) -> str:
+    config = getattr(network, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
+    whatever file it was loaded from. `None` where the weights are not at hand."""
+    digest = hashlib.sha256(_public_config(network).encode())
+    for name, weight in sorted(network.state_dict().items()):
+        if weight.is_meta:
+            return None
+        weight = weight.detach().cpu()
+        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- ddpm_vlb/progress.py ----
+
+r"""How far a computation is: a bar in a terminal or a notebook, and elsewhere, as in a pipe or a file, a line now and then."""
+
+
+
+SECONDS = 10.0  # between two lines; later on a tenth of the time that has gone by
+
+
+def can_be_redrawn() -> bool:
+    r"""Whether what stands on stderr can be drawn over: in a terminal, and in a notebook's cell."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    notebook = shell is not None and "IPKernelApp" in shell.config
+    return notebook or sys.stderr.isatty()
+
+
+def progress_bar(total: int | None = None, *, disable: bool = False, **options: Any) -> Any:
+    r"""A `tqdm` bar, or `Lines`.
+
+    Args:
+        total: of the work, where it is known.
+        disable: nothing at all.
+        options: of `tqdm`; `Lines` knows some of them.
+    """
+    if disable or can_be_redrawn():
+        return tqdm(total=total, disable=disable, **options)
+    return Lines(total, **options)
+
+
+class Lines:
+    r"""What of `tqdm` is used here, as lines on stderr. What takes no longer than a few seconds prints none.
+
+    Args:
+        total, initial, desc, unit, unit_scale: as `tqdm`.
+        others: of `tqdm`, and of no meaning here.
+    """
+
+    def __init__(
+        self, total: int | None = None, initial: int = 0, desc: str = "", unit: str = "it", unit_scale: bool = False, **others
+    ):
+        self.total, self.n, self._initial = total, initial, initial
+        self._how = {"prefix": desc, "unit": unit, "unit_scale": unit_scale}
+        self._start = self._last = time.monotonic()
+        self._postfix = ""
+
+    def update(self, n: int = 1) -> None:
+        r"""So many more are done."""
+        self.n += n
+        now = time.monotonic()
+        if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
+            self._last = now
+            total = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
+            line = tqdm.format_meter(
+                self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
+            )
+            print(line.strip(), file=sys.stderr, flush=True)
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        r"""What the next line ends with."""
+        self._postfix = text
+
+    def refresh(self) -> None:
+        r"""Nothing: a line stays as it was printed."""
+
+    def close(self) -> None:
+        r"""Nothing is left to do."""
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
 
 # ---- ddpm_vlb/gaussians.py ----
@@ -1135,6 +1505,15 @@ class Prediction:
     flow: Callable[..., Any]
     needs_signal: bool = False
 
+    def check_signal(self, alphas_cumprod: float, timestep: int) -> None:
+        r"""Raise `ValueError` where no image can be predicted from latents of this :math:`\bar\alpha_t`."""
+        if self.needs_signal and alphas_cumprod == 0:
+            raise ValueError(
+                f"`prediction_type` must not be {self.name!r} where the terminal SNR is zero: at timestep {timestep}"
+                " alphas_cumprod = 0 and the latent holds nothing of the image, so that the noise determines no image. Use"
+                " prediction_type='v_prediction' (and a network trained for it)."
+            )
+
 
 def _sample_itself(forward, x_t, output, timesteps):
     forward.rows(timesteps, len(x_t))  # refuses timesteps that are none
@@ -1410,18 +1789,13 @@ class ReverseProcess:
         for name in ("clip_sample", "thresholding"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        if not self.sample_max_value > 0:
-            raise ValueError(f"`sample_max_value` must be positive, got {self.sample_max_value!r}.")
-        if not self.clip_sample_range > 0:
-            raise ValueError(f"`clip_sample_range` must be positive, got {self.clip_sample_range!r}.")
-        if not 0 <= self.dynamic_thresholding_ratio <= 1:
-            raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {self.dynamic_thresholding_ratio!r}.")
-        if self.prediction.needs_signal and self.forward.alphas_cumprod[-1] == 0:
-            raise ValueError(
-                f"`prediction_type` must not be {self.prediction_type!r} where the terminal SNR is zero: at"
-                f" timestep {int(self.forward.timesteps[-1])} alphas_cumprod = 0 and the latent holds nothing of the image,"
-                " so that the noise determines no image. Use prediction_type='v_prediction' (and a network trained for it)."
-            )
+        for name in ("sample_max_value", "clip_sample_range"):
+            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {shown(getattr(self, name))}.")
+        ratio = self.dynamic_thresholding_ratio
+        if not is_number(ratio) or not 0 <= ratio <= 1:
+            raise ValueError(f"`dynamic_thresholding_ratio` must lie in [0, 1], got {shown(ratio)}.")
+        self.prediction.check_signal(self.forward.alphas_cumprod[-1].item(), int(self.forward.timesteps[-1]))
         if self.error_model is not None:
             steps = self.forward.num_train_timesteps
             if self.trained is None or len(self.trained) != steps or len(self.error_model.offsets) != steps:
@@ -1456,7 +1830,8 @@ class ReverseProcess:
         return betas if self.learns_variance else torch.cat([self.min_log_variance[:1], betas[1:]])
 
     def split(self, model_output: torch.Tensor, num_channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape.
+        r"""The network's prediction `(B, C, H, W)` and, where variances are learned, its second half of the same shape; all NaN
+        for an image where some of the output is not finite.
 
         Raises:
             ValueError: a number of channels that does not fit the variance type.
@@ -1464,9 +1839,10 @@ class ReverseProcess:
         expected = num_channels * (2 if self.learns_variance else 1)
         if model_output.shape[1] != expected:
             raise ValueError(
-                f"`model_output` must have {expected} channels for {num_channels}-channel images with"
+                f"`model_output` must have {counted(expected, 'channel')} for {num_channels}-channel images with"
                 f" variance_type={self.variance_type!r}, got {model_output.shape[1]}."
             )
+        model_output = nan_unless_finite(model_output)
         if not self.learns_variance:
             return model_output, None
         prediction, variance = model_output.split(num_channels, dim=1)
@@ -1717,7 +2093,7 @@ def split_output(model_output: torch.Tensor, num_channels: int, variance_type: s
     learned = variance_of(variance_type).is_learned
     if not learned or model_output.shape[1] != 2 * num_channels:
         raise ValueError(
-            f"`model_output` must have {2 * num_channels if learned else num_channels} channels for"
+            f"`model_output` must have {counted(2 * num_channels if learned else num_channels, 'channel')} for"
             f" {num_channels}-channel samples with variance_type={variance_type!r},"
             f" got {model_output.shape[1]}."
         )
@@ -2365,8 +2741,9 @@ def make_betas(
         Betas, shape `(T,)`, float64, on the CPU.
 
     Raises:
-        ValueError: unknown `beta_schedule`.
+        ValueError: unknown `beta_schedule`; more steps than any table could hold.
     """
+    check_num_timesteps("num_train_timesteps", num_train_timesteps)
     if trained_betas is not None:
         betas = torch.as_tensor(trained_betas, dtype=torch.float64).clone()
     elif isinstance(beta_schedule, str) and beta_schedule in NAMED_SCHEDULES:
@@ -2476,8 +2853,7 @@ def linear_log_snr(num_timesteps: int, log_snr_max: float, log_snr_min: float) -
     Raises:
         ValueError: end points that are not finite or not descending; no timesteps.
     """
-    if num_timesteps < 1:
-        raise ValueError(f"`num_timesteps` must be at least 1, got {num_timesteps!r}.")
+    check_num_timesteps("num_timesteps", num_timesteps)
     if not float("-inf") < log_snr_min < log_snr_max < float("inf"):
         raise ValueError(f"`log_snr_min` must be below `log_snr_max`, both finite, got {log_snr_min} and {log_snr_max}.")
     return ForwardProcess.from_log_snr(torch.linspace(log_snr_max, log_snr_min, num_timesteps, dtype=torch.float64))
@@ -2512,11 +2888,13 @@ class BoundMixin:
     r"""What `VLBDDPMScheduler` knows of the likelihood; made for a class with diffusers' `config` of a DDPM."""
 
     config: Any
+    alphas_cumprod: torch.Tensor
 
     def _build_tables(self) -> None:
         r"""Build what scoring is made from; called once, when the configuration is there."""
-        self._built_from = self._schedule_config()
+        self._built_from = copy.deepcopy(self._schedule_config())
         self._forward_betas = make_betas(**{name: self.config[name] for name in SCHEDULE_KEYS})
+        self._built_alphas_cumprod = self.alphas_cumprod.clone()
         self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
         self._calibration: Calibration | None = None
@@ -2527,12 +2905,13 @@ class BoundMixin:
         Raises:
             ValueError: betas that cannot be scored (outside (0, 1), or not T of them), a bad sub-sequence.
         """
-        for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
-            if built is not now and not is_default(now, built):
-                raise ValueError(
-                    f"`{name}` must be what the scheduler was built from, {built!r}, for the model to be scored, got {now!r}."
-                    " Make a new scheduler with `from_config`."
-                )
+        self._check_configuration()
+        built = self._built_alphas_cumprod
+        if not torch.equal(self.alphas_cumprod.to(built), built):
+            raise ValueError(
+                "`alphas_cumprod` must be the scheduler's own for the model to be scored, got others. Make a new scheduler with"
+                " `from_config(..., trained_betas=...)`."
+            )
         num_steps = self.config.num_train_timesteps
         if len(self._forward_betas) != num_steps:
             raise ValueError(
@@ -2551,6 +2930,15 @@ class BoundMixin:
             self._forward_processes[key] = process
         return process
 
+    def _check_configuration(self) -> None:
+        r"""Raise `ValueError` where the configuration does not say any more what the tables were built from."""
+        for name, built, now in zip(SCHEDULE_KEYS, self._built_from, self._schedule_config()):
+            if not is_default(now, built):
+                raise ValueError(
+                    f"`{name}` must be what the scheduler was built from, {built!r}, got {now!r}."
+                    f" Make a new scheduler with `from_config(..., {name}=...)`."
+                )
+
     def _schedule_config(self) -> list[Any]:
         return [self.config[name] for name in SCHEDULE_KEYS]
 
@@ -2567,13 +2955,13 @@ class BoundMixin:
         calibration = self._calibration
         if calibration is None or calibration.config is not config:
             calibration = Calibration(config, self.forward_process())
-            for name in MADE_FOR:
-                if config.get(name) != self.config[name]:
-                    raise ValueError(
-                        f"`calibration` must be of this model, got one for {name} = {config.get(name)!r}, not"
-                        f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
-                    )
-            self._calibration = calibration
+        for name in MADE_FOR:
+            if config.get(name) != self.config[name]:
+                raise ValueError(
+                    f"`calibration` must be of this model, got one for {name} = {config.get(name)!r}, not"
+                    f" {self.config[name]!r}. Calibrate anew, or leave it out with `from_config(..., calibration=None)`."
+                )
+        self._calibration = calibration
         return calibration
 
     def reverse_process(
@@ -2752,8 +3140,10 @@ class BoundMixin:
 
 def is_default(value: Any, default: Any) -> bool:
     r"""Whether a value of a configuration is what it was or would be."""
+    if isinstance(value, torch.Tensor) and isinstance(default, torch.Tensor):
+        return torch.equal(value, default)
     if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
-        return value is default
+        return type(value) is type(default) and np.array_equal(value, default)
     return value == default
 
 
@@ -2775,12 +3165,45 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 logger = logging.get_logger(__name__)
 
 
+class _Steps(NamedTuple):
+    r"""The coefficients of a grid, and what they were made from."""
+
+    timesteps: torch.Tensor
+    grid: list[int]
+    variance_type: str
+    calibration: dict[str, Any] | None
+    alphas_cumprod: torch.Tensor
+    coefficients: dict[int, StepCoefficients]
+
+
+class SchedulerConfig(FrozenDict):
+    r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
+
+    diffusers' own means to forbid assigning and does not; an entry that was assigned then has two values, of which its
+    schedulers compute with the attribute, and save the item.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
+            # `from_config` would drop it.
+            self["_use_default_values"] = [other for other in defaults if other != name]
+        object.__setattr__(self, name, value)
+        if not name.startswith("_FrozenDict__"):
+            OrderedDict.__setitem__(self, name, value)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+
 class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
     r"""
     A `DDPMScheduler` that knows the likelihood of its model: exact posteriors, and every term of the variational bound.
 
     Everything `DDPMScheduler` takes and does stays; where it is wrong (log-variance types, noise on the final image, noise in
     low precision, grids with a step -1) this class is right. Timesteps are zero-based.
+
+    What is assigned to an entry of `config` holds for sampling, scoring, reports and files alike. The number of steps and the
+    betas, of which the tables were built, are refused when they have changed: make a new scheduler with `from_config`.
 
     Parameters:
         num_train_timesteps (`int`, defaults to 1000):
@@ -2834,6 +3257,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         num_pixel_levels: int = 256,
         calibration: dict[str, Any] | None = None,
     ):
+        check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -2851,14 +3275,18 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        # diffusers takes what is passed by position for a default, and `from_config` would drop it.
-        parameters = inspect.signature(type(self).__init__).parameters
-        if "_use_default_values" in self.config:
-            defaults = [n for n in self.config["_use_default_values"] if is_default(self.config[n], parameters[n].default)]
-            self.register_to_config(_use_default_values=defaults)
         self._build_tables()
-        self._step_grid = self._step_config = self._step_key = None  # what the coefficients belong to
-        self._step_coefficients: dict[int, StepCoefficients] = {}
+        self._steps: _Steps | None = None
+
+    def register_to_config(self, **kwargs):
+        r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
+        super().register_to_config(**kwargs)
+        config = self._internal_dict = SchedulerConfig(self._internal_dict)
+        # diffusers takes what is passed by position, or registered later, for a default, and `from_config` would drop it.
+        parameters = inspect.signature(type(self).__init__).parameters
+        if "_use_default_values" in config:
+            used = config["_use_default_values"]
+            config["_use_default_values"] = [name for name in used if is_default(config[name], parameters[name].default)]
 
     def push_to_hub(
         self,
@@ -2929,8 +3357,10 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         r"""Set the timesteps that `step` moves along: `num_inference_steps` of them, or `timesteps` themselves.
 
         Raises:
-            ValueError: both or neither given, or a grid that is not strictly descending in [0, T).
+            ValueError: both or neither given, a grid that is not strictly descending in [0, T), or values in the configuration
+                that no step could be made with.
         """
+        check_scheduler_config(self.config)
         if num_inference_steps is not None and timesteps is None:
             grid = self.inference_grid(num_inference_steps)
             self.num_inference_steps = num_inference_steps
@@ -2942,29 +3372,42 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
                 f" got {num_inference_steps!r} and {timesteps!r}."
             )
         self.custom_timesteps = timesteps is not None
-        self.timesteps = torch.tensor(grid, device=device)
-        self._use_grid(grid)
+        self.timesteps = own = torch.tensor(grid, device=device)
+        self._use_grid(own, grid)
 
-    def _use_grid(self, grid: list[int]) -> None:
-        self._step_grid, self._step_config = self.timesteps, self.config
-        valid = [step for step in grid if 0 <= step < len(self.alphas_cumprod)]
-        made_from = (self.config, self.alphas_cumprod)
-        if self._step_key is None or self._step_key != valid or any(a is not b for a, b in zip(made_from, self._made_from)):
+    def _use_grid(self, timesteps: torch.Tensor, grid: list[int]) -> _Steps:
+        self._check_configuration()
+        steps, alphas = self._steps, self.alphas_cumprod
+        variance_type, calibration = self.config.variance_type, self.config.get("calibration")
+        valid = [step for step in grid if 0 <= step < len(alphas)]
+        if steps is not None and steps.grid == valid and self._are_of_configuration(steps) and steps.alphas_cumprod is alphas:
+            steps = steps._replace(timesteps=timesteps)
+        else:
             calibrated = None
-            if self.config.get("calibration") is not None and valid:
+            if calibration is not None and valid:
                 calibrated = calibrated_steps(self.reverse_process(valid))
-            coefficients = step_coefficients(self.alphas_cumprod, valid, self.config.variance_type, calibrated)
-            self._step_key, self._made_from, self._step_coefficients = valid, made_from, coefficients
+            coefficients = step_coefficients(alphas, valid, variance_type, calibrated)
+            steps = _Steps(timesteps, valid, variance_type, calibration, alphas, coefficients)
+        # At once: other threads find a grid with its own coefficients, or make them anew.
+        self._steps = steps
+        return steps
+
+    def _are_of_configuration(self, steps: _Steps) -> bool:
+        config = self.config
+        return steps.variance_type is config.variance_type and steps.calibration is config.get("calibration")
 
     def _coefficients(self, timestep) -> StepCoefficients:
+        steps = self._steps
         # Never set, assigned from outside, or another configuration.
-        if self._step_grid is not self.timesteps or self._step_config is not self.config:
-            self._use_grid(check_inference_timesteps(self.timesteps.tolist(), self.config.num_train_timesteps))
+        if steps is None or steps.timesteps is not self.timesteps or not self._are_of_configuration(steps):
+            timesteps = self.timesteps
+            grid = check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps)
+            steps = self._use_grid(timesteps, grid)
         try:
             step = timestep if type(timestep) is int else operator.index(timestep)
         except TypeError:
             raise ValueError(f"`timestep` must be one integer, got {timestep!r}.") from None
-        coefficients = self._step_coefficients.get(step)
+        coefficients = steps.coefficients.get(step)
         if coefficients is None:
             raise ValueError(
                 f"`timestep` must be one of the scheduler's `timesteps` in [0, {len(self.alphas_cumprod)}), got {step}."
@@ -3079,6 +3522,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         return (signal * noise - spread * sample).to(sample.dtype)
 
     def _signal_and_noise(self, timesteps, samples, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        self._check_configuration()
         if not samples.is_floating_point() or noise.shape != samples.shape:
             raise ValueError(
                 "Samples must be floating-point and `noise` of their shape,"
@@ -3125,6 +3569,16 @@ logger = logging.get_logger(__name__)
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
+# The configurations of a checkpoint, and what is asked of each.
+CONFIGURATIONS = {
+    "unet/config.json": check_network_config,
+    "config.json": check_network_config,
+    "scheduler/scheduler_config.json": check_scheduler_config,
+    "scheduler_config.json": check_scheduler_config,
+    "model_index.json": None,
+}
+MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
+MAX_REASON_LENGTH = 1000
 
 
 class CheckpointError(OSError, ValueError):
@@ -3164,11 +3618,26 @@ def reading(name: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
+        reason = str(error)
         raise CheckpointError(
-            f"`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint, got {name!r}: {error}"
+            f"`pretrained_model_name_or_path` must be a complete and readable DDPM checkpoint, got {name!r}:"
+            f" {reason[:MAX_REASON_LENGTH]}{' ...' if len(reason) > MAX_REASON_LENGTH else ''}"
         ) from error
     finally:
         configuration_logger.removeFilter(is_not_about_num_pixel_levels)
+
+
+@contextmanager
+def without_loading_bar() -> Iterator[None]:
+    r"""No bar of diffusers' where it could not be drawn over; loading takes seconds."""
+    if can_be_redrawn() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
@@ -3176,7 +3645,39 @@ def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
         folder = download_parts(name, kwargs)
+    check_configurations(folder, kwargs)
     return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
+
+
+def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
+    r"""`folder`, once the configurations in it have been looked at, before anything is made of them.
+
+    Args:
+        folder: with an index or without; one that does not exist has none.
+        kwargs: of `from_pretrained`: the part that is given there is not looked at here.
+
+    Raises:
+        ValueError: a file that is too large or no mapping, a key longer than any that is known, a value that cannot be meant.
+    """
+    for file, check in CONFIGURATIONS.items():
+        path = Path(folder, file)
+        given = "unet" if check is check_network_config else "scheduler"
+        if not path.is_file() or check is not None and given in kwargs:
+            continue
+        if path.stat().st_size > MAX_CONFIGURATION_BYTES:
+            raise ValueError(
+                f"`{file}` must have at most {MAX_CONFIGURATION_BYTES} bytes, as no configuration has more,"
+                f" got {path.stat().st_size}."
+            )
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"`{file}` must hold a mapping of names to values, got {shown(config)}.")
+        long = next((key for key in config if len(key) > MAX_KEY_LENGTH), None)
+        if long is not None:
+            raise ValueError(f"`{file}` must have keys of at most {MAX_KEY_LENGTH} characters, got {shown(long)}.")
+        if check is not None:
+            check(config)
+    return folder
 
 
 def check_network(unet: Any, name: str) -> Any:
@@ -3241,7 +3742,7 @@ def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> Non
         if not safe and part not in kwargs:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {value!r} in {name!r}."
+                f" got {part} = {shown(value)} in {name!r}."
             )
 
 
@@ -3304,8 +3805,11 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     """
     if isinstance(scheduler, VLBDDPMScheduler):
         return scheduler
-    # Values, not the record of which were defaults: `from_config` would drop what was passed by position.
-    config = {key: value for key, value in getattr(scheduler, "config", {}).items() if key != "_use_default_values"}
+    # Values, not the record of which were defaults: `from_config` would drop what was passed by position. Attributes: where one
+    # was assigned, the scheduler computes with it, and its item is still the old one. And none that only the other scheduler
+    # knows, such as DPM-Solver's infinite `lambda_min_clipped`: they would be saved, and mean nothing.
+    stock = getattr(scheduler, "config", {})
+    config = {key: getattr(stock, key, value) for key, value in stock.items()}
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
@@ -3316,7 +3820,7 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]
-        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))
+        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
         logger.warning(
             f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
             f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
@@ -3325,7 +3829,33 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
     if config.pop("predict_epsilon", True) is False:
         config["prediction_type"] = "sample"
-    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(config))
+    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
+
+
+def own_keys(config: dict[str, Any]) -> dict[str, Any]:
+    r"""Of a scheduler's configuration, what a `VLBDDPMScheduler` knows."""
+    own = inspect.signature(VLBDDPMScheduler.__init__).parameters
+    return {key: value for key, value in config.items() if key in own}
+
+
+def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
+    r"""Raise `ValueError` unless the pipeline can sample with the scheduler that was put in the place of its own: one whose
+    steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances, and nothing asked for that only a
+    `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
+    if isinstance(scheduler, VLBDDPMScheduler):
+        return
+    name = type(scheduler).__name__
+    for argument, given in own.items():
+        if given not in (None, False):
+            raise ValueError(
+                f"`{argument}` must be left out unless `scheduler` is a VLBDDPMScheduler, got {given!r} with {name}."
+            )
+    scaled = float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0
+    if scaled or "generator" not in inspect.signature(scheduler.step).parameters or network.out_channels != network.channels:
+        raise ValueError(
+            f"`scheduler` must be a VLBDDPMScheduler for this network to be sampled from here, got {name}."
+            " `VLBDDPMScheduler.from_config(pipe.scheduler.config)` makes one of it."
+        )
 
 
 # ---- ddpm_vlb/noise.py ----
@@ -3349,21 +3879,21 @@ def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | 
     Raises:
         ValueError: a list of generators of another length than `count`.
     """
-    check_generator(generator)
+    check_generator(generator, count)
     if isinstance(generator, (list, tuple)):
-        if len(generator) != count:
-            raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
         return [seed for one in generator for seed in draw_seeds(1, one)]
     device = "cpu" if generator is None else generator.device
     return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
 
 
-def check_generator(generator: Any) -> None:
-    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of them, or `None`."""
+def check_generator(generator: Any, count: int) -> None:
+    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of `count` of them, or `None`."""
     generators = generator if isinstance(generator, (list, tuple)) else [generator]
     for one in generators:
         if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
             raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
+    if generators is generator and len(generators) != count:
+        raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
 
 
 def fresh_seed(generator: Any) -> int | None:
@@ -3529,6 +4059,11 @@ class Frame:
         return self._digest.hexdigest()
 
     @property
+    def numbers(self) -> np.ndarray:
+        r"""The numbers of all images so far."""
+        return np.concatenate(self._numbers)
+
+    @property
     def description(self) -> dict[str, Any]:
         r"""What a report says of the images."""
         return {"image_shape": list(self.images().levels.shape[1:]), "data_sha256": [self.sha256]}
@@ -3542,7 +4077,7 @@ class Frame:
         if not self._kept:
             raise ValueError("`images` must hold at least one image, got none.")
         self._drop()
-        all_numbers = np.concatenate(self._numbers)
+        all_numbers = self.numbers
         numbers, levels, labels = self._kept[0]
         return Images(
             numbers=all_numbers,
@@ -3647,6 +4182,10 @@ class Method:
         merges: whether reports of shards can be put together.
         line: its numbers beside `"bits_per_dim"` in one line, their names in braces; by default each after its words.
         note: a line below its numbers.
+        rules: what must hold of its reports, beyond what does of all: a rule in words, whether it holds, and what there is.
+        cost: a line before the work of what it costs, where that is more than one expects; `{dimensions}` are the images'.
+        takes_half: whether it can score a network in half precision.
+        min_steps: of the model, for there to be anything to do.
         begin: from the scorer, the forward process on all T steps, the number of dimensions, the batch size and the options, a
             `Columns`; or where in this folder that function is, `"module:function"`. `None` where `evaluation` knows how.
     """
@@ -3660,6 +4199,10 @@ class Method:
     merges: bool = True
     line: str | None = None
     note: str | None = None
+    rules: Callable[[Mapping[str, Any]], Iterator[tuple[str, bool, Any]]] | None = None
+    cost: str | None = None
+    takes_half: bool = True
+    min_steps: int = 1
     begin: Callable[..., Columns] | str | None = None
 
     def check_shard(self, shard: tuple[int, int]) -> None:
@@ -3689,6 +4232,37 @@ r"""The table of likelihood methods, a row each; read by `evaluate`, by reports 
 # Where nothing says when a sampled evaluation stops.
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
+
+
+def _of_weights(report: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
+    r"""What must hold of a report of the importance-weighted bound."""
+    config, method, size = report["config"], report["method"], report["effective_sample_size"]
+    value, vlb, k = report["bits_per_dim"], report["vlb"], config.get("k")
+    yield "the method 'iw, k = ' and its k", type(k) is int and method == f"iw, k = {k}", f"{method!r} for k = {k}"
+    yield "from one to k trajectories that count", 1 - 1e-9 <= size <= k * (1 + 1e-9), size
+    yield (
+        "no larger bound than that of each trajectory by itself",
+        value <= vlb + 1e-9 * max(1.0, abs(vlb)),
+        f"{value} and {vlb}",
+    )
+    made, wanted = report["num_network_evaluations"], report["num_images"] * k * config["num_steps"]
+    yield "evaluated each trajectory of each image at every step", made == wanted, f"{made} for {wanted} evaluations"
+
+
+def _of_ode(report: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
+    r"""What must hold of a report of the probability-flow ODE."""
+    parts, value = [report[name] for name in ("density", "dequantisation", "reconstruction")], report["bits_per_dim"]
+    yield "parts that sum to its total", abs(sum(parts) - value) <= 1e-9 * max(1.0, *map(abs, parts)), f"{parts} for {value}"
+    yield "a reconstruction that is not negative", parts[2] >= -1e-9, parts[2]
+    trace, method = report["config"].get("trace"), report["method"]
+    yield (
+        "the method 'ode' with the trace that was asked for",
+        trace is None or f"{trace} trace" in method,
+        f"{method!r} for {trace!r}",
+    )
+    made, images = report["num_network_evaluations"], report["num_images"]
+    yield "evaluated each image along its path", made >= 2 * images, f"{made} network evaluations of {images} images"
+
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -3725,6 +4299,7 @@ METHODS: dict[str, Method] = {
                 "effective_sample_size": "trajectories that count",
             },
             line="the bound of the same trajectories, each by itself: {vlb:.4f}; {effective_sample_size:.1f} of them count",
+            rules=_of_weights,
             begin="importance_weighted:importance_weighted",
         ),
         Method(
@@ -3741,6 +4316,11 @@ METHODS: dict[str, Method] = {
                 "bits_per_dim": "bound of the ODE",
             },
             note="the ODE is another model than the chain: neither of their numbers bounds the other",
+            rules=_of_ode,
+            cost="the solver calls the network a hundred times and more for each image, with --trace exact (the default up to"
+            " D = 256) for D = {dimensions} evaluations at a time, with --trace hutchinson for one; try --max-images 2 first",
+            takes_half=False,
+            min_steps=2,
             begin="probability_flow:ode",
         ),
     )
@@ -3808,7 +4388,11 @@ def own_options(method: Method, given: dict[str, Any], arguments: Iterable[str] 
 
 # ---- ddpm_vlb/reports/checks.py ----
 
-r"""Whether the numbers of a report are plain and finite, and agree with each other. Which there are, says `schema.py`."""
+r"""Whether the numbers of a report are plain and finite, and agree with each other. Which there are, says `schema.py`.
+
+What follows from other entries is computed again: sums, means, errors, intervals, counts. A report is checked whenever one is
+made, read or merged, so that each rule must hold of every true report, those of before among them.
+"""
 
 
 
@@ -3821,6 +4405,9 @@ KIND_WORDS = {
     dict: "a dictionary",
     type(None): "null",
 }
+# What a term that cannot be negative may come out below zero by, in float32.
+BELOW_ZERO = 1e-6
+LARGEST_PILOT = 1000  # evaluations, and one for each stratum twice
 
 
 def is_of_kind(value: Any, kind: Any) -> bool:
@@ -3864,27 +4451,34 @@ def to_plain(value: Any) -> Any:
 
 def check_numbers(report: Mapping[str, Any], method: Method) -> None:
     r"""Raise `ValueError` unless the numbers of a method's report, all of which are there, agree with each other."""
-    full, per_image = method.name == "full", report["per_image"]
+    config, count, per_image = report["config"], report["num_images"], report["per_image"]
     _check_entries("per_image", per_image or (), (float, int))
     if method.columns is None:
         _check_entries("transitions", report["transitions"], (float, int, type(None)))
         _check_entries("timesteps", report["timesteps"], (int,))
-    _check_counts(report, full)
-    if report["standard_error"] is not None and report["standard_error"] < 0:
-        raise ValueError(f"`report` must have a standard error that is not negative, got {report['standard_error']}.")
-    if per_image is not None and len(per_image) != report["num_images"]:
-        raise ValueError(f"`report` must have one number per image, got {len(per_image)} for {report['num_images']} images.")
+    _check_grid(config)
+    _check_seeds(config["seed"])
+    _check_counts(report, method)
+    if per_image is not None and len(per_image) != count:
+        raise ValueError(f"`report` must have one number per image, got {len(per_image)} for {count} images.")
+    _check_images(report)
+    error = report["standard_error"]
+    _require("a standard error that is not negative", error is None or error >= 0, error)
+    _require("no standard error of a single image", error is None or count > 1, error)
     if method.columns is None:
         _check_terms(report, method)
     if per_image is not None:
         _check_same("images whose mean is its total", math.fsum(per_image) / len(per_image), report["bits_per_dim"])
-    if full:
-        _check_same("transitions that sum to their total", math.fsum(report["transitions"]), report["transitions_total"])
+        if method.name != "sampled" and count > 1:
+            _check_same("a standard error that its images have", error_of_mean(per_image), error)
+    if method.name == "full":
+        _check_full(report)
     elif method.columns is None:
         _check_sampled(report)
-    error = report["standard_error"]
-    if (full or method.columns is not None) and report["num_images"] > 1 and not (per_image is None or error is None):
-        _check_same("a standard error that its images have", error_of_mean(per_image), error)
+    if "half_precision_bias" in report:
+        _check_half_precision(report["half_precision_bias"], config["dtype"])
+    for rule, holds, got in () if method.rules is None else method.rules(report):
+        _require(rule, holds, got)
 
 
 def error_of_mean(values: Sequence[float]) -> float:
@@ -3893,86 +4487,292 @@ def error_of_mean(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
-def _check_entries(name: str, values: Sequence[Any], kinds: tuple[type, ...]) -> None:
+def student_quantile(degrees_of_freedom: float, confidence: float = 0.95) -> float:
+    r"""Half the width of a two-sided interval of Student's distribution, in standard errors."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, 0.5 + confidence / 2))
+
+
+def freedom_of_sum(noise: float, images: float, freedom: float, num_images: int) -> float:
+    r"""The degrees of freedom of the Monte Carlo error and the images' own together (Satterthwaite)."""
+    return math.hypot(noise, images) ** 4 / (noise**4 / freedom + images**4 / (num_images - 1))
+
+
+def num_seeds(seed: int | list | None) -> int:
+    r"""How many evaluations of the same images a report is of."""
+    return len(seed) if isinstance(seed, list) else 1
+
+
+def num_parts(config: Mapping[str, Any]) -> int:
+    r"""Of how many evaluations, each of one shard and one seed, a report is."""
+    return len((config.get("shard") or {"indices": [0]})["indices"]) * num_seeds(config["seed"])
+
+
+def _require(rule: str, holds: bool, got: Any) -> None:
+    if not holds:
+        raise ValueError(f"`report` must have {rule}, got {got}.")
+
+
+def _check_same(what: str, got: float, expected: float) -> None:
+    _require(what, abs(got - expected) <= 1e-9 * max(1.0, abs(expected)), f"{got} and {expected}")
+
+
+def _check_entries(name: str, values: Any, kinds: tuple[type, ...], least: float = -math.inf) -> None:
+    if type(values) not in (list, tuple):
+        raise ValueError(f"`report.{name}` must be a list, got {values!r}.")
     for index, value in enumerate(values):
-        if type(value) not in kinds:
-            raise ValueError(f"`report.{name}[{index}]` must be a number, got {value!r}.")
+        if type(value) not in kinds or (value is not None and value < least):
+            what = "a number" if least == -math.inf else f"a number from {least:g} on"
+            raise ValueError(f"`report.{name}[{index}]` must be {what}, got {value!r}.")
 
 
-def _check_counts(report: Mapping[str, Any], full: bool) -> None:
+def _check_counts(report: Mapping[str, Any], method: Method) -> None:
     config, count, evaluations = report["config"], report["num_images"], report["num_network_evaluations"]
-    if count < 1 or evaluations < 1 or (full and evaluations % (count * config["num_steps"])):
+    wanted, what = None, "some images"
+    if method.name == "full":
+        # The mean of several sweeps has more to its method than its name.
+        sweeps = re.fullmatch(r"full(?:, mean of (\d+) sweeps)?", report["method"])
+        _require("a method that begins with 'full', of one sweep or the mean of several", sweeps is not None, report["method"])
+        wanted = count * config["num_steps"] * int(sweeps[1] or 1) * num_seeds(config["seed"])
+        what = "each image at every step"
+    elif method.columns is None:
+        _require("the method 'sampled'", report["method"] == "sampled", report["method"])
+    if count < 1 or evaluations < 1 or wanted not in (None, evaluations):
         raise ValueError(
-            f"`report` must have evaluated {'each image at every step' if full else 'some images'}, got {evaluations} network"
-            f" evaluations of {count} images."
+            f"`report` must have evaluated {what}, got {evaluations} network evaluations of {count} images in"
+            f" {config['num_steps']} steps."
         )
-    if full and None in report["transitions"]:
-        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
-    grid, all_steps = config["inference_timesteps"], config["num_steps"] >= config["num_train_timesteps"]
-    # A sub-sequence may be named that has all steps.
-    if (len(grid) != config["num_steps"]) if all_steps and grid is not None else (not all_steps and grid is None):
+
+
+def _check_grid(config: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless the timesteps that were scored are some of all T."""
+    grid, steps, total = config["inference_timesteps"], config["num_steps"], config["num_train_timesteps"]
+    if steps != (total if grid is None else len(grid)):
         raise ValueError(
-            f"`report` must name the sub-sequence it is of, and only then, got {config['num_steps']} steps of"
-            f" {config['num_train_timesteps']} on {grid}."
+            f"`report` must name the sub-sequence it is of, and only then, got {steps} steps of {total} on {grid}."
         )
+    _check_entries("config.inference_timesteps", grid or [], (int,))
+    inside = grid is None or total > grid[0] and grid[-1] >= 0 and all(a > b for a, b in zip(grid, grid[1:]))
+    _require(f"timesteps that descend within [0, {total})", inside, grid)
+    wanted = config["num_inference_steps"]
+    _require("as many steps as were asked for", wanted in (None, steps), f"{steps} for {wanted}")
+    betas = config.get("trained_betas")
+    _require(f"a beta for each of its {total} steps", betas is None or len(betas) == total, betas and len(betas))
+
+
+def _check_seeds(seed: int | list | None) -> None:
+    if isinstance(seed, list):
+        _check_entries("config.seed", seed, (int,), least=0)
+        _require("several seeds, each once, where it is of several", len(set(seed)) == len(seed) > 1, seed)
+
+
+def _check_images(report: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless what a report says of its images is of so many, and of the shards that it names."""
+    config, count = report["config"], report["num_images"]
+    most = config.get("max_images")
+    _require("at most as many images as were to be taken", most is None or count <= most, f"{count} for {most}")
+    held = config.get("num_images_in_memory", count)
+    _require("at most all images in memory, and all where each has a number", held <= count, f"{held} of {count}")
+    if report["per_image"] is not None:
+        _require("at most all images in memory, and all where each has a number", held == count, f"{held} of {count}")
+    shard, sha256 = config.get("shard") or {"of": 1, "indices": [0]}, config.get("data_sha256")
+    if set(shard) != {"of", "indices"} or type(shard["of"]) is not int:
+        raise ValueError(f"`report.config.shard` must say how many shards there are and which it is of, got {shard}.")
+    of, indices = shard["of"], shard["indices"]
+    _check_entries("config.shard.indices", indices, (int,), least=0)
+    fits = indices == sorted(set(indices)) and 0 < len(indices) <= count and indices[-1] < of
+    _require("shards of those that there are, each once", fits, shard)
+    if sha256 is not None:
+        texts = all(type(one) is str for one in sha256)
+        distinct = texts and len(set(sha256)) == len(sha256) == len(indices)
+        _require("a SHA-256 of its images for each of its shards, and other images in each", distinct, sha256)
+    shape = config.get("image_shape", [1, 1, 1])
+    _check_entries("config.image_shape", shape, (int,), least=1)
+    _require("images of the shape (C, H, W)", len(shape) == 3, shape)
+    about = {name: report[name] for name in ("image_numbers", "image_names", "image_labels") if name in report}
+    for name, values in about.items():
+        of_images = report["per_image"] is not None and len(values) == count
+        _require(f"{name} of the images in 'per_image', and one for each", of_images, len(values))
+    if (numbers := about.get("image_numbers")) is not None:
+        _check_entries("image_numbers", numbers, (int,), least=0)
+        ascend = all(a < b for a, b in zip(numbers, numbers[1:])) and {number % of for number in numbers} == set(indices)
+        _require("images of its shards, in their order", ascend, f"{numbers[:8]} for {shard}")
 
 
 def _check_terms(report: Mapping[str, Any], method: Method) -> None:
-    steps = report["config"]["num_steps"]
-    lengths = len(report["transitions"]), len(report["timesteps"])
+    config, transitions = report["config"], report["transitions"]
+    steps, lengths = config["num_steps"], (len(transitions), len(report["timesteps"]))
     if lengths != (steps - 1, steps - 1):
         raise ValueError(
             f"`report` must have one transition and one timestep per step but the first, got {lengths} for {steps} steps."
         )
+    grid = list(range(steps)) if config["inference_timesteps"] is None else config["inference_timesteps"][::-1]
+    _require(
+        "the timesteps that were scored, ascending, without the first", report["timesteps"] == grid[1:], report["timesteps"]
+    )
     terms = [report["prior"], report["transitions_total"], report["decoder"]]
-    # An estimate may lie below zero; a term cannot.
-    if min(terms) < 0 and method.name != "sampled":
-        raise ValueError(f"`report` must have terms that are not negative, got {terms}.")
+    # An estimate may lie below zero; a term cannot, and L_T is in closed form.
+    exact = (
+        terms[:1] if method.name == "sampled" else [*terms, *(value + BELOW_ZERO for value in transitions if value is not None)]
+    )
+    _require("terms that are not negative", min(exact) >= 0, terms if min(terms) < 0 else min(exact) - BELOW_ZERO)
     _check_same("terms that sum to its total", sum(terms), report["bits_per_dim"])
+
+
+def _check_full(report: Mapping[str, Any]) -> None:
+    transitions, noise, error = report["transitions"], report.get("monte_carlo_error"), report["standard_error"]
+    if None in transitions:
+        raise ValueError("`report` must have a number for every timestep of a full sweep, got null.")
+    _check_same("transitions that sum to their total", math.fsum(transitions), report["transitions_total"])
+    _require("images whose numbers are not negative", min(report["per_image"]) >= -BELOW_ZERO, min(report["per_image"]))
+    if "monte_carlo_error" in report:
+        _require("a Monte Carlo error where it has several images", (noise is None) == (error is None), noise)
+    if noise is not None and error is not None:
+        # Of shards the errors are put together, of seeds the images: the first is no longer the smaller of two then.
+        whole = len((report["config"].get("shard") or {"indices": [0]})["indices"]) == 1
+        most = math.inf if num_seeds(report["config"]["seed"]) > 1 else error if whole else error * 2**0.5
+        holds = 0 <= noise <= most * (1 + 1e-9)
+        _require(
+            "a Monte Carlo error that is not negative, and no larger than its standard error", holds, f"{noise} of {error}"
+        )
+    _check_errors_of_images(report)
+
+
+def _check_errors_of_images(report: Mapping[str, Any]) -> None:
+    errors = report.get("per_image_monte_carlo_error")
+    if errors is None:
+        return
+    _check_entries("per_image_monte_carlo_error", errors, (float, int), least=0)
+    _require("an error for each of the images that have a number", len(errors) == len(report["per_image"] or ()), len(errors))
+    both = math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
+    _check_same("a Monte Carlo error of all its images'", both, report["monte_carlo_error"])
 
 
 def _check_sampled(report: Mapping[str, Any]) -> None:
     r"""Raise `ValueError` unless the errors, intervals and strata of a sampled report agree with each other."""
     data, noise, freedom = report.get("data_error"), report["monte_carlo_error"], report["degrees_of_freedom"]
-    for key, value in (("data_error", data or 0), ("monte_carlo_error", noise), ("degrees_of_freedom", freedom)):
-        if type(value) not in (int, float) or value < 0:
-            raise ValueError(f"`report` must have a number that is not negative for {key!r}, got {value!r}.")
-    if report["standard_error"] is not None:
-        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), report["standard_error"])
-    for key, error in (("monte_carlo_interval", noise), ("confidence_interval", report["standard_error"])):
-        interval = report.get(key)
-        if interval is None and error is None or interval is None and key == "confidence_interval":
-            continue
-        if error is None:
-            raise ValueError(f"`report` must have no {key!r} where there is no error, got {interval!r}.")
-        if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
-            raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
-        _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
-        # Student's quantile is nowhere below the normal one.
-        normal = NormalDist().inv_cdf(0.5 + report["confidence_level"] / 2)
-        if interval[1] - interval[0] < 2 * normal * error * (1 - 1e-9):
-            raise ValueError(f"`report` must have a {key} as wide as its error says, got {interval} for {error}.")
+    for key, value, least in (
+        ("data_error", data or 0, 0),
+        ("monte_carlo_error", noise, 0),
+        ("degrees_of_freedom", freedom, 1),
+    ):
+        if type(value) not in (int, float) or value < least * (1 - 1e-9):
+            what = "that is not negative" if least == 0 else f"from {least} on"
+            raise ValueError(f"`report` must have a number {what} for {key!r}, got {value!r}.")
+    count, error, level = report["num_images"], report["standard_error"], report["confidence_level"]
+    _require("the images' own error where it has several", (data is None) == (count == 1), f"{data} of {count} images")
+    _require("a confidence level between 0 and 1", 0 < level < 1, level)
+    if error is not None:
+        _check_same("a standard error of both its errors", math.hypot(noise, data or 0), error)
+    _check_interval("monte_carlo_interval", report, noise, freedom)
+    interval = report.get("confidence_interval")
+    if error is None and interval is not None:
+        raise ValueError(f"`report` must have no 'confidence_interval' where there is no error, got {interval!r}.")
+    if error and data is not None:
+        _check_interval("confidence_interval", report, error, freedom_of_sum(noise, data, freedom, count))
+    if report["per_image"] is not None and report.get("per_image_monte_carlo_error") is None:
+        raise ValueError("`report` must have an error for each of the images that have a number, got none.")
+    _check_errors_of_images(report)
+    _check_evaluations(report)
     _check_strata(report)
 
 
+def _check_interval(key: str, report: Mapping[str, Any], error: float, freedom: float) -> None:
+    interval = report.get(key)
+    if not (isinstance(interval, list) and len(interval) == 2 and all(type(x) in (int, float) for x in interval)):
+        raise ValueError(f"`report` must have two numbers for {key!r}, got {interval!r}.")
+    half = student_quantile(freedom, report["confidence_level"]) * error
+    _check_same(f"a {key} about its total", sum(interval) / 2, report["bits_per_dim"])
+    _check_same(f"a {key} as wide as its error and its degrees of freedom say", interval[1] - interval[0], 2 * half)
+
+
+def _check_evaluations(report: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` unless the evaluations that are counted are all that were made."""
+    config, counts, total = report["config"], report["evaluations_per_timestep"], report["num_network_evaluations"]
+    steps = config["num_steps"]
+    if len(counts) != steps or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError(f"`report` must count the evaluations at each of its {steps} timesteps, got {counts}.")
+    parts = num_parts(config)
+    pilot, counted = config.get("num_pilot_evaluations"), sum(counts)
+    if pilot is not None:
+        holds = pilot >= 0 and counted + pilot == total
+    else:  # of merged reports of before nobody knows, but that no pilot is that large
+        holds = parts > 1 and 0 <= total - counted <= parts * (LARGEST_PILOT + 2 * len(report["strata"]))
+    _require("as many network evaluations as it counts, and its pilot's", holds, f"{total} for {counted} and {pilot}")
+    each, most = config.get("evaluations_per_image"), config.get("max_evaluations")
+    if parts == 1 and each is not None:
+        _require(f"{each} evaluations of each image", counted == each * report["num_images"], counted)
+    if parts == 1 and most is not None:
+        _require(f"at most {most} network evaluations", total <= most, total)
+
+
 def _check_strata(report: Mapping[str, Any]) -> None:
-    strata, counts, steps = report["strata"], report["evaluations_per_timestep"], report["config"]["num_steps"]
-    values: list[Any] = [stratum.get("bits_per_dim") if isinstance(stratum, dict) else None for stratum in strata]
-    if not values or any(type(value) not in (int, float) for value in values):
-        raise ValueError("`report` must have the bits per dimension of each of its strata.")
+    r"""Raise `ValueError` unless the strata are of all timesteps, one after the other, and sum to what is said of these."""
+    strata, counts, transitions = report["strata"], report["evaluations_per_timestep"], report["transitions"]
+    for index, stratum in enumerate(strata):
+        whole = isinstance(stratum, dict) and all(
+            type(stratum.get(key)) in kinds
+            for key, kinds in (
+                ("timesteps", (list,)),
+                ("bits_per_dim", (int, float)),
+                ("monte_carlo_error", (int, float)),
+                ("num_network_evaluations", (int,)),
+            )
+        )
+        if not whole or stratum["monte_carlo_error"] < 0 or stratum["num_network_evaluations"] < 0:
+            raise ValueError(
+                f"`report.strata[{index}]` must have timesteps, bits per dimension, an error and a count that are not negative,"
+                f" got {stratum!r}."
+            )
+    values = [stratum["bits_per_dim"] for stratum in strata]
+    _require("the bits per dimension of each of its strata", bool(values), values)
     _check_same("a decoder that is its first stratum", values[0], report["decoder"])
     _check_same("strata that sum to its transitions", math.fsum(values[1:]), report["transitions_total"])
-    if len(counts) != steps or any(type(n) is not int or n < 0 for n in counts):
-        raise ValueError(f"`report` must count the evaluations at each of its {steps} timesteps.")
-    if sum(counts) > report["num_network_evaluations"] or any(
-        (value is None) != (n == 0) for value, n in zip(report["transitions"], counts[1:])
-    ):
-        raise ValueError("`report` must have a term where it made evaluations, and evaluations that it counts.")
+    if any((value is None) != (n == 0) for value, n in zip(transitions, counts[1:])):
+        raise ValueError("`report` must have a term where it made evaluations, and only there.")
+    grid = [(report["config"]["inference_timesteps"] or [0])[-1], *report["timesteps"]]
+    first = 0
+    for index, stratum in enumerate(strata):
+        ends = stratum["timesteps"]
+        last = grid.index(ends[1]) if len(ends) == 2 and ends[1] in grid else -1
+        tiles = last >= first and ends == [grid[first], grid[last]] and (index > 0 or last == 0)
+        _require("strata of all its timesteps, one after the other, the decoder's alone first", tiles, ends)
+        made, rows = stratum["num_network_evaluations"], range(first, last + 1)
+        counted = sum(counts[row] for row in rows)
+        _require("strata that count the evaluations at their timesteps", made == counted, f"{made} and {counted} at {ends}")
+        if index > 0 and made:
+            mean = sum(counts[row] * (transitions[row - 1] or 0.0) for row in rows) / made
+            _check_stratum(report, stratum, mean * len(rows))
+        first = last + 1
+    _require("strata of all its timesteps, one after the other, the decoder's alone first", first == len(grid), len(strata))
 
 
-def _check_same(what: str, got: float, expected: float) -> None:
-    if not abs(got - expected) <= 1e-9 * max(1.0, abs(expected)):
-        raise ValueError(f"`report` must have {what}, got {got} and {expected}.")
+def _check_stratum(report: Mapping[str, Any], stratum: Mapping[str, Any], expected: float) -> None:
+    r"""A stratum's sum weighs each evaluation by its probability, the mean of its single terms by how often they were made:
+    they differ by noise, and in a merged report by how evaluations and images are shared. No true report may be refused, and
+    of few evaluations the error may have come out far too small: the bounds are wide."""
+    value, count = stratum["bits_per_dim"], stratum["num_network_evaluations"]
+    error = max(stratum["monte_carlo_error"], report["monte_carlo_error"])
+    share = 0.9 if num_parts(report["config"]) > 1 else min(0.9, 3 / math.sqrt(count))
+    most = 30 * error + share * (abs(value) + abs(expected)) + BELOW_ZERO
+    rule = f"strata that are about the sum of their terms, at {stratum['timesteps']}"
+    _require(rule, abs(value - expected) <= most, f"{value} and {expected}")
+
+
+def _check_half_precision(bias: Mapping[str, Any], dtype: str) -> None:
+    kinds = {
+        "bits_per_dim": (int, float),
+        "monte_carlo_error": (int, float),
+        "num_network_evaluations": (int,),
+        "includes_rounding_of_weights": (bool,),
+    }
+    whole = all(type(bias.get(key)) in of for key, of in kinds.items())
+    if not whole or bias["monte_carlo_error"] < 0 or bias["num_network_evaluations"] < 1:
+        raise ValueError(
+            f"`report.half_precision_bias` must have {', '.join(kinds)}, none of the last three negative, got {bias}."
+        )
+    _require("a bias of half precision only where there is one", dtype in ("float16", "bfloat16"), f"the dtype {dtype!r}")
 
 
 # ---- ddpm_vlb/reports/schema.py ----
@@ -4062,6 +4862,10 @@ FIELDS = (
     Field("transitions", list, BOUNDS),  # in a sampled report null where no evaluation fell
     Field("timesteps", list, BOUNDS),
     Field("per_image", list, or_null=_of_draws),  # not all images may have been evaluated, or alike
+    # Of those images: their places in the data set, and what it calls them and says that they are, where it does.
+    Field("image_numbers", list, ()),
+    Field("image_names", list, (), public=False),
+    Field("image_labels", list, ()),
     Field("method", str),
     Field("num_images", int),
     Field("num_network_evaluations", int),
@@ -4132,6 +4936,13 @@ SETTINGS = (
     Setting("seed", int | list | None, required=True, free=True, shown="seed", flag="--seed"),
     Setting("dataset", str | None, required=True, context=True, flag="--dataset"),  # null in old reports of a tensor
     Setting("split", str | None, context=True, shown="split", flag="--split"),
+    # Of the images as they were read: there where they were said.
+    Setting("image_column", str | None, context=True, flag="--image-column"),
+    Setting("label_column", str | None, context=True, flag="--label-column"),
+    Setting("convert", str | None, context=True, shown="images converted to", flag="--convert"),
+    Setting("resize", int | None, context=True, shown="images resized, shorter side", flag="--resize"),
+    Setting("center_crop", int | None, context=True, shown="images cropped to the middle", flag="--center-crop"),
+    Setting("image_seed", int | None, shown="seed of the choice of images", flag="--image-seed"),
     Setting("checkpoint", str | None, free=True, context=True),
     Setting("revision", str | None, context=True, flag="--revision"),
     Setting("overridden", list),
@@ -4140,12 +4951,12 @@ SETTINGS = (
     Setting("batch_size", int, free=True, flag="--batch-size"),
     Setting("device", free=True, who=True),
     Setting("versions", dict, free=True),  # but for this package's own
-    Setting("max_images", int | None, free=True, flag="--max-images"),
+    Setting("max_images", int | None, flag="--max-images"),
     Setting("shard", dict, free=True, flag="--shard"),
     Setting("data_sha256", list, free=True),
     Setting("buffer_bytes", int, free=True, who=True, flag="--buffer-mb"),
     Setting("num_images_in_memory", int, free=True, of_one_run=True),
-    Setting("num_pilot_evaluations", int, free=True, of_one_run=True),
+    Setting("num_pilot_evaluations", int, free=True),  # of reports that were merged the sum
     Setting("num_rounds", int, free=True, of_one_run=True),
     Setting("num_processes", int, free=True, who=True),
     Setting("rows", object, context=True, flag={None: ""}),  # of the data set, where not all were taken
@@ -4156,7 +4967,11 @@ SETTINGS = (
     Setting("recipe", context=True, public=False),
     Setting("checkpoints", list, context=True, public=False),  # of a comparison
 )
-COUNTS = ("num_train_timesteps", "num_steps", "num_pixel_levels")  # which must be positive
+# Which must be positive.
+COUNTS = (
+    *("num_train_timesteps", "num_steps", "num_pixel_levels"),
+    *("batch_size", "num_images_in_memory", "num_rounds", "num_processes"),
+)
 
 
 def all_settings() -> list[Setting]:
@@ -4171,7 +4986,7 @@ def settings_that_are(attribute: str) -> tuple[str, ...]:
 
 
 def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
-    r"""Further settings that a caller says, as plain values.
+    r"""Further settings that a caller says, as plain values, without where things lie on this machine.
 
     Raises:
         ValueError: a setting that a caller cannot say, with those that have a name like it, or of another kind.
@@ -4186,7 +5001,7 @@ def check_context(context: Mapping[str, Any]) -> dict[str, Any]:
         if not is_of_kind(value, rows[name].kind):
             raise ValueError(f"`context.{name}` must be {kind_words(rows[name].kind)}, got {value!r}.")
         check_plain(value, f"context.{name}")
-    return context
+    return without_places(context)
 
 
 class Report(dict):
@@ -4214,6 +5029,12 @@ class Report(dict):
         r"""A report as it is, or any other dictionary as a report, checked."""
         return report if isinstance(report, cls) else cls(report)
 
+    def __repr__(self) -> str:
+        # Pages of numbers otherwise; `dict(report)` shows them all.
+        error = "" if self["standard_error"] is None else f", standard error {self['standard_error']:.4f}"
+        counts = f"images {self['num_images']}, network evaluations {self['num_network_evaluations']}"
+        return f"Report(bits/dim {self['bits_per_dim']:.4f}{error}, {counts}, method {self['method']!r})"
+
     @property
     def method(self) -> Method:
         r"""The row of the likelihood method; `report["method"]` says with which options."""
@@ -4231,9 +5052,8 @@ class Report(dict):
 
     @property
     def image_numbers(self) -> list[int]:
-        r"""The places in the data set of the images in `per_image`: image i is in shard i modulo the number of shards, and
-        the images of several shards take turns."""
-        return numbers_of_images(self.config, len(self["per_image"] or ()))
+        r"""The places in the data set of the images in `per_image`, ascending."""
+        return numbers_of_images(self)
 
     def with_settings(self, **settings: Any) -> "Report":
         r"""The report with further or other settings in its `config`."""
@@ -4266,9 +5086,12 @@ class Report(dict):
     setdefault = update = _read_only  # pyright: ignore[reportAssignmentType]
 
 
-def numbers_of_images(config: Mapping[str, Any], count: int) -> list[int]:
-    r"""`Report.image_numbers` of `count` images with these settings."""
-    shard = config.get("shard") or {"of": 1, "indices": [0]}
+def numbers_of_images(report: Mapping[str, Any]) -> list[int]:
+    r"""`Report.image_numbers`. Reports of before do not say them: image i is in shard i modulo the number of shards, and the
+    images of several shards take turns."""
+    if report.get("image_numbers") is not None:
+        return report["image_numbers"]
+    count, shard = len(report["per_image"] or ()), report["config"].get("shard") or {"of": 1, "indices": [0]}
     of = shard["of"]
     return [base + index for base in range(0, of * count, of) for index in shard["indices"]][:count]
 
@@ -4303,8 +5126,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
     if missing:
         raise ValueError(f"`report` must say in its config what was scored, got none of {', '.join(missing)}.")
     for name in COUNTS:
-        if type(config[name]) is not int or config[name] < 1:
-            raise ValueError(f"`report.config.{name}` must be a positive integer, got {config[name]!r}.")
+        value = config.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"`report.config.{name}` must be a positive integer, got {value!r}.")
     for row in all_settings():
         if row.name in config and not is_of_kind(config[row.name], row.kind):
             raise ValueError(f"`report.config.{row.name}` must be {kind_words(row.kind)}, got {config[row.name]!r}.")
@@ -4335,6 +5159,26 @@ def public_report(report: Report, repository: str) -> dict[str, Any]:
         config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
     fields = {row.name for row in FIELDS if row.public} | set(report.method.columns or ())
     return {key: value for key, value in report.items() if key in fields} | {"config": config}
+
+
+def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Settings whose data set and checkpoints are named, but not where on this machine they lie."""
+    config = dict(config)
+    for key in ("dataset", "checkpoint", "checkpoints"):
+        value = config.get(key)
+        if isinstance(value, str):
+            config[key] = placeless_name(value)
+        elif isinstance(value, list):
+            config[key] = [placeless_name(str(one)) for one in value]
+    return config
+
+
+def placeless_name(name: str) -> str:
+    r"""The last part of what lies on this machine; else as `public_name`."""
+    try:
+        return Path(name).resolve().name if name and Path(name).exists() else public_name(name)
+    except (OSError, ValueError):  # no name of a file
+        return name
 
 
 def public_name(name: str) -> str:
@@ -4369,7 +5213,13 @@ FLAG_ORDER = (
     "--dataset",
     "--revision",
     "--split",
+    "--image-column",
+    "--label-column",
+    "--convert",
+    "--resize",
+    "--center-crop",
     "--max-images",
+    "--image-seed",
     "--shard",
     "--method",
     "--target-se",
@@ -4602,8 +5452,19 @@ def check_card(text: str, report: Mapping[str, Any]) -> None:
 
 # ---- ddpm_vlb/files.py ----
 
-r"""Files and folders that are written whole or not at all: beside their place first, then renamed."""
+r"""Files and folders that are written whole or not at all: beside their place first, then renamed; by one process at a time.
 
+What is being written, and what says that an output is taken, is held by a lock of the kernel (flock). It ends with its process,
+`kill -9` included: what is not held any more lies about for nobody and is removed by the next who writes beside it. A file
+that merely exists outlives its process, and the pid in it may be that of another one by then, or of another machine. Where
+there are no such locks, on Windows and on some network file systems, nothing is refused, and nothing of others removed.
+"""
+
+
+# Names of files that are being written, and of locks, begin with it.
+HIDDEN = ".ddpm-vlb-"
+# How often, and how many seconds apart, a lock is tried: one who tidies up has it for an instant.
+TRIES, SECONDS_BETWEEN_TRIES = 10, 0.05
 
 
 def check_output_path(path: str | Path) -> Path:
@@ -4615,7 +5476,7 @@ def check_output_path(path: str | Path) -> Path:
     path = Path(path)
     try:
         allowed = not path.is_dir()
-        if allowed and not (path.exists() and not path.is_file()):  # a pipe or a device is written to as it is
+        if allowed and not _is_device(path):
             tempfile.TemporaryFile(dir=path.resolve().parent).close()
     except OSError:
         allowed = False
@@ -4624,24 +5485,105 @@ def check_output_path(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def locked(*outputs: str | Path | None, name: str = "output", inside: bool = False) -> Iterator[None]:
+    r"""Hold outputs while the work goes on whose results go there: whoever else wants one of them is refused at once.
+
+    Args:
+        outputs: files, or folders that are yet to be made; `None` and devices are nobody's.
+        name: of the argument, for the message.
+        inside: the outputs are folders that stay where they are, and the lock lies in them; else it lies beside.
+
+    Raises:
+        ValueError: another process has one of them; the message names it by its pid, and its machine where that is another.
+    """
+    with ExitStack() as held:
+        for output in {Path(output).resolve(): output for output in outputs if output is not None}.values():
+            path = Path(output).resolve()  # a link stands for what it names
+            if not _is_device(path):
+                lock = path / f"{HIDDEN}lock" if inside else path.with_name(f"{HIDDEN}{path.name}.lock")
+                held.enter_context(_lock(lock, f"`{name}` must be written by one process at a time, got {str(output)!r}"))
+        yield
+
+
+@contextmanager
+def _lock(path: Path, refusal: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        for left in reversed(range(TRIES)):
+            try:
+                handle, held = stack.enter_context(_held(path, os.O_RDWR | os.O_CREAT))
+                break
+            except BlockingIOError:
+                if not left:
+                    raise ValueError(f"{refusal}, which {_holder(path)} has: wait for it, or choose another.") from None
+                time.sleep(SECONDS_BETWEEN_TRIES)
+        if not held:
+            stack.close()
+            path.unlink(missing_ok=True)
+            yield
+            return
+        try:
+            os.truncate(handle, 0)
+            os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
+            yield
+        finally:
+            # While it is held, so that it is not another's; in a fork it is not this one's to remove.
+            if handle in _handles and _is_at(handle, path):
+                path.unlink()
+
+
+def _holder(lock: Path) -> str:
+    with suppress(OSError, ValueError):
+        pid, machine = lock.read_text(encoding="utf-8").split(maxsplit=1)
+        return f"process {pid}" + ("" if machine.strip() == platform.node() else f" on {machine.strip()}")
+    return "another process"
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
-    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was."""
+    r"""Write a file beside its place, then rename it there: a crash or a full disk leaves the old file as it was.
+
+    Raises:
+        OSError: it cannot be written; the message names `path`.
+    """
     path = Path(path).resolve()  # a link keeps pointing to what it names
-    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
-        path.write_bytes(content)
-        return
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ddpm-vlb-")
+    with naming(path):
+        if _is_device(path):  # written to, never replaced
+            path.write_bytes(content)
+            return
+        remove_dead(path.parent)
+        beside = path.with_name(f"{HIDDEN}{secrets.token_hex(8)}")
+        try:
+            with _held(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, wait=True) as (handle, held):
+                with open(handle, "wb", closefd=False) as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(handle)
+                if held:
+                    os.replace(beside, path)
+            if not held:
+                os.replace(beside, path)  # Windows replaces no file by one that is open
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def remove_dead(folder: Path) -> None:
+    r"""Remove what processes that were killed left in a folder: half-written files and locks."""
+    for path in folder.glob(f"{HIDDEN}*"):
+        with suppress(OSError), _held(path, os.O_RDWR) as (_, held):  # an error is: in use, or not ours
+            if held:
+                path.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    r"""Have the system's errors say which file they are about: a full disk's name none, others one that the user never saw."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a report gets the permissions of any new file.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def png_bytes(picture: Any) -> bytes:
@@ -4667,15 +5609,40 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    clean_up(target)
+    with _hidden_folder(target) as folder:
+        try:
+            yield folder
+            sync(folder)
+            replace_folder(folder, target)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def fill_folder(target: str | Path) -> Iterator[Path]:
+    r"""A folder to fill inside `target`, which may be there and hold other files; when the block ends without an error, each
+    file takes its place in `target`, whole. After an error `target` is as it was."""
+    target = Path(target)
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target, prefix=".ddpm-vlb-"))
     try:
-        folder.chmod(0o777 & ~_umask())
         yield folder
         sync(folder)
-        replace_folder(folder, target)
+        for path in sorted(folder.rglob("*")):
+            place = target / path.relative_to(folder)
+            if path.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                os.replace(path, place)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            shutil.rmtree(target, ignore_errors=True)
         raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -4683,29 +5650,32 @@ def replace_folder(new: Path, target: Path) -> None:
     if not target.exists():
         new.rename(target)
     elif _exchange(new, target):
-        shutil.rmtree(new)
+        shutil.rmtree(new, ignore_errors=True)  # one who tidies up may be at it too
     else:
-        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
-        target.rename(old / target.name)
-        new.rename(target)
-        shutil.rmtree(old)
+        with _hidden_folder(target, "old-") as old:
+            target.rename(old / target.name)
+            new.rename(target)
+            shutil.rmtree(old)
 
 
 def remove_folder(folder: Path) -> None:
     r"""Remove a folder; one killed in the middle leaves a hidden rest, never half of what the name promises."""
-    hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-    folder.rename(hidden / folder.name)
-    shutil.rmtree(hidden)
+    with _hidden_folder(folder, "gone-") as hidden:
+        folder.rename(hidden / folder.name)
+        shutil.rmtree(hidden)
 
 
 def clean_up(target: Path) -> None:
     r"""Put right what processes killed inside `new_folder(target)` left: the old `target` back in its place where it is the
-    only complete one, and no hidden folders."""
-    for old in target.parent.glob(f".{target.name}-old-*/{target.name}"):
-        if not target.exists():
-            old.rename(target)
-    for folder in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    only complete one, and no hidden folders. What a living process has stays."""
+    remove_dead(target.parent)
+    for folder in target.parent.glob(f".{escape(target.name)}-*"):
+        with suppress(OSError), _held(folder, os.O_RDONLY) as (_, held):
+            name = folder.name[1:].rpartition("-old-")[0]  # of `target`, or of one whose name begins with it
+            if name and (folder / name).is_dir() and not folder.with_name(name).exists():
+                (folder / name).rename(folder.with_name(name))
+            if held:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:
@@ -4718,6 +5688,86 @@ def sync(folder: Path) -> None:
             os.close(handle)
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    r"""Hold a folder that is being filled: `clean_up` leaves it alone."""
+    with _held(folder, os.O_RDONLY, wait=True):
+        yield
+
+
+@contextmanager
+def _hidden_folder(target: Path, kind: str = "") -> Iterator[Path]:
+    r"""A new folder beside `target`, held by this process."""
+    with ExitStack() as stack:
+        while True:
+            folder = target.with_name(f".{target.name}-{kind}{secrets.token_hex(4)}")
+            folder.mkdir()
+            try:
+                stack.enter_context(holding(folder))
+                break
+            except FileNotFoundError:  # removed before it was held, by one who tidies up
+                continue
+        yield folder
+
+
+# Those that are locked; a fork, such as a data loader's worker, lets go of them, or they would stay so until it ends.
+_handles: set[int] = set()
+
+
+def _let_go() -> None:
+    for handle in _handles:
+        os.close(handle)
+    _handles.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def _held(path: Path, flags: int, wait: bool = False) -> Iterator[tuple[int, bool]]:
+    r"""Open a file or a folder and lock it: its handle, and whether it is locked, which it is not where there are no locks.
+
+    Raises:
+        BlockingIOError: another process has it locked, unless it is waited for.
+    """
+    while True:
+        handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        _handles.add(handle)
+        try:
+            held = _flock(handle, wait)
+            if not held or _is_at(handle, path):  # else whoever had it before has removed it
+                yield handle, held
+                return
+        finally:
+            if handle in _handles:
+                _handles.remove(handle)
+                os.close(handle)
+
+
+def _flock(handle: int, wait: bool) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    return False
+
+
+def _is_device(path: Path) -> bool:
+    r"""Whether a path is that of a pipe or a device: those are written to as they are."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def _exchange(one: Path, other: Path) -> bool:
     r"""Exchange two names in one step (renameat2 with RENAME_EXCHANGE); `False` where the system does not know how."""
     try:
@@ -4726,12 +5776,6 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 # ---- ddpm_vlb/hub/repository.py ----
@@ -4752,6 +5796,7 @@ weights, a report of other weights) leave in that commit.
 
 
 
+
 WEIGHTS = "diffusion_pytorch_model"
 # Weights in one file or in shards, with or without a variant, and the index of shards.
 WEIGHT_NAME = re.compile(
@@ -4764,6 +5809,41 @@ PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Sample
 def strip_paths(config: dict[str, Any]) -> dict[str, Any]:
     r"""A configuration without the place it was loaded from, which is a path of this machine."""
     return {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
+def json_config(config: dict[str, Any]) -> dict[str, Any]:
+    r"""A configuration as it is published: without paths, and as JSON can hold it.
+
+    DPM-Solver's schedulers have `lambda_min_clipped = -inf`, for which JSON has no number. Where an infinite number is the
+    default of its class, or of another class than the configuration's, it is left out: what is loaded is the same.
+
+    Raises:
+        ValueError: another value that JSON has nothing for.
+    """
+    cls = getattr(diffusers, str(config.get("_class_name")).removeprefix("VLB"), None)
+    defaults = {n: p.default for n, p in inspect.signature(cls.__init__).parameters.items()} if isinstance(cls, type) else None
+    public = {}
+    for key, value in strip_paths(config).items():
+        infinite = isinstance(value, float) and math.isinf(value)
+        if infinite and defaults is not None and defaults.get(key, value) == value:
+            continue
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError(f"`{key}` must be a value that JSON can hold, got {value!r}.") from None
+        public[key] = value
+    return public
+
+
+def check_savable(**parts: Any) -> None:
+    r"""Raise `ValueError` unless the parts of a pipeline can be saved and read again; meant to be asked before the work."""
+    for name, part in parts.items():
+        try:
+            json_config(json.loads(part.to_json_string()))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{name}` must have a configuration that can be saved, got {type(part).__name__}: {error}"
+            ) from error
 
 
 def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
@@ -4786,7 +5866,7 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
         check_no_link(path, folder)
         files[name] = path
         if path.suffix == ".json" and not name.endswith(".index.json"):
-            files[name] = _json_bytes(strip_paths(json.loads(path.read_text(encoding="utf-8"))))
+            files[name] = json_bytes(json_config(json.loads(path.read_text(encoding="utf-8"))))
     return files
 
 
@@ -4823,11 +5903,12 @@ def repository_files(
     )
     files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
     if report is not None:
-        files["report.json"] = _json_bytes(public_report(report, repository))
+        files["report.json"] = json_bytes(public_report(report, repository))
     return files
 
 
-def _json_bytes(content: Any) -> bytes:
+def json_bytes(content: Any) -> bytes:
+    r"""A JSON file."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -4841,18 +5922,28 @@ def is_stale(name: str, variant: str | None = None) -> bool:
 
 
 @contextmanager
-def saving(folder: Path, variant: str | None) -> Iterator[None]:
-    r"""What a folder needs besides, once diffusers has saved a pipeline to it: no weights of an earlier save under another
-    name, which would be loaded in place of these; no path of this machine; and the package in one file."""
-    before = {path: path.stat().st_mtime_ns for path in (folder / "unet").glob("*") if path.is_file()}
-    yield
-    for path, written in before.items():
-        if path.exists() and path.stat().st_mtime_ns == written and is_stale(f"unet/{path.name}", variant):
+def saving(folder: Path, variant: str | None) -> Iterator[Path]:
+    r"""A folder for diffusers to save a pipeline to. When the block ends without an error, its files take the places of those
+    of `folder`, with what a folder needs besides: no path of this machine, the package in one file, and no weights of an
+    earlier save under another name, which would be loaded in place of these. Until then `folder` is as it was.
+
+    Raises:
+        OSError: the weights cannot be written.
+    """
+    with fill_folder(folder) as fresh:
+        try:
+            yield fresh
+        except SafetensorError as error:  # of a disk that is full
+            raise OSError(f"The weights could not be written: {error}") from error
+        for name, content in pipeline_files(fresh).items():
+            if isinstance(content, bytes):
+                (fresh / name).write_bytes(content)
+        (fresh / "pipeline.py").write_bytes(standalone_source().encode())
+        # By its name: a file's time says nothing where two saves fall into one tick of the clock.
+        written = {path.name for path in (fresh / "unet").iterdir()}
+    for path in list((folder / "unet").iterdir()):
+        if path.name not in written and is_stale(f"unet/{path.name}", variant):
             path.unlink()
-    for name, content in pipeline_files(folder).items():
-        if isinstance(content, bytes):
-            write_atomically(folder / name, content)
-    write_atomically(folder / "pipeline.py", standalone_source().encode())
 
 
 # ---- ddpm_vlb/hub/push.py ----
@@ -4998,10 +6089,13 @@ def push_scheduler(
     showed it is replaced by one without a number.
     """
 
+    settings = json_config(json.loads(config))
+    place = f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name
+
     def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
-        sent: dict[str, Path | bytes] = {f"{subfolder.strip('/')}/{config_name}" if subfolder else config_name: config.encode()}
+        sent: dict[str, Path | bytes] = {place: json_bytes(settings)}
         if there & {"report.json", *PICTURES}:
-            sent["README.md"] = str(model_card(None, repository=name, settings=json.loads(config))).encode()
+            sent["README.md"] = str(model_card(None, repository=name, settings=settings)).encode()
         elif "README.md" not in there and not subfolder:
             sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
         return sent
@@ -5022,6 +6116,203 @@ def check_repository(repository: Any) -> str:
     return repository
 
 
+# ---- ddpm_vlb/data/pictures.py ----
+
+r"""A picture file, or the bytes of one, opened by the one rule of all readers.
+
+A picture is what its file says: turned upright as its EXIF orientation asks, which cameras write in place of turning pixels,
+and never brought to other levels unseen. What it is is looked at before any pixel is: the kind of file, the format, which is
+one of a list (Pillow guesses formats by content, and starts Ghostscript for some), the number of frames and of pixels.
+"""
+
+
+
+PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+MAX_PICTURE_PIXELS = 2**26  # 8192 x 8192; of far larger ones Pillow itself warns
+
+
+def open_picture(file: Path | bytes, name: str) -> Image.Image:
+    r"""A still picture, loaded and upright.
+
+    Args:
+        file: its path, or its content.
+        name: of the picture, for refusals.
+
+    Raises:
+        ValueError: what is no file, of no format of `PICTURE_FORMATS`, damaged, animated, or of more than
+            `MAX_PICTURE_PIXELS`; levels that could not be told.
+    """
+    if isinstance(file, Path) and not file.is_file():
+        raise ValueError(f"`dataset` must hold regular files, got {name!r}, which is none.")
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=PICTURE_FORMATS) as picture:
+            if picture.width * picture.height > MAX_PICTURE_PIXELS:
+                raise ValueError(
+                    f"`dataset` must hold pictures of at most {MAX_PICTURE_PIXELS} pixels, got {picture.width} x"
+                    f" {picture.height} in {name!r}."
+                )
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1:
+                raise ValueError(f"`dataset` must hold still images, got {frames} frames in {name!r}.")
+            check_as_stored(picture, name)
+            picture.load()
+            return upright(picture)
+    except Exception as error:  # a damaged file can make a decoder stumble over anything
+        if str(error).startswith("`"):
+            raise
+        raise ValueError(f"`dataset` must hold readable images, got {name!r}: {error}.") from error
+
+
+def open_stored(value: Any, name: str, mode: str | None = None) -> Image.Image:
+    r"""`open_picture` of what a data set of the `datasets` library has in an image column that is not decoded.
+
+    Args:
+        value: a dictionary with `bytes`, or, where they are `None`, the `path`.
+        name: of the picture, for refusals.
+        mode: that the column's pictures are converted to, where the column says one.
+
+    Raises:
+        ValueError: as `open_picture`; a missing picture.
+    """
+    if not isinstance(value, Mapping) or value.get("bytes") is None and not value.get("path"):
+        raise ValueError(f"`dataset` must hold a picture in each row, got {value!r} ({name}).")
+    content = value["bytes"]
+    if content is None:
+        content = _content(value["path"], name)
+    picture = open_picture(content, name)
+    return picture if mode in (None, picture.mode) else picture.convert(mode)
+
+
+def _content(path: str, name: str) -> Path | bytes:
+    r"""A file by its path here, or the content of one elsewhere: on the Hub, or in an archive."""
+    if "://" not in path:
+        return Path(path)
+    import fsspec  # which huggingface_hub reads with
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except Exception as error:  # of the network, of archives
+        raise ValueError(f"`dataset` must hold readable images, got {name!r}: {error}.") from error
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    r"""A picture turned as its EXIF orientation says; it says nothing then."""
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(picture) if turned else picture
+
+
+def check_as_stored(picture: Image.Image, name: str) -> None:
+    r"""Raise `ValueError` for transparency, or levels that PIL would rescale to 8 bits, as far as it can still be told."""
+    if "transparency" in picture.info or _is_rescaled(picture):
+        what = "transparency" if "transparency" in picture.info else "levels that PIL would rescale to 8 bits"
+        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
+
+
+def _is_rescaled(picture: Image.Image) -> bool:
+    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
+    # stands in `tile`; of an image that is loaded already, nothing tells any more.
+    for tile in getattr(picture, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if tile[0].startswith("ppm") and arguments[-1] != 255:
+            return True
+        if picture.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
+            return True
+    return False
+
+
+# ---- ddpm_vlb/data/transforms.py ----
+
+r"""Steps that change pictures before they are levels: to one colour, one size, one format. Taken only where they are asked for,
+since they change the data, and with them its likelihood; a report says which.
+
+The sizes are torchvision's: `Resize` and `CenterCrop` of a PIL image with the bilinear filter, as diffusers' training scripts
+take them, to the last bit.
+"""
+
+
+
+
+COLOURS = ("L", "RGB")
+
+
+@dataclass(frozen=True)
+class Transform:
+    r"""What is done to each picture, in this order; the rest is left as it is.
+
+    Args:
+        convert: `"L"` (grey) or `"RGB"`.
+        resize: the length of the shorter side in pixels, to which both are brought.
+        center_crop: the side in pixels of the square that is cut out of the middle.
+
+    Raises:
+        ValueError: sides that are no positive integers, another colour.
+    """
+
+    convert: str | None = None
+    resize: int | None = None
+    center_crop: int | None = None
+
+    def __post_init__(self):
+        if self.convert is not None and self.convert not in COLOURS:
+            raise ValueError(f"`convert` must be {' or '.join(map(repr, COLOURS))}, got {self.convert!r}.")
+        for name in ("resize", "center_crop"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_count(name, getattr(self, name)))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        r"""The steps that are taken, by name, as a report's `config` has them."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def __call__(self, picture: Image.Image, name: str = "image") -> Image.Image:
+        r"""The picture that is looked at in place of another.
+
+        Args:
+            picture: upright; `pictures.open_picture` makes it so.
+            name: of the picture, for refusals.
+
+        Raises:
+            ValueError: a picture with transparency or of 16 bits where that would be lost, a mode that has several ways to the
+                colour asked for, a picture smaller than what is cut out of it.
+        """
+        if self.convert is not None:
+            picture = _converted(picture, self.convert, name)
+        if self.resize is not None:
+            picture = _resized(picture, self.resize, name)
+        if self.center_crop is not None:
+            picture = _cropped(picture, self.center_crop, name)
+        return picture
+
+
+def _converted(picture: Image.Image, colour: str, name: str) -> Image.Image:
+    alpha = picture.getchannel("A").getextrema()[0] if picture.mode in ("LA", "RGBA") else 255
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") or alpha < 255 or "transparency" in picture.info:
+        what = f"mode {picture.mode}" + (" with transparency" if alpha < 255 or "transparency" in picture.info else "")
+        raise ValueError(f"`convert` must be of 8-bit pictures without transparency, got {what} ({name}); convert it yourself.")
+    return picture.convert(colour)
+
+
+def _resized(picture: Image.Image, shorter: int, name: str) -> Image.Image:
+    if picture.mode not in COLOURS:
+        raise ValueError(f"`resize` must be of 8-bit grey or RGB pictures, got mode {picture.mode} ({name}).")
+    width, height = picture.size
+    if width <= height:
+        size = shorter, max(1, int(shorter * height / width))
+    else:
+        size = max(1, int(shorter * width / height)), shorter
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _cropped(picture: Image.Image, side: int, name: str) -> Image.Image:
+    width, height = picture.size
+    if min(width, height) < side:
+        raise ValueError(f"`center_crop` must be at most the shorter side, got {side} for {width} x {height} pixels ({name}).")
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return picture.crop((left, top, left + side, top + side))
+
+
 # ---- ddpm_vlb/data/levels.py ----
 
 r"""Images of any kind in, pixel levels out; everything that is not exactly on the grid is refused, never rounded.
@@ -5035,6 +6326,7 @@ grid changes the data; `quantize` does it, as a step of its own.
 
 
 ARRAY_DTYPES = ("uint8", "uint16", "float32", "float64")
+ITEMS_AT_HAND = 256  # of a Dataset of torch
 PIL_MODES = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "I;16L": np.uint16}
 
 
@@ -5048,9 +6340,11 @@ def images_to_levels(
     r"""The levels of images of any kind that `evaluate_nll` takes.
 
     Args:
-        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image or a list of
-            them; a list of tensors `(C, H, W)` or arrays `(H, W, C)`; a `datasets.Dataset` with an image column. Integers
-            (uint8, or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
+        images: a tensor `(N, C, H, W)`; a numpy array `(N, H, W, C)` or, for grey images, `(N, H, W)`; a PIL image, the path of
+            a picture, a tensor `(C, H, W)` or `(H, W)`, an array `(H, W, C)` or `(H, W)`, or a list of these; a
+            `datasets.Dataset` with an image column; a set that `open_images` returns; a `torch.utils.data.Dataset` or a
+            `DataLoader` that does not shuffle, of images, or of tuples or dictionaries with one image each. Integers (uint8,
+            or uint16 where there are more than 256 levels) are levels, floats (float32 or float64) grid values.
         num_pixel_levels: number of levels of the grid.
         channels, size: the number of channels and the (height, width) that the images must have; `None` for any.
 
@@ -5062,7 +6356,15 @@ def images_to_levels(
             none at all.
     """
     check_num_pixel_levels(num_pixel_levels)
-    tensor = _as_tensor(images, channels)
+    if isinstance(images, (torch.utils.data.Dataset, torch.utils.data.DataLoader)) and not hasattr(images, "column_names"):
+        some = [images_to_levels(batch, num_pixel_levels, channels=channels, size=size) for batch in _batches(images)]
+        if not some:
+            raise ValueError(f"`images` must not be empty, got no image from {type(images).__name__}.")
+        return torch.cat(some)
+    if hasattr(images, "num_pixel_levels") and hasattr(images, "__len__"):
+        check_grid(images, num_pixel_levels)
+        images = [images[index] for index in range(len(images))]
+    tensor = _as_tensor(images, channels, size)
     check_shape(tensor, channels, size)
     return _check_levels(tensor, num_pixel_levels)
 
@@ -5075,9 +6377,20 @@ def check_shape(tensor: torch.Tensor, channels: int | None, size: tuple[int, int
         raise ValueError(f"`images` must not be empty, got the shape {tuple(tensor.shape)}.")
     if channels is not None and tensor.shape[1] != channels:
         hint = " Are the channels last? Then permute(0, 3, 1, 2)." if tensor.shape[3] == channels else ""
-        raise ValueError(f"`images` must have {channels} channels, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}")
+        raise ValueError(
+            f"`images` must have {counted(channels, 'channel')}, got {tensor.shape[1]} (shape {tuple(tensor.shape)}).{hint}"
+        )
     if size is not None and tuple(tensor.shape[2:]) != tuple(size):
         raise ValueError(f"`images` must be {size[0]} x {size[1]} pixels, got {tensor.shape[2]} x {tensor.shape[3]}.")
+
+
+def check_grid(images: Any, num_pixel_levels: int) -> None:
+    r"""Raise `ValueError` for a set of images with fewer levels than a model's grid: they would be taken for dark ones."""
+    if images.num_pixel_levels < num_pixel_levels:
+        raise ValueError(
+            f"`images` must have the {num_pixel_levels} levels of the model's grid, got {images.num_pixel_levels} levels;"
+            " `ddpm_vlb.data.quantize_images` brings them onto it."
+        )
 
 
 def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
@@ -5100,23 +6413,22 @@ def _check_levels(tensor: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
     return levels.to(level_dtype)
 
 
-def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
+def _as_tensor(images: Any, channels: int | None, size: tuple[int, int] | None) -> torch.Tensor:
     if isinstance(images, torch.Tensor):
         if images.layout != torch.strided or images.is_meta:
             raise ValueError(f"`images` must be a dense tensor with values, got layout {images.layout} on {images.device}.")
-        return images.detach()
+        return _with_batch(images.detach(), channels)
     if isinstance(images, np.ndarray):
-        return array_to_tensor(images, channels)
-    if isinstance(images, Image.Image):
+        return array_to_tensor(images[None] if _is_one(images, channels, size) else images, channels)
+    if isinstance(images, (Image.Image, str, Path)):
         images = [images]
     elif hasattr(images, "features") and hasattr(images, "column_names"):
-        column = image_column(images)
-        images = images.with_format(None)  # pictures as they are stored, whatever format they would be handed out in
-        images = [row[column] for row in images]
-    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+        rows, read = stored_pictures(images)
+        images = [read(row, f"image {index}") for index, row in enumerate(rows)]
+    if not isinstance(images, Sequence) or isinstance(images, bytes):
         raise ValueError(
-            "`images` must be a tensor, an array, PIL images, or a `datasets.Dataset` with an image column,"
-            f" got {type(images).__name__}."
+            "`images` must be a tensor, an array, PIL images, paths of pictures, what `open_images` returns, a DataLoader or"
+            f" Dataset of torch, or a `datasets.Dataset` with an image column, got {type(images).__name__}."
         )
     tensors = [_one_as_tensor(image, index, channels) for index, image in enumerate(images)]
     if not tensors:
@@ -5130,18 +6442,74 @@ def _as_tensor(images: Any, channels: int | None) -> torch.Tensor:
     return torch.stack(tensors)
 
 
+def _with_batch(tensor: torch.Tensor, channels: int | None) -> torch.Tensor:
+    r"""A tensor of one image, `(C, H, W)` or grey `(H, W)`, or of grey ones, `(N, H, W)`, as `(N, C, H, W)`; what could be
+    either is left as it is, and refused."""
+    if tensor.ndim == 2 and channels in (None, 1):
+        return tensor[None, None]
+    if tensor.ndim == 3 and channels is not None and tensor.shape[0] == channels:
+        return tensor[None]
+    return tensor[:, None] if tensor.ndim == 3 and channels == 1 else tensor
+
+
+def _is_one(array: np.ndarray, channels: int | None, size: tuple[int, int] | None) -> bool:
+    r"""Whether an array is one image, `(H, W)`, `(H, W, C)` or `(C, H, W)`; of three axes it may be grey ones, `(N, H, W)`."""
+    if array.ndim != 3 or channels is None:
+        return array.ndim == 2
+    if channels == 1:
+        return size is not None and array.shape == (*size, 1) and array.shape[1:] != size
+    return channels in (array.shape[0], array.shape[2])
+
+
+def _batches(data: Any) -> Iterator[Any]:
+    r"""The images of a Dataset or DataLoader of torch, some at a time."""
+    if isinstance(data, torch.utils.data.DataLoader):
+        if isinstance(data.sampler, torch.utils.data.RandomSampler):
+            raise ValueError("`images` must have an order, got a DataLoader that shuffles; its `dataset` has one.")
+        yield from map(_images_of, data)
+        return
+    # Not all of them stop by themselves where they end.
+    items = iter(data) if not hasattr(data, "__len__") else (data[index] for index in range(len(data)))
+    while some := [_images_of(item) for item in islice(items, ITEMS_AT_HAND)]:
+        yield some
+
+
+def _images_of(item: Any) -> Any:
+    r"""The image, or the batch of images, of what a Dataset or DataLoader gives: itself, or the only one among its values."""
+    if _is_image(item) or isinstance(item, list) and item and all(isinstance(one, Image.Image) for one in item):
+        return item
+    values = list(item.values()) if isinstance(item, Mapping) else list(item) if isinstance(item, (tuple, list)) else []
+    images = [value for value in values if _is_image(value)]
+    if len(images) != 1:
+        what = f"{len(images)} of them in a {type(item).__name__}" if values else type(item).__name__
+        raise ValueError(f"`images` must give images, or tuples or dictionaries with one image each, got {what}.")
+    return images[0]
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Image.Image) or isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 1
+
+
 def _describe(tensor: torch.Tensor) -> str:
     return f"the shape {tuple(tensor.shape)} and dtype {str(tensor.dtype)[6:]}"
 
 
 def _one_as_tensor(image: Any, index: int, channels: int | None) -> torch.Tensor:
+    if isinstance(image, (str, Path)):
+        path = Path(image)
+        if not path.is_file() or path.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ValueError(
+                f"`images` must be paths of pictures ({', '.join(PICTURE_SUFFIXES)}), got {str(image)!r}."
+                " (`ddpm_vlb.load_images` reads other files, folders, and data sets of the Hub.)"
+            )
+        image = open_picture(path, str(image))
     if isinstance(image, Image.Image):
         return array_to_tensor(pil_to_array(image, f"image {index}")[None], None)[0]
     if isinstance(image, np.ndarray):
         return array_to_tensor(image[None], channels)[0]
     if isinstance(image, torch.Tensor):
-        return image.detach()
-    raise ValueError(f"`images` must hold tensors, arrays or PIL images, got {type(image).__name__} at index {index}.")
+        return image.detach()[None] if image.ndim == 2 else image.detach()
+    raise ValueError(f"`images` must hold tensors, arrays, PIL images or paths, got {type(image).__name__} at index {index}.")
 
 
 def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
@@ -5160,46 +6528,68 @@ def array_to_tensor(array: np.ndarray, channels: int | None) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
 
 
-def pil_to_array(image: Image.Image, name: str = "image") -> np.ndarray:
-    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16.
+def pil_to_array(picture: Image.Image, name: str = "image", transform: Transform | None = None) -> np.ndarray:
+    r"""The pixels of a PIL image as they are, `(H, W)` or `(H, W, 3)`, uint8 or uint16; upright, as its EXIF orientation says.
+
+    Args:
+        picture: the image.
+        name: of it, for refusals.
+        transform: what is done to it first.
 
     Raises:
         ValueError: a mode other than 8-bit grey, 8-bit RGB or 16-bit grey: transparency, palettes and the like have no levels.
     """
-    if "transparency" in image.info or _is_rescaled(image):
-        what = "transparency" if "transparency" in image.info else "levels that PIL would rescale to 8 bits"
-        raise ValueError(f"`images` must be 8-bit grey, 8-bit RGB or 16-bit grey without transparency, got {what} ({name}).")
-    if image.mode not in PIL_MODES:
+    check_as_stored(picture, name)
+    picture = upright(picture)
+    if transform is not None:
+        picture = transform(picture, name)
+    if picture.mode not in PIL_MODES:
         raise ValueError(
-            f"`images` must be PIL images of mode L, RGB or I;16, got mode {image.mode} ({name}); convert it yourself,"
+            f"`images` must be PIL images of mode L, RGB or I;16, got mode {picture.mode} ({name}); convert it yourself,"
             " since what becomes of transparency or of a palette is a choice."
         )
-    return np.asarray(image).astype(PIL_MODES[image.mode])
+    return np.asarray(picture).astype(PIL_MODES[picture.mode])
 
 
-def _is_rescaled(image: Image.Image) -> bool:
-    # PIL brings 16-bit colour, 1 to 4-bit grey and odd PNM ranges to 8 bits while it loads. Before that, the file's own format
-    # stands in `tile`; of an image that is loaded already, nothing tells any more.
-    for tile in getattr(image, "tile", ()):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if tile[0].startswith("ppm") and arguments[-1] != 255:
-            return True
-        if image.mode in ("L", "RGB") and any(str(a).partition(";")[2][:1] in tuple("1248") for a in arguments):
-            return True
-    return False
-
-
-def image_column(dataset: Any) -> str:
-    r"""The one image column of a `datasets.Dataset`.
+def image_column(dataset: Any, column: str | None = None) -> str:
+    r"""The image column of a `datasets.Dataset`: the one that was asked for, or the only one.
 
     Raises:
-        ValueError: none, or more than one.
+        ValueError: none, or more than one of which none was asked for.
     """
     features = dataset.features or {}
     columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(columns) != 1:
+    if column is not None and column not in columns:
+        raise ValueError(
+            f"`image_column` must be a column of images, got {column!r} for {list(features)} with images in {columns}."
+        )
+    if column is None and len(columns) != 1:
         raise ValueError(f"`images` must have one image column, got the columns {list(features)} with images in {columns}.")
-    return columns[0]
+    return column or columns[0]
+
+
+def stored_pictures(dataset: Any, column: str | None = None) -> tuple[Any, Callable[[Any, str], Image.Image]]:
+    r"""The rows of a data set of the `datasets` library, its pictures as they are stored, and what opens a row's by our rule.
+
+    Args:
+        dataset: a `datasets.Dataset` or `datasets.IterableDataset`.
+        column: of its images, where it has several.
+
+    Returns:
+        The rows, and a function of a row and its name.
+
+    Raises:
+        ValueError: as `image_column`.
+    """
+    column = image_column(dataset, column)
+    feature = dataset.features[column]
+    # Whatever format they would be handed out in, and nothing of the other columns.
+    rows = dataset.with_format(None).select_columns([column]).cast_column(column, type(feature)(decode=False))
+    return rows, partial(_open_row, column, feature.mode)
+
+
+def _open_row(column: str, mode: str | None, row: Any, name: str) -> Image.Image:
+    return open_stored(row[column], name, mode)
 
 
 # ---- ddpm_vlb/model/scorer.py ----
@@ -5328,12 +6718,9 @@ class Scorer:
         noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
         model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
         # The levels were checked once, on the CPU.
-        nats = vlb_terms(
+        return vlb_terms(
             self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False
         )
-        # Clipping would make a number of an overflow.
-        finite = torch.isfinite(model_output).flatten(1).all(dim=1)
-        return torch.where(finite, nats, torch.nan)
 
 
 def make_scorer(
@@ -5356,11 +6743,9 @@ def make_scorer(
     Raises:
         ValueError: a model that cannot be scored; another network's calibration.
     """
-    if num_inference_steps is not None and inference_timesteps is not None:
-        raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
     if calibrated:
         check_calibration(scheduler, network)
-        num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
+    num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps, calibrated)
     on_subsequence = num_inference_steps is not None or inference_timesteps is not None
     if num_inference_steps is not None:
         inference_timesteps = scheduler.inference_grid(num_inference_steps)
@@ -5382,17 +6767,53 @@ def make_scorer(
     return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)
 
 
-def default_steps(scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> int | None:
-    r"""The calibration's best number of steps, where there is one and nothing else was asked for."""
-    calibration = getattr(scheduler, "calibration", None)
+def default_steps(
+    scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None, calibrated: bool = True
+) -> int | None:
+    r"""The number of steps that was asked for, by default the calibration's best; `ValueError` beside a grid."""
+    if num_inference_steps is not None and inference_timesteps is not None:
+        raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+    calibration = calibration_of(scheduler) if calibrated else None
     if calibration is None or num_inference_steps is not None or inference_timesteps is not None:
         return num_inference_steps
     return calibration.num_inference_steps
 
 
+def calibration_of(scheduler: Any) -> Any:
+    r"""The calibration that a scheduler samples by; another than ours may hold one in its configuration, and knows it not."""
+    return scheduler.calibration if hasattr(type(scheduler), "calibration") else None
+
+
+def scheduler_of_run(scheduler: Any, num_inference_steps: int | None, inference_timesteps: Sequence[int] | None) -> Any:
+    r"""A copy of a scheduler for one sampling run, set to its grid: what other threads do with the scheduler does not reach it.
+    The scheduler itself shows the last grid, as diffusers' do.
+
+    Args:
+        scheduler: any of diffusers'.
+        num_inference_steps, inference_timesteps: as `VLBDDPMPipeline.__call__`.
+
+    Raises:
+        ValueError: a grid outside the scheduler's, or from zero SNR with a prediction that needs some signal.
+    """
+    num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps)
+    if inference_timesteps is not None:
+        grid: dict[str, Any] = {"timesteps": inference_timesteps}
+    else:
+        default = min(1000, scheduler.config.num_train_timesteps)
+        grid = {"num_inference_steps": default if num_inference_steps is None else num_inference_steps}
+    own = copy.copy(scheduler)
+    own.set_timesteps(**grid)
+    prediction, highest = PREDICTIONS.get(own.config.prediction_type), int(own.timesteps.max())
+    if prediction is not None:
+        # Clipping would make images of an infinite prediction.
+        prediction.check_signal(own.alphas_cumprod[highest].item(), highest)
+    scheduler.set_timesteps(**grid)
+    return own
+
+
 def check_calibration(scheduler: Any, network: Network) -> None:
     r"""Raise `ValueError` for a calibration of another network."""
-    calibration = getattr(scheduler, "calibration", None)
+    calibration = calibration_of(scheduler)
     if calibration is not None and calibration.config.get("architecture_sha256") != network.architecture_sha256:
         raise ValueError(
             f"`calibration` must be of a network like this one, got one on {calibration.description}, of another"
@@ -5534,6 +6955,129 @@ class Sweeps:
             torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions)
         )
         return prior, decoder, transitions
+
+
+# ---- ddpm_vlb/outputs.py ----
+
+r"""What scoring returns, and how it is shown: as a line, as a table, as a data frame.
+
+A result holds a number for every image, or for every step. Printed, all of them are pages: what is shown is their mean, its
+error, of how many images, and what it took.
+"""
+
+
+
+
+class Shown:
+    r"""A result of scoring: a dataclass of `repr=False`, whose `_head`, `_details` and `_columns` say what is shown."""
+
+    def _head(self) -> dict[str, Any]:
+        r"""What a line says, by its name: texts, or numbers."""
+        raise NotImplementedError
+
+    def _details(self) -> dict[str, Any]:
+        r"""What a table says besides."""
+        return {}
+
+    def _columns(self) -> dict[str, Any]:
+        r"""Of the data frame: vectors of one length, whose first names the rows."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name} {_text(value)}' for name, value in self._head().items())})"
+
+    def summary(self) -> str:
+        r"""The result in a few lines, one for each number."""
+        rows = self._head() | self._details()
+        width = max(map(len, rows))
+        return "\n".join(f"{name:{width}}  {_text(value)}" for name, value in rows.items())
+
+    def _repr_html_(self) -> str:
+        r"""The result as a table, for notebooks."""
+        rows = (self._head() | self._details()).items()
+        cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(_text(value))}</td></tr>" for name, value in rows)
+        return f"<table>{''.join(cells)}</table>"
+
+    def to_pandas(self):
+        r"""The numbers of every image, or of every step, as a `pandas.DataFrame`, a row each.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("`to_pandas` needs pandas, which is not installed: pip install pandas.") from error
+        columns = {name: torch.as_tensor(values).numpy() for name, values in self._columns().items()}
+        return pandas.DataFrame(columns).set_index(next(iter(columns)))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def mean_of_images(bits_per_dim: torch.Tensor, num_network_evaluations: int) -> dict[str, Any]:
+    r"""The mean of images' numbers `(N,)`, its standard error over them, N, and what it took: a head."""
+    count = len(bits_per_dim)
+    error = {"standard error": bits_per_dim.std().item() / count**0.5} if count > 1 else {}
+    return {
+        "bits/dim": bits_per_dim.mean().item(),
+        **error,
+        "images": count,
+        "network evaluations": num_network_evaluations,
+    }
+
+
+@dataclass(repr=False)
+class VLBOutput(Shown, BaseOutput):
+    r"""The variational bound of N images.
+
+    Args:
+        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
+            `prior + transitions_total + decoder`.
+        prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
+        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim; `None` where
+            they were sampled.
+        transitions_total (`torch.Tensor` of shape `(N,)`): The sum of the KL terms, in bits/dim.
+        decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
+        timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
+        num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
+        config (`dict`): What was scored, and with what.
+        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image,
+            from half as many pairs as the image has evaluations: as many degrees of freedom for Student's distribution.
+            `None` for a full sweep, which says nothing of it.
+    """
+
+    bits_per_dim: torch.Tensor
+    prior: torch.Tensor
+    transitions: torch.Tensor | None
+    transitions_total: torch.Tensor
+    decoder: torch.Tensor
+    timesteps: torch.Tensor
+    num_network_evaluations: int
+    config: dict[str, Any]
+    monte_carlo_error: torch.Tensor | None = None
+
+    def _head(self) -> dict[str, Any]:
+        head = mean_of_images(self.bits_per_dim, self.num_network_evaluations)
+        if self.monte_carlo_error is not None:
+            # Of an image, not of the mean: the images' estimates have the fits of the pilot in common.
+            head["Monte Carlo error of an image"] = self.monte_carlo_error.square().mean().sqrt().item()
+        return head
+
+    def _details(self) -> dict[str, Any]:
+        names = ("num_steps", "num_train_timesteps", "num_pixel_levels", "variance_type", "clip_sample", "dtype", "seed")
+        return {
+            "L_T prior": self.prior.mean().item(),
+            "L_t KL terms": self.transitions_total.mean().item(),
+            "L_0 decoder": self.decoder.mean().item(),
+            **{name: self.config[name] for name in names if name in self.config},
+        }
+
+    def _columns(self) -> dict[str, Any]:
+        columns = {"image": range(len(self.bits_per_dim))}
+        columns |= {name: self[name] for name in ("bits_per_dim", "prior", "transitions_total", "decoder")}
+        return columns if self.monte_carlo_error is None else columns | {"monte_carlo_error": self.monte_carlo_error}
 
 
 # ---- ddpm_vlb/sampled_bound/control_variates.py ----
@@ -5721,16 +7265,35 @@ r"""What the pilot settles: bins, control variate, probabilities."""
 FLOOR = 0.1  # of the probability goes to all bins alike
 RIDGE = 3.0
 KERNEL = 1.5  # bins
+LONG = 4.0
+MAX_LONG = 32
 MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
 
 
-def bin_edges(num_steps: int) -> np.ndarray:
-    r"""Rows of the grid in bins: the decoder alone, then ever wider up to a twelfth of all. Edges, from 0 to `num_steps`."""
+def bin_edges(num_steps: int, row_sizes: np.ndarray | None = None) -> np.ndarray:
+    r"""Rows of the grid in bins: the decoder alone, then ever wider up to a twelfth of all. Edges, from 0 to `num_steps`.
+
+    A draw stands for all rows of its bin. One that may well carry most of a bin, and that few of the draws would meet, is a bin
+    of its own: a row that is `LONG` times as large as its bin's other rows on average, by `row_sizes`, `(num_steps,)`; the
+    `MAX_LONG` largest of these.
+    """
     edges = [0]
     while edges[-1] < num_steps:
         width = min(max(1, round(0.3 * edges[-1])), max(1, math.ceil(num_steps / 12)))
         edges.append(min(num_steps, edges[-1] + width))
-    return np.array(edges)
+    if row_sizes is None:
+        return np.array(edges)
+    long: list[int] = []
+    for first, last in zip(edges, edges[1:]):
+        rows = sorted(range(first, last), key=lambda row: -row_sizes[row])
+        left = float(row_sizes[first:last].sum())
+        for place, row in enumerate(rows[:-1]):
+            left -= row_sizes[row]
+            if row_sizes[row] * (len(rows) - place - 1) <= LONG * left:
+                break
+            long.append(row)
+    long = sorted(long, key=lambda row: -row_sizes[row])[:MAX_LONG]
+    return np.unique([*edges, *long, *(row + 1 for row in long)])
 
 
 def standardize(features: torch.Tensor) -> torch.Tensor:
@@ -6006,6 +7569,27 @@ class Sums:
         )
 
 
+# ---- ddpm_vlb/sampled_bound/rules.py ----
+
+r"""When a sampled estimate is good enough: what may be asked for. Without torch, so that the command line can read it."""
+
+
+
+def check_rules(target_se: float | None, max_evaluations: int | None, evaluations_per_image: int | None) -> None:
+    r"""Raise `ValueError` unless the rules to stop by can be followed."""
+    if target_se is None and max_evaluations is None and evaluations_per_image is None:
+        raise ValueError("One of `target_se`, `max_evaluations` and `evaluations_per_image` must be given, got none.")
+    if target_se is not None and not (0 < target_se < math.inf):
+        raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
+    if max_evaluations is not None and max_evaluations < 1:
+        raise ValueError(f"`max_evaluations` must be at least 1, got {max_evaluations!r}.")
+    if evaluations_per_image is not None:
+        if target_se is not None or max_evaluations is not None:
+            raise ValueError("`evaluations_per_image` says when to stop: leave out `target_se` and `max_evaluations`.")
+        if evaluations_per_image < 2 or evaluations_per_image % 2:
+            raise ValueError(f"`evaluations_per_image` must be an even number from 2 on, got {evaluations_per_image!r}.")
+
+
 # ---- ddpm_vlb/sampled_bound/estimate.py ----
 
 r"""The bound of a data set from few evaluations, unbiased, with an error that is measured and not assumed.
@@ -6014,7 +7598,8 @@ The bound of image i is :math:`A_i = P_i + \sum_t E_\epsilon\, \ell_t(x_i, \epsi
 form, and that of a data set of N images is :math:`\bar A`. An evaluation of the network gives one
 :math:`\ell_t(x_i, \epsilon)`.
 
-**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first). From these come a
+**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first; a step of the grid
+that is much longer than its neighbours is one too, for its term is as much larger). From these come a
 control variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and, for each bin, the standard deviation :math:`\sigma_b` of
 what it leaves over; then they are put aside. From here on m and the probabilities :math:`p_t \propto \sigma_{b(t)}`, Neyman's
 allocation, mixed with a floor, are fixed: whatever the pilot got wrong costs evaluations, not truth.
@@ -6066,6 +7651,7 @@ def estimate_bound(
     max_evaluations: int | None = None,
     evaluations_per_image: int | None = None,
     evaluations_per_draw: int = 1,
+    row_sizes: np.ndarray | None = None,
     ids: np.ndarray | None = None,
     frame: np.ndarray | None = None,
 ) -> BoundEstimate:
@@ -6081,6 +7667,8 @@ def estimate_bound(
         max_evaluations: network evaluations at which to stop, the pilot's included.
         evaluations_per_image: evaluate every image this many times, an even number, instead.
         evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
+        row_sizes: what is known beforehand of how large the terms of the rows are beside each other, `(K,)`; by default that
+            neighbours are alike.
         ids: what the draws of each image are keyed by, `(N,)`; by default its position.
         frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
 
@@ -6093,7 +7681,7 @@ def estimate_bound(
     frame = np.arange(count) if frame is None else np.asarray(frame)
     if len(frame) < min(count, MIN_FRAME):
         raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
-    edges = bin_edges(num_steps)
+    edges = bin_edges(num_steps, row_sizes)
     budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
     planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
     draws = pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
@@ -6135,21 +7723,6 @@ def estimate_bound(
             extra = 0
         if not extra:
             return estimate
-
-
-def check_rules(target_se: float | None, max_evaluations: int | None, evaluations_per_image: int | None) -> None:
-    r"""Raise `ValueError` unless the rules to stop by can be followed."""
-    if target_se is None and max_evaluations is None and evaluations_per_image is None:
-        raise ValueError("One of `target_se`, `max_evaluations` and `evaluations_per_image` must be given, got none.")
-    if target_se is not None and not (0 < target_se < math.inf):
-        raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")
-    if max_evaluations is not None and max_evaluations < 1:
-        raise ValueError(f"`max_evaluations` must be at least 1, got {max_evaluations!r}.")
-    if evaluations_per_image is not None:
-        if target_se is not None or max_evaluations is not None:
-            raise ValueError("`evaluations_per_image` says when to stop: leave out `target_se` and `max_evaluations`.")
-        if evaluations_per_image < 2 or evaluations_per_image % 2:
-            raise ValueError(f"`evaluations_per_image` must be an even number from 2 on, got {evaluations_per_image!r}.")
 
 
 def _evaluate(evaluate: Evaluate, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
@@ -6217,6 +7790,17 @@ def match_rows(first: ForwardProcess, second: ForwardProcess) -> Cells:
     return Cells(rows[:, used], factors[:, used])
 
 
+def size_of_terms(forward: ForwardProcess) -> torch.Tensor:
+    r"""How large the KL terms are beside each other, up to what a network makes of them, `(K,)`; that of the decoder is 1.
+
+    With the posterior's variance the KL of the step from t to s is :math:`(\mathrm{SNR}_s - \mathrm{SNR}_t) / 2` times the
+    squared error of the predicted image (VDM, eq. 13); of a Gaussian pixel of variance 1 that is
+    :math:`1 / (1 + \mathrm{SNR}_t)` at best.
+    """
+    snr = forward.snr.double()
+    return torch.cat([torch.ones(1, dtype=torch.float64), (snr[:-1] - snr[1:]) / (1 + snr[1:])])
+
+
 class DrawScorer:
     r"""Evaluates the draws of `sampled_bound.estimate_bound` for images that lie in memory.
 
@@ -6229,7 +7813,7 @@ class DrawScorer:
         seed: of the evaluation.
         class_labels: for each scorer, `(M,)` or `None`.
 
-    `num_steps` is the number of rows that may be drawn.
+    `num_steps` is the number of rows that may be drawn, and `row_sizes` says how large their terms are beside each other.
     """
 
     def __init__(
@@ -6245,6 +7829,8 @@ class DrawScorer:
         forwards = [scorer.reverse.forward for scorer in scorers]
         self._cells = rows_of(forwards[0]) if len(forwards) == 1 else match_rows(*forwards)
         self.num_steps = self._cells.rows.shape[1]
+        sizes = [size_of_terms(f)[rows.clamp(min=0)] * (rows >= 0) for f, rows in zip(forwards, self._cells.rows)]
+        self.row_sizes = (torch.stack(sizes) * self._cells.factors).amax(dim=0).numpy()
         chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
         # Of two grids the mean of both levels, so that it does not matter which is the first.
         there = self._cells.rows >= 0
@@ -6373,6 +7959,7 @@ def estimate_frame(
         images.features,
         seed=seed if estimate_seed is None else estimate_seed,
         evaluations_per_draw=len(scorers),
+        row_sizes=draw_scorer.row_sizes,
         ids=images.numbers,
         frame=images.frame,
         **rules,
@@ -6387,37 +7974,6 @@ r"""`VLBDDPMPipeline`: sample as `DDPMPipeline` does, and score images with the 
 
 
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "revision", "report", "pictures")
-
-
-@dataclass
-class VLBOutput(BaseOutput):
-    r"""The variational bound of N images.
-
-    Args:
-        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
-            `prior + transitions_total + decoder`.
-        prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
-        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim; `None` where
-            they were sampled.
-        transitions_total (`torch.Tensor` of shape `(N,)`): The sum of the KL terms, in bits/dim.
-        decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
-        timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
-        num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
-        config (`dict`): What was scored, and with what.
-        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image,
-            from half as many pairs as the image has evaluations: as many degrees of freedom for Student's distribution.
-            `None` for a full sweep, which says nothing of it.
-    """
-
-    bits_per_dim: torch.Tensor
-    prior: torch.Tensor
-    transitions: torch.Tensor | None
-    transitions_total: torch.Tensor
-    decoder: torch.Tensor
-    timesteps: torch.Tensor
-    num_network_evaluations: int
-    config: dict[str, Any]
-    monte_carlo_error: torch.Tensor | None = None
 
 
 class VLBDDPMPipeline(DDPMPipeline):
@@ -6451,7 +8007,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
         name = check_name(pretrained_model_name_or_path, kwargs)
-        with reading(name):
+        with reading(name), without_loading_bar():
             folder = parts_folder(name, kwargs)
             if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
@@ -6461,13 +8017,22 @@ class VLBDDPMPipeline(DDPMPipeline):
         pipe.unet = check_network(pipe.unet, name)
         return pipe
 
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs) -> str:
+        r"""As [`~diffusers.DiffusionPipeline.download`], and `ValueError` for configurations that no model can be made of."""
+        return check_configurations(super().download(pretrained_model_name, **kwargs), kwargs)
+
     def to_json_string(self) -> str:
         r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
-        upgrades what it loads."""
+        upgrades what it loads. Another scheduler that was put in the place of ours keeps its name."""
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
-        index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
+        if type(self.scheduler) is VLBDDPMScheduler:
+            index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {super().to_json_string()}"  # the classes that are here, not those of the index
 
     def save_pretrained(
         self,
@@ -6488,8 +8053,9 @@ class VLBDDPMPipeline(DDPMPipeline):
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
         if options.get("report") is not None:
             options["report"] = self.check_report(options["report"])
-        with saving(folder, variant):
-            super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
+        check_savable(unet=self.unet, scheduler=self.scheduler)
+        with saving(folder, variant) as fresh:
+            super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
         if push_to_hub:
             repository = options.pop("repo_id", folder.resolve().name)
             options = {name: value for name, value in options.items() if value is not None}
@@ -6604,42 +8170,32 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
 
         Raises:
-            ValueError: a grid outside the scheduler's, both ways of giving one, or class labels that do not fit the network.
+            ValueError: a grid outside the scheduler's, or two; epsilon prediction from zero terminal SNR; class labels that do
+                not fit; PIL images of over 4 channels.
         """
         batch_size = check_count("batch_size", batch_size)
-        check_generator(generator)
-        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
-            raise ValueError(f"`generator` must be one generator or one per image ({batch_size}), got {len(generator)}.")
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
-        if num_inference_steps is not None and inference_timesteps is not None:
-            raise ValueError("Only one of `num_inference_steps` and `inference_timesteps` may be given, got both.")
+        check_generator(generator, batch_size)
         network, device = self.network, self._execution_device
+        check_output_type(output_type, network.channels)
         labels = network.check_class_labels(class_labels, batch_size)
+        check_sampler(self.scheduler, network, inference_timesteps=inference_timesteps, draw_from_decoder=draw_from_decoder)
         check_calibration(self.scheduler, network)
-        num_inference_steps = default_steps(self.scheduler, num_inference_steps, inference_timesteps)
-        if inference_timesteps is not None:
-            self.scheduler.set_timesteps(timesteps=inference_timesteps)
-        else:
-            default = min(1000, self.scheduler.config.num_train_timesteps)
-            self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
-        if network.size is None:
-            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
-        dtype, shape = network.dtype, (batch_size, network.channels, *network.size)
+        scheduler = scheduler_of_run(self.scheduler, num_inference_steps, inference_timesteps)
+        dtype, shape = network.dtype, (batch_size, *network.image_shape)
         image = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
         image = image.to(torch.promote_types(dtype, torch.float32))
 
         labels = None if labels is None else labels.to(device)
-        timesteps = self.scheduler.timesteps.to(device)
+        timesteps = scheduler.timesteps.to(device)
         finite = torch.ones((), dtype=torch.bool, device=device)
-        with network.evaluating():
-            for timestep, on_device in zip(cast(Any, self).progress_bar(self.scheduler.timesteps.tolist()), timesteps.unbind()):
+        with network.evaluating(autocast=True):
+            for timestep, on_device in zip(cast(Any, self).progress_bar(scheduler.timesteps.tolist()), timesteps.unbind()):
                 model_output = network(image, on_device, labels)
                 finite &= torch.isfinite(model_output).all()
-                latents, image = image, self.scheduler.step(model_output, timestep, image, generator=generator).prev_sample
+                latents, image = image, scheduler.step(model_output, timestep, image, generator=generator).prev_sample
         if draw_from_decoder and finite:
-            image = self.scheduler.draw_from_decoder(model_output, timestep, latents, generator)
+            image = scheduler.draw_from_decoder(model_output, timestep, latents, generator)
 
         if not finite:
             raise NonFiniteOutput(f"NaN or infinity with dtype {str(dtype)[6:]}", dtype=dtype)
@@ -6677,8 +8233,8 @@ class VLBDDPMPipeline(DDPMPipeline):
 
         Args:
             images:
-                A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), PIL images, numpy arrays
-                `(N, H, W, C)`, or a `datasets.Dataset` with an image column.
+                A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), numpy arrays `(N, H, W, C)`, PIL
+                images, paths, one image of these kinds, a `datasets.Dataset`, a Dataset or DataLoader of torch.
             batch_size (`int`, defaults to 64):
                 Images per network call; pairs of image and timestep where they are sampled.
             generator (`torch.Generator`, *optional*):
@@ -6731,8 +8287,8 @@ class VLBDDPMPipeline(DDPMPipeline):
     def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""
         seeds = draw_seeds(len(levels), generator)
-        with cast(Any, self).progress_bar(total=-(-len(levels) // batch_size) * len(scorer.timesteps)) as progress_bar:
-            prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, progress_bar.update)
+        with self._scoring_bar(-(-len(levels) // batch_size) * len(scorer.timesteps)) as bar:
+            prior, terms = sweep_images(scorer, levels, seeds, labels, batch_size, bar.update)
         total = terms[:, 1:].sum(dim=1)
         return {
             "bits_per_dim": prior + terms[:, 0] + total,
@@ -6749,8 +8305,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         ids = np.arange(len(levels))
         prior, features = known_parts([scorer], levels)
         images = Images(ids, prior, features, frame=ids, levels=levels, labels=labels, sha256="")
-        with cast(Any, self).progress_bar(total=len(levels) * evaluations) as progress_bar:
-            evaluating = partial(evaluating_at_once, batch_size=batch_size, step=progress_bar.update)
+        with self._scoring_bar(len(levels) * evaluations) as bar:
+            evaluating = partial(evaluating_at_once, batch_size=batch_size, step=bar.update)
             estimate = estimate_frame([scorer], images, evaluating, seed=seed, evaluations_per_image=evaluations)
         total, decoder = cast(torch.Tensor, estimate.per_image), cast(torch.Tensor, estimate.per_image_decoder)
         return {
@@ -6762,6 +8318,12 @@ class VLBDDPMPipeline(DDPMPipeline):
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
         }
+
+    def _scoring_bar(self, total: int) -> Any:
+        r"""As `set_progress_bar_config` says, and lines where there is nothing to draw a bar on."""
+        config = getattr(self, "_progress_bar_config", {})
+        others = torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
+        return progress_bar(total, **({"disable": others} | config))
 
     @property
     def network(self) -> Network:
@@ -6820,8 +8382,8 @@ here on the scale of 8-bit pixels, 0 to 255, as in the paper. At the end the rat
 BITS_8 = 127.5  # grey levels of 8 bits to a unit of [-1, 1]
 
 
-@dataclass(frozen=True)
-class RateDistortion:
+@dataclass(frozen=True, repr=False)
+class RateDistortion(Shown):
     r"""The curve, from the noisiest latent to the image itself: K + 1 points, float64 on the CPU.
 
     Args:
@@ -6837,6 +8399,19 @@ class RateDistortion:
     distortion: torch.Tensor
     distortion_standard_error: torch.Tensor
     num_network_evaluations: int
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "bits/dim": self.rate[-1].item(),
+            "standard error": self.rate_standard_error[-1].item(),
+            "points": len(self.rate),
+            "network evaluations": self.num_network_evaluations,
+        }
+
+    def _columns(self) -> dict[str, Any]:
+        names = ("rate", "rate_standard_error", "distortion", "distortion_standard_error")
+        # The last point is the image itself: what lies below every timestep.
+        return {"timestep": [*self.timesteps.tolist(), -1]} | {name: getattr(self, name) for name in names}
 
 
 @torch.no_grad()
@@ -6945,6 +8520,10 @@ def progressive_decoding(
             q = forward.q_step_mean_variance(latents, timestep)
             latents = q.mean + q.variance.sqrt() * noise.to(latents)
             prediction, _ = scorer.reverse.predict(scorer.network(latents, timestep, labels), latents, timestep)
+            finite = torch.isfinite(prediction).flatten(1).all(dim=1)
+            if not bool(finite.all()):
+                image = int((~finite).nonzero()[0])
+                raise NonFiniteOutput("others", image=image, timestep=timestep, dtype=scorer.dtype)
             shown.append(((prediction + 1) / 2 * steps).round().clamp(0, steps).to(levels.dtype).cpu())
     pipe.maybe_free_model_hooks()
     return torch.stack(shown[::-1])
