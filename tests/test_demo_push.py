@@ -110,8 +110,11 @@ def test_the_requirements_are_all_that_is_imported():
             found += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             imported |= {names.get(name.split(".")[0], name.split(".")[0]) for name in found}
     ours = {"ddpm_vlb", "vlb_demo", "spaces"}
-    # markupsafe and starlette come with gradio, yaml with huggingface_hub.
-    assert imported - set(sys.stdlib_module_names) - ours - {"markupsafe", "starlette", "yaml"} <= needed
+    # markupsafe, starlette and pandas come with gradio, fsspec, tqdm and yaml with huggingface_hub.
+    assert (
+        imported - set(sys.stdlib_module_names) - ours - {"markupsafe", "starlette", "pandas", "fsspec", "tqdm", "yaml"}
+        <= needed
+    )
     extras = (ROOT / "pyproject.toml").read_text()
     assert all(re.search(rf'"{name}[>=]', extras) for name in needed)
 

@@ -196,7 +196,7 @@ CONTRADICTIONS = [
     ("half", "half_precision_bias.monte_carlo_error", -1.0, "none of the last three negative"),
     ("half", "half_precision_bias.num_network_evaluations", 0, "none of the last three negative"),
     ("half", "half_precision_bias", {}, "`report.half_precision_bias` must have bits_per_dim"),
-    ("half", "config.dtype", "float32", "a bias of half precision only where there is one"),
+    ("half", "config.dtype", "float64", "a bias of half precision only where there is one"),
     ("full", "transitions.3", plus(0.1), "transitions that sum to their total"),
     ("full", "transitions", lambda values: [values[0] + values[1] + 1, -1.0, *values[2:]], "terms that are not negative"),
     ("full", "transitions.3", None, "a number for every timestep of a full sweep"),

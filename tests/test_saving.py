@@ -154,5 +154,5 @@ def test_calibrate_looks_before_it_works(pipe, tmp_path, capsys):
         main(["calibrate", str(tmp_path / "pipe"), "--dataset", "digits", "--evaluations", "100000000", "--output", output])
         == 2
     )
-    assert "`sample_max_value` must be a value that JSON can hold, got inf" in capsys.readouterr().err
+    assert "`sample_max_value` must be a positive number, got inf" in capsys.readouterr().err
     assert not (tmp_path / "calibrated").exists()

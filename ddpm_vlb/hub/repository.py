@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 from safetensors import SafetensorError
 
 from ..files import fill_folder
@@ -52,6 +51,8 @@ def json_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: another value that JSON has nothing for.
     """
+    import diffusers  # and torch, without which a name is refused
+
     cls = getattr(diffusers, str(config.get("_class_name")).removeprefix("VLB"), None)
     defaults = {n: p.default for n, p in inspect.signature(cls.__init__).parameters.items()} if isinstance(cls, type) else None
     public = {}
