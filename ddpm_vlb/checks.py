@@ -72,12 +72,12 @@ def check_integer(name: str, value: Any) -> int:
 
 def is_number(value: Any) -> bool:
     r"""Whether a value is a real number that torch can take; booleans are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < 2**63
 
 
 def is_integer(value: Any, least: int, most: int) -> bool:
     r"""Whether a value is an integer from `least` to `most`."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 def check_num_timesteps(name: str, value: Any) -> None:

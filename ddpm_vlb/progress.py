@@ -52,7 +52,7 @@ class Lines:
         now = time.monotonic()
         if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
             self._last = now
-            total = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
+            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
             line = tqdm.format_meter(
                 self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
             )

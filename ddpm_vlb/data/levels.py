@@ -58,7 +58,8 @@ def images_to_levels(
         return torch.cat(some)
     if hasattr(images, "num_pixel_levels") and hasattr(images, "__len__"):
         check_grid(images, num_pixel_levels)
-        images = [images[index] for index in range(len(images))]
+        stored: Any = images
+        images = [stored[index] for index in range(len(stored))]
     tensor = _as_tensor(images, channels, size)
     check_shape(tensor, channels, size)
     return _check_levels(tensor, num_pixel_levels)

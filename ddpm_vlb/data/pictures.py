@@ -8,7 +8,7 @@ one of a list (Pillow guesses formats by content, and starts Ghostscript for som
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -76,7 +76,7 @@ def _content(path: str, name: str) -> Path | bytes:
     import fsspec  # which huggingface_hub reads with
 
     try:
-        with fsspec.open(path, "rb") as file:
+        with cast(Any, fsspec.open(path, "rb")) as file:
             return file.read()
     except Exception as error:  # of the network, of archives
         raise ValueError(f"`dataset` must hold readable images, got {name!r}: {error}.") from error

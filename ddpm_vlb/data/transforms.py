@@ -6,7 +6,7 @@ take them, to the last bit.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -65,7 +65,7 @@ class Transform:
 
 
 def _converted(picture: Image.Image, colour: str, name: str) -> Image.Image:
-    alpha = picture.getchannel("A").getextrema()[0] if picture.mode in ("LA", "RGBA") else 255
+    alpha = cast(int, picture.getchannel("A").getextrema()[0]) if picture.mode in ("LA", "RGBA") else 255
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") or alpha < 255 or "transparency" in picture.info:
         what = f"mode {picture.mode}" + (" with transparency" if alpha < 255 or "transparency" in picture.info else "")
         raise ValueError(f"`convert` must be of 8-bit pictures without transparency, got {what} ({name}); convert it yourself.")

@@ -115,7 +115,7 @@ def evaluate(
         shard={"of": shard[1], "indices": [shard[0]]},
         num_processes=workers.count,
         **options,
-        **(without_places({"dataset": source.name}) | source.settings | context),
+        **{**without_places({"dataset": source.name}), **source.settings, **context},
     )
     config = to_plain(config)
     # What the caller has overridden is said by its values too; journals of before do not name it.

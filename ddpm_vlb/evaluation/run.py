@@ -181,7 +181,7 @@ class Journal:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._file is not None:
+        if self._file is not None and self.path is not None:
             with naming(self.path):
                 self._file.close()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -169,7 +169,7 @@ class Network:
                 _TRAINING.enter(part, part.training)
             for part in mixed:
                 _FORWARD.enter(part, part.forward)
-                part.forward = part._original_forward
+                cast(Any, part).forward = part._original_forward
             self.module.eval()
         off = not autocast and torch.amp.is_autocast_available(self.device.type)
         try:

@@ -85,6 +85,8 @@ def check_numbers(report: Mapping[str, Any], method: Method) -> None:
     if per_image is not None:
         _check_same("images whose mean is its total", math.fsum(per_image) / len(per_image), report["bits_per_dim"])
         if method.name != "sampled" and count > 1:
+            if error is None:
+                raise ValueError("`report` must have a standard error of several images, got None.")
             _check_same("a standard error that its images have", error_of_mean(per_image), error)
     if method.name == "full":
         _check_full(report)
@@ -148,7 +150,9 @@ def _check_counts(report: Mapping[str, Any], method: Method) -> None:
     if method.name == "full":
         # The mean of several sweeps has more to its method than its name.
         sweeps = re.fullmatch(r"full(?:, mean of (\d+) sweeps)?", report["method"])
-        _require("a method that begins with 'full', of one sweep or the mean of several", sweeps is not None, report["method"])
+        if sweeps is None:
+            rule = "a method that begins with 'full', of one sweep or the mean of several"
+            raise ValueError(f"`report` must have {rule}, got {report['method']}.")
         wanted = count * config["num_steps"] * int(sweeps[1] or 1) * num_seeds(config["seed"])
         what = "each image at every step"
     elif method.columns is None:

@@ -221,11 +221,11 @@ def _columns(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence
 
 def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence[float], method: Method) -> dict[str, Any]:
     r"""What is a weighted mean of two reports, or a sum, and the Monte Carlo error of it."""
-    merged = {key: value for key, value in one.items() if key not in OF_IMAGES} | {"per_image": None}
+    merged: dict[str, Any] = {key: value for key, value in one.items() if key not in OF_IMAGES} | {"per_image": None}
     for key in ("prior", "transitions_total", "decoder"):
         merged[key] = _mean((one[key], other[key]), weights)
     merged["bits_per_dim"] = merged["prior"] + merged["transitions_total"] + merged["decoder"]
-    errors = one.get("monte_carlo_error"), other.get("monte_carlo_error")
+    errors: Any = (one.get("monte_carlo_error"), other.get("monte_carlo_error"))
     merged["monte_carlo_error"] = None if None in errors else _of_mean(errors, weights)
     if "half_precision_bias" in one:
         biases = one["half_precision_bias"], other["half_precision_bias"]
