@@ -63,7 +63,7 @@ def evaluate(
         seed: of all that is drawn. What comes out depends on no batch size and no number of processes, beyond rounding.
         num_inference_steps, inference_timesteps, class_labels, clip_sample, thresholding: as `evaluate_nll`.
         max_images: the first so many images only.
-        image_seed: takes `max_images` at random instead, by this seed alone: runs with other `seed`s are of the same images.
+        image_seed: takes `max_images` at random instead, by this seed alone: runs with another `seed` are of the same images.
         shard: (index, count): only each `count`-th of those, from the `index`-th on. `merge_reports` puts shards together.
         buffer_bytes: memory for the images of a sampled evaluation. Of more images than it holds a random sample is evaluated,
             and the error says so.

@@ -226,12 +226,12 @@ def check_integer(name: str, value: Any) -> int:
 
 def is_number(value: Any) -> bool:
     r"""Whether a value is a real number that torch can take; booleans are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < 2**63
 
 
 def is_integer(value: Any, least: int, most: int) -> bool:
     r"""Whether a value is an integer from `least` to `most`."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 def check_num_timesteps(name: str, value: Any) -> None:
@@ -708,7 +708,7 @@ class Network:
                 _TRAINING.enter(part, part.training)
             for part in mixed:
                 _FORWARD.enter(part, part.forward)
-                part.forward = part._original_forward
+                cast(Any, part).forward = part._original_forward
             self.module.eval()
         off = not autocast and torch.amp.is_autocast_available(self.device.type)
         try:
@@ -900,7 +900,7 @@ class Lines:
         now = time.monotonic()
         if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
             self._last = now
-            total = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
+            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
             line = tqdm.format_meter(
                 self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
             )
@@ -4470,6 +4470,8 @@ def check_numbers(report: Mapping[str, Any], method: Method) -> None:
     if per_image is not None:
         _check_same("images whose mean is its total", math.fsum(per_image) / len(per_image), report["bits_per_dim"])
         if method.name != "sampled" and count > 1:
+            if error is None:
+                raise ValueError("`report` must have a standard error of several images, got None.")
             _check_same("a standard error that its images have", error_of_mean(per_image), error)
     if method.name == "full":
         _check_full(report)
@@ -4533,7 +4535,9 @@ def _check_counts(report: Mapping[str, Any], method: Method) -> None:
     if method.name == "full":
         # The mean of several sweeps has more to its method than its name.
         sweeps = re.fullmatch(r"full(?:, mean of (\d+) sweeps)?", report["method"])
-        _require("a method that begins with 'full', of one sweep or the mean of several", sweeps is not None, report["method"])
+        if sweeps is None:
+            rule = "a method that begins with 'full', of one sweep or the mean of several"
+            raise ValueError(f"`report` must have {rule}, got {report['method']}.")
         wanted = count * config["num_steps"] * int(sweeps[1] or 1) * num_seeds(config["seed"])
         what = "each image at every step"
     elif method.columns is None:
@@ -6197,7 +6201,7 @@ def _content(path: str, name: str) -> Path | bytes:
     import fsspec  # which huggingface_hub reads with
 
     try:
-        with fsspec.open(path, "rb") as file:
+        with cast(Any, fsspec.open(path, "rb")) as file:
             return file.read()
     except Exception as error:  # of the network, of archives
         raise ValueError(f"`dataset` must hold readable images, got {name!r}: {error}.") from error
@@ -6293,7 +6297,7 @@ class Transform:
 
 
 def _converted(picture: Image.Image, colour: str, name: str) -> Image.Image:
-    alpha = picture.getchannel("A").getextrema()[0] if picture.mode in ("LA", "RGBA") else 255
+    alpha = cast(int, picture.getchannel("A").getextrema()[0]) if picture.mode in ("LA", "RGBA") else 255
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") or alpha < 255 or "transparency" in picture.info:
         what = f"mode {picture.mode}" + (" with transparency" if alpha < 255 or "transparency" in picture.info else "")
         raise ValueError(f"`convert` must be of 8-bit pictures without transparency, got {what} ({name}); convert it yourself.")
@@ -6369,7 +6373,8 @@ def images_to_levels(
         return torch.cat(some)
     if hasattr(images, "num_pixel_levels") and hasattr(images, "__len__"):
         check_grid(images, num_pixel_levels)
-        images = [images[index] for index in range(len(images))]
+        stored: Any = images
+        images = [stored[index] for index in range(len(stored))]
     tensor = _as_tensor(images, channels, size)
     check_shape(tensor, channels, size)
     return _check_levels(tensor, num_pixel_levels)
