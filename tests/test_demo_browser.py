@@ -130,6 +130,14 @@ def test_every_tab_is_there_and_fits(any_page, request):
         assert not any(sentence.is_visible() for sentence in hidden.all())
         # Nothing reaches over the edge.
         assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth"), name
+        # No tab is hidden in a menu, no equation cut off, no plot lettered in another language.
+        assert not page.locator(".overflow-menu > button").first.is_visible()
+        equations = panel.locator(".katex-display")
+        cut = equations.evaluate_all("all => all.map(one => [one.scrollWidth, one.clientWidth]).filter(([all, seen]) => all > seen)")
+        assert cut == [], name
+        letterings = panel.locator(f".vlb-plot tspan[lang={page.language}]")
+        assert letterings.count() or not panel.locator(".vlb-plot").count()
+        assert all(lettering.is_visible() for lettering in letterings.all())
         if name != "choose":
             assert panel.locator(".katex").count()
         if folder:
