@@ -1,6 +1,7 @@
 r"""What the demo computes, without a page: against the package, and against the lines of Python that it shows."""
 
 import dataclasses
+import html
 import math
 import os
 import re
@@ -470,23 +471,37 @@ def assert_is_page(page):
     r"""Well-formed, in the page's own colours, and asking for nothing from elsewhere."""
     closed = re.sub(r"(<img [^>]*)>", r"\1/>", page).replace("<tr class=strong>", "<tr>")
     ElementTree.fromstring(f"<div>{closed}</div>")
-    assert pictures.INK not in page and ("currentColor" in page) == ("<svg" in page)
+    assert pictures.INK not in page and pictures.PAPER not in page and ("currentColor" in page) == ("<svg" in page)
     assert not re.search(r"(?:href|src)=\"(?!data:|#)", page)
+    # Words in English alone are names: of this code, and of the quantities.
+    words = re.findall(r"<(?:text|th|figcaption)\b[^>]*>([^<]+)<", page)
+    names = {"linear", "scaled_linear", "squaredcos_cap_v2", "alphas_cumprod", "SNR", "T", "prediction_type", "variance_type"}
+    names |= {"bits/dim", "SNR = alphas_cumprod / (1 − alphas_cumprod)", "√alphas_cumprod · x_0 + √(1 − alphas_cumprod) · ε"}
+    assert not [text for text in words if re.search(r"[A-Za-z]{3}", text) and html.unescape(text) not in names], words
 
 
 def test_both_languages_say_the_same():
     english, japanese = texts.WORDS["en"], texts.WORDS["ja"]
-    for part in ("page", "said"):
+    for part in ("page", "said", "plot"):
         assert list(english[part]) == list(japanese[part])
         for key, sentence in english[part].items():
-            fields = re.findall(r"{(\w+)", sentence) if part == "said" else re.findall(r"`[^`]*`", sentence)
+            fields = re.findall(r"{(\w+)", sentence) if part != "page" else re.findall(r"`[^`]*`", sentence)
             others = (
-                re.findall(r"{(\w+)", japanese[part][key]) if part == "said" else re.findall(r"`[^`]*`", japanese[part][key])
+                re.findall(r"{(\w+)", japanese[part][key]) if part != "page" else re.findall(r"`[^`]*`", japanese[part][key])
             )
             assert sorted(fields) == sorted(others), key
     source = "".join(path.read_text() for path in space_server.SPACE.rglob("*.py") if path.name != "pipeline.py")
-    for key in english["said"]:
+    for key in english["said"] | english["plot"]:
         assert f'"{key}"' in source, key
+
+
+def test_letterings_of_plots_are_in_both_languages():
+    drawn = texts.lettering("held_out", count=360)
+    svg = pictures.plot(lambda axes: axes.set(title=drawn, xlabel="squaredcos_cap_v2", ylabel="x < 3 & y"), label="a plot")
+    assert drawn == "360 held-out images"
+    assert '<tspan class="vlb-en" lang="en">360 held-out images</tspan>' in svg
+    assert '<tspan class="vlb-ja" lang="ja">学習外の画像 360 枚</tspan>' in svg
+    assert ">squaredcos_cap_v2</text>" in svg and ">x &lt; 3 &amp; y</text>" in svg
 
 
 TOY = '''

@@ -130,6 +130,13 @@ def test_every_tab_is_there_and_fits(any_page, request):
         assert not any(sentence.is_visible() for sentence in hidden.all())
         # Nothing reaches over the edge.
         assert page.evaluate("document.scrollingElement.scrollWidth <= window.innerWidth"), name
+        # No tab is hidden in a menu, no equation cut off, no plot lettered in another language.
+        assert not page.locator(".overflow-menu > button").first.is_visible()
+        widths = "all => all.map(one => [one.scrollWidth, one.clientWidth])"
+        assert all(whole <= seen for whole, seen in panel.locator(".katex-display").evaluate_all(widths)), name
+        letterings = panel.locator(f".vlb-plot tspan[lang={page.language}]")
+        assert letterings.count() or not panel.locator(".vlb-plot").count()
+        assert all(lettering.is_visible() for lettering in letterings.all())
         if name != "choose":
             assert panel.locator(".katex").count()
         if folder:

@@ -1,7 +1,7 @@
 r"""Pictures as HTML: small images enlarged pixel by pixel, and plots as SVG that take the page's colours, light or dark.
 
-Nothing is stored: both travel inside the page. Lettering of plots is English in every
-language, and without formulas, which take matplotlib long.
+Nothing is stored: both travel inside the page. Letterings of plots are text that the browser draws, in both languages
+(`texts.lettering`), and without formulas, which take matplotlib long.
 """
 
 import base64
@@ -20,9 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, SymmetricalLogLocator
 from PIL import Image
 
+from .texts import letterings_in_both
+
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82f6", "#f08c2e", "#2a9d62", "#e5484d", "#9b6cf0"
 # Stands for the colour of the page's text until the SVG is written.
 INK = "#123457"
+# And for the colour that the page has behind it.
+PAPER = "#123458"
 STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -37,7 +41,10 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.18,
     "grid.color": INK,
-    "legend.frameon": False,
+    "legend.frameon": True,
+    "legend.facecolor": PAPER,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
 }
@@ -91,7 +98,8 @@ def plot(draw: Callable[..., None], columns: int = 1, label: str = "", **size: f
 
 def _inline(svg: str, label: str, width: float) -> str:
     r"""An SVG file as part of a page: as wide as there is room, up to `width` inches."""
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(PAPER, "var(--background-fill-primary)")
+    svg = letterings_in_both(svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
     return f'<div class="vlb-plot" style="max-width:{width * 105:.0f}px">{svg}</div>'
@@ -219,7 +227,17 @@ html:lang(ja) .vlb-en, html:not(:lang(ja)) .vlb-ja { display: none; }
 .vlb-warning { border-left-color: #f08c2e; background: rgba(240, 140, 46, 0.1); }
 .vlb-progress { display: flex; gap: 10px; align-items: center; font-variant-numeric: tabular-nums; }
 .vlb-progress progress { flex: 1; max-width: 320px; }
-@media (max-width: 600px) { .vlb-row { gap: 10px; } }
+@media (max-width: 600px) {
+    .vlb-row { gap: 10px; }
+    /* Long equations go on in the next line. */
+    .vlb-text .katex-display > .katex { white-space: normal; font-size: 0.85em; padding: 0 4px; }
+    .vlb-text .katex-display .base { margin: 3px 0; }
+    /* Gradio puts tabs behind a menu by the widths of these unseen copies of their buttons: here all are shown, in rows. */
+    .tab-wrapper { height: auto !important; }
+    .tab-container.visually-hidden button { position: absolute; left: 0; width: 1px; padding: 0; overflow: hidden; }
+    .tab-container[role=tablist] { flex-wrap: wrap; height: auto !important; overflow: visible; }
+    .tab-container[role=tablist] button { padding: 6px 10px; height: auto; }
+}
 """
 # The language of the page, which the style sheet shows the words of.
 HEAD = "<script>document.documentElement.lang = navigator.language.startsWith('ja') ? 'ja' : 'en';</script>"

@@ -4,6 +4,8 @@ What stands on the page from the start is translated by Gradio in the browser (`
 and messages in the one that the browser asks for (`say`).
 """
 
+import html
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,33 @@ def T(key: str) -> gr.i18n.I18nData:
 
 def both(key: str, **values: Any) -> Markup:
     r"""A sentence for the page, in both languages: the style sheet shows the one that the browser prefers."""
-    spans = (
-        f'<span class="vlb-{language}" lang="{language}">{escape(WORDS[language]["said"][key].format(**values))}</span>'
+    return _in_both("span", "said", key, values)
+
+
+def lettering(key: str, **values: Any) -> str:
+    r"""What stands in a plot, as it is drawn: in English, until `letterings_in_both`."""
+    return WORDS["en"]["plot"][key].format(**values)
+
+
+def letterings_in_both(svg: str) -> str:
+    r"""An SVG file whose letterings are in both languages; numbers and names stay as they are."""
+    return re.sub(r"(<text\b[^>]*>)([^<]*)(?=</text>)", lambda match: match[1] + str(_lettering(match[2])), svg)
+
+
+def _lettering(text: str) -> str:
+    for key, template in WORDS["en"]["plot"].items():
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
+        if match := re.fullmatch(pattern, html.unescape(text)):
+            return _in_both("tspan", "plot", key, match.groupdict())
+    return text
+
+
+def _in_both(tag: str, part: str, key: str, values: dict[str, Any]) -> Markup:
+    parts = (
+        f'<{tag} class="vlb-{language}" lang="{language}">{escape(WORDS[language][part][key].format(**values))}</{tag}>'
         for language in LANGUAGES
     )
-    return Markup("".join(spans))
+    return Markup("".join(parts))
 
 
 def say(key: str, **values: Any) -> str:

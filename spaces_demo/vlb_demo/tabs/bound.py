@@ -16,7 +16,7 @@ from .. import pictures
 from ..layout import Tab
 from ..models import Models
 from ..running import Pace, gpu
-from ..texts import Refusal, T, both
+from ..texts import Refusal, T, both, lettering
 
 ENDPOINT = "bound"
 MAX_STEPS, MAX_DRAWS, MAX_EVALUATIONS = 1000, 64, 20_000
@@ -156,9 +156,9 @@ def _result(chosen, estimates: dict[str, np.ndarray], prior: torch.Tensor, grid:
 
     head = pictures.table(
         [
-            ("L_T  prior", f"{chosen_numbers['prior']:.4f}"),
-            (f"Σ L_t  {len(grid) - 1} KL", f"{chosen_numbers['transitions_total']:.4f}"),
-            ("L_0  decoder", f"{chosen_numbers['decoder']:.4f}"),
+            (both("prior"), f"{chosen_numbers['prior']:.4f}"),
+            (both("kl_terms", count=len(grid) - 1), f"{chosen_numbers['transitions_total']:.4f}"),
+            (both("decoder"), f"{chosen_numbers['decoder']:.4f}"),
             ("bits/dim", f"{chosen_numbers['bits_per_dim']:.4f} ± {chosen_numbers['monte_carlo_error']:.4f}"),
         ],
         strong=(3,),
@@ -193,16 +193,16 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
             pictures.log_axis(axes)
             lower = np.maximum(middle - 2 * error, 0.05 * middle)
         axes.fill_between(times, lower, middle + 2 * error, color=pictures.BLUE, alpha=0.25, linewidth=0)
-        axes.plot(times, middle, ".-", color=pictures.BLUE, markersize=3, label="Lₜ, ± 2 standard errors")
+        axes.plot(times, middle, ".-", color=pictures.BLUE, markersize=3, label=lettering("terms"))
         axes.plot(grid[:1], [prior], "D", color=pictures.GREEN, markersize=5, label="L_T")
         if whole:
             axes.plot(grid[-1:], means[-1:], "s", color=pictures.RED, markersize=5, label="L₀")
         total = axes.twinx()
         total.spines["right"].set_visible(True)
         total.grid(False)
-        total.plot(reached, running, "--", color=pictures.ORANGE, label="sum from T down")
+        total.plot(reached, running, "--", color=pictures.ORANGE, label=lettering("running_sum"))
         total.set_ylim(bottom=0)
-        axes.set(xlabel="timestep t", title="bits/dim of each term, read from T down to 0")
+        axes.set(xlabel=lettering("timestep"), title=lettering("each_term"))
         axes.set_xlim(1.02 * grid[0] + 1, -0.02 * grid[0] - 1)
         total.legend(handles=[*axes.get_lines(), *total.get_lines()], loc="upper left")
         if numbers is None:
@@ -217,10 +217,11 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
             bars.barh(name, numbers[key], left=left, color=color, height=0.55)
             bars.text(left + numbers[key], name, f" {numbers[key]:.4f}", va="center", fontsize=9)
             left += numbers[key]
-        bars.barh("bound", left, color=pictures.INK, alpha=0.5, height=0.55)
-        bars.text(left, "bound", f" {left:.4f}", va="center", fontsize=9, fontweight="bold")
+        bars.barh(lettering("bound"), left, color=pictures.INK, alpha=0.5, height=0.55)
+        bars.text(left, lettering("bound"), f" {left:.4f}", va="center", fontsize=9, fontweight="bold")
         bars.invert_yaxis()
-        bars.set(title="the three parts add up (bits/dim)", xlim=(min(0.0, left), max(left, 0.0) * 1.25))
+        bars.grid(False)  # it would strike the numbers out
+        bars.set(title=lettering("three_parts"), xlim=(min(0.0, left), max(left, 0.0) * 1.25))
 
     label = "Terms of the bound over t with their running sum, and its three parts as bars"
     return pictures.plot(draw, 2, label, height=3.2)

@@ -48,17 +48,19 @@ def compute(models: Models, model: str) -> tuple[dict[str, Any], str, str]:
     if report:
         score = f"{report['bits_per_dim']:.4f} ± {report['standard_error']:.4f} ({report['num_images']})"
     rows = [
-        ("model", chosen.name),
-        ("images", f"{width} × {height} × {channels}, {chosen.num_pixel_levels} levels"),
-        ("parameters", f"{chosen.num_parameters:,}"),
+        (both("model"), chosen.name),
+        (both("images"), both("size", size=f"{width} × {height} × {channels}", levels=chosen.num_pixel_levels)),
+        (both("parameters"), f"{chosen.num_parameters:,}"),
         ("T", f"{chosen.num_train_timesteps}"),
         ("prediction_type", config["prediction_type"]),
         ("variance_type", config["variance_type"]),
-        ("held-out bits/dim (images)", score),
+        (both("held_out_score"), score),
     ]
     count = min(16, len(chosen.examples))
     sheet = pictures.tiles(pictures.to_bytes(chosen.examples[:count], chosen.num_pixel_levels), 8)
-    picture = pictures.table(rows, strong=(6,)) + pictures.picture(sheet, f"image 0 – {count - 1}", 420)
+    picture = pictures.table(rows, strong=(6,)) + pictures.picture(
+        sheet, both("images_shown", last=count - 1), 560, f"image 0 – {count - 1}"
+    )
     return numbers, picture, CODE.format(source=chosen.source)
 
 

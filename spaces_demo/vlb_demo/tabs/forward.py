@@ -15,7 +15,7 @@ from ddpm_vlb.pixel_grid import levels_to_samples
 from .. import pictures
 from ..layout import Tab
 from ..models import Model, Models
-from ..texts import Refusal, T
+from ..texts import Refusal, T, both, lettering
 
 ENDPOINT = "forward"
 # Random numbers of a walk: every step for small images, fewer and longer steps for large ones.
@@ -95,8 +95,9 @@ def compute(models: Models, model: str, number: int, t: int, seed: int) -> tuple
         "alphas_cumprod_of_other_schedules": {name: curve[t].item() for name, curve in others.items()},
     }
     images = [pictures.to_bytes(image) for image in (x, leap, walked[:1])]
-    captions = ("x_0", f"x_{t}, one leap", f"x_{t}, {hops} steps")
-    shown = pictures.film([pictures.picture(image[0], caption, 150) for image, caption in zip(images, captions)])
+    captions = ("x_0", both("one_leap", t=t), both("walk", t=t, hops=hops))
+    labels = ("x_0", f"x_{t}, one leap", f"x_{t}, {hops} steps")
+    shown = pictures.film([pictures.picture(image[0], *words) for image, *words in zip(images, captions, [240] * 3, labels)])
 
     if snr > 0:
         curves = _curves(models, model).html((t, alpha_bar), (t, snr))
@@ -107,7 +108,7 @@ def compute(models: Models, model: str, number: int, t: int, seed: int) -> tuple
         ("SNR", f"{snr:.6g}"),
         ("√alphas_cumprod · x_0 + √(1 − alphas_cumprod) · ε", f"{alpha_bar**0.5:.4f} · x_0 + {(1 - alpha_bar) ** 0.5:.4f} · ε"),
         (
-            f"{len(walked)} × {hops} steps: mean, deviation of (x_t − signal) / noise",
+            both("residual", walks=len(walked), hops=hops),
             f"{residual.mean().item():+.3f}, {residual.std().item():.3f}",
         ),
     ]
@@ -136,17 +137,17 @@ def _curves(models: Models, model: str) -> pictures.Plot:
     steps, process = models[model].num_train_timesteps, models[model].pipe().scheduler.forward_process()
     times = np.unique(np.linspace(0, steps - 1, 200).round().astype(int))
     lines = [(name, color, 1.1, _alphas_cumprod(name, steps)) for name, color in SCHEDULES.items()]
-    lines.append(("this model", pictures.BLUE, 2.2, process.alphas_cumprod))
+    lines.append((lettering("this_model"), pictures.BLUE, 2.2, process.alphas_cumprod))
 
     def draw(curve, ratio) -> None:
         for name, color, width, alphas_cumprod in lines:
             left = alphas_cumprod[times]
             curve.plot(times, left, color=color, linewidth=width, label=name)
             ratio.plot(times, left / (1 - left), color=color, linewidth=width)
-        curve.set(xlabel="timestep t", title="signal left: alphas_cumprod")
+        curve.set(xlabel=lettering("timestep"), title=lettering("signal_left"))
         curve.legend()
         pictures.log_axis(ratio)
-        ratio.set(xlabel="timestep t", title="SNR = alphas_cumprod / (1 − alphas_cumprod)")
+        ratio.set(xlabel=lettering("timestep"), title="SNR = alphas_cumprod / (1 − alphas_cumprod)")
 
     return pictures.Plot(draw, 2, "alphas_cumprod and signal-to-noise ratio over t, of several schedules")
 

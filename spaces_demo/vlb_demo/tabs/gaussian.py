@@ -10,7 +10,7 @@ import torch
 from .. import pictures
 from ..layout import Tab
 from ..models import Models
-from ..texts import Refusal, T
+from ..texts import Refusal, T, both, lettering
 
 ENDPOINT = "gaussian"
 MAX_POINTS = 1000
@@ -93,11 +93,11 @@ def compute(
 
     picture = _plots(mean, factor, samples, products, sums)
     rows = [
-        ("likelihood, float32", f"{products[-1]:.6g}"),
-        ("log-likelihood", f"{sums[-1]:.6g}"),
-        ("negative log-likelihood (NLL)", f"{-sums[-1]:.6g}"),
-        ("NLL of a sample, mean", f"{numbers['sample_negative_log_likelihood']:.4f}"),
-        ("entropy of the Gaussian", f"{numbers['entropy']:.4f}"),
+        (both("likelihood_float32"), f"{products[-1]:.6g}"),
+        (both("log_likelihood"), f"{sums[-1]:.6g}"),
+        (both("negative_log_likelihood"), f"{-sums[-1]:.6g}"),
+        (both("sample_nll"), f"{numbers['sample_negative_log_likelihood']:.4f}"),
+        (both("entropy"), f"{numbers['entropy']:.4f}"),
     ]
     code = CODE.format(
         points=values,
@@ -130,16 +130,20 @@ def _plots(mean: torch.Tensor, factor: torch.Tensor, samples: torch.Tensor, prod
         plane.plot(*samples.T.numpy(), ".", color=pictures.ORANGE, markersize=3.5, alpha=0.8)
         plane.plot(*mean.numpy(), "+", color=pictures.INK, markersize=9)
         plane.set(xlim=(-10, 10), ylim=(-7.4, 7.4), aspect="equal", xlabel="x₁", ylabel="x₂")
-        plane.set_title("samples, and 1, 2, 3 standard deviations")
+        plane.set_title(lettering("deviations"))
         counts = np.arange(1, len(products) + 1)
         with np.errstate(divide="ignore"):
             logs = np.log10(products, where=products > 0, out=np.full(len(products), np.nan))
-        line.plot(counts, sums / math.log(10), color=pictures.BLUE, label="sum of logarithms")
-        line.plot(counts, logs, ".", color=pictures.ORANGE, markersize=4, label="product in float32")
+        line.plot(counts, sums / math.log(10), color=pictures.BLUE, label=lettering("sum_of_logs"))
+        line.plot(counts, logs, ".", color=pictures.ORANGE, markersize=4, label=lettering("product"))
         if len(wrong):
-            line.axvline(wrong[0] + 1, color=pictures.RED, linestyle="--", label="the product is 0 or infinite from here on")
-        line.set(xlabel="points", ylabel="log₁₀ likelihood")
-        line.legend(loc="best")
+            line.axvline(wrong[0] + 1, color=pictures.RED, linestyle="--", label=lettering("product_fails"))
+        line.set(xlabel=lettering("points"), ylabel=lettering("log_likelihood"))
+        # Room below what falls, or above what rises, for the legend.
+        low, high = line.get_ylim()
+        falls = sums[-1] < 0
+        line.set_ylim(low - 0.4 * (high - low) * falls, high + 0.4 * (high - low) * (not falls))
+        line.legend(loc="lower left" if falls else "upper left")
 
     return pictures.plot(draw, 2, "A two-dimensional Gaussian with samples; product and sum of likelihoods", height=3.4)
 

@@ -14,7 +14,7 @@ from .. import pictures
 from ..layout import Tab
 from ..models import Models
 from ..running import Watch, gpu, watched
-from ..texts import Refusal, T
+from ..texts import Refusal, T, lettering
 
 ENDPOINT = "rate_distortion"
 MAX_STEPS, MAX_IMAGES = 250, 32
@@ -119,17 +119,20 @@ def _curve(curve: RateDistortion, moments: list[int]) -> str:
         )
         plane.plot(rate, distortion, ".-", color=pictures.BLUE, markersize=3)
         places = [int(np.flatnonzero(grid == moment)[0]) for moment in moments]
-        plane.plot(rate[places], distortion[places], "o", color=pictures.ORANGE, label="the pictures above")
+        plane.plot(rate[places], distortion[places], "o", color=pictures.ORANGE, label=lettering("pictures_above"))
         plane.set(
-            xlabel="rate: bits/dim received", ylabel="distortion: RMSE, 0 to 255", title="rate and distortion", ylim=(0, None)
+            xlabel=lettering("rate_axis"),
+            ylabel=lettering("distortion_axis"),
+            title=lettering("rate_and_distortion"),
+            ylim=(0, None),
         )
         plane.legend()
-        times.plot(grid, rate[:-1], color=pictures.GREEN, label="rate")
-        times.set(xlabel="timestep t", ylabel="bits/dim", title="both over t")
+        times.plot(grid, rate[:-1], color=pictures.GREEN, label=lettering("rate"))
+        times.set(xlabel=lettering("timestep"), ylabel="bits/dim", title=lettering("both_over_t"))
         other = times.twinx()
         other.grid(False)
         other.spines["right"].set_visible(True)
-        other.plot(grid, distortion[:-1], "--", color=pictures.RED, label="distortion (right)")
+        other.plot(grid, distortion[:-1], "--", color=pictures.RED, label=lettering("distortion_right"))
         other.set_ylim(0, None)
         times.invert_xaxis()
         times.legend(handles=[*times.get_lines(), *other.get_lines()], loc="center left")

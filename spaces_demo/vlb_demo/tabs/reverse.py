@@ -11,7 +11,7 @@ from .. import pictures
 from ..layout import Tab
 from ..models import Models
 from ..running import Pace, gpu
-from ..texts import Refusal, T
+from ..texts import Refusal, T, both
 
 ENDPOINT = "sample"
 MAX_STEPS, MAX_IMAGES = 250, 16
@@ -119,8 +119,8 @@ def compute(
 def _show(chosen, x: torch.Tensor, predicted: torch.Tensor, name: str, snapshots: list) -> str:
     columns = 4 if len(x) > 4 else len(x)
     sheets = [
-        pictures.picture(pictures.tiles(pictures.to_bytes(images), columns), caption, 280)
-        for images, caption in ((x, name), (predicted, "predicted x_0"))
+        pictures.picture(pictures.tiles(pictures.to_bytes(images), columns), caption, 340, label)
+        for images, caption, label in ((x, name, name), (predicted, both("predicted"), "predicted x_0"))
     ]
     film = [
         pictures.picture(pictures.tiles(pictures.to_bytes(torch.cat([before, seen])), 1), f"{t}", 64, f"t = {t}")

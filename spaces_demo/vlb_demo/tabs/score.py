@@ -15,7 +15,7 @@ from ..drawing import blank, pad, to_picture
 from ..layout import Tab
 from ..models import Model, Models
 from ..running import Watch, gpu, watched
-from ..texts import Refusal, T, both
+from ..texts import Refusal, T, both, lettering
 from ..uploads import complexity, fit, open_picture
 
 ENDPOINT = "score"
@@ -143,11 +143,11 @@ def _prepared(model: Model, levels: torch.Tensor, before: Image.Image | None) ->
         thumbnail.thumbnail((320, 320))
         array = np.asarray(thumbnail).reshape(thumbnail.height, thumbnail.width, -1)
         caption = both("as_given", size=f"{before.width} × {before.height}")
-        parts.append(pictures.picture(array, caption, 150, label="the picture as it was given"))
+        parts.append(pictures.picture(array, caption, 300, label="the picture as it was given"))
     channels, height, width = model.shape
     caption = both("as_scored", size=f"{width} × {height}", levels=model.num_pixel_levels)
     array = pictures.to_bytes(levels, model.num_pixel_levels)[0]
-    parts.append(pictures.picture(array, caption, 150, label="the picture as it is scored"))
+    parts.append(pictures.picture(array, caption, 300, label="the picture as it is scored"))
     return pictures.row(parts)
 
 
@@ -169,9 +169,9 @@ def _result(model: Model, levels: torch.Tensor, out, own: bool) -> tuple[dict[st
         "uniform": float(np.log2(model.num_pixel_levels)),
     }
     rows = [
-        ("L_T  prior", f"{numbers['prior']:.4f}"),
-        ("Σ L_t  KL", f"{numbers['transitions_total']:.4f}"),
-        ("L_0  decoder", f"{numbers['decoder']:.4f}"),
+        (both("prior"), f"{numbers['prior']:.4f}"),
+        (both("kl_sum"), f"{numbers['transitions_total']:.4f}"),
+        (both("decoder"), f"{numbers['decoder']:.4f}"),
         ("bits/dim", f"{score:.3f} ± {error:.3f}"),
     ]
     if size is not None:
@@ -192,12 +192,14 @@ def _histograms(model: Model, score: float, error: float, size: float | None) ->
     def draw(plain, other=None) -> None:
         panels = [(plain, model.scores, score, "bits/dim")]
         if other is not None:
-            panels.append((other, corrected, score - size, "bits/dim less compressed size"))
+            panels.append((other, corrected, score - size, lettering("corrected")))
         for axes, values, place, name in panels:
-            axes.hist(values, bins=30, color=pictures.BLUE, alpha=0.65, label=f"{len(values)} held-out images")
+            axes.hist(values, bins=30, color=pictures.BLUE, alpha=0.65, label=lettering("held_out", count=len(values)))
             axes.axvspan(place - 2 * error, place + 2 * error, color=pictures.ORANGE, alpha=0.3, linewidth=0)
-            axes.axvline(place, color=pictures.ORANGE, linewidth=2.2, label="this picture")
+            axes.axvline(place, color=pictures.ORANGE, linewidth=2.2, label=lettering("this_picture"))
             axes.set(xlabel=name, yticks=[])
+            axes.set_ylim(top=1.5 * axes.get_ylim()[1])  # room for the legend above the bars
+            axes.grid(False)
             axes.legend(loc="upper left" if place > np.median(values) else "upper right")
 
     return pictures.plot(
