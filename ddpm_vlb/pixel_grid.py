@@ -5,15 +5,18 @@ import math
 import numpy as np
 import torch
 
-from .checks import working_dtype
+from .checks import integer, working_dtype
 
 MAX_PIXEL_LEVELS = 65536
 
 
 def check_num_pixel_levels(num_pixel_levels: int) -> None:
     r"""Raise `ValueError` unless `num_pixel_levels` is an integer from 2 to 65536."""
-    is_integer = isinstance(num_pixel_levels, int) and not isinstance(num_pixel_levels, bool)
-    if not is_integer or not 2 <= num_pixel_levels <= MAX_PIXEL_LEVELS:
+    try:
+        good = 2 <= integer(num_pixel_levels) <= MAX_PIXEL_LEVELS
+    except TypeError:
+        good = False
+    if not good:
         raise ValueError(f"`num_pixel_levels` must be an integer from 2 to {MAX_PIXEL_LEVELS}, got {num_pixel_levels!r}.")
 
 

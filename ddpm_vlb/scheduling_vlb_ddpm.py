@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
+from .checks import check_integer
 from .forward_process import check_inference_timesteps
 from .model.stepping import (
     StepCoefficients,
@@ -115,6 +116,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
+        # NumPy's numbers as Python's, which reports and files can hold.
+        self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
         # diffusers takes what is passed by position for a default, and `from_config` would drop it.
         parameters = inspect.signature(type(self).__init__).parameters
         if "_use_default_values" in self.config:
@@ -167,12 +170,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             ValueError: `num_inference_steps` not in [1, T], an unknown spacing, or a `steps_offset` that leaves [0, T).
         """
         num_steps, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
-        if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, (int, np.integer)):
-            raise ValueError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
+        num_inference_steps = check_integer("num_inference_steps", num_inference_steps)
         if not 1 <= num_inference_steps <= num_steps:
             raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
         if self.calibration is not None:
-            return self.calibration.timesteps(int(num_inference_steps))
+            return self.calibration.timesteps(num_inference_steps)
         if spacing == "linspace":
             grid = np.linspace(0, num_steps - 1, num_inference_steps).round()[::-1]
         elif spacing == "leading":
@@ -198,7 +200,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         """
         if num_inference_steps is not None and timesteps is None:
             grid = self.inference_grid(num_inference_steps)
-            self.num_inference_steps = num_inference_steps
+            self.num_inference_steps = len(grid)
         elif timesteps is not None and num_inference_steps is None:
             grid = check_inference_timesteps(timesteps, self.config.num_train_timesteps)
         else:

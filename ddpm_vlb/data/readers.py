@@ -122,7 +122,13 @@ def open_hub(name: str, split: str) -> StoredImages:
     r"""A data set of the Hub."""
     loaded = load_dataset(name, split)
     image_column(loaded)
-    return StoredImages(loaded, _read_row, name, split, loaded["label"] if "label" in loaded.column_names else None)
+    return StoredImages(loaded, _read_row, name, split, _class_numbers(loaded))
+
+
+def _class_numbers(rows: Any) -> list[int] | None:
+    r"""The column `label` of a data set, where it gives each image the number of a class; text, say, is no class."""
+    labels = list(rows["label"]) if "label" in rows.column_names else [None]
+    return labels if all(type(label) is int for label in labels) else None
 
 
 def _read_row(rows: Any, index: int) -> tuple[np.ndarray, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checks import check_integer
 from .frame import Block
 from .image_sets import ImageSet, StoredImages, StreamedImages
 from .levels import check_shape, images_to_levels
@@ -35,7 +36,7 @@ def load_images(source: str | Path, split: str | None = None, max_images: int | 
         ValueError: a source that is missing, damaged, empty, or has no such split; images that differ in size or are not 8-bit
             or 16-bit grey or 8-bit RGB.
     """
-    if max_images is not None and max_images < 1:
+    if max_images is not None and check_integer("max_images", max_images) < 1:
         raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
     loaded = open_images(source, split)
     if isinstance(loaded, StoredImages):
@@ -174,9 +175,11 @@ def source_of(
     options = {"shard": shard, "max_images": max_images, "name": name if isinstance(name, str) else Source.name}
     if isinstance(images, StreamedImages):
         check_shape(images[0][None], channels, size)
+        network.check((), images[0].shape[1:])
         network.check_class_labels(class_labels, 1)
         return Source(images, num_pixel_levels, channels, size, None, **options)
     if not hasattr(images, "num_pixel_levels"):
         images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
+    network.check((), torch.as_tensor(images[0]).shape[1:])
     labels = network.check_class_labels(class_labels, len(images))
     return Source(images, num_pixel_levels, channels, size, labels, **options)

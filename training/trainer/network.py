@@ -37,16 +37,13 @@ def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_va
         unet = UNet2DModel(**config)
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"`unet` must hold arguments of UNet2DModel, got {config}: {error}") from error
-    halvings = 2 ** (len(unet.config.block_out_channels) - 1)
-    if height % halvings or width % halvings:
-        raise ValueError(
-            f"`unet` must halve the images evenly, got {halvings.bit_length()} blocks for {height} x {width} pixels."
-        )
+    network = network_of(unet)
+    network.check((0,), (height, width))
     if pretrained is not None:
         take_weights(unet, pretrained)
     if arguments.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return network_of(unet)
+    return network
 
 
 def _configuration(
