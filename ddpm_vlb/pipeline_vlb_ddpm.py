@@ -20,8 +20,8 @@ from .checkpoints.loading import (
     check_index,
     check_name,
     check_network,
+    check_parts,
     check_sampler,
-    download_options,
     load_parts,
     parts_folder,
     reading,
@@ -30,9 +30,9 @@ from .checkpoints.loading import (
 from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
 from .hub.push import check_repository, push_folder
-from .hub.repository import check_savable, saving, strip_paths
+from .hub.repository import saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
-from .model.network import DEFAULT_MODULE, Network, network_of
+from .model.network import DEFAULT_MODULE, Network, network_of, unwrapped
 from .model.scorer import Scorer, check_calibration, default_steps, make_scorer
 from .noise import check_generator, draw_seeds, fresh_seed
 from .reports.schema import Report
@@ -80,14 +80,18 @@ class VLBDDPMPipeline(DDPMPipeline):
 
     Parameters:
         unet ([`UNet2DModel`]):
-            The network, with as many output as input channels, or twice as many where variances are learned.
+            The network, with as many output as input channels, or twice as many where variances are learned; out of its
+            wrapper, where it is in a `DataParallel` or `DistributedDataParallel`.
         scheduler ([`DDPMScheduler`]):
             Any DDPM scheduler, or another of diffusers' for a DDPM's network (DDIM, PNDM, DPM-Solver, Euler ...); it becomes
             a [`VLBDDPMScheduler`] of the same configuration.
     """
 
     def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler):
-        super().__init__(unet=unet, scheduler=upgrade_scheduler(scheduler))
+        super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, unwrapped(value))
 
     # Loading and saving.
 
@@ -110,10 +114,16 @@ class VLBDDPMPipeline(DDPMPipeline):
             if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
             else:
-                check_index(cast(dict[str, Any], cls.load_config(name, **download_options(kwargs))), name, kwargs)
+                check_index(name, kwargs)
                 pipe = super().from_pretrained(name, **kwargs)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs) -> "VLBDDPMPipeline":
+        r"""A pipeline of another's parts, as [`~diffusers.DiffusionPipeline.from_pipe`]; `ValueError` unless it is a DDPM."""
+        check_parts(pipeline.config, type(pipeline).__name__)
+        return cast(VLBDDPMPipeline, super().from_pipe(pipeline, **kwargs))
 
     def to_json_string(self) -> str:
         r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
@@ -143,13 +153,10 @@ class VLBDDPMPipeline(DDPMPipeline):
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
         if options.get("report") is not None:
             options["report"] = self.check_report(options["report"])
-        check_savable(unet=self.unet, scheduler=self.scheduler)
-        with saving(folder, variant) as fresh:
+        with saving(folder, variant, unet=self.unet, scheduler=self.scheduler) as fresh:
             super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
         if push_to_hub:
-            repository = options.pop("repo_id", folder.resolve().name)
-            options = {name: value for name, value in options.items() if value is not None}
-            push_folder(folder, repository, variant=variant, **options)
+            push_folder(folder, options.pop("repo_id", folder.resolve().name), variant=variant, **options)
 
     def push_to_hub(
         self,
@@ -193,7 +200,6 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError(f"`subfolder` must be left out: no pipeline can be loaded from one, got {subfolder!r}.")
         if report is not None:
             report = self.check_report(report)
-        options = {} if commit_message is None else {"commit_message": commit_message}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
             return push_folder(
@@ -206,7 +212,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 token=token,
                 create_pr=create_pr,
                 revision=revision,
-                **options,
+                commit_message=commit_message,
             )
 
     def check_report(self, report: dict[str, Any]) -> Report:
@@ -215,8 +221,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         report = Report.of(report)
         steps = report.config["num_inference_steps"]
         scorer = self.scorer(steps, report.config["inference_timesteps"] if steps is None else None)
-        dtype = getattr(torch, report.config["dtype"], None)
-        report.check_model(scorer.describe() | {"network_sha256": scorer.network.sha256(dtype)})
+        sha256 = scorer.network.sha256(getattr(torch, report.config["dtype"], None))
+        report.check_model(scorer.describe() | {"network_sha256": sha256})
         return report
 
     # Sampling.
@@ -276,9 +282,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         else:
             default = min(1000, self.scheduler.config.num_train_timesteps)
             self.scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
-        if network.size is None:
-            raise ValueError("`unet` must have a `sample_size` in its configuration to be sampled from, got None.")
-        dtype, shape = network.dtype, (batch_size, network.channels, *network.size)
+        network.check(self.scheduler.timesteps.tolist(), network.size)
+        dtype, shape = network.dtype, network.sampled_shape(batch_size)
         image = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
         image = image.to(torch.promote_types(dtype, torch.float32))
@@ -435,10 +440,6 @@ class VLBDDPMPipeline(DDPMPipeline):
         Raises:
             ValueError: a model that cannot be scored.
         """
-        if not isinstance(self.scheduler, VLBDDPMScheduler):
-            raise ValueError(
-                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(self.scheduler).__name__}."
-            )
         return make_scorer(
             self.network, self.scheduler, num_inference_steps, inference_timesteps, clip_sample, thresholding, calibrated
         )
