@@ -1,4 +1,4 @@
-r"""What is asked of a checkpoint before it is loaded: that it is a DDPM of pixels, that its files are files, that it is there."""
+r"""What is asked of a checkpoint before it is loaded: whether it is a DDPM of pixels, its files are files, and it is there."""
 
 import os
 import shutil
