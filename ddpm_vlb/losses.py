@@ -60,8 +60,9 @@ def vlb_loss(
 ) -> torch.Tensor:
     r""":math:`K L_t` in bits/dim, K the number of steps of the grid (T for the full one).
 
-    Arguments as `ddpm_vlb.bound.vlb_terms`, with all `original_samples` on the pixel grid, whatever t is. The average over uniform t is the bound less :math:`L_T`, which no network can
-    change; where the forward process is learnable, :math:`L_T` is added, and the average is the bound.
+    Arguments as `ddpm_vlb.bound.vlb_terms`, with all `original_samples` on the pixel grid, whatever t is. The average over
+    uniform t is the bound less :math:`L_T`, which no network can change; where the forward process is learnable, :math:`L_T` is
+    added, and the average is the bound.
 
     Returns:
         Bits/dim, shape `(B,)`.
