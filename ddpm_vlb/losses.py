@@ -11,6 +11,7 @@ import torch
 from .bound import prior_kl, vlb_terms
 from .checks import to_working
 from .gaussians import nats_to_bits_per_dim
+from .pixel_grid import samples_to_levels
 from .reverse_process import ReverseProcess
 
 LOSS_TYPES = ("simple", "vlb", "hybrid")
@@ -59,13 +60,26 @@ def vlb_loss(
 ) -> torch.Tensor:
     r""":math:`K L_t` in bits/dim, K the number of steps of the grid (T for the full one).
 
-    Arguments as `ddpm_vlb.bound.vlb_terms`. The average over uniform t is the bound less :math:`L_T`, which no network can
-    change; where the forward process is learnable, :math:`L_T` is added, and the average is the bound.
+    Arguments as `ddpm_vlb.bound.vlb_terms`, with all `original_samples` on the pixel grid, whatever t is. The average over
+    uniform t is the bound less :math:`L_T`, which no network can change; where the forward process is learnable, :math:`L_T` is
+    added, and the average is the bound.
 
     Returns:
         Bits/dim, shape `(B,)`.
+
+    Raises:
+        ValueError: `original_samples` off the grid, and so those in half precision.
     """
-    terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels)
+    to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    reverse.forward.rows(timesteps, len(original_samples))
+    # Asked at every t, and not at t = 0 alone: a training loop that has them wrong is told so by its first batch.
+    if original_samples.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            "`original_samples` must be float32 or float64 for the bound, which is of images on the pixel grid, got"
+            f" {str(original_samples.dtype)[6:]}. Cast the latents that the network gets, not the images."
+        )
+    samples_to_levels(original_samples, num_pixel_levels, "original_samples")
+    terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels, validate_args=False)
     nats = len(reverse.forward) * terms
     if reverse.forward.is_learnable:
         nats = nats + prior_kl(reverse.forward, original_samples)
@@ -83,7 +97,7 @@ def hybrid_loss(
 ) -> torch.Tensor:
     r"""`simple_loss + 1e-3 * vlb_loss`, the prediction detached in the second term (eq. 16, Nichol & Dhariwal 2021).
 
-    Arguments as the two losses. Returns shape `(B,)`.
+    Arguments and errors as the two losses. Returns shape `(B,)`.
     """
     prediction, variance = reverse.split(model_output, original_samples.shape[1])
     detached = prediction.detach() if variance is None else torch.cat([prediction.detach(), variance], dim=1)

@@ -19,8 +19,8 @@ from .checkpoints.loading import (
     check_index,
     check_name,
     check_network,
+    check_parts,
     check_sampler,
-    download_options,
     load_parts,
     parts_folder,
     reading,
@@ -30,9 +30,9 @@ from .checkpoints.loading import (
 from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
 from .hub.push import check_repository, push_folder
-from .hub.repository import check_savable, saving, strip_paths
+from .hub.repository import saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
-from .model.network import DEFAULT_MODULE, Network, check_output_type, network_of
+from .model.network import DEFAULT_MODULE, Network, check_output_type, network_of, unwrapped
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed
 from .outputs import VLBOutput
@@ -51,14 +51,18 @@ class VLBDDPMPipeline(DDPMPipeline):
 
     Parameters:
         unet ([`UNet2DModel`]):
-            The network, with as many output as input channels, or twice as many where variances are learned.
+            The network, with as many output as input channels, or twice as many where variances are learned; out of its
+            wrapper, where it is in a `DataParallel` or `DistributedDataParallel`.
         scheduler ([`DDPMScheduler`]):
             Any DDPM scheduler, or another of diffusers' for a DDPM's network (DDIM, PNDM, DPM-Solver, Euler ...); it becomes
             a [`VLBDDPMScheduler`] of the same configuration.
     """
 
     def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler):
-        super().__init__(unet=unet, scheduler=upgrade_scheduler(scheduler))
+        super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, unwrapped(value))
 
     # Loading and saving.
 
@@ -81,7 +85,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             if folder is not None:
                 pipe = cls(**load_parts(folder, **kwargs))
             else:
-                check_index(cast(dict[str, Any], cls.load_config(name, **download_options(kwargs))), name, kwargs)
+                check_index(name, kwargs)
                 pipe = super().from_pretrained(name, **kwargs)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
@@ -90,6 +94,12 @@ class VLBDDPMPipeline(DDPMPipeline):
     def download(cls, pretrained_model_name, **kwargs) -> str:
         r"""As [`~diffusers.DiffusionPipeline.download`], and `ValueError` for configurations that no model can be made of."""
         return check_configurations(super().download(pretrained_model_name, **kwargs), kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs) -> "VLBDDPMPipeline":
+        r"""A pipeline of another's parts, as [`~diffusers.DiffusionPipeline.from_pipe`]; `ValueError` unless it is a DDPM."""
+        check_parts(pipeline.config, type(pipeline).__name__)
+        return cast(VLBDDPMPipeline, super().from_pipe(pipeline, **kwargs))
 
     def to_json_string(self) -> str:
         r"""The pipeline's index, which names the stock classes: every user of diffusers can load and sample it, and this class
@@ -122,13 +132,10 @@ class VLBDDPMPipeline(DDPMPipeline):
         options = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs} if push_to_hub else {}
         if options.get("report") is not None:
             options["report"] = self.check_report(options["report"])
-        check_savable(unet=self.unet, scheduler=self.scheduler)
-        with saving(folder, variant) as fresh:
+        with saving(folder, variant, unet=self.unet, scheduler=self.scheduler) as fresh:
             super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
         if push_to_hub:
-            repository = options.pop("repo_id", folder.resolve().name)
-            options = {name: value for name, value in options.items() if value is not None}
-            push_folder(folder, repository, variant=variant, **options)
+            push_folder(folder, options.pop("repo_id", folder.resolve().name), variant=variant, **options)
 
     def push_to_hub(
         self,
@@ -172,7 +179,6 @@ class VLBDDPMPipeline(DDPMPipeline):
             raise ValueError(f"`subfolder` must be left out: no pipeline can be loaded from one, got {subfolder!r}.")
         if report is not None:
             report = self.check_report(report)
-        options = {} if commit_message is None else {"commit_message": commit_message}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
             return push_folder(
@@ -185,7 +191,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 token=token,
                 create_pr=create_pr,
                 revision=revision,
-                **options,
+                commit_message=commit_message,
             )
 
     def check_report(self, report: dict[str, Any]) -> Report:
@@ -194,8 +200,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         report = Report.of(report)
         steps = report.config["num_inference_steps"]
         scorer = self.scorer(steps, report.config["inference_timesteps"] if steps is None else None)
-        dtype = getattr(torch, report.config["dtype"], None)
-        report.check_model(scorer.describe() | {"network_sha256": scorer.network.sha256(dtype)})
+        sha256 = scorer.network.sha256(getattr(torch, report.config["dtype"], None))
+        report.check_model(scorer.describe() | {"network_sha256": sha256})
         return report
 
     # Sampling.
@@ -250,6 +256,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         check_sampler(self.scheduler, network, inference_timesteps=inference_timesteps, draw_from_decoder=draw_from_decoder)
         check_calibration(self.scheduler, network)
         scheduler = scheduler_of_run(self.scheduler, num_inference_steps, inference_timesteps)
+        network.check(scheduler.timesteps.tolist(), network.size)
         dtype, shape = network.dtype, (batch_size, *network.image_shape)
         image = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         # Latents stay in float32 or better between the steps, whatever the network's dtype.
@@ -413,10 +420,6 @@ class VLBDDPMPipeline(DDPMPipeline):
         Raises:
             ValueError: a model that cannot be scored.
         """
-        if not isinstance(self.scheduler, VLBDDPMScheduler):
-            raise ValueError(
-                f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(self.scheduler).__name__}."
-            )
         return make_scorer(
             self.network, self.scheduler, num_inference_steps, inference_timesteps, clip_sample, thresholding, calibrated
         )

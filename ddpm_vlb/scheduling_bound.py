@@ -260,7 +260,8 @@ class BoundMixin:
         Args:
             model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
             original_samples, noise, noisy_samples (`torch.Tensor`): :math:`x_0`, :math:`\epsilon`, and the :math:`x_t` made of
-                them, each `(B, C, H, W)`.
+                them, each `(B, C, H, W)`. For `"vlb"` and `"hybrid"` :math:`x_0` must lie on the pixel grid at every t, in
+                float32 or float64.
             timesteps (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps, on the CPU where a wait for the
                 accelerator matters.
             loss_type (`str`, defaults to `"simple"`): `"simple"` (mean squared error per element), `"vlb"`

@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from .checks import check_num_timesteps
+from .checks import check_integer, check_num_timesteps
 from .forward_process import check_inference_timesteps
 from .model.configuration import check_scheduler_config
 from .model.stepping import (
@@ -152,6 +152,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
+        # NumPy's numbers as Python's, which reports and files can hold.
+        self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
         self._build_tables()
         self._steps: _Steps | None = None
 
@@ -208,12 +210,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             ValueError: `num_inference_steps` not in [1, T], an unknown spacing, or a `steps_offset` that leaves [0, T).
         """
         num_steps, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
-        if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, (int, np.integer)):
-            raise ValueError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
+        num_inference_steps = check_integer("num_inference_steps", num_inference_steps)
         if not 1 <= num_inference_steps <= num_steps:
             raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
         if self.calibration is not None:
-            return self.calibration.timesteps(int(num_inference_steps))
+            return self.calibration.timesteps(num_inference_steps)
         if spacing == "linspace":
             grid = np.linspace(0, num_steps - 1, num_inference_steps).round()[::-1]
         elif spacing == "leading":
@@ -241,7 +242,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         check_scheduler_config(self.config)
         if num_inference_steps is not None and timesteps is None:
             grid = self.inference_grid(num_inference_steps)
-            self.num_inference_steps = num_inference_steps
+            self.num_inference_steps = len(grid)
         elif timesteps is not None and num_inference_steps is None:
             grid = check_inference_timesteps(timesteps, self.config.num_train_timesteps)
         else:

@@ -119,3 +119,19 @@ def test_unknown_loss_type():
     x = torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match="`loss_type` must be one of .* got 'mse'"):
         scheduler.training_loss(x, x, x, x, 3, loss_type="mse")
+
+
+@pytest.mark.parametrize("loss_type", ["vlb", "hybrid"])
+def test_images_off_the_grid_are_refused_at_every_timestep(loss_type):
+    scheduler = VLBDDPMScheduler(num_pixel_levels=17, variance_type="learned_range")
+    for t in (0, 1, 999):
+        steps = torch.tensor([t, 500])
+        x, noise, latents = batch(scheduler, steps)
+        output = torch.cat([noise, noise], dim=1)
+        for dtype in (torch.float16, torch.bfloat16):
+            with pytest.raises(ValueError, match=f"`original_samples` must be float32 or float64.*got {str(dtype)[6:]}"):
+                scheduler.training_loss(output, x.to(dtype), noise.to(dtype), latents.to(dtype), steps, loss_type)
+        with pytest.raises(ValueError, match="`original_samples` must lie on the grid"):
+            scheduler.training_loss(output, x + 0.01, noise, latents, steps, loss_type)
+        # The network's own precision is its own affair.
+        assert scheduler.training_loss(output.bfloat16(), x, noise, latents.bfloat16(), steps, loss_type).isfinite().all()

@@ -157,7 +157,8 @@ def calibrate(
     """
     batch_size, evaluations = check_count("batch_size", batch_size), check_count("evaluations", evaluations)
     max_images = None if max_images is None else check_count("max_images", max_images)
-    if check_count("num_timesteps", num_timesteps) < 2:
+    num_timesteps = check_count("num_timesteps", num_timesteps)
+    if num_timesteps < 2:
         raise ValueError(f"`num_timesteps` must be at least 2, got {num_timesteps}.")
     if target_se is not None and not 0 < target_se < math.inf:
         raise ValueError(f"`target_se` must be a positive number of bits/dim, got {target_se!r}.")

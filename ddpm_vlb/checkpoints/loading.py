@@ -7,7 +7,7 @@ diffusers is refused, for loading would import whatever it names.
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +16,22 @@ import diffusers
 from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import logging
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
@@ -61,12 +75,30 @@ def check_name(name: Any, kwargs: dict[str, Any]) -> str:
         raise ValueError(f"`pretrained_model_name_or_path` must be a folder or a repository, got {name!r}.")
     if kwargs.get("subfolder"):
         raise ValueError(f"`subfolder` must be left out: a pipeline is a whole repository, got {kwargs['subfolder']!r}.")
-    name = os.fspath(name)
+    name, folder = os.fspath(name), Path(name)
     # Otherwise diffusers makes up the weights that a file lacks, with no more than a warning.
     kwargs["low_cpu_mem_usage"] = True
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+    if name and folder.is_dir():
+        check_files(folder)
+    elif not name or folder.exists() or not is_repository_name(name):
         raise CheckpointError(f"`pretrained_model_name_or_path` must be a folder that exists, got {name!r}.")
     return name
+
+
+def is_repository_name(name: str) -> bool:
+    r"""Whether a repository of the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def check_files(folder: Path) -> None:
+    r"""Raise `CheckpointError` for a file of a checkpoint that is none: a pipe, whose reader waits for ever."""
+    for path in [path for place in (folder, folder / "unet", folder / "scheduler") for path in place.glob("*")]:
+        if path.suffix in (".json", ".safetensors", ".bin") and path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"`pretrained_model_name_or_path` must hold plain files, got {str(path)!r}, which is none.")
 
 
 @contextmanager
@@ -173,9 +205,31 @@ def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
-    r"""Whether a repository has an index of a pipeline; raises what the client raises where it cannot be told."""
+    r"""Whether a repository has an index of a pipeline, as the Hub says or, where it is not to be reached, the cache.
+
+    Where the cache must do, `kwargs` say so afterwards.
+
+    Raises:
+        CheckpointError: no such repository, or none in the cache and a Hub that cannot be reached. It is asked once.
+    """
+    options, index = download_options(kwargs), DDPMPipeline.config_name
+    cached = try_to_load_from_cache(repository, index, options.get("cache_dir"), options.get("revision"))
+    if not options.get("local_files_only"):
+        try:
+            # The client would ask six times whether there is a Hub.
+            get_hf_file_metadata(hf_hub_url(repository, index, revision=options.get("revision")), token=options.get("token"))
+        except RepositoryNotFoundError as error:
+            raise not_here(repository, error) from error
+        except HfHubHTTPError:
+            pass  # what it means, and whether it is worth another try, the client knows
+        except Exception as error:  # of the network; offline on purpose
+            if cached is None:
+                raise not_here(repository, error) from error
+            kwargs["local_files_only"] = options["local_files_only"] = True
+    if options.get("local_files_only") and cached is _CACHED_NO_EXIST:
+        return False
     try:
-        hf_hub_download(repository, DDPMPipeline.config_name, **download_options(kwargs))
+        hf_hub_download(repository, index, **options)
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached, which says nothing of the index
             raise
@@ -183,15 +237,28 @@ def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
     return True
 
 
+def not_here(name: str, error: Exception) -> CheckpointError:
+    r"""The error for a name that is no folder's, and that the Hub does not know."""
+    reason = str(error).strip().split("\n")[0]
+    return CheckpointError(
+        f"`pretrained_model_name_or_path` must be a folder that exists or a repository of the Hub, got {name!r}: {reason}"
+    )
+
+
 def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
     r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
     options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
     allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
+    allowed += ["*/config.json"]  # of what else there is, for `check_parts`
     return Path(snapshot_download(repository, allow_patterns=allowed, **options))
 
 
-def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> None:
-    r"""Refuse an index that names anything but classes of diffusers: loading would import whatever module it names."""
+def check_index(name: str, kwargs: dict[str, Any]) -> None:
+    r"""Refuse an index with more parts than a DDPM's, or that names anything but classes of diffusers: loading would import
+    whatever module it names."""
+    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
+    if kwargs.get("custom_pipeline") is None:
+        check_parts(index, name)
     if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
         return  # as the user asked for
     pipeline = index.get("_class_name")
@@ -208,8 +275,24 @@ def check_index(index: dict[str, Any], name: str, kwargs: dict[str, Any]) -> Non
             )
 
 
+def check_parts(index: Mapping[str, Any], name: str) -> None:
+    r"""Raise `CheckpointError` for a pipeline with more parts than a network and a scheduler.
+
+    With a decoder (`vae`, `vqvae`, `movq`) what the network sees are latents: their bits/dim are not those of an image. And
+    whatever a part is for, a `VLBDDPMPipeline` would leave it out when it is saved.
+    """
+    parts = [key.removeprefix("_") for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)]
+    more = [part for part in parts if part not in ("unet", "scheduler", "class_name")]
+    if more:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
+            f" got {', '.join(sorted(more))} in {name!r}. Latent diffusion models cannot be scored."
+        )
+
+
 def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
     r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
+    check_parts({path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}, str(folder))
     parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
     for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
         if name in parts:
@@ -230,6 +313,14 @@ def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
         options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
         parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
     return parts
+
+
+def describe_part(config: Path) -> tuple[str | None, str | None]:
+    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
+    under whatever name (an average of weights, say), and for what is no part."""
+    told = json.loads(config.read_text(encoding="utf-8"))
+    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
+    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
 
 
 def restore_single_head(unet: Any) -> Any:

@@ -50,6 +50,8 @@ def load_openai_checkpoint(path: str | Path) -> Weights:
     Raises:
         ValueError: a file that is not there, or holds anything but tensors by name; no code in it is run.
     """
+    if not Path(path).is_file():  # nor a pipe, whose reader waits for ever
+        raise ValueError(f"`checkpoint` must be a file of weights, got {str(path)!r}, which is no file.")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler stumble over

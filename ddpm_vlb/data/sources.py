@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import check_seed
+from ..checks import check_integer, check_seed
 from ..noise import mix, mix_array
 from .frame import Block
 from .image_sets import ImageSet, StoredImages, StreamedImages
@@ -51,7 +51,7 @@ def load_images(
         ValueError: a source that is missing, damaged, empty, or has no such split; images that differ in size or are not 8-bit
             or 16-bit grey or 8-bit RGB.
     """
-    if max_images is not None and max_images < 1:
+    if max_images is not None and check_integer("max_images", max_images) < 1:
         raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
     loaded = open_images(source, split, transform=transform, image_column=image_column, label_column=label_column)
     if isinstance(loaded, StoredImages):
@@ -265,12 +265,14 @@ def source_of(
     options["name"] = name if isinstance(name, str) else Source.name
     if isinstance(images, StreamedImages):
         check_shape(images[0][None], channels, size)
+        network.check((), images[0].shape[1:])
         network.check_class_labels(class_labels, 1)
         return Source(images, num_pixel_levels, channels, size, None, **options)
     if hasattr(images, "num_pixel_levels"):
         options |= {"image_labels": getattr(images, "labels", None), "image_names": getattr(images, "names", None)}
     else:
         images = images_to_levels(images, num_pixel_levels, channels=channels, size=size)
+    network.check((), torch.as_tensor(images[0]).shape[1:])
     labels = network.check_class_labels(class_labels, len(images))
     return Source(images, num_pixel_levels, channels, size, labels, **options)
 

@@ -17,6 +17,7 @@ from ..data.frame import BLOCK, BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE
 from ..model.scorer import Scorer
+from ..reports.checks import to_plain
 from ..reports.make import estimate_fields
 from ..reports.schema import check_context
 from ..reports.show import half_precision_line, legend_lines, own_error
@@ -75,7 +76,7 @@ def compare(
     if target_se is None and max_evaluations is None:
         target_se, max_evaluations = TARGET_SE, MAX_EVALUATIONS
     max_evaluations = None if max_evaluations is None else check_integer("max_evaluations", max_evaluations)
-    rules = {"target_se": target_se, "max_evaluations": max_evaluations}
+    rules = to_plain({"target_se": target_se, "max_evaluations": max_evaluations})
     check_rules(**rules, evaluations_per_image=None)
     batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
     buffer_bytes = check_integer("buffer_bytes", buffer_bytes)

@@ -46,7 +46,7 @@ def push_folder(
     report: Mapping[str, Any] | None = None,
     pictures: Mapping[str, bytes] | None = None,
     variant: str | None = None,
-    commit_message: str = "Upload VLBDDPMPipeline",
+    commit_message: str | None = None,
     **options: Any,
 ) -> CommitInfo:
     r"""Push a saved pipeline with its card; see `push_files` for `options`, and for what is raised besides.
@@ -67,7 +67,7 @@ def push_folder(
     return push_files(
         lambda name, there: repository_files(files, name, report, pictures),
         repository,
-        commit_message=commit_message,
+        commit_message=commit_message or "Upload VLBDDPMPipeline",
         remove=lambda name: is_stale(name, variant),
         **options,
     )

@@ -104,9 +104,12 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
 
 
 def check_no_link(path: Path, folder: Path) -> None:
-    r"""Raise `ValueError` for a link that leads out of a folder: what it names was not meant to leave."""
+    r"""Raise `ValueError` for a link that leads out of a folder, since what it names was not meant to leave, and for a pipe,
+    whose reader waits for ever."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"`folder` must hold its files itself, got {path.name!r}, a link to {str(path.resolve())!r}.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"`folder` must hold plain files, got {path.name!r}, which is none.")
 
 
 def repository_files(
@@ -155,14 +158,16 @@ def is_stale(name: str, variant: str | None = None) -> bool:
 
 
 @contextmanager
-def saving(folder: Path, variant: str | None) -> Iterator[Path]:
-    r"""A folder for diffusers to save a pipeline to. When the block ends without an error, its files take the places of those
-    of `folder`, with what a folder needs besides: no path of this machine, the package in one file, and no weights of an
-    earlier save under another name, which would be loaded in place of these. Until then `folder` is as it was.
+def saving(folder: Path, variant: str | None, **parts: Any) -> Iterator[Path]:
+    r"""A folder for diffusers to save the parts of a pipeline to. When the block ends without an error, its files take the
+    places of those of `folder`, with what a folder needs besides: no path of this machine, the package in one file, and no
+    weights of an earlier save under another name, which would be loaded in place of these. Until then `folder` is as it was.
 
     Raises:
+        ValueError: parts that cannot be saved; before anything is written.
         OSError: the weights cannot be written.
     """
+    check_savable(**parts)
     with fill_folder(folder) as fresh:
         try:
             yield fresh

@@ -8,7 +8,8 @@ what every torch module can do. Another kind of network is a subclass, and a lin
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from threading import Lock
@@ -183,6 +184,9 @@ class Network:
                 for part in mixed:
                     part.forward = _FORWARD.leave(part) or part.forward
 
+    def check(self, timesteps: Sequence[int], size: Sequence[int] | None) -> None:
+        r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
+
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
         expected = self.channels * (2 if learns_variance else 1)
@@ -203,19 +207,24 @@ class Network:
         try:
             labels = torch.as_tensor(class_labels).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"`class_labels` must be {count} integers, got {class_labels!r}.") from error
+            raise ValueError(f"`class_labels` must be {count} integers, got {reprlib.repr(class_labels)}.") from error
         labels = labels.expand(count) if labels.ndim == 0 else labels
         if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"`class_labels` must be {count} integers, got {labels.dtype} of shape {tuple(labels.shape)}.")
+        labels = labels.long()  # of NumPy's unsigned integers torch knows no least
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise ValueError(
                 f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
             )
-        return labels.long()
+        return labels
 
 
 class UNetNetwork(Network):
-    r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one."""
+    r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one.
+
+    Attributes:
+        size_multiple: what height and width must be a multiple of, to be halved between the blocks and doubled again.
+    """
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
@@ -226,8 +235,40 @@ class UNetNetwork(Network):
         size = getattr(config, "sample_size", None)
         self.size = size if size is None else tuple(size) if isinstance(size, (list, tuple)) else (size, size)
         self.num_classes = getattr(config, "num_class_embeds", None)
+        self.size_multiple = 2 ** max(len(getattr(config, "down_block_types", None) or ()) - 1, 0)
+        self._time_embedding = getattr(config, "time_embedding_type", "positional")
+        self._class_embedding = getattr(config, "class_embed_type", None)
+        self._num_timesteps = getattr(config, "num_train_timesteps", None) if self._time_embedding == "learned" else None
         # A table of embeddings has a row for each timestep, and none between.
-        self.takes_fractions = getattr(config, "time_embedding_type", "positional") != "learned"
+        self.takes_fractions = self._time_embedding != "learned"
+
+    def check(self, timesteps: Sequence[int], size: Sequence[int] | None) -> None:
+        r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
+        if self._class_embedding is not None:
+            raise ValueError(
+                "`unet` must have its classes in a table (num_class_embeds) or none to be scored or sampled from, got"
+                f" class_embed_type={self._class_embedding!r}."
+            )
+        if self._time_embedding == "fourier" and 0 in timesteps:
+            raise ValueError(
+                "`unet` must have an embedding of timestep 0, got time_embedding_type='fourier', which takes the timestep's"
+                " logarithm. `inference_timesteps` can name a grid without 0."
+            )
+        if self._num_timesteps is not None and max(timesteps, default=0) >= self._num_timesteps:
+            raise ValueError(
+                f"`unet` must have an embedding of timestep {max(timesteps)}, got a learned one of"
+                f" {self._num_timesteps} timesteps."
+            )
+        if size is not None and any(length % self.size_multiple for length in size):
+            raise ValueError(
+                f"`unet` must halve the images evenly, got {self.size_multiple.bit_length()} blocks for"
+                f" {size[0]} x {size[1]} pixels."
+            )
+
+    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
+        r"""As `Network.check_class_labels`, of classes in a table alone."""
+        self.check((), None)
+        return super().check_class_labels(class_labels, count)
 
     def output(self, samples, timesteps, class_labels):
         r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
@@ -266,10 +307,18 @@ def _is_autocast_by_accelerate(part: torch.nn.Module) -> bool:
     return type(getattr(part.forward, "__wrapped__", None)).__name__ == "ConvertOutputsToFp32"
 
 
+def unwrapped(module: Any) -> Any:
+    r"""The module in the wrappers of parallel training, which have no configuration and change no output."""
+    while isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        module = module.module
+    return module
+
+
 def network_of(module: Any, device: torch.device | None = None) -> Network:
     r"""The `Network` of a module."""
     if isinstance(module, Network):
         return module
+    module = unwrapped(module)
     # A compiled module stands for the one that it was made from.
     inner = getattr(module, "_orig_mod", module)
     # What is none of them is taken for a module that is called like a UNet2DModel.

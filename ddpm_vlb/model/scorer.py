@@ -102,6 +102,7 @@ class Scorer:
     def read(self, images: Any, class_labels: Any = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""Levels `(N, C, H, W)` and classes `(N,)` of images of any kind; `ValueError` where they do not fit the model."""
         levels = images_to_levels(images, self.num_pixel_levels, channels=self.network.channels, size=self.network.size)
+        self.network.check((), levels.shape[2:])
         return levels, self.network.check_class_labels(class_labels, len(levels))
 
     def samples(self, levels: torch.Tensor) -> torch.Tensor:
@@ -162,6 +163,8 @@ def make_scorer(
     Raises:
         ValueError: a model that cannot be scored; another network's calibration.
     """
+    if not hasattr(scheduler, "reverse_process"):
+        raise ValueError(f"`scheduler` must be a VLBDDPMScheduler for a model to be scored, got {type(scheduler).__name__}.")
     if calibrated:
         check_calibration(scheduler, network)
     num_inference_steps = default_steps(scheduler, num_inference_steps, inference_timesteps, calibrated)
@@ -174,6 +177,7 @@ def make_scorer(
         inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
     )
     network.check_out_channels(reverse.learns_variance, reverse.variance_type)
+    network.check(reverse.forward.timesteps.tolist(), network.size)
     betas = config.trained_betas
     schedule = {
         "beta_schedule": "trained_betas" if betas is not None else config.beta_schedule,

@@ -39,7 +39,8 @@ class Repository:
 
 class Hub(ThreadingHTTPServer):
     r"""`token`, where it is set, is the one that may write, and read what is private. `faults` maps a pattern of "METHOD path"
-    to a list of what happens to the next requests of that kind: a status, or "cut", the end of the connection half-way."""
+    to a list of what happens to the next requests of that kind: a status, "cut", the end of the connection half-way, or
+    "gone", its end before an answer."""
 
     daemon_threads = True
 
@@ -81,8 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.cut:
                 self.hang_up()
 
-    def missing(self, code, status=404):
-        self.answer({"error": code}, status, X_Error_Code=code, X_Error_Message=code)
+    def missing(self, code, status=404, **headers):
+        self.answer({"error": code}, status, X_Error_Code=code, X_Error_Message=code, **headers)
 
     def hang_up(self):
         self.wfile.flush()
@@ -101,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         body = self.rfile.read(length)
         hub.requests.append((self.command, self.path, body, self.headers.get("Authorization")))
+        if fault == "gone":
+            return self.hang_up()
         if isinstance(fault, int):
             return self.answer({"error": f"a fault of {fault}"}, fault)
         allowed = hub.token is None or self.headers.get("Authorization") == f"Bearer {hub.token}"
@@ -185,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, name, repository, sha, files, path):
         if path[1:] not in files:
-            return self.missing("EntryNotFound")
+            return self.missing("EntryNotFound", X_Repo_Commit=sha)
         content, start = files[path[1:]], 0
         if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             start = int(match[1])

@@ -38,11 +38,13 @@ def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_va
     config = _configuration(arguments, shape, learns_variance, pretrained)
     _check_runs(config, shape)
     unet = UNet2DModel(**config)
+    network = network_of(unet)
+    network.check((0,), shape[1:])
     if pretrained is not None:
         take_weights(unet, pretrained)
     if arguments.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return network_of(unet)
+    return network
 
 
 def _check_runs(config: dict[str, Any], shape: Sequence[int]) -> None:
