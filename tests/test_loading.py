@@ -87,7 +87,8 @@ def test_a_pipe_among_the_files_is_refused(pipe, tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["runs/quickstart/pipeline", "./runs", "../runs", "/runs", "~/runs", "runs/", "a--b/c", "a b", ""]
 )
-def test_a_name_that_no_repository_has_is_a_folder_that_is_missing(name):
+def test_a_name_that_no_repository_has_is_a_folder_that_is_missing(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="`pretrained_model_name_or_path` must be a folder that exists, got"):
         VLBDDPMPipeline.from_pretrained(name)
 
