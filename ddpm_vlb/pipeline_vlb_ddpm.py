@@ -57,9 +57,8 @@ class VLBOutput(BaseOutput):
         timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
         num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
         config (`dict`): What was scored, and with what.
-        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image,
-            from half as many pairs as the image has evaluations: as many degrees of freedom for Student's distribution.
-            `None` for a full sweep, which says nothing of it.
+        monte_carlo_error, degrees_of_freedom (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`,
+            given the image, and its degrees of freedom, for Student's distribution; `None` for a full sweep.
     """
 
     bits_per_dim: torch.Tensor
@@ -71,6 +70,7 @@ class VLBOutput(BaseOutput):
     num_network_evaluations: int
     config: dict[str, Any]
     monte_carlo_error: torch.Tensor | None = None
+    degrees_of_freedom: torch.Tensor | None = None
 
 
 class VLBDDPMPipeline(DDPMPipeline):
@@ -362,9 +362,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         batch_size = check_count("batch_size", batch_size)
         if method not in ("full", "sampled"):
             raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
-        sampled = method == "sampled"
         evaluations = 64 if evaluations_per_image is None else evaluations_per_image
-        if sampled:
+        if sampled := method == "sampled":
             check_rules(None, None, evaluations)
             if isinstance(generator, (list, tuple)):
                 raise ValueError(f"`generator` must be a single one with method='sampled', got {len(generator)}.")
@@ -414,6 +413,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             "decoder": decoder,
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
+            "degrees_of_freedom": estimate.per_image_degrees_of_freedom,
         }
 
     @property

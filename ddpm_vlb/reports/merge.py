@@ -115,6 +115,10 @@ def _merge_evaluations(one: Mapping[str, Any], other: Mapping[str, Any], method:
         if one.get(key) is not None and other.get(key) is not None:
             pairs = zip(one[key], other[key])
             merged[key] = [(_mean if key == "per_image" else _of_mean)(pair, weights) for pair in pairs]
+    keys = "per_image_monte_carlo_error", "per_image_degrees_of_freedom"
+    if all(report.get(key) is not None for report in (one, other) for key in keys):
+        images = zip(*(zip(one[key], other[key]) for key in keys))
+        merged[keys[1]] = [_freedom(errors, freedom, weights) for errors, freedom in images]
     data = None
     if one.get("data_error") is not None and other.get("data_error") is not None:
         data = math.sqrt(weights[0] * one["data_error"] ** 2 + weights[1] * other["data_error"] ** 2)
@@ -135,7 +139,7 @@ def _merge_shards(one: Mapping[str, Any], other: Mapping[str, Any], method: Meth
     if method.columns is not None:
         return _finish(_columns(one, other, weights, method) | {"num_images": total}, None, config, method)
     merged = _weighted(one, other, weights, method) | {"num_images": total}
-    for key in ("per_image", "per_image_monte_carlo_error"):
+    for key in ("per_image", "per_image_monte_carlo_error", "per_image_degrees_of_freedom"):
         if one.get(key) is not None and other.get(key) is not None:
             merged[key] = _interleave(one, other, key)
     data = None
@@ -166,12 +170,20 @@ def _of_mean(errors: Sequence[float], weights: Sequence[float]) -> float:
     return math.hypot(*(weight * error for weight, error in zip(weights, errors)))
 
 
+def _freedom(errors: Sequence[float], freedom: Sequence[float], weights: Sequence[float]) -> float:
+    r"""The degrees of freedom of `_of_mean` (Satterthwaite)."""
+    variances = [(weight * error) ** 2 for weight, error in zip(weights, errors)]
+    spread = sum(variance**2 / one for variance, one in zip(variances, freedom))
+    return sum(variances) ** 2 / spread if spread else 1.0
+
+
 def _columns(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence[float], method: Method) -> dict[str, Any]:
     r"""The means of all columns, and each image's number."""
     per_image = _interleave(one, other, "per_image")
+    names = [*(method.columns or ()), *(["solver_error"] if "solver_error" in one and "solver_error" in other else [])]
     return {
-        **one,
-        **{name: _mean((one[name], other[name]), weights) for name in method.columns or ()},
+        **{name: value for name, value in one.items() if name != "solver_error"},
+        **{name: _mean((one[name], other[name]), weights) for name in names},
         "bits_per_dim": math.fsum(per_image) / len(per_image),
         "num_network_evaluations": one["num_network_evaluations"] + other["num_network_evaluations"],
         "per_image": per_image,
@@ -195,10 +207,10 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
             "includes_rounding_of_weights": all(bias["includes_rounding_of_weights"] for bias in biases),
         }
     merged["num_network_evaluations"] = one["num_network_evaluations"] + other["num_network_evaluations"]
-    merged["per_image"] = merged["per_image_monte_carlo_error"] = None
+    merged["per_image"] = merged["per_image_monte_carlo_error"] = merged["per_image_degrees_of_freedom"] = None
     if method.name == "full":
         merged["transitions"] = [_mean(pair, weights) for pair in zip(one["transitions"], other["transitions"])]
-        del merged["per_image_monte_carlo_error"]
+        del merged["per_image_monte_carlo_error"], merged["per_image_degrees_of_freedom"]
         return merged
     counts = list(zip(one["evaluations_per_timestep"], other["evaluations_per_timestep"]))
     merged["evaluations_per_timestep"] = [sum(pair) for pair in counts]
@@ -216,9 +228,7 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
         }
         for a, b in zip(one["strata"], other["strata"])
     ]
-    variances = [(weight * error) ** 2 for weight, error in zip(weights, errors)]
-    spread = sum(v**2 / report["degrees_of_freedom"] for v, report in zip(variances, (one, other)))
-    merged["degrees_of_freedom"] = sum(variances) ** 2 / spread if spread else 1.0
+    merged["degrees_of_freedom"] = _freedom(errors, [report["degrees_of_freedom"] for report in (one, other)], weights)
     return merged
 
 

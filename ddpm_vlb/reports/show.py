@@ -37,6 +37,8 @@ def _column_lines(report: Report) -> Iterator[str]:
         yield method.line.format(**report)
     elif len(columns) > 1:
         yield ", ".join(f"{words} {report[name]:.4f}" for name, words in columns.items() if name != "bits_per_dim")
+    if "solver_error" in report:
+        yield f"solver's error: within {report['solver_error']:.2g} bits/dim"
     if method.note is not None:
         yield method.note
     yield f"{report['num_images']} images, {report['num_network_evaluations']} network evaluations"
@@ -196,8 +198,8 @@ def draw_terms(report: Mapping[str, Any]):
 
 
 def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
-    r"""The images' scores as a table, CSV or Parquet by the name's ending: `image`, `bits_per_dim`, and, where it is known,
-    `monte_carlo_error`.
+    r"""The images' scores as a table, CSV or Parquet by the name's ending: `image`, `bits_per_dim`, and, where they are known,
+    `monte_carlo_error` and `degrees_of_freedom`.
 
     Raises:
         ValueError: a report without scores of its images, or another ending.
@@ -211,8 +213,9 @@ def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
     if report["per_image"] is None:
         raise ValueError("`report` must have scores of its images: a full sweep, or evaluations of each image, got none.")
     columns = {"image": report.image_numbers, "bits_per_dim": report["per_image"]}
-    if report.get("per_image_monte_carlo_error") is not None:
-        columns["monte_carlo_error"] = report["per_image_monte_carlo_error"]
+    for name in ("monte_carlo_error", "degrees_of_freedom"):
+        if report.get(f"per_image_{name}") is not None:
+            columns[name] = report[f"per_image_{name}"]
     buffer = io.BytesIO()
     (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(pyarrow.table(columns), buffer)
     write_atomically(path, buffer.getvalue())
