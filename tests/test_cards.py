@@ -66,7 +66,10 @@ COMMANDS = {
     "sampled": (["--max-evaluations", "300", "--target-se", "0.5"], ["--target-se 0.5", "--max-evaluations 300"]),
     "per image": (["--per-image", "4", "--batch-size", "7"], ["--per-image 4", "--batch-size 7"]),
     "iw": (["--method", "iw", "--k", "2"], ["--method iw", "--k 2"]),
-    "ode": (["--method", "ode", "--trace", "hutchinson", "--max-images", "1"], ["--method ode", "--trace hutchinson"]),
+    "ode": (
+        "--method ode --trace hutchinson --num-probes 2 --num-draws 3 --rtol 0.1 --atol 0.2 --max-images 1".split(),
+        ["--method ode", "--trace hutchinson", "--num-probes 2", "--num-draws 3", "--rtol 0.1", "--atol 0.2"],
+    ),
     "a shard": (["--method", "full", "--shard", "1/2", "--split", "train"], ["--shard 1/2", "--split train"]),
     "half": (["--method", "full", "--dtype", "bf16"], ["--dtype bfloat16"]),
     "some in memory": (["--max-images", "300", "--buffer-mb", "0.01", "--max-evaluations", "300"], ["--buffer-mb 0.00"]),
