@@ -87,9 +87,8 @@ class VLBOutput(Shown, BaseOutput):
         timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
         num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
         config (`dict`): What was scored, and with what.
-        monte_carlo_error (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`, given the image,
-            from half as many pairs as the image has evaluations: as many degrees of freedom for Student's distribution.
-            `None` for a full sweep, which says nothing of it.
+        monte_carlo_error, degrees_of_freedom (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`,
+            given the image, and its degrees of freedom, for Student's distribution; `None` for a full sweep.
     """
 
     bits_per_dim: torch.Tensor
@@ -101,6 +100,7 @@ class VLBOutput(Shown, BaseOutput):
     num_network_evaluations: int
     config: dict[str, Any]
     monte_carlo_error: torch.Tensor | None = None
+    degrees_of_freedom: torch.Tensor | None = None
 
     def _head(self) -> dict[str, Any]:
         head = mean_of_images(self.bits_per_dim, self.num_network_evaluations)
@@ -121,4 +121,5 @@ class VLBOutput(Shown, BaseOutput):
     def _columns(self) -> dict[str, Any]:
         columns = {"image": range(len(self.bits_per_dim))}
         columns |= {name: self[name] for name in ("bits_per_dim", "prior", "transitions_total", "decoder")}
-        return columns if self.monte_carlo_error is None else columns | {"monte_carlo_error": self.monte_carlo_error}
+        errors = {name: self[name] for name in ("monte_carlo_error", "degrees_of_freedom") if self[name] is not None}
+        return columns | errors

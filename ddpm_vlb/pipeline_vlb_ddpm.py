@@ -341,9 +341,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         batch_size = check_count("batch_size", batch_size)
         if method not in ("full", "sampled"):
             raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
-        sampled = method == "sampled"
         evaluations = 64 if evaluations_per_image is None else evaluations_per_image
-        if sampled:
+        if sampled := method == "sampled":
             check_rules(None, None, evaluations)
             if isinstance(generator, (list, tuple)):
                 raise ValueError(f"`generator` must be a single one with method='sampled', got {len(generator)}.")
@@ -393,6 +392,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             "decoder": decoder,
             "num_network_evaluations": estimate.num_evaluations,
             "monte_carlo_error": estimate.per_image_error,
+            "degrees_of_freedom": estimate.per_image_degrees_of_freedom,
         }
 
     def _scoring_bar(self, total: int) -> Any:

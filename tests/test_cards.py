@@ -68,7 +68,10 @@ COMMANDS = {
     "sampled": (["--max-evaluations", "300", "--target-se", "0.5"], ["--target-se 0.5", "--max-evaluations 300"]),
     "per image": (["--per-image", "4", "--batch-size", "7"], ["--per-image 4", "--batch-size 7"]),
     "iw": (["--method", "iw", "--k", "2"], ["--method iw", "--k 2"]),
-    "ode": (["--method", "ode", "--trace", "hutchinson", "--max-images", "1"], ["--method ode", "--trace hutchinson"]),
+    "ode": (
+        "--method ode --trace hutchinson --num-probes 2 --num-draws 3 --rtol 0.1 --atol 0.2 --max-images 1".split(),
+        ["--method ode", "--trace hutchinson", "--num-probes 2", "--num-draws 3", "--rtol 0.1", "--atol 0.2"],
+    ),
     "a shard": (["--method", "full", "--shard", "1/2", "--split", "train"], ["--shard 1/2", "--split train"]),
     "random images": (["--image-seed", "3", "--method", "full"], ["--max-images 3 --image-seed 3"]),
     "pictures": (

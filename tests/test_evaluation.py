@@ -162,7 +162,13 @@ def test_scores_of_images(pipe):
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "iw", "k": 3}, {"method": "ode", "inference_timesteps": [19, 9, 4]}], ids=["iw", "ode"]
+    "options",
+    [
+        {"method": "iw", "k": 3},
+        {"method": "ode", "inference_timesteps": [19, 9, 4], "trace": "hutchinson", "num_probes": 2, "num_draws": 2}
+        | {"rtol": 0.2, "atol": 0.1},
+    ],
+    ids=["iw", "ode"],
 )
 def test_other_likelihoods_of_a_data_set(pipe, options, tmp_path):
     images = digits_of(3)
@@ -172,7 +178,11 @@ def test_other_likelihoods_of_a_data_set(pipe, options, tmp_path):
         assert report["effective_sample_size"] == pytest.approx(alone.effective_sample_size.mean().item(), rel=1e-3)
         assert report["vlb"] == pytest.approx(alone.vlb.mean().item(), rel=1e-5)
     else:
-        alone = ode_nll(pipe, images.images, seed=2, inference_timesteps=[19, 9, 4])
+        alone = ode_nll(pipe, images.images, seed=2, **{key: options[key] for key in options if key != "method"})
+        assert report["solver_error"] == pytest.approx(alone.solver_error.mean().item(), rel=1e-3)
+        assert f"solver's error: within {report['solver_error']:.2g} bits/dim" in format_report(report)
+        own = {name: report.config[name] for name in ("trace", "num_probes", "num_draws", "rtol", "atol")}
+        assert own == {name: options[name] for name in own}
         parts = ("density", "dequantisation", "reconstruction")
         assert report["bits_per_dim"] == pytest.approx(sum(report[part] for part in parts), rel=1e-12)
     assert report["per_image"] == pytest.approx(alone.bits_per_dim.tolist(), rel=1e-5)
@@ -184,7 +194,8 @@ def test_other_likelihoods_of_a_data_set(pipe, options, tmp_path):
     assert shards[0]["per_image"] == pytest.approx(report["per_image"][::2], rel=1e-5)
     merged = merge_reports(shards[::-1])
     assert "a part of the data set" in format_report(shards[0]) and "a part of" not in format_report(merged)
-    for name in (*report.method.columns, "standard_error", "per_image", "num_images", "num_network_evaluations"):
+    errors = ("solver_error",) if "solver_error" in report else ()
+    for name in (*report.method.columns, *errors, "standard_error", "per_image", "num_images", "num_network_evaluations"):
         assert merged[name] == pytest.approx(report[name], rel=1e-4)
     again = evaluate(pipe, images, quiet=True, seed=3, **options)
     with pytest.raises(ValueError, match="must be of disjoint shards, got two of the same images: they do not tell"):
@@ -341,6 +352,9 @@ def test_a_network_that_breaks_is_named(pipe, tmp_path):
         ({"method": "iw", "k": 0}, "`k` must be a positive integer, got 0"),
         ({"method": "iw", "trace": "exact"}, "`trace` must be left out unless method='ode', got 'exact'"),
         ({"k": 3}, "`k` must be left out unless method='iw', got 3"),
+        ({"method": "ode", "rtol": 1.5}, r"`rtol` must lie in \(0, 1\), got 1.5"),
+        ({"method": "ode", "num_draws": 0}, "`num_draws` must be a positive integer, got 0"),
+        ({"method": "ode", "num_probes": 2}, "`num_probes` must be left out with the exact trace, got 2"),
         ({"method": "ode", "trace": "guess"}, "`trace` must be 'exact' or 'hutchinson', got 'guess'"),
         (
             {"method": "full", "target_se": 0.1},

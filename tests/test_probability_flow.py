@@ -1,6 +1,7 @@
 r"""The probability-flow ODE: against its solution for Gaussian data, against finite differences, image by image."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,12 @@ from analytic import GaussianDenoiser
 from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.data import load_images
 from ddpm_vlb.likelihoods.probability_flow import Flow, ode_nll
 from ddpm_vlb.noise import keyed_normal, mix
 from ddpm_vlb.pixel_grid import levels_to_samples
 
+ROOT = Path(__file__).parents[1]
 STEPS, M, S = 30, 0.2, 0.3
 
 
@@ -36,14 +39,80 @@ class ContinuousDenoiser(GaussianDenoiser):
         return SimpleNamespace(sample=outputs[self.prediction_type])
 
 
-def gaussian_pipe(prediction_type="epsilon", clip_sample=False):
+class TwoModes(ContinuousDenoiser):
+    r"""The optimal denoiser of pixels from two narrow Gaussians about -0.8 and 0.8, one as likely as the other."""
+
+    def forward(self, sample, timestep, class_labels=None):
+        sigma = math.exp(np.interp(float(timestep), np.arange(len(self.log_sigmas)), self.log_sigmas))
+        u, variance = sample * math.sqrt(1 + sigma**2), 0.05**2 + sigma**2
+        return SimpleNamespace(sample=(u - 0.8 * torch.tanh(0.8 * u / variance)) * sigma / variance)
+
+
+def gaussian_pipe(prediction_type="epsilon", clip_sample=False, side=4):
     scheduler = VLBDDPMScheduler(STEPS, 0.002, 0.4, clip_sample=clip_sample, prediction_type=prediction_type)
     alphas = scheduler.forward_process().alphas_cumprod.tolist()
-    return quiet(VLBDDPMPipeline(ContinuousDenoiser(alphas, prediction_type), scheduler))
+    return quiet(VLBDDPMPipeline(ContinuousDenoiser(alphas, prediction_type, sample_size=side), scheduler))
 
 
 def some_images(count=3):
     return torch.randint(100, 200, (count, 1, 4, 4), generator=generator()).to(torch.uint8)
+
+
+def solution(forward, x, seed):
+    r"""u at the lowest timestep, and -log p of x_0 in bits/dim."""
+    a_0, a_t = forward.alphas_cumprod[0].item(), forward.alphas_cumprod[-1].item()
+    low, high = ((1 - a) / a for a in (a_0, a_t))
+    noise = torch.cat([keyed_normal([mix(mix(seed, number), 0)], x.shape[1:]) for number in range(len(x))]).double()
+    u = x + math.sqrt(low) * noise
+    growth = (S**2 + high) / (S**2 + low)
+    top = (M + (u - M) * math.sqrt(growth)) * math.sqrt(a_t)
+    log_density = torch.distributions.Normal(0.0, 1.0).log_prob(top) + 0.5 * math.log(a_t / a_0) + 0.5 * math.log(growth)
+    return u, -log_density.mean(dim=(1, 2, 3)) / math.log(2)
+
+
+@pytest.mark.parametrize("side", [8, 28])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_the_solvers_error_covers_what_it_is_off_by(side, tolerance):
+    # Of a network that is a function of each pixel by itself, any signs give the exact trace.
+    pipe = gaussian_pipe(side=side)
+    images = torch.randint(100, 200, (4, 1, side, side), generator=generator()).to(torch.uint8)
+    got = ode_nll(pipe, images, trace="hutchinson", rtol=tolerance, atol=tolerance, seed=5)
+    _, density = solution(pipe.scheduler.forward_process(), levels_to_samples(images, 256), seed=5)
+    assert (abs(got.density - density) <= got.solver_error).all()
+    assert (got.solver_error < 50 * tolerance).all()
+
+
+@pytest.mark.parametrize("side", [8, 28])
+def test_two_modes(side):
+    # A path that turns, solved at the default tolerances; the tighter solution stands for the exact one.
+    scheduler = VLBDDPMScheduler(clip_sample=False)
+    pipe = quiet(VLBDDPMPipeline(TwoModes(scheduler.forward_process().alphas_cumprod.tolist(), sample_size=side), scheduler))
+    images = torch.where(torch.rand(1, 1, side, side, generator=generator()) < 0.5, 26, 229).to(torch.uint8)
+    got, tight = (ode_nll(pipe, images, trace="hutchinson", **o) for o in ({}, {"rtol": 1e-6, "atol": 1e-6}))
+    off = abs(got.bits_per_dim - tight.bits_per_dim)
+    assert off < 1e-4 and off < got.solver_error < 3e-3
+
+
+@pytest.mark.parametrize("side", [8, 28])
+def test_a_clipped_image_whose_divergence_jumps(side):
+    pipe = gaussian_pipe(clip_sample=True, side=side)
+    images = torch.randint(0, 256, (3, 1, side, side), generator=generator()).to(torch.uint8)
+    tight = ode_nll(pipe, images, trace="hutchinson", rtol=1e-6, atol=1e-6)
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        got = ode_nll(pipe, images, trace="hutchinson", rtol=tolerance, atol=tolerance)
+        assert (abs(got.bits_per_dim - tight.bits_per_dim) < got.solver_error).all()
+
+
+def test_rounding_is_not_enlarged():
+    # As with another number of threads. This digit's number moved by 0.008 with it, of which nothing was said.
+    def score(dtype):
+        pipe = quiet(VLBDDPMPipeline.from_pretrained(ROOT / "spaces_demo" / "checkpoints" / "ddpm-vlb-digits"))
+        pipe.unet.to(dtype)
+        images = load_images("digits", "test", 4).images[3:]
+        return ode_nll(pipe, images, trace="hutchinson", rtol=1e-3, atol=1e-3, seed=1)
+
+    single, double = score(torch.float32), score(torch.float64)
+    assert abs(single.bits_per_dim - double.bits_per_dim) < 0.2 * single.solver_error < 0.02
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -51,18 +120,12 @@ def test_gaussian_data(prediction_type):
     r"""du/dsigma = sigma (u - M) / (S^2 + sigma^2): u - M grows like sqrt(S^2 + sigma^2)."""
     pipe, images = gaussian_pipe(prediction_type), some_images()
     forward = pipe.scheduler.forward_process()
-    got = ode_nll(pipe, images, rtol=1e-9, atol=1e-9, seed=5)
-    a_0, a_t = forward.alphas_cumprod[0].item(), forward.alphas_cumprod[-1].item()
-    low, high = ((1 - a) / a for a in (a_0, a_t))
-    x = levels_to_samples(images, 256)
-    noise = torch.cat([keyed_normal([mix(mix(5, number), 0)], (1, 4, 4)) for number in range(3)]).double()
-    u = x + math.sqrt(low) * noise
-    growth = (S**2 + high) / (S**2 + low)
-    top = (M + (u - M) * math.sqrt(growth)) * math.sqrt(a_t)
-    normal = torch.distributions.Normal(0.0, 1.0)
-    log_density = (normal.log_prob(top) + 0.5 * math.log(a_t / a_0) + 0.5 * math.log(growth)).sum(dim=(1, 2, 3))
-    bits = 16 * math.log(2)
-    assert torch.allclose(got.density, -log_density / bits, atol=1e-6)
+    got = ode_nll(pipe, images, trace="hutchinson", rtol=1e-6, atol=1e-6, seed=5)
+    a_0 = forward.alphas_cumprod[0].item()
+    x, bits = levels_to_samples(images, 256), 16 * math.log(2)
+    u, density = solution(forward, x, seed=5)
+    # The timestep that the network is told is in single precision.
+    assert torch.allclose(got.density, density, atol=2e-6)
     log_q = torch.distributions.Normal(math.sqrt(a_0) * x, math.sqrt(1 - a_0)).log_prob(math.sqrt(a_0) * u)
     assert torch.allclose(got.dequantisation, log_q.sum(dim=(1, 2, 3)) / bits, atol=1e-6)
     assert torch.allclose(got.bits_per_dim, got.density + got.dequantisation + got.reconstruction, rtol=1e-12)
@@ -84,7 +147,7 @@ def test_it_is_a_bound_on_a_known_likelihood():
     x = levels_to_samples(images, 256)
     normal = torch.distributions.Normal(x_hat_mean, total)
     nll = -torch.log(normal.cdf(x + 1 / 255) - normal.cdf(x - 1 / 255)).sum(dim=(1, 2, 3)) / (16 * math.log(2))
-    got = ode_nll(pipe, images, num_draws=60)
+    got = ode_nll(pipe, images, trace="hutchinson", num_draws=60, rtol=1e-2, atol=1e-2)
     assert (got.bits_per_dim > nll - 4 * got.monte_carlo_error).all() and (got.monte_carlo_error > 0).all()
 
 
@@ -112,9 +175,9 @@ def test_hutchinson_has_the_mean_of_the_exact_trace(pipe, images):
 
 
 def test_hutchinson_is_unbiased_from_end_to_end(pipe, images):
-    # A coarse solver, the same for both traces: it moves a number by 0.003, and the mean's error is 0.02.
+    # A coarse solver, the same for both traces: it moves a number by 0.01, and the mean's error is 0.02.
     def nll(trace, seed, **options):
-        return ode_nll(pipe, images[:1], trace=trace, seed=seed, rtol=1e-2, atol=1e-2, **options).bits_per_dim
+        return ode_nll(pipe, images[:1], trace=trace, seed=seed, rtol=1e-1, atol=1e-1, **options).bits_per_dim
 
     assert torch.equal(*(nll("hutchinson", 0, num_probes=4, num_draws=1) for _ in range(2)))
     # A seed draws the same x_0 for both, so that their difference is the signs' alone.
@@ -123,19 +186,19 @@ def test_hutchinson_is_unbiased_from_end_to_end(pipe, images):
 
 
 def test_an_image_has_no_batch_mates(pipe, images):
-    together, alone = ode_nll(pipe, images[:3], rtol=1e-3, atol=1e-3), ode_nll(pipe, images[:1], rtol=1e-3, atol=1e-3)
+    together, alone = ode_nll(pipe, images[:3], rtol=1e-2, atol=1e-2), ode_nll(pipe, images[:1], rtol=1e-2, atol=1e-2)
     assert torch.equal(together.bits_per_dim[:1], alone.bits_per_dim)
     assert together.num_network_evaluations > alone.num_network_evaluations
-    draws = ode_nll(pipe, images[:1], num_draws=2)
+    draws = ode_nll(pipe, images[:1], num_draws=2, rtol=1e-1, atol=1e-1)
     assert draws.monte_carlo_error > 0 and torch.isnan(alone.monte_carlo_error).all()
 
 
 def test_tolerances_are_kept(pipe, images):
-    loose, tight = (ode_nll(pipe, images[:2], rtol=tol, atol=tol) for tol in (1e-3, 1e-5))
-    assert (abs(loose.bits_per_dim - tight.bits_per_dim) < 0.01 * tight.bits_per_dim).all()
+    loose, tight = (ode_nll(pipe, images[:1], rtol=tol, atol=tol) for tol in (1e-2, 1e-3))
+    assert (abs(loose.bits_per_dim - tight.bits_per_dim) < loose.solver_error).all()
     assert tight.num_network_evaluations > loose.num_network_evaluations
     # A forward process cut short: from the lowest of these timesteps to the highest.
-    part = ode_nll(pipe, images[:1], inference_timesteps=[15, 3])
+    part = ode_nll(pipe, images[:1], inference_timesteps=[15, 3], rtol=1e-2, atol=1e-2)
     assert torch.isfinite(part.bits_per_dim).all() and part.dequantisation < tight.dequantisation[0]
 
 
@@ -146,6 +209,7 @@ def test_tolerances_are_kept(pipe, images):
         ({"rtol": 0.0}, r"`rtol` must lie in \(0, 1\), got 0.0"),
         ({"num_draws": 0}, "`num_draws` must be a positive integer, got 0"),
         ({"num_probes": 0}, "`num_probes` must be a positive integer, got 0"),
+        ({"num_probes": 4}, "`num_probes` must be left out with the exact trace, got 4"),
         ({"num_inference_steps": 1}, "got a model of a single step"),
         ({"class_labels": 1}, "`class_labels` must be left out"),
     ],
@@ -160,7 +224,8 @@ def test_models_without_such_a_flow(images):
     pipe = quiet(VLBDDPMPipeline(tiny_unet(), zero))
     with pytest.raises(ValueError, match="got zero terminal SNR: leave out the last timestep"):
         ode_nll(pipe, images)
-    assert torch.isfinite(ode_nll(pipe, images[:1], inference_timesteps=[18, 0]).bits_per_dim).all()
+    rest = ode_nll(pipe, images[:1], inference_timesteps=[18, 0], rtol=1e-2, atol=1e-2)
+    assert torch.isfinite(rest.bits_per_dim).all()
     table = tiny_unet(time_embedding_type="learned", num_train_timesteps=20)
     pipe = quiet(VLBDDPMPipeline(table, VLBDDPMScheduler(20, num_pixel_levels=17)))
     with pytest.raises(ValueError, match="`unet` must take fractions of a timestep"):

@@ -44,7 +44,7 @@ EACH = {
     "per image": {"evaluations_per_image": 4},
     "full": {"method": "full"},
     "iw": {"method": "iw", "k": 2},
-    "ode": {"method": "ode", "trace": "hutchinson"},
+    "ode": {"method": "ode", "trace": "hutchinson", "rtol": 1e-2, "atol": 1e-2},
 }
 
 
@@ -288,6 +288,7 @@ def test_scores_as_tables(pipe, images, tmp_path):
         assert table["image"][:] == list(range(1, 23, 3))
         assert table["bits_per_dim"][:] == report["per_image"]
         assert table["monte_carlo_error"][:] == report["per_image_monte_carlo_error"]
+        assert table["degrees_of_freedom"][:] == report["per_image_degrees_of_freedom"]
     with pytest.raises(ValueError, match=r"`scores` must end in .csv or .parquet, got .*s.xlsx"):
         write_scores(report, tmp_path / "s.xlsx")
     with pytest.raises(ValueError, match="`report` must have scores of its images"):
@@ -328,6 +329,22 @@ def test_sampled_shards_and_seeds_add_up(pipe, images):
     # Of 23 images the spread is known to 15 %, by either way.
     whole = score(pipe, images, max_evaluations=20000)
     assert merged["data_error"] == pytest.approx(whole["data_error"], rel=0.6)
+
+
+def test_errors_of_single_images_are_merged(pipe, images):
+    errors, freedom = "per_image_monte_carlo_error", "per_image_degrees_of_freedom"
+    shards = [score(pipe, images, evaluations_per_image=8, max_evaluations=None, shard=(index, 2)) for index in range(2)]
+    whole = merge_reports(shards)
+    assert whole[freedom][::2] == shards[0][freedom] and whole[freedom][1::2] == shards[1][freedom]
+    one, other = (score(pipe, images, evaluations_per_image=8, max_evaluations=None, seed=seed) for seed in range(2))
+    both = merge_reports([one, other])
+    # Satterthwaite's, of two means that count alike; in any case no less than the fewer, and no more than both together.
+    for a, b, m, n, got in zip(one[errors], other[errors], one[freedom], other[freedom], both[freedom]):
+        assert got == pytest.approx((a**2 + b**2) ** 2 / (a**4 / m + b**4 / n))
+        assert min(m, n) * (1 - 1e-12) <= got <= (m + n) * (1 + 1e-12)
+    # A report of before says nothing of it: then the merged one does not either.
+    before = Report({key: value for key, value in other.items() if key != freedom})
+    assert merge_reports([one, before])[freedom] is merge_reports([before, one])[freedom] is None
 
 
 def test_shards_and_seeds_in_any_order(pipe, images):

@@ -373,6 +373,23 @@ def test_a_long_step(rules):
     check(estimates, world.bounds.mean())
 
 
+@pytest.mark.parametrize("steps", [7, 200])
+@pytest.mark.parametrize("evaluations", [2, 8, 64])
+@pytest.mark.parametrize("tail", [0.6, 0.9])
+def test_the_interval_of_a_single_image(steps, evaluations, tail):
+    # 1000 intervals of 40 images. Few pairs of unlike strata say little of their own error: it may be too wide, not too narrow.
+    world = World(steps=steps, tail=tail)
+    estimates = [world.estimate(seed, evaluations_per_image=evaluations) for seed in range(25)]
+    values, errors, freedom = (
+        torch.stack([getattr(one, name) for one in estimates]).numpy()
+        for name in ("per_image", "per_image_error", "per_image_degrees_of_freedom")
+    )
+    covered = (np.abs(values - world.bounds) <= stats.t.ppf(0.975, freedom) * errors).mean()
+    print(f"\ncoverage {covered:.4f}, degrees of freedom {np.median(freedom):.1f} of {evaluations // 2} pairs")
+    assert covered >= COVERAGE[0]
+    assert (freedom >= 1).all() and (freedom <= evaluations / 2 + 1e-9).all()
+
+
 def test_only_some_images_at_hand():
     # A frame of 300 of 1500 images, another in every repetition; the truth is that of all 1500.
     world, rng = World(1500), np.random.default_rng(0)
@@ -602,6 +619,7 @@ def test_losses_without_variance(value, count):
     for rules in ({"target_se": 0.01}, {"max_evaluations": 400}, {"evaluations_per_image": 4}):
         one = estimate_bound(constant, 20, torch.ones(count), torch.ones(count, 2), seed=0, **rules)
         assert one.bits_per_dim == pytest.approx(1 + 20 * value, rel=1e-12)
+        assert one.per_image_degrees_of_freedom is None or (one.per_image_degrees_of_freedom >= 1).all()
         assert 0 <= one.monte_carlo_error <= 1e-12 and one.degrees_of_freedom >= 1
         assert one.data_error is None if count == 1 else one.data_error < 1e-7
         assert all(math.isfinite(b.bits_per_dim) and math.isfinite(b.monte_carlo_error) for b in one.bins)

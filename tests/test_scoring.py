@@ -295,7 +295,7 @@ def test_sampled_output(pipe, images):
     assert pipe.unet.training
     full = pipe.evaluate_nll(images, generator=generator(3))
     assert out.transitions is None and out.timesteps.tolist() == full.timesteps.tolist()
-    for name in ("bits_per_dim", "prior", "transitions_total", "decoder", "monte_carlo_error"):
+    for name in ("bits_per_dim", "prior", "transitions_total", "decoder", "monte_carlo_error", "degrees_of_freedom"):
         assert out[name].shape == (5,) and out[name].dtype == torch.float64 and torch.isfinite(out[name]).all()
     assert torch.equal(out.prior, full.prior)
     assert torch.allclose(out.bits_per_dim, out.prior + out.decoder + out.transitions_total, rtol=1e-12)
@@ -307,7 +307,7 @@ def test_sampled_output(pipe, images):
 
 def test_a_full_sweep_is_what_it_was(pipe, images):
     default, named = (pipe.evaluate_nll(images, generator=generator(), **extra) for extra in ({}, {"method": "full"}))
-    assert default.monte_carlo_error is None and default.num_network_evaluations == 100
+    assert default.monte_carlo_error is default.degrees_of_freedom is None and default.num_network_evaluations == 100
     for name in ("bits_per_dim", "prior", "transitions", "transitions_total", "decoder"):
         assert torch.equal(default[name], named[name])
     assert torch.allclose(default.transitions.sum(dim=1), default.transitions_total)

@@ -78,8 +78,8 @@ def evaluate(
         options: the method's own. Of `"sampled"`: `target_se`, the Monte Carlo error (bits/dim) at which to stop;
             `max_evaluations`, network evaluations at which to stop if it has not been reached (where nothing says when to stop,
             it is at 0.005 bits/dim or 100,000 evaluations); `evaluations_per_image`, an even number, for every image, instead.
-            Of `"iw"`: `k`, trajectories of an image, 16 by default. Of `"ode"`: `trace`, `"exact"` or `"hutchinson"`, exact up
-            to 256 dimensions by default.
+            Of `"iw"`: `k`, trajectories of an image, 16 by default. Of `"ode"`: `trace`, `num_probes`, `num_draws`, `rtol` and
+            `atol`, as `ode_nll`.
 
     Returns:
         A report; `reports/schema.py` says what it holds.

@@ -164,6 +164,8 @@ def _term_rows(report: dict[str, Any], method: Method) -> list[str]:
         head, rows = "| number | mean over images |", dict(method.columns)
         total = rows.pop("bits_per_dim")
     lines = [f"| {words} | {report[name]:.4f} |" for name, words in rows.items()]
+    if "solver_error" in report:
+        lines.append(f"| solver's error, at most | {report['solver_error']:.2g} |")
     return [head, "|---|---|", *lines, f"| **{total}** | **{report['bits_per_dim']:.4f}** |"]
 
 

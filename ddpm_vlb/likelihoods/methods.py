@@ -86,6 +86,10 @@ METHODS: dict[str, Method] = {
             metric="bits/dim (bound of the probability-flow ODE)",
             options=(
                 Option("trace", str, "of the divergence (default: exact where D <= 256)", choices=("exact", "hutchinson")),
+                Option("num_probes", int, "vectors of signs for the hutchinson trace (default: 1)", positive=True),
+                Option("num_draws", int, "of the dequantising noise, for each image", default=1, positive=True),
+                Option("rtol", float, "tolerance of the path, relative to the noise", default=1e-4),
+                Option("atol", float, "tolerance of the log-density, in nats per dimension", default=1e-4),
             ),
             columns={
                 "density": "density",

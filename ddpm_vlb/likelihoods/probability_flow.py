@@ -10,6 +10,19 @@ prediction is a velocity, and a density that is carried along it changes by its 
 with :math:`x_T = \sqrt{\bar\alpha_T} u_T` standard normal. It is solved over :math:`\log\sigma`, from the lowest timestep to
 the highest; between timesteps :math:`\log\sigma` is a straight line, and the network is asked at fractions of a timestep.
 
+**The solver's error.** What is off by :math:`\delta` in u is off by about :math:`\hat\epsilon^\top \delta / \sigma` in
+:math:`\log p`, so that u is known as well as :math:`\log p` needs it where :math:`\delta / \sigma` is small. The state is
+therefore the way from the start in units of the noise, :math:`z = (u - u_0) / \sigma`, which begins at 0 and stays of the order
+of 1,
+
+.. math:: \frac{dz}{d\log\sigma} = \hat\epsilon - z ,
+
+and beside it the integral of the divergence, which has a tolerance of its own: in nats per dimension, however long the way and
+however large the integral. Where the image is clipped the divergence jumps, which the estimate of a step's error in Bogacki and
+Shampine's method of the third order sees, and in Dormand and Prince's of the fifth a tenth of it. Tolerances are of a step, and
+errors add up. The error that is reported is the difference to a second solution at `LOOSER` times the tolerances, which is
+mostly that one's error, and, since two numbers may agree by chance, the tolerance of that one on top.
+
 **The end point.** Pixels on a grid have no density. The image is dequantised by the forward process itself, with the noise of
 the lowest timestep, :math:`x_0 \sim q(x_0 | x)`, and read back by the model's decoder (Kingma et al. 2021):
 
@@ -44,6 +57,7 @@ if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 EXACT_DIMENSIONS = 256  # up to here the trace is exact unless something else is asked for
+LOOSER = 10.0
 LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -55,6 +69,7 @@ class ODENLL(Shown):
         bits_per_dim: `(N,)`, bits/dim, the mean over the draws of :math:`x_0`: `density + dequantisation + reconstruction`.
         density, dequantisation, reconstruction: :math:`-\log p_\mathrm{ODE}(x_0)`, :math:`\log q(x_0 | x)` and
             :math:`-\log p(x | x_0)`, `(N,)`, bits/dim.
+        solver_error: how far `density` may be off for the solver's tolerances, the mean over the draws, `(N,)`, bits/dim.
         monte_carlo_error: standard error of each image's number over its draws, `(N,)`, bits/dim; NaN for a single draw.
         num_network_evaluations: images that went through the network, copies for derivatives included.
     """
@@ -63,6 +78,7 @@ class ODENLL(Shown):
     density: torch.Tensor
     dequantisation: torch.Tensor
     reconstruction: torch.Tensor
+    solver_error: torch.Tensor
     monte_carlo_error: torch.Tensor
     num_network_evaluations: int
 
@@ -73,7 +89,7 @@ class ODENLL(Shown):
         return {name: getattr(self, name).mean().item() for name in ("density", "dequantisation", "reconstruction")}
 
     def _columns(self) -> dict[str, Any]:
-        names = ("bits_per_dim", "density", "dequantisation", "reconstruction", "monte_carlo_error")
+        names = ("bits_per_dim", "density", "dequantisation", "reconstruction", "solver_error", "monte_carlo_error")
         return {"image": range(len(self.density))} | {name: getattr(self, name) for name in names}
 
 
@@ -82,7 +98,7 @@ def ode_nll(
     images: Any,
     *,
     trace: str | None = None,
-    num_probes: int = 1,
+    num_probes: int | None = None,
     num_draws: int = 1,
     rtol: float = 1e-4,
     atol: float = 1e-4,
@@ -96,41 +112,54 @@ def ode_nll(
     Args:
         pipe: a `VLBDDPMPipeline`.
         images, class_labels: as `evaluate_nll`.
-        trace: `"exact"`, or `"hutchinson"` with `num_probes` vectors of signs; by default exact up to 256 dimensions.
+        trace: `"exact"`, or `"hutchinson"`; by default exact up to 256 dimensions.
+        num_probes: vectors of signs for Hutchinson's trace, 1 by default.
         num_draws: of :math:`x_0`, for each image.
-        rtol, atol: tolerances of the solver (Dormand-Prince 5(4)), of u and of the logarithm of its density in nats.
+        rtol, atol: tolerances of a step of the solver (Bogacki-Shampine 3(2)): of u, relative to the noise :math:`\sigma`,
+            and of the integral of the divergence, in nats per dimension.
         seed: of :math:`x_0` and of the signs; those of an image depend on it and on the image's position alone.
         num_inference_steps, inference_timesteps: of the model whose lowest and highest timestep are the ends and whose decoder
             it is, as `evaluate_nll`.
 
     Raises:
         ValueError: as `evaluate_nll`; a network with a table of timesteps, which knows no fractions, or in half precision;
-            zero terminal SNR, where u is infinite; a single step, which leaves no way to go; tolerances that cannot be kept.
+            zero terminal SNR, where u is infinite; a single step, which leaves no way to go; probes for the exact trace;
+            tolerances that cannot be kept.
     """
-    num_probes, num_draws = check_count("num_probes", num_probes), check_count("num_draws", num_draws)
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not 0 < value < 1:
-            raise ValueError(f"`{name}` must lie in (0, 1), got {value!r}.")
+    num_probes = None if num_probes is None else check_count("num_probes", num_probes)
+    num_draws = check_count("num_draws", num_draws)
+    check_tolerances(rtol, atol)
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
     flow = Flow(scorer, pipe.scheduler.forward_process())
     levels, labels = scorer.read(images, class_labels)
-    dimensions = levels[0].numel()
-    probes = num_probes if which_trace(trace, dimensions) == "hutchinson" else None
-    parts, evaluations = [], 0
+    probes = which_probes(trace, num_probes, levels[0].numel())
     with scorer.network.evaluating():
-        for number in range(len(levels)):
-            own = [mix(mix(seed, number), draw) for draw in range(num_draws)]
-            label = None if labels is None else labels[number : number + 1]
-            for key in own:
-                terms, cost = flow.terms(levels[number : number + 1], key, probes, rtol, atol, label)
-                parts.append(terms)
-                evaluations += cost
+        results = [
+            score_image(
+                flow,
+                levels[number : number + 1],
+                mix(seed, number),
+                None if labels is None else labels[number : number + 1],
+                num_probes=probes,
+                num_draws=num_draws,
+                rtol=rtol,
+                atol=atol,
+            )
+            for number in range(len(levels))
+        ]
     pipe.maybe_free_model_hooks()
-    terms = nats_to_bits_per_dim(torch.tensor(parts, dtype=torch.float64).reshape(len(levels), num_draws, 3), dimensions)
-    totals, means = terms.sum(dim=2), terms.mean(dim=1)
+    terms, evaluations = torch.stack([terms for terms, _ in results]), sum(cost for _, cost in results)
+    parts, means = terms[..., :3], terms.mean(dim=1)
+    totals = parts.sum(dim=2)
     spread = totals.std(dim=1) / num_draws**0.5 if num_draws > 1 else torch.full((len(levels),), math.nan, dtype=torch.float64)
-    density, dequantisation, reconstruction = means.unbind(dim=1)
-    return ODENLL(totals.mean(dim=1), density, dequantisation, reconstruction, spread, evaluations)
+    return ODENLL(totals.mean(dim=1), *means.unbind(dim=1), spread, evaluations)
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    r"""Raise `ValueError` unless both lie in (0, 1)."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not 0 < value < 1:
+            raise ValueError(f"`{name}` must lie in (0, 1), got {value!r}.")
 
 
 def which_trace(trace: str | None, dimensions: int) -> str:
@@ -138,6 +167,33 @@ def which_trace(trace: str | None, dimensions: int) -> str:
     if trace not in (None, "exact", "hutchinson"):
         raise ValueError(f"`trace` must be 'exact' or 'hutchinson', got {trace!r}.")
     return trace or ("exact" if dimensions <= EXACT_DIMENSIONS else "hutchinson")
+
+
+def which_probes(trace: str | None, num_probes: int | None, dimensions: int) -> int | None:
+    r"""How many vectors of signs Hutchinson's trace has; `None` for the exact one."""
+    if which_trace(trace, dimensions) == "hutchinson":
+        return num_probes or 1
+    if num_probes is not None:
+        raise ValueError(f"`num_probes` must be left out with the exact trace, got {num_probes}: give trace='hutchinson'.")
+    return None
+
+
+def score_image(
+    flow: "Flow",
+    levels: torch.Tensor,
+    key: int,
+    labels: torch.Tensor | None,
+    *,
+    num_probes: int | None,
+    num_draws: int,
+    rtol: float,
+    atol: float,
+) -> tuple[torch.Tensor, int]:
+    r"""Density, dequantisation, reconstruction and the solver's error of one image for each draw, `(num_draws, 4)` in bits/dim,
+    and how many images went through the network. Arguments as `Flow.terms`."""
+    draws = [flow.terms(levels, mix(key, draw), num_probes, rtol, atol, labels) for draw in range(num_draws)]
+    terms = torch.tensor([terms for terms, _ in draws], dtype=torch.float64)
+    return nats_to_bits_per_dim(terms, levels[0].numel()), sum(cost for _, cost in draws)
 
 
 class Flow:
@@ -200,14 +256,14 @@ class Flow:
 
     @torch.no_grad()
     def terms(self, levels: torch.Tensor, key: int, num_probes: int | None, rtol: float, atol: float, labels=None):
-        r"""The parts of one image `(1, C, H, W)` with one draw: :math:`-\log p_\mathrm{ODE}(x_0)`, :math:`\log q(x_0 | x)` and
-        :math:`-\log p(x | x_0)` in nats, and how many images went through the network.
+        r"""The parts of one image `(1, C, H, W)` with one draw: :math:`-\log p_\mathrm{ODE}(x_0)`, :math:`\log q(x_0 | x)`,
+        :math:`-\log p(x | x_0)` and the solver's error of the first, in nats, and how many images went through the network.
 
         Args:
             levels: the image.
             key: of the draw and the signs.
             num_probes: of Hutchinson's estimate; `None` for the exact trace.
-            rtol, atol: of the solver.
+            rtol, atol: as `ode_nll`.
             labels: the image's class, `(1,)`.
 
         Raises:
@@ -229,54 +285,61 @@ class Flow:
         else:
             signs = keyed_normal([mix(key, 1 + probe) for probe in range(num_probes)], x.shape[1:]).sign()
             probes, weight = signs.to(x), 1 / num_probes
-        start = (x_0 * math.exp(-0.5 * self._log_alphas[0])).flatten().cpu().numpy()
-        end, integral, calls = self._solve(start, probes, weight, rtol, atol, labels)
-        x_end = end * math.exp(0.5 * self._log_alphas[1])
-        log_prior = -0.5 * (np.square(x_end).sum() + dimensions * LOG_2_PI)
-        # Of u at the top, carried down, and of x there and here.
-        log_density = log_prior + 0.5 * dimensions * (self._log_alphas[1] - self._log_alphas[0]) + integral
-        if not all(map(math.isfinite, (reconstruction, log_density))):
+        start = (x_0 * math.exp(-0.5 * self._log_alphas[0])).flatten().cpu().double().numpy()
+        (log_density, calls), (looser, more) = (
+            self._log_density(start, probes, weight, factor * rtol, factor * atol, labels) for factor in (1.0, LOOSER)
+        )
+        if not all(map(math.isfinite, (reconstruction, log_density, looser))):
             raise NonFiniteOutput("others along the ODE", dtype=scorer.dtype)
-        return (-log_density, dequantisation, reconstruction), 1 + calls * len(probes)
+        error = abs(log_density - looser) + LOOSER * atol * dimensions
+        return (-log_density, dequantisation, reconstruction, error), 1 + (calls + more) * len(probes)
 
-    def _solve(self, start: np.ndarray, probes: torch.Tensor, weight: float, rtol: float, atol: float, labels):
-        r"""u at the upper end, the integral of the divergence, and how often the velocity was asked for."""
+    def _log_density(self, start: np.ndarray, probes: torch.Tensor, weight: float, rtol: float, atol: float, labels):
+        r""":math:`\log p_\mathrm{ODE}(x_0)` in nats, from u at the lower end, and how often the velocity was asked for."""
         from scipy.integrate import solve_ivp
 
-        shape = (1, *probes.shape[1:])
+        shape, dimensions = (1, *probes.shape[1:]), len(start)
 
         def velocity(log_sigma: float, state: np.ndarray) -> np.ndarray:
-            u = torch.from_numpy(state[:-1].copy()).reshape(shape).to(probes)
+            sigma, z = math.exp(log_sigma), state[:-1]
+            u = torch.from_numpy(start + sigma * z).reshape(shape).to(probes)
             noise, traces = self.divergence(u, log_sigma, probes, labels)
             # Over log sigma: d sigma is sigma d log sigma.
-            change = torch.cat([noise.flatten(), (weight * traces.sum())[None]]) * math.exp(log_sigma)
-            change = change.double().cpu().numpy()
+            change = torch.cat([noise.flatten(), (sigma * weight * traces.sum())[None]]).cpu().double().numpy()
             if not np.isfinite(change).all():  # of NaN the solver knows no more than that its steps are too long
                 raise NonFiniteOutput("others along the ODE", dtype=self.scorer.dtype)
+            change[:-1] -= z
             return change
 
-        solution = solve_ivp(velocity, self.ends, np.append(start, 0.0), method="RK45", rtol=rtol, atol=atol)
+        # Absolute ones: the solver's smallest relative one is next to nothing. It holds the root mean square over all
+        # components below 1, in which the integral, one of D + 1, would count for little.
+        tolerances = np.full(dimensions + 1, rtol)
+        tolerances[-1] = atol * dimensions / math.sqrt(dimensions + 1)
+        relative = 100 * np.finfo(np.float64).eps
+        solution = solve_ivp(velocity, self.ends, np.zeros(dimensions + 1), method="RK23", rtol=relative, atol=tolerances)
         if not solution.success:
             raise ValueError(
                 f"`rtol` and `atol` must be such that the ODE can be solved, got {rtol} and {atol}: {solution.message}"
             )
-        return solution.y[:-1, -1], solution.y[-1, -1], solution.nfev
-
-
-ODE_TOLERANCE = 1e-4
+        x_end = (start + solution.y[:-1, -1] * math.exp(self.ends[1])) * math.exp(0.5 * self._log_alphas[1])
+        log_prior = -0.5 * (np.square(x_end).sum() + dimensions * LOG_2_PI)
+        # Of u at the top, carried down, and of x there and here.
+        log_density = log_prior + 0.5 * dimensions * (self._log_alphas[1] - self._log_alphas[0]) + solution.y[-1, -1]
+        return log_density, solution.nfev
 
 
 def ode(scorer: Scorer, trained, num_dimensions: int, batch_size: int, options: dict[str, Any]) -> Columns:
     r"""The row `ode` of `methods.METHODS`."""
-    flow, kind = Flow(scorer, trained), which_trace(options["trace"], num_dimensions)
+    how = {name: options[name] for name in ("num_draws", "rtol", "atol")}
+    check_tolerances(how["rtol"], how["atol"])
+    flow, probes = Flow(scorer, trained), which_probes(options["trace"], options["num_probes"], num_dimensions)
 
     def score(levels: torch.Tensor, seeds: Sequence[int], labels: torch.Tensor | None) -> dict[str, Any]:
-        # As `ode_nll` with one draw.
+        # As `ode_nll`.
         (seed,) = seeds
-        probes = 1 if kind == "hutchinson" else None
-        nats, evaluations = flow.terms(levels, mix(seed, 0), probes, ODE_TOLERANCE, ODE_TOLERANCE, labels)
-        terms = nats_to_bits_per_dim(torch.tensor([nats], dtype=torch.float64), num_dimensions)
-        columns = dict(zip(("density", "dequantisation", "reconstruction"), terms.T.tolist()))
-        return columns | {"bits_per_dim": terms.sum(dim=1).tolist(), "num_network_evaluations": evaluations}
+        terms, evaluations = score_image(flow, levels, seed, labels, num_probes=probes, **how)
+        means = terms.mean(dim=0).tolist()
+        columns = {name: [mean] for name, mean in zip(("density", "dequantisation", "reconstruction", "solver_error"), means)}
+        return columns | {"bits_per_dim": [sum(means[:3])], "num_network_evaluations": evaluations}
 
-    return Columns(f"ode, {kind} trace", 1, None, score)
+    return Columns(f"ode, {'exact' if probes is None else 'hutchinson'} trace", 1, None, score)

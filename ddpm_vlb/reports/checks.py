@@ -268,6 +268,10 @@ def _check_errors_of_images(report: Mapping[str, Any]) -> None:
     _require("an error for each of the images that have a number", len(errors) == len(report["per_image"] or ()), len(errors))
     both = math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
     _check_same("a Monte Carlo error of all its images'", both, report["monte_carlo_error"])
+    freedom = report.get("per_image_degrees_of_freedom")  # reports of before have none
+    if freedom is not None:
+        _check_entries("per_image_degrees_of_freedom", freedom, (float, int), least=1)
+        _require("degrees of freedom for each of these errors", len(freedom) == len(errors), len(freedom))
 
 
 def _check_sampled(report: Mapping[str, Any]) -> None:

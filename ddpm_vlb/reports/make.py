@@ -57,8 +57,8 @@ def estimate_fields(estimate: BoundEstimate, timesteps: Sequence[int], num_image
         the images' own, `degrees_of_freedom`; `monte_carlo_interval`, for the bound of these images, and
         `confidence_interval`, for that of more such images (`None` for a single one), of `confidence_level`; `strata`, the
         sums over groups of timesteps; `evaluations_per_timestep` (K, the pilot's apart). A term of `transitions` is `None`
-        where no evaluation fell. `per_image` and `per_image_monte_carlo_error` are `None` unless all images were evaluated
-        alike.
+        where no evaluation fell. `per_image`, `per_image_monte_carlo_error` and its
+        `per_image_degrees_of_freedom` are `None` unless all images were evaluated alike.
     """
     return with_intervals(_of_estimate(estimate, timesteps, num_images))
 
@@ -91,6 +91,9 @@ def _of_estimate(estimate: BoundEstimate, timesteps: Sequence[int], num_images: 
         "num_network_evaluations": estimate.num_evaluations,
         "per_image": None if estimate.per_image is None else estimate.per_image.tolist(),
         "per_image_monte_carlo_error": None if estimate.per_image_error is None else estimate.per_image_error.tolist(),
+        "per_image_degrees_of_freedom": (
+            None if estimate.per_image_degrees_of_freedom is None else estimate.per_image_degrees_of_freedom.tolist()
+        ),
     }
 
 

@@ -20,7 +20,7 @@ from .schema import Report, numbers_of_images, settings_that_are
 
 # What a report says of each of its images, one after the other.
 ABOUT = ("image_numbers", "image_names", "image_labels")
-OF_IMAGES = (*ABOUT, "per_image", "per_image_monte_carlo_error")
+OF_IMAGES = (*ABOUT, "per_image", "per_image_monte_carlo_error", "per_image_degrees_of_freedom")
 
 
 def merge_reports(reports: Sequence[Mapping[str, Any]]) -> Report:
@@ -147,6 +147,10 @@ def _merge_evaluations(one: Mapping[str, Any], other: Mapping[str, Any], method:
             pairs = zip(one[key], other[key])
             merged[key] = [(_mean if key == "per_image" else _of_mean)(pair, weights) for pair in pairs]
             merged |= {key: values for key in ABOUT if (values := one.get(key, other.get(key))) is not None}
+    keys = "per_image_monte_carlo_error", "per_image_degrees_of_freedom"
+    if all(report.get(key) is not None for report in (one, other) for key in keys):
+        images = zip(*(zip(one[key], other[key]) for key in keys))
+        merged[keys[1]] = [_freedom(errors, freedom, weights) for errors, freedom in images]
     data = None
     if one.get("data_error") is not None and other.get("data_error") is not None:
         data = math.sqrt(weights[0] * one["data_error"] ** 2 + weights[1] * other["data_error"] ** 2)
@@ -207,12 +211,20 @@ def _of_mean(errors: Sequence[float], weights: Sequence[float]) -> float:
     return math.hypot(*(weight * error for weight, error in zip(weights, errors)))
 
 
+def _freedom(errors: Sequence[float], freedom: Sequence[float], weights: Sequence[float]) -> float:
+    r"""The degrees of freedom of `_of_mean` (Satterthwaite)."""
+    variances = [(weight * error) ** 2 for weight, error in zip(weights, errors)]
+    spread = sum(variance**2 / one for variance, one in zip(variances, freedom))
+    return sum(variances) ** 2 / spread if spread else 1.0
+
+
 def _columns(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequence[float], method: Method) -> dict[str, Any]:
     r"""The means of all columns, and each image's number."""
     of_images = _interleave(one, other)
+    names = [*(method.columns or ()), *(["solver_error"] if "solver_error" in one and "solver_error" in other else [])]
     return {
-        **{key: value for key, value in one.items() if key not in OF_IMAGES},
-        **{name: _mean((one[name], other[name]), weights) for name in method.columns or ()},
+        **{key: value for key, value in one.items() if key not in (*OF_IMAGES, "solver_error")},
+        **{name: _mean((one[name], other[name]), weights) for name in names},
         **of_images,
         "bits_per_dim": math.fsum(of_images["per_image"]) / len(of_images["per_image"]),
         "num_network_evaluations": one["num_network_evaluations"] + other["num_network_evaluations"],
@@ -239,7 +251,7 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
     if method.name == "full":
         merged["transitions"] = [_mean(pair, weights) for pair in zip(one["transitions"], other["transitions"])]
         return merged
-    merged["per_image_monte_carlo_error"] = None
+    merged["per_image_monte_carlo_error"] = merged["per_image_degrees_of_freedom"] = None
     counts = list(zip(one["evaluations_per_timestep"], other["evaluations_per_timestep"]))
     merged["evaluations_per_timestep"] = [sum(pair) for pair in counts]
     # Of a single timestep the numbers count by the evaluations that they rest on.
@@ -256,9 +268,7 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
         }
         for a, b in zip(one["strata"], other["strata"])
     ]
-    variances = [(weight * error) ** 2 for weight, error in zip(weights, errors)]
-    spread = sum(v**2 / report["degrees_of_freedom"] for v, report in zip(variances, (one, other)))
-    merged["degrees_of_freedom"] = sum(variances) ** 2 / spread if spread else 1.0
+    merged["degrees_of_freedom"] = _freedom(errors, [report["degrees_of_freedom"] for report in (one, other)], weights)
     return merged
 
 

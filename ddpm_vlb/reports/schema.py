@@ -111,6 +111,8 @@ FIELDS = (
     Field("data_error", float | None, ()),
     Field("confidence_interval", list | None, ()),
     Field("per_image_monte_carlo_error", list | None, ()),
+    Field("per_image_degrees_of_freedom", list | None, ()),  # of these errors; old reports have none
+    Field("solver_error", float, ()),  # of the ODE; old reports have none
     Field("half_precision_bias", dict, ()),
 )
 # Cards show the settings in this order. The options of the methods follow.

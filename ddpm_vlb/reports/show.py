@@ -58,6 +58,8 @@ def _column_lines(report: Report) -> Iterator[str]:
         yield method.line.format(**report)
     elif len(columns) > 1:
         yield ", ".join(f"{words} {report[name]:.4f}" for name, words in columns.items() if name != "bits_per_dim")
+    if "solver_error" in report:
+        yield f"solver's error: within {report['solver_error']:.2g} bits/dim"
     if method.note is not None:
         yield method.note
     yield _counts(report)
@@ -229,7 +231,7 @@ def draw_terms(report: Mapping[str, Any]):
 
 def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
     r"""The images' scores as a table, CSV or Parquet by the name's ending: `image`, its place in the data set, counted from 0;
-    `bits_per_dim`; and, where they are known, its file's `name`, its `label` and `monte_carlo_error`.
+    `bits_per_dim`; and, where they are known, its file's `name`, its `label`, `monte_carlo_error` and `degrees_of_freedom`.
 
     Raises:
         ValueError: a report without scores of its images, or another ending.
@@ -248,6 +250,7 @@ def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
         "label": report.get("image_labels"),
         "bits_per_dim": report["per_image"],
         "monte_carlo_error": report.get("per_image_monte_carlo_error"),
+        "degrees_of_freedom": report.get("per_image_degrees_of_freedom"),
     }
     columns = {name: column for name, column in columns.items() if column is not None}
     buffer = io.BytesIO()

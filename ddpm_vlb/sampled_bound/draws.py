@@ -47,6 +47,7 @@ class BoundEstimate:
             control variate, NaN where there is none.
         per_image, per_image_decoder, per_image_error: each image's estimate, the decoder's part of it, and its own standard
             error, `(N,)`, where every image was evaluated alike; else `None`.
+        per_image_degrees_of_freedom: of `per_image_error`, `(N,)`, or `None`.
         num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
         num_rounds: rounds of sampling.
     """
@@ -62,6 +63,7 @@ class BoundEstimate:
     per_image: torch.Tensor | None
     per_image_decoder: torch.Tensor | None
     per_image_error: torch.Tensor | None
+    per_image_degrees_of_freedom: torch.Tensor | None
     num_evaluations: int
     num_pilot_evaluations: int
     num_rounds: int

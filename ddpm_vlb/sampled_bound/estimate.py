@@ -33,7 +33,14 @@ left with little of its own, and one round with V = 1 takes a new image for ever
 follows, drawn anew, its size from the variance seen by then. Rounds count by their evaluations, never by their variances.
 Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
 so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
-then tends to be small as well: with a target the estimate has a bias of higher order, toward less, a fraction of the error.
+then tends to be small as well: with a target the estimate has a bias toward less. It is some 4 % of the error for the digits,
+and 7 to 27 % where single losses are lognormal (:math:`\sigma` of 0.6 to 1); intervals of 95 % then cover 93 to 94 %. Other
+seeds do not average it out: of the mean of 16 such runs it is 0.1 to 0.5 of that mean's error. A number of evaluations fixed
+beforehand brings none.
+
+An image by itself has the error :math:`\sqrt{v_i}`, of V squares, and Satterthwaite's degrees of freedom,
+:math:`(\sum_v v_{iv})^2 / \sum_v v_{iv}^2` with :math:`v_{iv}` the summands of :math:`v_i`: V at the most, and few where some
+strata have most of the variance.
 
 Everything drawn is a function of (seed, round, image, place): of no batch, order or process.
 """

@@ -142,15 +142,19 @@ class Sums:
             counts += one.counts
         prior = self.prior.mean().item()
         bits_per_dim = prior + by_bin.sum().item()
-        per_image = per_image_decoder = per_image_error = None
+        per_image = per_image_decoder = per_image_error = per_image_freedom = None
         if all(len(one.images) == len(self.prior) for one in self.rounds):
             per_image, per_image_decoder = self.known.clone(), self.known_decoder.clone()
-            squares = torch.zeros_like(self.known)
+            squares, fourths = torch.zeros(2, len(self.known), dtype=torch.float64)
             for weight, one in zip(weights, self.rounds):
                 per_image[one.images] += weight * (one.first + one.second) / 2
                 per_image_decoder[one.images] += weight * one.by_bin[:, 0]
                 squares[one.images] += weight**2 * one.variances.sum(dim=1)
+                fourths[one.images] += weight**4 * one.variances.square().sum(dim=1)
             per_image_error = squares.sqrt()
+            # Satterthwaite's, of pairs with 1 each: the fewer, the less alike the strata are. Of single squares it comes out
+            # low, at a third where they are normal and alike, which makes up for heavier tails.
+            per_image_freedom = torch.where(fourths > 0, squares.square() / fourths, 1.0).clamp(min=1.0)
         edges = self.design.edges
         known_terms = (self.known_by_bin / self.design.widths).repeat_interleave(self.design.widths.long())
         rows = torch.cat([one.rows for one in self.rounds])
@@ -171,6 +175,7 @@ class Sums:
             per_image=per_image,
             per_image_decoder=per_image_decoder,
             per_image_error=per_image_error,
+            per_image_degrees_of_freedom=per_image_freedom,
             num_evaluations=total + num_pilot,
             num_pilot_evaluations=num_pilot,
             num_rounds=len(self.rounds),
