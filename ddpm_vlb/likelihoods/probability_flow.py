@@ -152,7 +152,8 @@ def ode_nll(
     parts, means = terms[..., :3], terms.mean(dim=1)
     totals = parts.sum(dim=2)
     spread = totals.std(dim=1) / num_draws**0.5 if num_draws > 1 else torch.full((len(levels),), math.nan, dtype=torch.float64)
-    return ODENLL(totals.mean(dim=1), *means.unbind(dim=1), spread, evaluations)
+    density, dequantisation, reconstruction, solver_error = means.unbind(dim=1)
+    return ODENLL(totals.mean(dim=1), density, dequantisation, reconstruction, solver_error, spread, evaluations)
 
 
 def check_tolerances(rtol: float, atol: float) -> None:
