@@ -4,7 +4,6 @@ import struct
 import tracemalloc
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from tiny import tiny_unet
 from vlb_demo import uploads
 from zygote import shared
 
 from ddpm_vlb.data import StoredImages, Transform, images_to_levels, load_images, open_images, quantize, stream_images
 from ddpm_vlb.data.frame import read_images
 from ddpm_vlb.data.sources import source_of
+from ddpm_vlb.model.network import network_of
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 ROOT = Path(__file__).parents[1]
@@ -254,8 +255,7 @@ def mixed_folder(folder):
 
 
 def sha256_of(images):
-    network = SimpleNamespace(channels=3, size=(8, 8), check_class_labels=lambda labels, count: None)
-    return read_images(source_of(images, network, 256).blocks(3), None, 0, 10**6).sha256
+    return read_images(source_of(images, network_of(tiny_unet(3)), 256).blocks(3), None, 0, 10**6).sha256
 
 
 def test_all_readers_find_the_same_images_in_a_folder(tmp_path):

@@ -267,6 +267,7 @@ def test_autocast_changes_no_number(number_of, pipe, images):
 def test_mixed_precision_of_accelerate_changes_no_number(pipe, images):
     expected, x, stock = score(pipe, images), torch.zeros(1, 1, 8, 8), pipe.unet.forward
     exact = stock(x, 3).sample
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process, which other tests have begun
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     unet = accelerator.unwrap_model(accelerator.prepare(pipe.unet))  # as in diffusers' own training script
     assert not torch.equal(unet(x, 3).sample, exact)
@@ -277,7 +278,7 @@ def test_mixed_precision_of_accelerate_changes_no_number(pipe, images):
     assert torch.equal(unet(x, 3).sample, exact)
     second.__exit__(None, None, None)
     assert same(score(pipe, images), expected) and unet.forward is mixed
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the process, for other tests
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_sampling_under_autocast_is_the_parents(pipe):

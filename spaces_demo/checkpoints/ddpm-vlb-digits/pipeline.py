@@ -7249,7 +7249,7 @@ class VLBOutput(Shown, BaseOutput):
     def _columns(self) -> dict[str, Any]:
         columns = {"image": range(len(self.bits_per_dim))}
         columns |= {name: self[name] for name in ("bits_per_dim", "prior", "transitions_total", "decoder")}
-        errors = {name: self[name] for name in ("monte_carlo_error", "degrees_of_freedom") if self[name] is not None}
+        errors = {name: self.get(name) for name in ("monte_carlo_error", "degrees_of_freedom") if self.get(name) is not None}
         return columns | errors
 
 
