@@ -285,6 +285,24 @@ def test_all_readers_find_the_same_images_in_a_folder(tmp_path):
     )
 
 
+def test_a_folder_of_mixed_pictures_is_brought_to_one_size_and_colour(tmp_path):
+    for index, (mode, size) in enumerate([("RGB", (20, 30)), ("L", (25, 12)), ("P", (9, 9)), ("1", (8, 40))]):
+        Image.fromarray(GREY[index]).resize(size).convert(mode).save(tmp_path / f"{index}.png")
+    with pytest.raises(ValueError, match="`dataset` must hold images of one size and type|got mode"):
+        load_images(tmp_path)
+    steps = Transform("RGB", 8, 8)
+    stored, stream = open_images(tmp_path, transform=steps), stream_images(tmp_path, transform=steps)
+    expected = [np.asarray(steps(Image.open(tmp_path / f"{index}.png"))) for index in range(4)]
+    assert np.array_equal(stored.load().images.permute(0, 2, 3, 1), expected)
+    assert sha256_of(stored) == sha256_of(stream) == sha256_of(np.stack(expected))
+    assert stored.settings == stream.settings == stored.load().settings == steps.settings
+    np.savez(tmp_path / "grey.npz", images=GREY)
+    small = load_images(tmp_path / "grey.npz", transform=Transform(center_crop=4))
+    assert np.array_equal(small.images[:, 0], GREY[:, 2:6, 2:6]) and small.settings == {"center_crop": 4}
+    with pytest.raises(ValueError, match="`resize` must be left out for images that are not 8-bit grey or RGB, got 17 levels"):
+        load_images("digits", transform=Transform(resize=4))
+
+
 def test_parts_of_a_folder_are_never_taken_for_one_another(tmp_path):
     write_folder(tmp_path / "test", GREY)
     for read in (open_images, stream_images):
