@@ -67,8 +67,8 @@ def compare(
 
     Returns:
         `difference`, `monte_carlo_error`, `data_error`, `standard_error`, `monte_carlo_interval`, `confidence_interval`
-        (bits/dim), `num_images`, `num_network_evaluations`, and the settings of both models, `models`; of half-precision
-        networks `half_precision_bias`, what their precision adds to the difference.
+        (bits/dim), `reliable`, `doubt`, `num_images`, `num_network_evaluations`, and the settings of both models,
+        `models`; of half-precision networks `half_precision_bias`, what their precision adds to the difference.
 
     Raises:
         ValueError: as `evaluate`; models of different images.
@@ -151,7 +151,7 @@ def _comparison(estimate: BoundEstimate, num_evaluations: int, models, num_image
     # Of two grids there are no common timesteps to name.
     report = estimate_fields(estimate, range(len(estimate.terms)), num_images)
     names = ("monte_carlo_error", "data_error", "standard_error", "confidence_level")
-    names += ("monte_carlo_interval", "confidence_interval")
+    names += ("monte_carlo_interval", "confidence_interval", "reliable", "doubt")
     return {
         "difference": report["bits_per_dim"],
         **{name: report[name] for name in names},
@@ -179,6 +179,7 @@ def format_comparison(comparison: dict[str, Any], names: Sequence[str]) -> str:
     low, high = comparison["monte_carlo_interval"]
     lines = [
         f"{names[0]} minus {names[1]}: {comparison['difference']:+.5f} bits/dim",
+        *([f"NOT RELIABLE: {comparison['doubt']}"] if comparison.get("doubt") else []),
         f"these images: {low:+.5f} to {high:+.5f} ({level}; Monte Carlo error {comparison['monte_carlo_error']:.5f})",
     ]
     if comparison["confidence_interval"] is not None:

@@ -142,12 +142,16 @@ def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = ""
 
 def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
     arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
+    if report.get("doubt"):
+        arguments["standard_error"] = None
     return arguments | {row.name: _shortened(report["config"][row.name]) for row in _shown_settings(report)}
 
 
 def _error(report: dict[str, Any]) -> str:
     if report["standard_error"] is None:
         return ""
+    if report.get("doubt"):
+        return f" (an estimate whose error is not known: {report['doubt']})"
     if "monte_carlo_interval" not in report:
         return f" ({report['standard_error']:.4f} standard error)"
     low, high = report["monte_carlo_interval"]

@@ -111,9 +111,15 @@ def student_quantile(degrees_of_freedom: float, confidence: float = 0.95) -> flo
     return float(stdtrit(degrees_of_freedom, 0.5 + confidence / 2))
 
 
-def freedom_of_sum(noise: float, images: float, freedom: float, num_images: int) -> float:
-    r"""The degrees of freedom of the Monte Carlo error and the images' own together (Satterthwaite)."""
-    return math.hypot(noise, images) ** 4 / (noise**4 / freedom + images**4 / (num_images - 1))
+def freedom_of_sum(noise: float, images: float, freedom: float, report: Mapping[str, Any]) -> float:
+    r"""The degrees of freedom of the Monte Carlo error and the images' own together (Satterthwaite).
+
+    The images' own variance is what theirs differ by less what the noise adds, so that however little is left of it, no more
+    is known of the sum than N images tell. Reports from before they said whether they are reliable did not know this.
+    """
+    others = report["num_images"] - 1
+    both = math.hypot(noise, images) ** 4 / (noise**4 / freedom + images**4 / others)
+    return min(both, others) if "reliable" in report else both
 
 
 def num_seeds(seed: int | list | None) -> int:
@@ -285,6 +291,9 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
         if type(value) not in (int, float) or value < least * (1 - 1e-9):
             what = "that is not negative" if least == 0 else f"from {least} on"
             raise ValueError(f"`report` must have a number {what} for {key!r}, got {value!r}.")
+    if "reliable" in report:
+        doubt = report.get("doubt")
+        _require("a 'doubt' where it is not reliable, and nowhere else", report["reliable"] == (doubt is None), doubt)
     count, error, level = report["num_images"], report["standard_error"], report["confidence_level"]
     _require("the images' own error where it has several", (data is None) == (count == 1), f"{data} of {count} images")
     _require("a confidence level between 0 and 1", 0 < level < 1, level)
@@ -295,7 +304,7 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
     if error is None and interval is not None:
         raise ValueError(f"`report` must have no 'confidence_interval' where there is no error, got {interval!r}.")
     if error and data is not None:
-        _check_interval("confidence_interval", report, error, freedom_of_sum(noise, data, freedom, count))
+        _check_interval("confidence_interval", report, error, freedom_of_sum(noise, data, freedom, report))
     if report["per_image"] is not None and report.get("per_image_monte_carlo_error") is None:
         raise ValueError("`report` must have an error for each of the images that have a number, got none.")
     _check_errors_of_images(report)

@@ -54,7 +54,8 @@ def estimate_fields(estimate: BoundEstimate, timesteps: Sequence[int], num_image
 
     Returns:
         Of the number `bits_per_dim`, its `standard_error`, of which `monte_carlo_error` is the noise's part and `data_error`
-        the images' own, `degrees_of_freedom`; `monte_carlo_interval`, for the bound of these images, and
+        the images' own, `degrees_of_freedom`; whether these errors are `reliable`, and if not, the `doubt`, a sentence;
+        `monte_carlo_interval`, for the bound of these images, and
         `confidence_interval`, for that of more such images (`None` for a single one), of `confidence_level`; `strata`, the
         sums over groups of timesteps; `evaluations_per_timestep` (K, the pilot's apart). A term of `transitions` is `None`
         where no evaluation fell. `per_image`, `per_image_monte_carlo_error` and its
@@ -71,6 +72,8 @@ def _of_estimate(estimate: BoundEstimate, timesteps: Sequence[int], num_images: 
         "monte_carlo_error": estimate.monte_carlo_error,
         "data_error": estimate.data_error,
         "degrees_of_freedom": estimate.degrees_of_freedom,
+        "reliable": estimate.doubt is None,
+        "doubt": estimate.doubt,
         "prior": estimate.prior,
         "transitions": [value if math.isfinite(value) else None for value in estimate.terms[1:].tolist()],
         "transitions_total": total,
@@ -109,7 +112,7 @@ def with_intervals(report: dict[str, Any]) -> dict[str, Any]:
     total = None if images is None else math.hypot(noise, images)
     both = None
     if images is not None and total:
-        both = interval(total, freedom_of_sum(noise, images, freedom, report["num_images"]))
+        both = interval(total, freedom_of_sum(noise, images, freedom, report))
     return report | {
         "standard_error": total,
         "confidence_level": CONFIDENCE,

@@ -252,6 +252,11 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
         merged["transitions"] = [_mean(pair, weights) for pair in zip(one["transitions"], other["transitions"])]
         return merged
     merged["per_image_monte_carlo_error"] = merged["per_image_degrees_of_freedom"] = None
+    if "reliable" in one and "reliable" in other:  # as the less so of both
+        merged["doubt"] = one.get("doubt") or other.get("doubt")
+        merged["reliable"] = merged["doubt"] is None
+    else:
+        merged.pop("reliable", None), merged.pop("doubt", None)
     counts = list(zip(one["evaluations_per_timestep"], other["evaluations_per_timestep"]))
     merged["evaluations_per_timestep"] = [sum(pair) for pair in counts]
     # Of a single timestep the numbers count by the evaluations that they rest on.

@@ -109,6 +109,9 @@ FIELDS = (
     Field("strata", list, ("sampled",)),
     Field("evaluations_per_timestep", list, ("sampled",)),
     Field("data_error", float | None, ()),
+    # Whether the Monte Carlo error can be trusted, and why not; old reports do not say.
+    Field("reliable", bool, ()),
+    Field("doubt", str | None, ()),
     Field("confidence_interval", list | None, ()),
     Field("per_image_monte_carlo_error", list | None, ()),
     Field("per_image_degrees_of_freedom", list | None, ()),  # of these errors; old reports have none

@@ -93,6 +93,8 @@ def _error_lines(report: Report) -> Iterator[str]:
     r"""How sure the number is, and of what."""
     config, sampled = report.config, report.method.name == "sampled"
     if sampled:
+        if report.get("doubt"):
+            yield f"NOT RELIABLE: {report['doubt']}"
         level = f"{report['confidence_level']:.0%}"
         low, high = report["monte_carlo_interval"]
         yield f"these images: {low:.4f} to {high:.4f} ({level}; Monte Carlo error {report['monte_carlo_error']:.4f})"

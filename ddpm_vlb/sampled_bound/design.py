@@ -1,6 +1,7 @@
-r"""What the pilot settles: bins, control variate, probabilities."""
+r"""Where to evaluate, and what is known before: bins, the control variate, the probabilities of the rows, the draws."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ RIDGE = 3.0
 KERNEL = 1.5  # bins
 LONG = 4.0
 MAX_LONG = 32
-MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
+OUTLIER = 20.0  # times the median of a bin
 
 
 def bin_edges(num_steps: int, row_sizes: np.ndarray | None = None) -> np.ndarray:
@@ -27,15 +28,18 @@ def bin_edges(num_steps: int, row_sizes: np.ndarray | None = None) -> np.ndarray
     while edges[-1] < num_steps:
         width = min(max(1, round(0.3 * edges[-1])), max(1, math.ceil(num_steps / 12)))
         edges.append(min(num_steps, edges[-1] + width))
-    if row_sizes is None:
-        return np.array(edges)
+    return np.array(edges) if row_sizes is None else split_long(np.array(edges), row_sizes)
+
+
+def split_long(edges: np.ndarray, row_sizes: np.ndarray, times: float = LONG) -> np.ndarray:
+    r"""Edges between which no row is so many times as large as the others on average, but for the `MAX_LONG` largest."""
     long: list[int] = []
-    for first, last in zip(edges, edges[1:]):
+    for first, last in zip(edges.tolist(), edges[1:].tolist()):
         rows = sorted(range(first, last), key=lambda row: -row_sizes[row])
         left = float(row_sizes[first:last].sum())
         for place, row in enumerate(rows[:-1]):
             left -= row_sizes[row]
-            if row_sizes[row] * (len(rows) - place - 1) <= LONG * left:
+            if row_sizes[row] * (len(rows) - place - 1) <= times * left:
                 break
             long.append(row)
     long = sorted(long, key=lambda row: -row_sizes[row])[:MAX_LONG]
@@ -50,92 +54,124 @@ def standardize(features: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.ones(len(features), 1, dtype=torch.float64), rest], dim=1)
 
 
-def _keys(ids: np.ndarray, key: int, places: int) -> np.ndarray:
-    r"""A key for each image and place, `(len(ids), places)`."""
-    return mix_array(mix_array(mix(key, 1), ids)[:, None], np.arange(places)[None])
+class Shape(NamedTuple):
+    r"""How many images a round draws, in how many strata, and how often in each."""
 
+    images: int
+    strata: int
+    draws: int  # 1 or 2
 
-def pilot_draws(edges: np.ndarray, ids: np.ndarray, frame: np.ndarray, seed: int, evaluations: float) -> Draws:
-    r"""One draw in each bin for some images, `(images, bins)`; images repeat where there are too few."""
-    bins = len(edges) - 1
-    count = max(2, math.ceil(evaluations / bins))
-    images = np.resize(order_of(ids, frame, mix(seed, 0)), count)
-    # A repeated image has its own draws each time.
-    repeats = np.arange(count) // len(frame)
-    keys = mix_array(_keys(ids[images], mix(seed, 0), bins), repeats[:, None])
-    rows = edges[:-1] + (uniform_array(mix_array(keys, 1)) * np.diff(edges)).astype(np.int64)
-    return Draws(np.repeat(images[:, None], rows.shape[1], axis=1), rows, mix_array(keys, 2))
+    @property
+    def evaluations(self) -> int:
+        return self.images * self.strata * self.draws
 
 
 class Design:
-    r"""What the pilot settles: the control variate and the probability of each bin."""
+    r"""The probability of each row and the control variate, which no draw that is weighted by them has taken part in choosing.
 
-    def __init__(self, edges, draws: Draws, values, noise_features, image_features):
-        self.edges, self.widths = edges, torch.as_tensor(np.diff(edges)).double()
-        self.bins = len(self.widths)
-        features = torch.cat([image_features[draws.images], noise_features], dim=2)
-        self.num_image_features = image_features.shape[1]
-        # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from
-        # its neighbours, in units of its own size.
-        scale = values.square().mean(dim=0).sqrt().clamp(min=1e-300)
-        values = values / scale
-        value_means, feature_means = values.mean(dim=0), features.mean(dim=0)
-        values, features = values - value_means, features - feature_means
-        index = torch.arange(self.bins, dtype=torch.float64)
-        kernel = torch.exp(-0.5 * ((index[:, None] - index) / KERNEL) ** 2)
-        gram = torch.einsum("ab,ibp,ibq->apq", kernel, features, features)
-        moment = torch.einsum("ab,ibp,ib->ap", kernel, features, values)
-        gram = gram + RIDGE * torch.eye(features.shape[2], dtype=torch.float64)
-        coefficients = torch.linalg.solve(gram, moment)
-        residuals = values - torch.einsum("ibp,bp->ib", features, coefficients)
-        # The intercepts, for the constant feature, which its own mean has taken out of the fit.
-        coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-        self.coefficients = coefficients * scale[:, None]
-        fitted = (features.shape[2] - 1) / kernel.sum(dim=1)
-        freedom = (len(values) - 1 - fitted).clamp(min=1.0)
-        variance = residuals.square().sum(dim=0) / freedom
-        smooth = torch.exp(-0.5 * (index[:, None] - index) ** 2)
-        spread = ((smooth @ variance) / smooth.sum(dim=1)).sqrt() * scale
-        ideal = self.widths * spread
-        share = ideal / ideal.sum() if ideal.sum() > 0 else torch.full_like(ideal, 1 / self.bins)
-        self.probabilities = FLOOR / self.bins + (1 - FLOOR) * share
-        # For the size of the first round: the variance of a draw, and the part of it that lies between images.
-        self.variance = ((self.widths * spread) ** 2 / self.probabilities).sum().item()
-        totals = (residuals * scale * self.widths).sum(dim=1)
-        inside = ((self.widths * scale) ** 2 * residuals.square().sum(dim=0) / freedom).sum()
-        repeated = len(np.unique(draws.images)) < len(draws.images)
-        between = 0.0 if repeated else (totals.var() - inside).item()
-        self.between = min(max(between, 0.0), self.variance)
+    Args:
+        probabilities: of the rows, `(K,)`, positive, of sum 1.
+        coefficients: for each row, of an image's features and then of the noise's, `(K, P + Q)`.
+        num_image_features: P.
+    """
 
-    def evaluations_needed(self, target_se: float | None, count: int) -> float:
-        r"""How many draws bring the Monte Carlo error of N images down to `target_se`, as far as the pilot can tell."""
-        if target_se is None:
-            return math.inf
-        within = self.variance - self.between
-        images = (self.between + within / 2) / (target_se**2 + self.between / count)
-        return math.ceil(max(MIN_DRAWS, 1.1 * (2 * images if images <= count else within / target_se**2)))
+    def __init__(self, probabilities: torch.Tensor, coefficients: torch.Tensor, num_image_features: int):
+        self.probabilities, self.coefficients, self.num_image_features = probabilities, coefficients, num_image_features
 
-    def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, images: int, strata: int) -> Draws:
-        r"""Two draws in each stratum for some images, `(images, strata, 2)`."""
-        chosen = order_of(ids, frame, key)[:images]
-        keys = _keys(ids[chosen], key, 2 * strata).reshape(images, strata, 2)
-        quantiles = (np.arange(strata)[:, None] + uniform_array(mix_array(keys, 1))) / strata
+    @property
+    def known(self) -> torch.Tensor:
+        r""":math:`b_t`, so that an image's :math:`\phi^\top b_t` is what is known of each of its terms, `(K, P)`."""
+        return self.coefficients[:, : self.num_image_features]
+
+    def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, shape: Shape, paired: bool) -> Draws:
+        r"""Draws for some images, `(images, strata, draws)`.
+
+        The quantiles of the probabilities are cut into strata, in each of which every image is drawn alike. With `paired`, a
+        stratum is cut further, into as many cells as there are draws of a pair of images: a pair has cells of its own, each of
+        which both visit.
+        """
+        chosen = order_of(ids, frame, key)[: shape.images]
+        images, strata, draws = shape
+        keys = mix_array(mix_array(mix(key, 1), ids[chosen])[:, None], np.arange(strata * draws)[None])
+        inside = uniform_array(mix_array(keys, 1)).reshape(shape)
+        if paired:
+            pairs = (images + 1) // 2
+            order = mix_array(mix_array(mix(key, 2), np.arange(strata))[:, None], np.arange(pairs * draws)[None])
+            cells = order.argsort(axis=1).reshape(strata, pairs, draws).transpose(1, 0, 2).repeat(2, axis=0)[:images]
+            inside = (cells + inside) / (pairs * draws)
+        quantiles = (np.arange(strata)[:, None] + inside) / strata
         upper = self.probabilities.cumsum(dim=0).numpy()
-        upper = upper / upper[-1]
-        bins = np.searchsorted(upper, quantiles, side="right").clip(max=self.bins - 1)
-        lower = np.concatenate([[0.0], upper[:-1]])
-        inside = ((quantiles - lower[bins]) / (upper[bins] - lower[bins])).clip(0, 1)
-        widths = np.diff(self.edges)[bins]
-        rows = self.edges[bins] + (inside * widths).astype(np.int64).clip(max=widths - 1)
-        return Draws(np.repeat(chosen, 2 * strata).reshape(rows.shape), rows, mix_array(keys, 2))
+        rows = np.searchsorted(upper / upper[-1], quantiles, side="right").clip(max=len(upper) - 1)
+        return Draws(np.repeat(chosen, strata * draws).reshape(shape), rows, mix_array(keys, 2).reshape(shape))
 
-    def bin_of(self, rows: np.ndarray) -> torch.Tensor:
-        r"""The bin of each row."""
-        return torch.as_tensor(np.searchsorted(self.edges, rows, side="right") - 1)
+    def left_over(self, rows: np.ndarray, values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        r""":math:`\ell_t - m_t` of draws at `rows`, for features of images and noise side by side."""
+        return values - (features * self.coefficients[torch.as_tensor(rows)]).sum(dim=-1)
 
-    def residuals(self, draws: Draws, values, noise_features, image_features) -> torch.Tensor:
-        r""":math:`y = (\ell_t - m_t) / p_t` of draws."""
-        bins = self.bin_of(draws.rows)
-        features = torch.cat([image_features[draws.images], noise_features], dim=-1)
-        predicted = (features * self.coefficients[bins]).sum(dim=-1)
-        return (values - predicted) * self.widths[bins] / self.probabilities[bins]
+    def weigh(self, rows: np.ndarray, left_over: torch.Tensor) -> torch.Tensor:
+        r""":math:`y = (\ell_t - m_t) / p_t`."""
+        return left_over / self.probabilities[torch.as_tensor(rows)]
+
+
+def first_probabilities(edges: np.ndarray) -> torch.Tensor:
+    r"""Of the rows, before anything is evaluated: all bins alike, `(K,)`."""
+    widths = np.diff(edges)
+    return torch.as_tensor(np.repeat(1 / (len(widths) * widths), widths))
+
+
+def fit(
+    edges: np.ndarray, rows: torch.Tensor, values: torch.Tensor, features: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""What evaluations say: coefficients of the rows `(K, P + Q)`, and the standard deviation of what is left at them `(K,)`.
+
+    Args:
+        edges: of the bins, whose rows are taken for alike.
+        rows: of the evaluations, `(n,)`.
+        values: in bits/dim, `(n,)`.
+        features: of image and noise, `(n, P + Q)`, the first a constant 1.
+    """
+    widths = torch.as_tensor(np.diff(edges))
+    count = len(widths)
+    bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(count, *values.shape[1:], dtype=torch.float64).index_add_(0, bins, values)
+
+    counts = summed(torch.ones(len(bins), dtype=torch.float64))
+    seen = counts.clamp(min=1.0)
+    # One image unlike all others, met in one bin, would draw all evaluations there.
+    medians = [values[bins == b].abs().median().item() if n else 0.0 for b, n in enumerate(counts)]
+    limits = torch.tensor([OUTLIER * median or math.inf for median in medians], dtype=torch.float64)[bins]
+    values = values.clamp(-limits, limits)
+    # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
+    # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
+    scale = (summed(values.square()) / seen).sqrt()
+    index = torch.arange(count, dtype=torch.float64)
+    distance = (index[:, None] - index).abs()
+    nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
+    scale = scale[nearest].clamp(min=1e-300)
+    values = values / scale[bins]
+    value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
+    values, centred = values - value_means[bins], features - feature_means[bins]
+    kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
+    gram = torch.einsum("ab,bpq->apq", kernel, summed(centred[:, :, None] * centred[:, None]))
+    moment = kernel @ summed(centred * values[:, None])
+    gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
+    coefficients = torch.linalg.solve(gram, moment)
+    residuals = values - (centred * coefficients[bins]).sum(dim=1)
+    # The intercepts, for the constant feature, which its own mean has taken out of the fit.
+    value_means, feature_means = value_means[nearest], feature_means[nearest]
+    coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
+    smooth = torch.exp(-0.5 * distance**2)
+    fitted = (features.shape[1] - 1) * counts / (kernel @ counts).clamp(min=1.0)
+    freedom = smooth @ (counts - 1 - fitted).clamp(min=0.0)
+    variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
+    by_bin = coefficients * scale[:, None], variance.sqrt() * scale
+    return tuple(values.repeat_interleave(widths, dim=0) for values in by_bin)
+
+
+def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
+    r"""Neyman's allocation for rows of the standard deviation `spread`, mixed with a floor for every bin."""
+    floor = first_probabilities(edges)
+    total = spread.sum()
+    return FLOOR * floor + (1 - FLOOR) * (spread / total if total > 0 else floor)

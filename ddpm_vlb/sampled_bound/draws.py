@@ -50,6 +50,7 @@ class BoundEstimate:
         per_image_degrees_of_freedom: of `per_image_error`, `(N,)`, or `None`.
         num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
         num_rounds: rounds of sampling.
+        doubt: why `monte_carlo_error` cannot be trusted (`tails.py`), `None` where nothing speaks against it.
     """
 
     bits_per_dim: float
@@ -67,3 +68,4 @@ class BoundEstimate:
     num_evaluations: int
     num_pilot_evaluations: int
     num_rounds: int
+    doubt: str | None

@@ -51,14 +51,21 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..noise import mix
-from .design import Design, bin_edges, pilot_draws, standardize
+from ..noise import mix, mix_array, order_of, uniform_array
+from .design import Design, Shape, best_probabilities, bin_edges, first_probabilities, fit, split_long, standardize
 from .draws import BoundEstimate, Draws, Evaluate, Preview
-from .rounds import Sums
+from .rounds import Round, Sums
 from .rules import check_rules
 
-PILOT_EVALUATIONS = 1000
+PILOT_EVALUATIONS = 640
+LOOKS = 1000  # where nothing is known of the rows
+LONG_LOOK = 8.0  # of a single value, which has its noise
+FIRST_SHARE = 0.75  # of what the pilot thinks is needed
+MIN_IMAGES = 3000  # of a run to a target: with 95 % confidence, what none of them shows no thousandth of all has
+MIN_DRAWS = 256  # of a first round: fewer would say little of their own error
 MAX_DRAWS = 2**20  # of a round, which lies in memory
+MIN_FREEDOM = 40.0  # of an error that a run to a target may end with: fewer, and it is not known to a tenth
+PATIENCE = 16  # times the evaluations with which the target was met, while its error is in doubt
 MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
 
 
@@ -89,8 +96,8 @@ def estimate_bound(
         max_evaluations: network evaluations at which to stop, the pilot's included.
         evaluations_per_image: evaluate every image this many times, an even number, instead.
         evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
-        row_sizes: what is known beforehand of how large the terms of the rows are beside each other, `(K,)`; by default that
-            neighbours are alike.
+        row_sizes: what is known beforehand of how large the terms of the rows are beside each other, `(K,)`; by default
+            nothing, so that each row is looked at.
         ids: what the draws of each image are keyed by, `(N,)`; by default its position.
         frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
 
@@ -103,51 +110,165 @@ def estimate_bound(
     frame = np.arange(count) if frame is None else np.asarray(frame)
     if len(frame) < min(count, MIN_FRAME):
         raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
-    edges = bin_edges(num_steps, row_sizes)
     budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
     planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
-    draws = pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
-    num_pilot = draws.rows.size
+    run = _Run(evaluate, bin_edges(num_steps, row_sizes), prior, standardize(image_features), ids, frame, seed)
+    num_pilot = run.plan_pilot(min(planned / 3, count * num_steps / 4), look=row_sizes is None)
     if num_pilot + 4 > budget:
         raise ValueError(
             f"`max_evaluations` must leave room for a pilot of {num_pilot * evaluations_per_draw} and a round of"
             f" {4 * evaluations_per_draw}, got {max_evaluations}."
         )
-    image_features = standardize(image_features)
-    design = Design(edges, draws, *_evaluate(evaluate, draws, lambda values, features: None), image_features)
-    sums = Sums(design, prior, image_features, frame)
-    extra = frame.size * evaluations_per_image if evaluations_per_image else design.evaluations_needed(target_se, count)
+    run.pilot(counts=not evaluations_per_image)
+    if evaluations_per_image:
+        return run.round(Shape(len(frame), evaluations_per_image // 2, 2), paired=False)
+    wanted = math.inf if target_se is None else run.wanted(target_se)
+    reached = 0
     while True:
-        extra = min(extra, budget - num_pilot - sums.num_evaluations, MAX_DRAWS if not evaluations_per_image else math.inf)
-        # V evaluations in V pairs of strata once there is a pair for every image.
-        strata = max(1, int(extra // (2 * len(frame))))
-        images = min(len(frame), int(extra // (2 * strata)))
-        draws = design.draw(ids, frame, mix(seed, 1 + len(sums.rounds)), images, strata)
-        sums.add(draws, *_evaluate(evaluate, draws, partial(sums.preview, draws, num_pilot)))
-        estimate = sums.estimate(num_pilot)
-        left = budget - estimate.num_evaluations
-        error = estimate.monte_carlo_error
-        if evaluations_per_image or left < 4 or target_se is None and left < 0.02 * budget:
-            extra = 0
-        elif target_se is None:
-            extra = left
-        elif error > target_se:
-            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
-            fixed = sums.frame_variance
-            if fixed >= target_se**2:
-                raise ValueError(
-                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(frame)} of {count} images at hand,"
-                    f" got {target_se}. Give a larger buffer."
-                )
-            missing = sums.num_evaluations * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
-            extra = math.ceil(max(4.0, 1.05 * missing, 0.05 * sums.num_evaluations))
-        else:
-            extra = 0
-        if not extra:
+        evaluations = min(wanted, budget - run.spent, MAX_DRAWS)
+        estimate = run.round(_shape(evaluations, len(frame), run.missing_images(target_se)), paired=len(frame) > 1)
+        left = budget - run.spent
+        if left < 4 or target_se is None and left < 0.02 * budget:
+            return estimate
+        wanted = left if target_se is None else run.still_wanted(estimate, target_se)
+        if not wanted and estimate.doubt and run.spent < PATIENCE * (reached := reached or run.spent):
+            wanted = run.spent
+        if not wanted:
             return estimate
 
 
-def _evaluate(evaluate: Evaluate, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
-    values, features = evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
-    shape = draws.rows.shape
-    return values.double().reshape(shape), features.double().reshape(*shape, -1)
+class _Run:
+    r"""An evaluation under way: what was seen, what it taught, and what counts."""
+
+    def __init__(self, evaluate: Evaluate, edges: np.ndarray, prior, image_features, ids, frame, seed: int):
+        self._evaluate, self.ids, self.frame, self.seed = evaluate, ids, frame, seed
+        self.edges, self.image_features = edges, image_features
+        self.sums = Sums(edges, prior, image_features, frame)
+        self.seen: list[tuple[Draws, torch.Tensor, torch.Tensor]] = []
+        self.spent = self.num_apart = self.num_rounds = 0
+
+    def plan_pilot(self, most: float, look: bool) -> int:
+        r"""Settle how large the look and the pilot are, within `most` evaluations each; returns the evaluations of both."""
+        looks = int(min(self.edges[-1], LOOKS))
+        self._num_looks = 0 if not look or most < looks / 2 else int(min(looks, most))
+        half = math.ceil(max(2 * len(self.edges) - 2, min(PILOT_EVALUATIONS, most)) / 2)
+        strata = max(1, round(half / (2 * len(self.frame))))
+        self._half = Shape(min(len(self.frame), max(2, math.ceil(half / (2 * strata)))), strata, 2)
+        return self._num_looks + 2 * self._half.evaluations
+
+    def pilot(self, counts: bool) -> None:
+        r"""Evaluate what the first design is learned from; with `counts` each half of it with what the other taught."""
+        if self._num_looks:
+            self._look()
+        first = first_probabilities(self.edges)
+        nothing = Design(first, torch.zeros(len(first), 1, dtype=torch.float64), 1)
+        for part in range(2):
+            key = mix(mix(self.seed, 0), part)
+            draws = nothing.draw(self.ids, self.frame, key, self._half, paired=len(self.frame) > 1)
+            self._see(draws, lambda values, features: None)
+        self.spent += 2 * self._half.evaluations
+        if not counts:
+            self.num_apart = self.spent
+            return
+        _, spread = self._fit(self.seen)
+        best = best_probabilities(self.edges, spread)
+        self.worth = _variance_of_draw(spread, best) / _variance_of_draw(spread, first)
+        for one, other in (self.seen, self.seen[::-1]):
+            coefficients, _ = self._fit([other])
+            design = Design(first, coefficients, self.image_features.shape[1])
+            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=self.worth))
+
+    def _look(self) -> None:
+        r"""One draw in each row, or, of many, in as many as there may be: a row that sticks out is a bin of its own."""
+        rows, count = int(self.edges[-1]), self._num_looks
+        images = np.resize(order_of(self.ids, self.frame, mix(self.seed, 2)), count)
+        keys = mix_array(mix(self.seed, 3), np.arange(count))
+        places = ((np.arange(count) + uniform_array(mix_array(keys, 1))) * rows / count).astype(np.int64)
+        values, _ = self._evaluate(Draws(images, places, mix_array(keys, 2)), lambda values, features: None)
+        self.edges = split_long(self.edges, np.interp(np.arange(rows), places, values.abs().double().numpy()), LONG_LOOK)
+        self.spent = self.num_apart = count
+
+    def missing_images(self, target_se: float | None) -> int:
+        r"""How many images a run to a target has yet to see."""
+        return 0 if target_se is None or self.num_rounds else min(len(self.frame), MIN_IMAGES)
+
+    def wanted(self, target_se: float) -> float:
+        r"""Evaluations of a first round to `target_se`: rather less than the pilot says, for the next one knows better."""
+        size = len(self.frame)
+        within, between = self.worth * self.sums.within, max(self.sums.between, 0.0)
+        draws = (within + between) / target_se**2
+        if draws > size:
+            images = (between + within / 2) / (target_se**2 + between / len(self.sums.prior))
+            draws = 2 * images if images <= size else within / target_se**2
+        draws = FIRST_SHARE * draws - self.worth * self.sums.num_evaluations
+        return math.ceil(max(MIN_DRAWS, min(size, MIN_IMAGES), draws))
+
+    def still_wanted(self, estimate: BoundEstimate, target_se: float) -> float:
+        r"""Evaluations of the next round, 0 where none is needed."""
+        error, freedom = estimate.monte_carlo_error, estimate.degrees_of_freedom
+        if error > target_se:
+            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
+            fixed = self.sums.frame_variance
+            if fixed >= target_se**2:
+                raise ValueError(
+                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
+                    f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
+                )
+            missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
+            return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
+        if error > 0 and freedom < MIN_FREEDOM:
+            return math.ceil(self.spent * min(1.0, MIN_FREEDOM / freedom - 0.9))
+        return 0
+
+    def round(self, shape: Shape, paired: bool) -> BoundEstimate:
+        r"""Another round, by what all before it taught; returns the estimate with it."""
+        coefficients, spread = self._fit(self.seen)
+        design = Design(best_probabilities(self.edges, spread), coefficients, self.image_features.shape[1])
+        draws = design.draw(self.ids, self.frame, mix(self.seed, 4 + self.num_rounds), shape, paired)
+        self._see(draws, partial(self._preview, design, draws, paired))
+        self.sums.rounds.append(self._as_round(design, *self.seen[-1], paired=paired))
+        self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
+        return self.sums.estimate(self.spent, self.num_apart, self.num_rounds)
+
+    def _see(self, draws: Draws, preview: Preview) -> None:
+        values, noise_features = self._evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
+        self.seen.append((draws, *self._shaped(draws, values, noise_features)))
+
+    def _shaped(self, draws: Draws, values, noise_features) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Values of draws, and the features of image and noise side by side."""
+        shape = draws.rows.shape
+        noise_features = noise_features.double().reshape(*shape, -1)
+        features = torch.cat([self.image_features[torch.as_tensor(draws.images)], noise_features], dim=-1)
+        return values.double().reshape(shape), features
+
+    def _fit(self, seen) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.cat([torch.as_tensor(draws.rows).flatten() for draws, _, _ in seen])
+        values = torch.cat([values.flatten() for _, values, _ in seen])
+        return fit(self.edges, rows, values, torch.cat([features.flatten(0, -2) for _, _, features in seen]))
+
+    @staticmethod
+    def _as_round(design: Design, draws: Draws, values, features, paired: bool, worth: float = 1.0) -> Round:
+        return Round(design, draws, design.left_over(draws.rows, values, features), values, paired, worth)
+
+    def _preview(self, design: Design, draws: Draws, paired: bool, values, noise_features) -> BoundEstimate | None:
+        r"""The estimate with the part of a round whose values are there, `None` for less than eight images."""
+        images = len(values) // draws.rows[0].size
+        images -= images % 2 if len(draws.rows) > 1 else 0
+        if images < min(8, len(draws.rows)):
+            return None
+        part = Draws(*(array[:images] for array in draws))
+        shaped = self._shaped(part, values[: part.rows.size], noise_features[: part.rows.size])
+        partly = self.sums.with_round(self._as_round(design, part, *shaped, paired=paired))
+        return partly.estimate(self.spent + part.rows.size, self.num_apart, self.num_rounds + 1)
+
+
+def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
+    r"""Of a round: twice as many images as there may be, then all in more strata; only once each where it lacks images."""
+    if 1 < evaluations <= frame_size and evaluations < 2 * missing_images:
+        return Shape(max(2, int(evaluations)), 1, 1)
+    strata = max(1, int(evaluations // (2 * frame_size)))
+    return Shape(min(frame_size, max(1, int(evaluations // (2 * strata)))), strata, 2)
+
+
+def _variance_of_draw(spread: torch.Tensor, probabilities: torch.Tensor) -> float:
+    return (spread.square() / probabilities).sum().item() or 1.0

@@ -1,116 +1,169 @@
-r"""Rounds of sampling and the sums over them."""
+r"""Rounds of draws, and the estimates that they give."""
 
-import copy
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .design import Design
 from .draws import Bin, BoundEstimate, Draws
+from .tails import doubt
 
 
-class Round(NamedTuple):
-    r"""What is kept of the m images of a round."""
+@dataclass
+class Round:
+    r"""The values of draws and the design that they are weighed by.
 
-    images: np.ndarray
-    evaluations: int
-    first: torch.Tensor  # d_i1
-    second: torch.Tensor  # d_i2
-    variances: torch.Tensor  # v_i by stratum, (m, V)
-    by_bin: torch.Tensor  # summands of d_i by bin, (m, B)
-    variances_by_bin: torch.Tensor  # v_i of these summands, (m, B)
-    counts: torch.Tensor  # evaluations by bin
-    rows: torch.Tensor  # what was left over at each draw's row: rows and values
+    Args:
+        design: what m is, and p.
+        draws: images, rows and keys, `(images, strata, draws)`.
+        left_over: :math:`\ell_t - m_t`, of the same shape.
+        values: :math:`\ell_t`.
+        paired: whether images lie in pairs that share their cells, as `Design.draw` has them.
+        worth: how much an evaluation of this round counts beside one of the others.
+    """
+
+    design: Design
+    draws: Draws
     left_over: torch.Tensor
+    values: torch.Tensor
+    paired: bool
+    worth: float = 1.0
+
+    def __post_init__(self):
+        self.images = self.draws.images[:, 0, 0]
+        self.rows = torch.as_tensor(self.draws.rows)
+        self.y = self.design.weigh(self.draws.rows, self.left_over)
+        self.d = self.y.mean(dim=(1, 2))
+
+    @property
+    def evaluations(self) -> int:
+        return self.y.numel()
+
+    @property
+    def is_double(self) -> bool:
+        r"""Whether an image is drawn twice in a stratum."""
+        return self.y.shape[2] == 2
+
+    def between_pairs(self, d: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        r"""Summands, for each pair or image, whose mean is the variance of `d`, a number of each image, over images; or its
+        covariance with `other`."""
+        other = d if other is None else other
+        if self.paired:
+            even = len(d) // 2 * 2
+            return (d[0:even:2] - d[1:even:2]) * (other[0:even:2] - other[1:even:2]) / 2
+        m = len(d)
+        return (d - d.mean(dim=0)) * (other - other.mean(dim=0)) * m / max(m - 1, 1)
+
+    def of_noise(self, y: torch.Tensor) -> torch.Tensor:
+        r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws
+        `(images, strata, 2)`.
+
+        Two draws of one image differ by their noise and by their cells; those of the other image of the pair by the same cells.
+        """
+        strata = y.shape[1]
+        difference = y[:, :, 0] - y[:, :, 1]
+        if not self.paired:
+            return difference.square() / (4 * strata**2)
+        even = len(y) // 2 * 2
+        pairs = (difference[0:even:2] - difference[1:even:2]).square() / (4 * strata**2)
+        return torch.cat([pairs, difference[even:].square() / (4 * strata**2)])
+
+    def variance(self, frame_size: int) -> tuple[float, float]:
+        r"""The Monte Carlo variance of the mean, given the frame, and the variance of that number itself."""
+        summands, freedom = self.summands(frame_size)
+        variance, n = summands.sum().item(), len(summands)
+        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
+        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / max(freedom, 1))
+
+    def summands(self, frame_size: int) -> tuple[torch.Tensor, int]:
+        r"""What the Monte Carlo variance is the sum of, and its degrees of freedom at the most."""
+        m, share = len(self.images), len(self.images) / frame_size
+        if share == 1 and self.is_double:
+            summands = self.of_noise(self.y).flatten() / m**2
+            return summands, len(summands)
+        between = self.between_pairs(self.d)
+        between = between / (len(between) * m)
+        if not self.is_double:
+            # Without a second draw there is no telling how much of it is the images' own, which all having been met would end.
+            return between, len(between) - (not self.paired)
+        noise = self.of_noise(self.y).sum(dim=1)
+        if self.paired:
+            noise = noise[: len(between)]  # an odd image has no partner
+        noise = noise * (len(self.images) / (2 * len(between) if self.paired else len(between)))
+        return (1 - share) * between + share * noise / m**2, len(between) - (not self.paired)
+
+    def by_bin(self, bins: torch.Tensor, num_bins: int, frame_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""What each bin contributes to the mean, and the Monte Carlo variance of that, `(num_bins,)` each."""
+        m, strata, draws = self.y.shape
+        share = m / frame_size if self.is_double else 0.0
+        of_images = torch.zeros(m, num_bins, dtype=torch.float64)
+        of_images.scatter_add_(1, bins.reshape(m, -1), self.y.reshape(m, -1) / (strata * draws))
+        between = (1 - share) * self.between_pairs(of_images).mean(dim=0) / m if share < 1 else 0.0
+        noise = share * self._noise_by_bin(bins, num_bins) / m**2 if share > 0 else 0.0
+        return of_images.mean(dim=0), between + noise
+
+    def _noise_by_bin(self, bins: torch.Tensor, num_bins: int) -> torch.Tensor:
+        r"""The sum of `of_noise` for what falls into each bin: of a square of sums the products within one bin."""
+        even = len(bins) // 2 * 2 if self.paired else 0
+        noise = torch.zeros(num_bins, dtype=torch.float64)
+        for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
+            y, where = (
+                x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
+            )
+            y = y * torch.tensor(signs)
+            for a in range(len(signs)):
+                for b in range(len(signs)):
+                    alike = where[:, a] == where[:, b]
+                    noise.index_add_(0, where[alike, a], y[alike, a] * y[alike, b])
+        return noise / (4 * self.y.shape[1] ** 2)
 
 
 class Sums:
     r"""The rounds so far, and the estimates that they give."""
 
-    def __init__(self, design: Design, prior, image_features, frame):
-        self.design, self.prior, self.image_features, self.frame = design, prior.double(), image_features, frame
-        # phi_i^T b, summed over the rows of each bin.
-        weights = design.coefficients[:, : design.num_image_features] * design.widths[:, None]
-        self.known_by_bin = (image_features.mean(dim=0) * weights).sum(dim=1)
-        self.known = self.prior + image_features @ weights.sum(dim=0)
-        self.known_decoder = image_features @ weights[0]
+    def __init__(self, edges: np.ndarray, prior: torch.Tensor, image_features: torch.Tensor, frame: np.ndarray):
+        self.edges, self.prior, self.image_features, self.frame = edges, prior.double(), image_features, frame
         self.rounds: list[Round] = []
+
+    def with_round(self, one: Round) -> "Sums":
+        r"""These and another."""
+        sums = Sums(self.edges, self.prior, self.image_features, self.frame)
+        sums.rounds = [*self.rounds, one]
+        return sums
 
     @property
     def num_evaluations(self) -> int:
-        r"""Evaluations of all rounds, without the pilot."""
         return sum(one.evaluations for one in self.rounds)
 
-    def add(self, draws: Draws, values, noise_features) -> None:
-        r"""Take in what a round's draws gave."""
-        design = self.design
-        y = design.residuals(draws, values, noise_features, self.image_features)
-        images, strata, _ = y.shape
-        bins = design.bin_of(draws.rows).reshape(images, -1)
-        by_bin, squares = torch.zeros(2, images, design.bins, dtype=torch.float64)
-        by_bin.scatter_add_(1, bins, y.reshape(images, -1) / (2 * strata))
-        # Of a pair the squared difference of what falls into a bin: both draws, one of them, or none.
-        squares.scatter_add_(1, bins, y.reshape(images, -1).square())
-        pairs = bins.reshape(images, strata, 2)
-        alike = torch.where(pairs[..., 0] == pairs[..., 1], -2 * y[..., 0] * y[..., 1], 0.0)
-        squares.scatter_add_(1, pairs[..., 0], alike)
-        self.rounds.append(
-            Round(
-                images=draws.images[:, 0, 0],
-                evaluations=y.numel(),
-                first=y[..., 0].mean(dim=1),
-                second=y[..., 1].mean(dim=1),
-                variances=(y[..., 0] - y[..., 1]).square() / (4 * strata**2),
-                by_bin=by_bin,
-                variances_by_bin=squares / (4 * strata**2),
-                counts=torch.bincount(bins.flatten(), minlength=design.bins),
-                rows=torch.as_tensor(draws.rows).flatten(),
-                left_over=(y.reshape(images, -1) * (design.probabilities / design.widths)[bins]).flatten(),
-            )
-        )
+    @property
+    def weights(self) -> list[float]:
+        r"""Of the rounds: by their evaluations, never by their variances."""
+        sizes = [one.worth * one.evaluations for one in self.rounds]
+        return [size / sum(sizes) for size in sizes]
 
-    def preview(self, draws: Draws, num_pilot: int, values, noise_features) -> BoundEstimate | None:
-        r"""The estimate with the part of a round whose values are there, `None` for less than two images."""
-        per_image = draws.rows[0].size
-        images = len(values) // per_image
-        if images < 2 or not self.rounds and images < 8:
-            return None
-        part = Draws(*(array[:images] for array in draws))
-        shape = part.rows.shape
-        others = copy.copy(self)
-        others.rounds = list(self.rounds)
-        others.add(part, values[: part.rows.size].reshape(shape), noise_features[: part.rows.size].reshape(*shape, -1))
-        return others.estimate(num_pilot)
+    def _over_images(self, of_round) -> float:
+        r"""The mean of what rounds with doubled draws say, by their images; of the pilot only where there are no others."""
+        rounds = [one for one in self.rounds if one.is_double]
+        rounds = [one for one in rounds if one.worth == 1] or rounds
+        weights = [len(one.images) for one in rounds]
+        return sum(w * of_round(one) for w, one in zip(weights, rounds)) / sum(weights)
 
-    def _variance(self, one: Round) -> tuple[float, float]:
-        r"""The Monte Carlo variance of a round's mean, given the frame, and the variance of that number itself."""
-        m, share = len(one.images), len(one.images) / len(self.frame)
-        if share == 1:
-            summands = one.variances.flatten() / m**2
-            freedom = len(summands)
-        else:
-            d = (one.first + one.second) / 2
-            between = (d - d.mean()).square() * m / (m - 1)
-            summands = ((1 - share) * between + share * one.variances.sum(dim=1)) / m**2
-            freedom = m - 1
-        variance, n = summands.sum().item(), len(summands)
-        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
-        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / freedom)
-
-    def _variance_by_bin(self, one: Round) -> torch.Tensor:
-        r"""The same variance of what each bin contributes, `(B,)`."""
-        m, share = len(one.images), len(one.images) / len(self.frame)
-        between = one.by_bin.var(dim=0) if share < 1 else 0.0
-        return ((1 - share) * between + share * one.variances_by_bin.mean(dim=0)) / m
+    @staticmethod
+    def _between(one: Round) -> float:
+        first, second = one.y.mean(dim=1).unbind(dim=1)
+        return one.between_pairs(first, second).mean().item() if len(first) > 1 else 0.0
 
     @property
     def between(self) -> float:
         r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
-        weights = [len(one.images) for one in self.rounds]
-        covariances = [torch.cov(torch.stack([one.first, one.second]))[0, 1].item() for one in self.rounds]
-        return sum(w * c for w, c in zip(weights, covariances)) / sum(weights)
+        return self._over_images(self._between)
+
+    @property
+    def within(self) -> float:
+        r"""The variance of a draw about its image's mean."""
+        return self._over_images(lambda one: 2 * one.y.shape[1] * one.of_noise(one.y).sum().item() / len(one.images))
 
     @property
     def frame_variance(self) -> float:
@@ -118,65 +171,85 @@ class Sums:
         share = len(self.frame) / len(self.prior)
         return 0.0 if share == 1 else (1 - share) * max(self.between, 0.0) / len(self.frame)
 
+    def _known(self, one: Round) -> torch.Tensor:
+        r"""What is known of each image's bound, `(N,)`."""
+        return self.prior + self.image_features @ one.design.known.sum(dim=0)
+
     def _data_error(self) -> float | None:
         if len(self.prior) == 1:
             return None
-        pairs = [torch.stack([self.known[one.images], (one.first + one.second) / 2]) for one in self.rounds]
-        weights = [len(one.images) for one in self.rounds]
-        covariance = sum(w * torch.cov(pair)[0, 1].item() for w, pair in zip(weights, pairs)) / sum(weights)
-        variance = self.known.var().item() + 2 * covariance + self.between
-        return math.sqrt(max(variance, 0.0) / len(self.prior))
 
-    def estimate(self, num_pilot: int) -> BoundEstimate:
+        def variance_of(one: Round) -> float:
+            known = self._known(one)
+            covariance = one.between_pairs(known[one.images], one.d).mean().item() if len(one.images) > 1 else 0.0
+            return known.var().item() + 2 * covariance + self._between(one)
+
+        return math.sqrt(max(self._over_images(variance_of), 0.0) / len(self.prior))
+
+    def _of_images(self) -> dict[str, torch.Tensor | None]:
+        r"""Each image's own estimate, where all were drawn alike."""
+        names = ("per_image", "per_image_decoder", "per_image_error", "per_image_degrees_of_freedom")
+        if any(one.paired or not one.is_double or len(one.images) < len(self.prior) for one in self.rounds):
+            return dict.fromkeys(names)
+        bounds, decoders, squares, fourths = torch.zeros(4, len(self.prior), dtype=torch.float64)
+        for weight, one in zip(self.weights, self.rounds):
+            noise = one.of_noise(one.y)
+            bounds += weight * self._known(one)
+            decoders += weight * (self.image_features @ one.design.known[0])
+            bounds[one.images] += weight * one.d
+            decoders[one.images] += weight * (one.y * (one.rows == 0)).mean(dim=(1, 2))
+            squares[one.images] += weight**2 * noise.sum(dim=1)
+            fourths[one.images] += weight**4 * noise.square().sum(dim=1)
+        # Satterthwaite's, of pairs with 1 each: the fewer, the less alike the strata are. Of single squares it comes out
+        # low, at a third where they are normal and alike, which makes up for heavier tails.
+        freedom = torch.where(fourths > 0, squares.square() / fourths, 1.0).clamp(min=1.0)
+        return dict(zip(names, (bounds, decoders, squares.sqrt(), freedom)))
+
+    def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
+        # Where there is more than a pilot, by what was drawn with what it taught.
+        rounds = self.rounds[2:] if len(self.rounds) > 2 else self.rounds
+        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in rounds]
+        return doubt(*(torch.cat(part).numpy() for part in zip(*parts)))
+
+    def estimate(self, num_evaluations: int, num_pilot: int, num_rounds: int) -> BoundEstimate:
         r"""The estimate from all rounds."""
-        total = self.num_evaluations
-        weights = [one.evaluations / total for one in self.rounds]
-        by_bin, bin_variance = self.known_by_bin.clone(), torch.zeros_like(self.known_by_bin)
-        variance, noise, counts = self.frame_variance, 0.0, torch.zeros(self.design.bins, dtype=torch.int64)
-        for weight, one in zip(weights, self.rounds):
-            by_bin += weight * one.by_bin.mean(dim=0)
-            bin_variance += weight**2 * self._variance_by_bin(one)
-            one_variance, one_noise = self._variance(one)
+        bins_of_rows = torch.as_tensor(np.searchsorted(self.edges, np.arange(self.edges[-1]), side="right") - 1)
+        num_bins, num_rows = len(self.edges) - 1, len(bins_of_rows)
+        by_bin, bin_variance = torch.zeros(2, num_bins, dtype=torch.float64)
+        variance, noise = self.frame_variance, 0.0
+        features = self.image_features.mean(dim=0)
+        terms, counts = torch.zeros(2, num_rows, dtype=torch.float64)
+        known_terms = torch.zeros(num_rows, dtype=torch.float64)
+        for weight, one in zip(self.weights, self.rounds):
+            known = one.design.known @ features
+            bins = bins_of_rows[one.rows]
+            value, spread = one.by_bin(bins, num_bins, len(self.frame))
+            by_bin += weight * (value + torch.zeros_like(by_bin).index_add_(0, bins_of_rows, known))
+            bin_variance += weight**2 * spread
+            one_variance, one_noise = one.variance(len(self.frame))
             variance += weight**2 * one_variance
             noise += weight**4 * one_noise
-            counts += one.counts
+            known_terms += weight * known
+            rows = one.rows.flatten()
+            terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
+            counts += torch.bincount(rows, minlength=num_rows)
+        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
         prior = self.prior.mean().item()
-        bits_per_dim = prior + by_bin.sum().item()
-        per_image = per_image_decoder = per_image_error = per_image_freedom = None
-        if all(len(one.images) == len(self.prior) for one in self.rounds):
-            per_image, per_image_decoder = self.known.clone(), self.known_decoder.clone()
-            squares, fourths = torch.zeros(2, len(self.known), dtype=torch.float64)
-            for weight, one in zip(weights, self.rounds):
-                per_image[one.images] += weight * (one.first + one.second) / 2
-                per_image_decoder[one.images] += weight * one.by_bin[:, 0]
-                squares[one.images] += weight**2 * one.variances.sum(dim=1)
-                fourths[one.images] += weight**4 * one.variances.square().sum(dim=1)
-            per_image_error = squares.sqrt()
-            # Satterthwaite's, of pairs with 1 each: the fewer, the less alike the strata are. Of single squares it comes out
-            # low, at a third where they are normal and alike, which makes up for heavier tails.
-            per_image_freedom = torch.where(fourths > 0, squares.square() / fourths, 1.0).clamp(min=1.0)
-        edges = self.design.edges
-        known_terms = (self.known_by_bin / self.design.widths).repeat_interleave(self.design.widths.long())
-        rows = torch.cat([one.rows for one in self.rounds])
-        left_over = torch.zeros_like(known_terms).index_add_(0, rows, torch.cat([one.left_over for one in self.rounds]))
-        term_counts = torch.bincount(rows, minlength=len(known_terms))
         return BoundEstimate(
-            bits_per_dim=bits_per_dim,
+            bits_per_dim=prior + by_bin.sum().item(),
             prior=prior,
             bins=[
-                Bin(int(edges[b]), int(edges[b + 1]) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts[b]))
-                for b in range(self.design.bins)
+                Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
+                for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
             ],
             monte_carlo_error=math.sqrt(variance),
             data_error=self._data_error(),
-            terms=known_terms + left_over / term_counts,
-            term_evaluations=term_counts,
+            terms=terms / counts,
+            term_evaluations=counts.long(),
             degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
-            per_image=per_image,
-            per_image_decoder=per_image_decoder,
-            per_image_error=per_image_error,
-            per_image_degrees_of_freedom=per_image_freedom,
-            num_evaluations=total + num_pilot,
+            **self._of_images(),
+            num_evaluations=num_evaluations,
             num_pilot_evaluations=num_pilot,
-            num_rounds=len(self.rounds),
+            num_rounds=num_rounds,
+            doubt=self._doubt(bins_of_rows),
         )
