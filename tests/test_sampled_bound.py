@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from hard_worlds import WORLDS
 from scipy import stats
 from scipy.special import ndtri
 
@@ -19,6 +20,7 @@ from ddpm_vlb.sampled_bound.design import Design, Shape, best_probabilities, bin
 from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer, known_parts, size_of_terms
 from ddpm_vlb.sampled_bound.draws import Draws
 from ddpm_vlb.sampled_bound.estimate import MIN_IMAGES, check_rules, estimate_bound
+from ddpm_vlb.sampled_bound.tails import doubt, log_spread, lognormal_kurtosis, pareto_shape
 
 ROOT = Path(__file__).parents[1]
 REPETITIONS = 1000
@@ -295,7 +297,7 @@ def test_the_order_of_the_images_changes_nothing():
 
 # Bias, error and coverage.
 
-LARGE, SMALL = World(30_000), World(40, tail=0.8)
+LARGE, SMALL = World(12_000), World(40, tail=0.8)
 SMALLEST_PILOT = 4 * math.ceil((len(bin_edges(200)) - 1) / 2)  # two draws for each bin, and each image twice
 
 
@@ -695,3 +697,58 @@ def test_previews():
     assert last.num_evaluations == final.num_evaluations and torch.equal(last.term_evaluations, final.term_evaluations)
     # A look changes nothing.
     assert final.bits_per_dim == world.estimate(5, target_se=0.15).bits_per_dim
+
+
+# What must not be believed.
+
+# `tests/benchmarks/worlds.py` has them all, with more repetitions.
+QUICK = [name for name in WORLDS if "carr" not in name and "100,000" not in name and "2, N = 300" not in name]
+
+
+@pytest.mark.parametrize("name", [*QUICK, "1 of 1000 images carries half, to 5 %", "lognormal 2, N = 300, to 5 %"])
+def test_in_hard_worlds_an_interval_covers_or_is_in_doubt(name):
+    make, rules = WORLDS[name]
+    world, repetitions = make(), 150 if name in QUICK else 20
+    truth = world.bounds.mean()
+    rules = {key: value * truth if key == "target_se" else value for key, value in rules.items()}
+    estimates = [world.estimate(seed, **rules) for seed in range(repetitions)]
+    missed = [
+        abs(one.bits_per_dim - truth) > stats.t.ppf(0.975, one.degrees_of_freedom) * one.monte_carlo_error for one in estimates
+    ]
+    doubted = [one.doubt is not None for one in estimates]
+    # 93 % at the least, of so many repetitions.
+    assert sum(m and not d for m, d in zip(missed, doubted)) <= stats.binom.ppf(1 - 1e-4, repetitions, 0.07)
+    if "normal noise" in name or "K = " in name:
+        assert sum(doubted) <= stats.binom.ppf(1 - 1e-4, repetitions, 0.02)
+    if name not in QUICK or "100 evaluations" in name:
+        assert sum(doubted) >= 0.95 * repetitions
+
+
+@pytest.mark.parametrize("shape", [-0.5, 0.0, 0.3, 0.8, 1.5])
+def test_the_shape_of_a_tail(shape):
+    # The posterior mean of 10,000 exceedances' shape, whose standard error is (1 + k) / sqrt(n) (Zhang & Stephens).
+    quantiles = (np.arange(50_000) + 0.5) / 50_000
+    got, count = pareto_shape(stats.genpareto.ppf(quantiles, shape))
+    assert count == int(3 * 50_000**0.5)
+    assert abs(got - shape) < 4 * max(1 + shape, 0.5) / count**0.5
+
+
+def test_the_spread_of_lognormal_losses_and_what_a_sample_of_them_knows():
+    z = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    bins = np.repeat([0, 1], 10_000)[np.argsort(uniform_array(mix_array(1, np.arange(20_000))))]
+    assert log_spread(np.exp(0.7 * z) * np.where(bins, 50.0, 1.0), bins) == pytest.approx(0.7, rel=0.03)
+    # Var((x - 1)^2) / Var(x)^2 of a lognormal x, from its moments.
+    for spread in (0.3, 1.0):
+        moments = [math.exp(spread**2 * n * (n - 1) / 2) for n in range(5)]
+        fourth = sum(math.comb(4, n) * (-1) ** (4 - n) * moments[n] for n in range(5))
+        assert lognormal_kurtosis(spread) == pytest.approx(fourth / (moments[2] - 1) ** 2 - 1)
+
+
+def test_a_constant_is_beyond_doubt_and_a_handful_is_not():
+    ones, bins = np.ones(200), np.zeros(200, dtype=int)
+    assert doubt(ones, ones, bins) is None and doubt(ones[:9], ones[:9], bins[:9]) is None
+    values = 1 + 0.1 * stats.norm.ppf((np.arange(200) + 0.5) / 200)
+    assert doubt(values, values, bins) is None
+    assert doubt(values[:100], values[:100], bins[:100]) == "100 evaluations are too few to know their own error"
+    values[3] = 1e6
+    assert "outweigh" in doubt(values, values, bins)

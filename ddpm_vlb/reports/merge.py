@@ -256,7 +256,7 @@ def _weighted(one: Mapping[str, Any], other: Mapping[str, Any], weights: Sequenc
         merged["doubt"] = one.get("doubt") or other.get("doubt")
         merged["reliable"] = merged["doubt"] is None
     else:
-        merged.pop("reliable", None), merged.pop("doubt", None)
+        merged = {key: value for key, value in merged.items() if key not in ("reliable", "doubt")}
     counts = list(zip(one["evaluations_per_timestep"], other["evaluations_per_timestep"]))
     merged["evaluations_per_timestep"] = [sum(pair) for pair in counts]
     # Of a single timestep the numbers count by the evaluations that they rest on.

@@ -166,8 +166,8 @@ def fit(
     fitted = (features.shape[1] - 1) * counts / (kernel @ counts).clamp(min=1.0)
     freedom = smooth @ (counts - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
-    by_bin = coefficients * scale[:, None], variance.sqrt() * scale
-    return tuple(values.repeat_interleave(widths, dim=0) for values in by_bin)
+    spread = variance.sqrt() * scale
+    return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:

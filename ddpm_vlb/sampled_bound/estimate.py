@@ -4,39 +4,45 @@ The bound of image i is :math:`A_i = P_i + \sum_t E_\epsilon\, \ell_t(x_i, \epsi
 form, and that of a data set of N images is :math:`\bar A`. An evaluation of the network gives one
 :math:`\ell_t(x_i, \epsilon)`.
 
-**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first; a step of the grid
-that is much longer than its neighbours is one too, for its term is as much larger). From these come a
-control variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and, for each bin, the standard deviation :math:`\sigma_b` of
-what it leaves over; then they are put aside. From here on m and the probabilities :math:`p_t \propto \sigma_{b(t)}`, Neyman's
-allocation, mixed with a floor, are fixed: whatever the pilot got wrong costs evaluations, not truth.
+**Designs.** Two things are settled before a draw is made, and what they got wrong costs evaluations, not truth: a control
+variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and the probabilities :math:`p_t \propto \sigma_{b(t)}` of the
+timesteps, Neyman's allocation for the standard deviation of what the control variate leaves over in each of B bins of
+timesteps, mixed with a floor. (The decoder is a bin of its own, and so is a step of the grid that is much longer than its
+neighbours, for its term is as much larger. Where nothing is known of the steps, a look at each of them tells.) Both are learned
+anew before every round from all draws before it. What one image unlike all others would do to them is bounded. A pilot with all
+bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what an evaluation
+of it is worth beside later ones.
 
 **Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
-strata, with two independent draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
-:math:`D_i = A_i - P_i - \sum_t \phi_i^\top b_t`. With :math:`d_{i1}, d_{i2}` the means over the strata of the first draws and
-of the second, :math:`d_i = (d_{i1} + d_{i2}) / 2`, :math:`s^2` the variance of :math:`d_i` over the images,
-:math:`f = m / N`, and :math:`y_{iv1}, y_{iv2}` the draws of stratum v,
+strata, with two draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
+:math:`D_i = A_i - P_i - \sum_t \phi_i^\top b_t`. A stratum is cut further, into as many cells as there are pairs of draws: a
+pair of images has two cells to itself, which both visit, so that all cells are visited alike and the mean of y over the
+timesteps adds nothing to the variance (a Latin square of images and cells). With :math:`d_i` the mean of the draws of image i,
+:math:`d_{i1}, d_{i2}` those of its first and its second ones, i and j a pair, and :math:`f = m / N`,
 
 .. math::
     \hat A &= \bar P + \sum_t \bar\phi^\top b_t + \frac1m \sum_i d_i, \qquad
-    v_i = \frac{1}{V^2} \sum_v \frac{(y_{iv1} - y_{iv2})^2}{4}, \\
+    s^2 = \overline{(d_i - d_j)^2 / 2}, \qquad
+    v_i = \frac{1}{V^2} \sum_v \frac{(y_{iv1} - y_{iv2} - y_{jv1} + y_{jv2})^2}{8}, \\
     \widehat{\mathrm{Var}}[\hat A \mid \text{images}] &= (1 - f) \frac{s^2}{m} + f\, \frac{\bar v}{m}
         & \text{(Monte Carlo)} \\
     \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
-        \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
+        \overline{(d_{i1} - d_{j1})(d_{i2} - d_{j2}) / 2} \text{ being the part of } D_i & \text{(the images')}
 
 all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
-measured twice. The pairs are what tells noise from
-differences between images. :math:`P_i` and :math:`\phi_i` are known for all N. Where the control variate is good an image is
-left with little of its own, and one round with V = 1 takes a new image for every second evaluation.
+measured twice. Pairs share their cells, so that the differences between them are of images and noise, and the differences
+of differences of noise alone. Where every image is to have a number of its own, images are not paired, and
+:math:`v_i = \sum_v (y_{iv1} - y_{iv2})^2 / 4 V^2`.
 
-**Stopping.** The first round is as large as the pilot says that the wanted error needs. Should it not do, another round
-follows, drawn anew, its size from the variance seen by then. Rounds count by their evaluations, never by their variances.
-Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
-so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
-then tends to be small as well: with a target the estimate has a bias toward less. It is some 4 % of the error for the digits,
-and 7 to 27 % where single losses are lognormal (:math:`\sigma` of 0.6 to 1); intervals of 95 % then cover 93 to 94 %. Other
-seeds do not average it out: of the mean of 16 such runs it is 0.1 to 0.5 of that mean's error. A number of evaluations fixed
-beforehand brings none.
+**Stopping.** A run to a target sees 3,000 images, or all: what none of so many shows, no thousandth of the data set has, with
+95 % confidence. (Seen once each, noise and images cannot be told apart: the error is then too large by the images' own share
+of it, of f at the most.) Its first round is somewhat smaller than the pilot says that the wanted error needs; others follow
+by the variance seen until then, until the error is reached, rests on 40 degrees of freedom, and nothing speaks against it
+(`tails.py`), or the evaluations end. Rounds count by their evaluations, never by their variances. Intervals are Student's,
+with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite), so that heavy tails widen
+them. A round whose variance came out small is the last one, and where losses are skewed its mean then tends to be small as
+well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes a table. A number of
+evaluations fixed beforehand brings none.
 
 An image by itself has the error :math:`\sqrt{v_i}`, of V squares, and Satterthwaite's degrees of freedom,
 :math:`(\sum_v v_{iv})^2 / \sum_v v_{iv}^2` with :math:`v_{iv}` the summands of :math:`v_i`: V at the most, and few where some

@@ -100,9 +100,12 @@ class Round:
         share = m / frame_size if self.is_double else 0.0
         of_images = torch.zeros(m, num_bins, dtype=torch.float64)
         of_images.scatter_add_(1, bins.reshape(m, -1), self.y.reshape(m, -1) / (strata * draws))
-        between = (1 - share) * self.between_pairs(of_images).mean(dim=0) / m if share < 1 else 0.0
-        noise = share * self._noise_by_bin(bins, num_bins) / m**2 if share > 0 else 0.0
-        return of_images.mean(dim=0), between + noise
+        variance = torch.zeros(num_bins, dtype=torch.float64)
+        if share < 1:
+            variance += (1 - share) * self.between_pairs(of_images).mean(dim=0) / m
+        if share > 0:
+            variance += share * self._noise_by_bin(bins, num_bins) / m**2
+        return of_images.mean(dim=0), variance
 
     def _noise_by_bin(self, bins: torch.Tensor, num_bins: int) -> torch.Tensor:
         r"""The sum of `of_noise` for what falls into each bin: of a square of sums the products within one bin."""

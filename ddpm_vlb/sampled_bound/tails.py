@@ -17,10 +17,10 @@ import math
 
 import numpy as np
 
-FEWEST = 5  # exceedances
-MIN_EVALUATIONS = 128
-MAX_SHAPE = 0.7
-MIN_FREEDOM = 10.0
+FEWEST_EXCEEDANCES = 5  # exceedances
+FEWEST_EVALUATIONS = 128
+HEAVIEST_SHAPE = 0.7
+FEWEST_FREEDOM = 10.0
 
 
 def doubt(contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
@@ -34,13 +34,13 @@ def doubt(contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> st
     n = len(contributions)
     if np.ptp(contributions) <= 1e-9 * np.abs(values).mean():
         return None
-    if n < MIN_EVALUATIONS:
+    if n < FEWEST_EVALUATIONS:
         return f"{n} evaluations are too few to know their own error"
     shape, exceedances = pareto_shape(np.abs(contributions - np.median(contributions)))
-    if shape > MAX_SHAPE + (1 + MAX_SHAPE) / exceedances**0.5:
+    if shape > HEAVIEST_SHAPE + (1 + HEAVIEST_SHAPE) / exceedances**0.5:
         return f"a few contributions outweigh all others (their tail has the shape {shape:.2f}: no variance can be measured)"
     freedom = 2 * n / lognormal_kurtosis(log_spread(values, bins))
-    if freedom < MIN_FREEDOM:
+    if freedom < FEWEST_FREEDOM:
         return f"losses spread over orders of magnitude: {n} evaluations have seen too few of the largest"
     return None
 
@@ -62,10 +62,10 @@ def pareto_shape(values: np.ndarray) -> tuple[float, int]:
     r"""The shape k of the tail of positive numbers `(n,)` and from how many it is; -inf where they are too few to tell."""
     values = np.sort(np.asarray(values, dtype=np.float64))
     count = int(min(0.2 * len(values), 3 * len(values) ** 0.5))
-    x = values[-count:] - values[-count - 1] if count >= FEWEST else values[:0]
+    x = values[-count:] - values[-count - 1] if count >= FEWEST_EXCEEDANCES else values[:0]
     x = x[x > 0]
     n = len(x)
-    if n < FEWEST:
+    if n < FEWEST_EXCEEDANCES:
         return -math.inf, max(n, 1)
     grid = 30 + int(n**0.5)
     b = 1 / x[-1] + (1 - (grid / (np.arange(1, grid + 1) - 0.5)) ** 0.5) / (3 * x[int(n / 4 + 0.5) - 1])

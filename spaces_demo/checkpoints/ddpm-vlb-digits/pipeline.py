@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.scorer, likelihoods.full_sweep, outputs, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.scorer, likelihoods.full_sweep, outputs, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -4640,9 +4640,15 @@ def student_quantile(degrees_of_freedom: float, confidence: float = 0.95) -> flo
     return float(stdtrit(degrees_of_freedom, 0.5 + confidence / 2))
 
 
-def freedom_of_sum(noise: float, images: float, freedom: float, num_images: int) -> float:
-    r"""The degrees of freedom of the Monte Carlo error and the images' own together (Satterthwaite)."""
-    return math.hypot(noise, images) ** 4 / (noise**4 / freedom + images**4 / (num_images - 1))
+def freedom_of_sum(noise: float, images: float, freedom: float, report: Mapping[str, Any]) -> float:
+    r"""The degrees of freedom of the Monte Carlo error and the images' own together (Satterthwaite).
+
+    The images' own variance is what theirs differ by less what the noise adds, so that however little is left of it, no more
+    is known of the sum than N images tell. Reports from before they said whether they are reliable did not know this.
+    """
+    others = report["num_images"] - 1
+    both = math.hypot(noise, images) ** 4 / (noise**4 / freedom + images**4 / others)
+    return min(both, others) if "reliable" in report else both
 
 
 def num_seeds(seed: int | list | None) -> int:
@@ -4814,6 +4820,9 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
         if type(value) not in (int, float) or value < least * (1 - 1e-9):
             what = "that is not negative" if least == 0 else f"from {least} on"
             raise ValueError(f"`report` must have a number {what} for {key!r}, got {value!r}.")
+    if "reliable" in report:
+        doubt = report.get("doubt")
+        _require("a 'doubt' where it is not reliable, and nowhere else", report["reliable"] == (doubt is None), doubt)
     count, error, level = report["num_images"], report["standard_error"], report["confidence_level"]
     _require("the images' own error where it has several", (data is None) == (count == 1), f"{data} of {count} images")
     _require("a confidence level between 0 and 1", 0 < level < 1, level)
@@ -4824,7 +4833,7 @@ def _check_sampled(report: Mapping[str, Any]) -> None:
     if error is None and interval is not None:
         raise ValueError(f"`report` must have no 'confidence_interval' where there is no error, got {interval!r}.")
     if error and data is not None:
-        _check_interval("confidence_interval", report, error, freedom_of_sum(noise, data, freedom, count))
+        _check_interval("confidence_interval", report, error, freedom_of_sum(noise, data, freedom, report))
     if report["per_image"] is not None and report.get("per_image_monte_carlo_error") is None:
         raise ValueError("`report` must have an error for each of the images that have a number, got none.")
     _check_errors_of_images(report)
@@ -5033,6 +5042,9 @@ FIELDS = (
     Field("strata", list, ("sampled",)),
     Field("evaluations_per_timestep", list, ("sampled",)),
     Field("data_error", float | None, ()),
+    # Whether the Monte Carlo error can be trusted, and why not; old reports do not say.
+    Field("reliable", bool, ()),
+    Field("doubt", str | None, ()),
     Field("confidence_interval", list | None, ()),
     Field("per_image_monte_carlo_error", list | None, ()),
     Field("per_image_degrees_of_freedom", list | None, ()),  # of these errors; old reports have none
@@ -5481,12 +5493,16 @@ def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = ""
 
 def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:
     arguments = {key: report[key] for key in ("standard_error", "num_images", "num_network_evaluations", "method")}
+    if report.get("doubt"):
+        arguments["standard_error"] = None
     return arguments | {row.name: _shortened(report["config"][row.name]) for row in _shown_settings(report)}
 
 
 def _error(report: dict[str, Any]) -> str:
     if report["standard_error"] is None:
         return ""
+    if report.get("doubt"):
+        return f" (an estimate whose error is not known: {report['doubt']})"
     if "monte_carlo_interval" not in report:
         return f" ({report['standard_error']:.4f} standard error)"
     low, high = report["monte_carlo_interval"]
@@ -7411,6 +7427,7 @@ class BoundEstimate:
         per_image_degrees_of_freedom: of `per_image_error`, `(N,)`, or `None`.
         num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
         num_rounds: rounds of sampling.
+        doubt: why `monte_carlo_error` cannot be trusted (`tails.py`), `None` where nothing speaks against it.
     """
 
     bits_per_dim: float
@@ -7428,11 +7445,12 @@ class BoundEstimate:
     num_evaluations: int
     num_pilot_evaluations: int
     num_rounds: int
+    doubt: str | None
 
 
 # ---- ddpm_vlb/sampled_bound/design.py ----
 
-r"""What the pilot settles: bins, control variate, probabilities."""
+r"""Where to evaluate, and what is known before: bins, the control variate, the probabilities of the rows, the draws."""
 
 
 
@@ -7442,7 +7460,7 @@ RIDGE = 3.0
 KERNEL = 1.5  # bins
 LONG = 4.0
 MAX_LONG = 32
-MIN_DRAWS = 256.0  # of a first round: fewer would say little of their own error
+OUTLIER = 20.0  # times the median of a bin
 
 
 def bin_edges(num_steps: int, row_sizes: np.ndarray | None = None) -> np.ndarray:
@@ -7456,15 +7474,18 @@ def bin_edges(num_steps: int, row_sizes: np.ndarray | None = None) -> np.ndarray
     while edges[-1] < num_steps:
         width = min(max(1, round(0.3 * edges[-1])), max(1, math.ceil(num_steps / 12)))
         edges.append(min(num_steps, edges[-1] + width))
-    if row_sizes is None:
-        return np.array(edges)
+    return np.array(edges) if row_sizes is None else split_long(np.array(edges), row_sizes)
+
+
+def split_long(edges: np.ndarray, row_sizes: np.ndarray, times: float = LONG) -> np.ndarray:
+    r"""Edges between which no row is so many times as large as the others on average, but for the `MAX_LONG` largest."""
     long: list[int] = []
-    for first, last in zip(edges, edges[1:]):
+    for first, last in zip(edges.tolist(), edges[1:].tolist()):
         rows = sorted(range(first, last), key=lambda row: -row_sizes[row])
         left = float(row_sizes[first:last].sum())
         for place, row in enumerate(rows[:-1]):
             left -= row_sizes[row]
-            if row_sizes[row] * (len(rows) - place - 1) <= LONG * left:
+            if row_sizes[row] * (len(rows) - place - 1) <= times * left:
                 break
             long.append(row)
     long = sorted(long, key=lambda row: -row_sizes[row])[:MAX_LONG]
@@ -7479,205 +7500,369 @@ def standardize(features: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.ones(len(features), 1, dtype=torch.float64), rest], dim=1)
 
 
-def _keys(ids: np.ndarray, key: int, places: int) -> np.ndarray:
-    r"""A key for each image and place, `(len(ids), places)`."""
-    return mix_array(mix_array(mix(key, 1), ids)[:, None], np.arange(places)[None])
+class Shape(NamedTuple):
+    r"""How many images a round draws, in how many strata, and how often in each."""
 
+    images: int
+    strata: int
+    draws: int  # 1 or 2
 
-def pilot_draws(edges: np.ndarray, ids: np.ndarray, frame: np.ndarray, seed: int, evaluations: float) -> Draws:
-    r"""One draw in each bin for some images, `(images, bins)`; images repeat where there are too few."""
-    bins = len(edges) - 1
-    count = max(2, math.ceil(evaluations / bins))
-    images = np.resize(order_of(ids, frame, mix(seed, 0)), count)
-    # A repeated image has its own draws each time.
-    repeats = np.arange(count) // len(frame)
-    keys = mix_array(_keys(ids[images], mix(seed, 0), bins), repeats[:, None])
-    rows = edges[:-1] + (uniform_array(mix_array(keys, 1)) * np.diff(edges)).astype(np.int64)
-    return Draws(np.repeat(images[:, None], rows.shape[1], axis=1), rows, mix_array(keys, 2))
+    @property
+    def evaluations(self) -> int:
+        return self.images * self.strata * self.draws
 
 
 class Design:
-    r"""What the pilot settles: the control variate and the probability of each bin."""
+    r"""The probability of each row and the control variate, which no draw that is weighted by them has taken part in choosing.
 
-    def __init__(self, edges, draws: Draws, values, noise_features, image_features):
-        self.edges, self.widths = edges, torch.as_tensor(np.diff(edges)).double()
-        self.bins = len(self.widths)
-        features = torch.cat([image_features[draws.images], noise_features], dim=2)
-        self.num_image_features = image_features.shape[1]
-        # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from
-        # its neighbours, in units of its own size.
-        scale = values.square().mean(dim=0).sqrt().clamp(min=1e-300)
-        values = values / scale
-        value_means, feature_means = values.mean(dim=0), features.mean(dim=0)
-        values, features = values - value_means, features - feature_means
-        index = torch.arange(self.bins, dtype=torch.float64)
-        kernel = torch.exp(-0.5 * ((index[:, None] - index) / KERNEL) ** 2)
-        gram = torch.einsum("ab,ibp,ibq->apq", kernel, features, features)
-        moment = torch.einsum("ab,ibp,ib->ap", kernel, features, values)
-        gram = gram + RIDGE * torch.eye(features.shape[2], dtype=torch.float64)
-        coefficients = torch.linalg.solve(gram, moment)
-        residuals = values - torch.einsum("ibp,bp->ib", features, coefficients)
-        # The intercepts, for the constant feature, which its own mean has taken out of the fit.
-        coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-        self.coefficients = coefficients * scale[:, None]
-        fitted = (features.shape[2] - 1) / kernel.sum(dim=1)
-        freedom = (len(values) - 1 - fitted).clamp(min=1.0)
-        variance = residuals.square().sum(dim=0) / freedom
-        smooth = torch.exp(-0.5 * (index[:, None] - index) ** 2)
-        spread = ((smooth @ variance) / smooth.sum(dim=1)).sqrt() * scale
-        ideal = self.widths * spread
-        share = ideal / ideal.sum() if ideal.sum() > 0 else torch.full_like(ideal, 1 / self.bins)
-        self.probabilities = FLOOR / self.bins + (1 - FLOOR) * share
-        # For the size of the first round: the variance of a draw, and the part of it that lies between images.
-        self.variance = ((self.widths * spread) ** 2 / self.probabilities).sum().item()
-        totals = (residuals * scale * self.widths).sum(dim=1)
-        inside = ((self.widths * scale) ** 2 * residuals.square().sum(dim=0) / freedom).sum()
-        repeated = len(np.unique(draws.images)) < len(draws.images)
-        between = 0.0 if repeated else (totals.var() - inside).item()
-        self.between = min(max(between, 0.0), self.variance)
+    Args:
+        probabilities: of the rows, `(K,)`, positive, of sum 1.
+        coefficients: for each row, of an image's features and then of the noise's, `(K, P + Q)`.
+        num_image_features: P.
+    """
 
-    def evaluations_needed(self, target_se: float | None, count: int) -> float:
-        r"""How many draws bring the Monte Carlo error of N images down to `target_se`, as far as the pilot can tell."""
-        if target_se is None:
-            return math.inf
-        within = self.variance - self.between
-        images = (self.between + within / 2) / (target_se**2 + self.between / count)
-        return math.ceil(max(MIN_DRAWS, 1.1 * (2 * images if images <= count else within / target_se**2)))
+    def __init__(self, probabilities: torch.Tensor, coefficients: torch.Tensor, num_image_features: int):
+        self.probabilities, self.coefficients, self.num_image_features = probabilities, coefficients, num_image_features
 
-    def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, images: int, strata: int) -> Draws:
-        r"""Two draws in each stratum for some images, `(images, strata, 2)`."""
-        chosen = order_of(ids, frame, key)[:images]
-        keys = _keys(ids[chosen], key, 2 * strata).reshape(images, strata, 2)
-        quantiles = (np.arange(strata)[:, None] + uniform_array(mix_array(keys, 1))) / strata
+    @property
+    def known(self) -> torch.Tensor:
+        r""":math:`b_t`, so that an image's :math:`\phi^\top b_t` is what is known of each of its terms, `(K, P)`."""
+        return self.coefficients[:, : self.num_image_features]
+
+    def draw(self, ids: np.ndarray, frame: np.ndarray, key: int, shape: Shape, paired: bool) -> Draws:
+        r"""Draws for some images, `(images, strata, draws)`.
+
+        The quantiles of the probabilities are cut into strata, in each of which every image is drawn alike. With `paired`, a
+        stratum is cut further, into as many cells as there are draws of a pair of images: a pair has cells of its own, each of
+        which both visit.
+        """
+        chosen = order_of(ids, frame, key)[: shape.images]
+        images, strata, draws = shape
+        keys = mix_array(mix_array(mix(key, 1), ids[chosen])[:, None], np.arange(strata * draws)[None])
+        inside = uniform_array(mix_array(keys, 1)).reshape(shape)
+        if paired:
+            pairs = (images + 1) // 2
+            order = mix_array(mix_array(mix(key, 2), np.arange(strata))[:, None], np.arange(pairs * draws)[None])
+            cells = order.argsort(axis=1).reshape(strata, pairs, draws).transpose(1, 0, 2).repeat(2, axis=0)[:images]
+            inside = (cells + inside) / (pairs * draws)
+        quantiles = (np.arange(strata)[:, None] + inside) / strata
         upper = self.probabilities.cumsum(dim=0).numpy()
-        upper = upper / upper[-1]
-        bins = np.searchsorted(upper, quantiles, side="right").clip(max=self.bins - 1)
-        lower = np.concatenate([[0.0], upper[:-1]])
-        inside = ((quantiles - lower[bins]) / (upper[bins] - lower[bins])).clip(0, 1)
-        widths = np.diff(self.edges)[bins]
-        rows = self.edges[bins] + (inside * widths).astype(np.int64).clip(max=widths - 1)
-        return Draws(np.repeat(chosen, 2 * strata).reshape(rows.shape), rows, mix_array(keys, 2))
+        rows = np.searchsorted(upper / upper[-1], quantiles, side="right").clip(max=len(upper) - 1)
+        return Draws(np.repeat(chosen, strata * draws).reshape(shape), rows, mix_array(keys, 2).reshape(shape))
 
-    def bin_of(self, rows: np.ndarray) -> torch.Tensor:
-        r"""The bin of each row."""
-        return torch.as_tensor(np.searchsorted(self.edges, rows, side="right") - 1)
+    def left_over(self, rows: np.ndarray, values: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        r""":math:`\ell_t - m_t` of draws at `rows`, for features of images and noise side by side."""
+        return values - (features * self.coefficients[torch.as_tensor(rows)]).sum(dim=-1)
 
-    def residuals(self, draws: Draws, values, noise_features, image_features) -> torch.Tensor:
-        r""":math:`y = (\ell_t - m_t) / p_t` of draws."""
-        bins = self.bin_of(draws.rows)
-        features = torch.cat([image_features[draws.images], noise_features], dim=-1)
-        predicted = (features * self.coefficients[bins]).sum(dim=-1)
-        return (values - predicted) * self.widths[bins] / self.probabilities[bins]
+    def weigh(self, rows: np.ndarray, left_over: torch.Tensor) -> torch.Tensor:
+        r""":math:`y = (\ell_t - m_t) / p_t`."""
+        return left_over / self.probabilities[torch.as_tensor(rows)]
+
+
+def first_probabilities(edges: np.ndarray) -> torch.Tensor:
+    r"""Of the rows, before anything is evaluated: all bins alike, `(K,)`."""
+    widths = np.diff(edges)
+    return torch.as_tensor(np.repeat(1 / (len(widths) * widths), widths))
+
+
+def fit(
+    edges: np.ndarray, rows: torch.Tensor, values: torch.Tensor, features: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""What evaluations say: coefficients of the rows `(K, P + Q)`, and the standard deviation of what is left at them `(K,)`.
+
+    Args:
+        edges: of the bins, whose rows are taken for alike.
+        rows: of the evaluations, `(n,)`.
+        values: in bits/dim, `(n,)`.
+        features: of image and noise, `(n, P + Q)`, the first a constant 1.
+    """
+    widths = torch.as_tensor(np.diff(edges))
+    count = len(widths)
+    bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(count, *values.shape[1:], dtype=torch.float64).index_add_(0, bins, values)
+
+    counts = summed(torch.ones(len(bins), dtype=torch.float64))
+    seen = counts.clamp(min=1.0)
+    # One image unlike all others, met in one bin, would draw all evaluations there.
+    medians = [values[bins == b].abs().median().item() if n else 0.0 for b, n in enumerate(counts)]
+    limits = torch.tensor([OUTLIER * median or math.inf for median in medians], dtype=torch.float64)[bins]
+    values = values.clamp(-limits, limits)
+    # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
+    # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
+    scale = (summed(values.square()) / seen).sqrt()
+    index = torch.arange(count, dtype=torch.float64)
+    distance = (index[:, None] - index).abs()
+    nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
+    scale = scale[nearest].clamp(min=1e-300)
+    values = values / scale[bins]
+    value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
+    values, centred = values - value_means[bins], features - feature_means[bins]
+    kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
+    gram = torch.einsum("ab,bpq->apq", kernel, summed(centred[:, :, None] * centred[:, None]))
+    moment = kernel @ summed(centred * values[:, None])
+    gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
+    coefficients = torch.linalg.solve(gram, moment)
+    residuals = values - (centred * coefficients[bins]).sum(dim=1)
+    # The intercepts, for the constant feature, which its own mean has taken out of the fit.
+    value_means, feature_means = value_means[nearest], feature_means[nearest]
+    coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
+    smooth = torch.exp(-0.5 * distance**2)
+    fitted = (features.shape[1] - 1) * counts / (kernel @ counts).clamp(min=1.0)
+    freedom = smooth @ (counts - 1 - fitted).clamp(min=0.0)
+    variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
+    by_bin = coefficients * scale[:, None], variance.sqrt() * scale
+    return tuple(values.repeat_interleave(widths, dim=0) for values in by_bin)
+
+
+def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
+    r"""Neyman's allocation for rows of the standard deviation `spread`, mixed with a floor for every bin."""
+    floor = first_probabilities(edges)
+    total = spread.sum()
+    return FLOOR * floor + (1 - FLOOR) * (spread / total if total > 0 else floor)
+
+
+# ---- ddpm_vlb/sampled_bound/tails.py ----
+
+r"""Whether an error that was measured can be believed: the tails of what it was measured from.
+
+Three ways in which a sample does not know its own error, each with a sentence of its own:
+
+- It is small.
+- Its largest contributions have no variance. What exceeds a threshold is like a generalised Pareto variable, whose shape k
+  says which moments there are: with :math:`k > 1/2` there is no variance. (Pareto-smoothed importance
+  sampling judges its weights so: Vehtari et al., arXiv 1507.02646.) The fit is that of Zhang & Stephens (Technometrics 51,
+  2009), with the prior of PSIS. This finds images unlike all others, once one of them was met.
+- Its largest contributions are still to come. Losses that are lognormal, of log standard deviation :math:`\sigma`, have every
+  moment, but a sample variance of n of them rests on :math:`2n / \kappa` degrees of freedom with the kurtosis
+  :math:`\kappa = e^{4\sigma^2} + 2 e^{3\sigma^2} + 3 e^{2\sigma^2} - 4`, of which the sample itself sees next to nothing where
+  :math:`\sigma` is large. What it does see is :math:`\sigma`, from the middle of the losses of rows that are alike.
+"""
+
+
+
+FEWEST_EXCEEDANCES = 5  # exceedances
+FEWEST_EVALUATIONS = 128
+HEAVIEST_SHAPE = 0.7
+FEWEST_FREEDOM = 10.0
+
+
+def doubt(contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
+    r"""Why the error of a mean cannot be trusted, `None` where nothing speaks against it.
+
+    Args:
+        contributions: what the mean is of, `(n,)`.
+        values: the losses, `(n,)`.
+        bins: which of them are alike, `(n,)`.
+    """
+    n = len(contributions)
+    if np.ptp(contributions) <= 1e-9 * np.abs(values).mean():
+        return None
+    if n < FEWEST_EVALUATIONS:
+        return f"{n} evaluations are too few to know their own error"
+    shape, exceedances = pareto_shape(np.abs(contributions - np.median(contributions)))
+    if shape > HEAVIEST_SHAPE + (1 + HEAVIEST_SHAPE) / exceedances**0.5:
+        return f"a few contributions outweigh all others (their tail has the shape {shape:.2f}: no variance can be measured)"
+    freedom = 2 * n / lognormal_kurtosis(log_spread(values, bins))
+    if freedom < FEWEST_FREEDOM:
+        return f"losses spread over orders of magnitude: {n} evaluations have seen too few of the largest"
+    return None
+
+
+def log_spread(values: np.ndarray, bins: np.ndarray) -> float:
+    r"""The standard deviation of the logarithms of losses about the medians of their bins, from the middle half of them."""
+    logs = np.log(np.abs(values).clip(min=1e-300))
+    deviations = np.concatenate([np.abs(logs[bins == b] - np.median(logs[bins == b])) for b in np.unique(bins)])
+    return 1.4826 * float(np.median(deviations))
+
+
+def lognormal_kurtosis(spread: float) -> float:
+    r"""The variance of the squared deviation of a lognormal in units of the variance's square."""
+    x = math.exp(min(spread**2, 100.0))
+    return x**4 + 2 * x**3 + 3 * x**2 - 4
+
+
+def pareto_shape(values: np.ndarray) -> tuple[float, int]:
+    r"""The shape k of the tail of positive numbers `(n,)` and from how many it is; -inf where they are too few to tell."""
+    values = np.sort(np.asarray(values, dtype=np.float64))
+    count = int(min(0.2 * len(values), 3 * len(values) ** 0.5))
+    x = values[-count:] - values[-count - 1] if count >= FEWEST_EXCEEDANCES else values[:0]
+    x = x[x > 0]
+    n = len(x)
+    if n < FEWEST_EXCEEDANCES:
+        return -math.inf, max(n, 1)
+    grid = 30 + int(n**0.5)
+    b = 1 / x[-1] + (1 - (grid / (np.arange(1, grid + 1) - 0.5)) ** 0.5) / (3 * x[int(n / 4 + 0.5) - 1])
+    b = np.where(b == 0, 1e-300, b)
+    k = np.log1p(-b[:, None] * x).mean(axis=1)
+    likelihood = n * (np.log(-b / k) - k - 1)
+    weights = np.exp(likelihood - likelihood.max())
+    best = (b * weights).sum() / weights.sum()
+    return float((n * np.log1p(-best * x).mean() + 10 * 0.5) / (n + 10)), n
 
 
 # ---- ddpm_vlb/sampled_bound/rounds.py ----
 
-r"""Rounds of sampling and the sums over them."""
+r"""Rounds of draws, and the estimates that they give."""
 
 
 
 
 
-class Round(NamedTuple):
-    r"""What is kept of the m images of a round."""
+@dataclass
+class Round:
+    r"""The values of draws and the design that they are weighed by.
 
-    images: np.ndarray
-    evaluations: int
-    first: torch.Tensor  # d_i1
-    second: torch.Tensor  # d_i2
-    variances: torch.Tensor  # v_i by stratum, (m, V)
-    by_bin: torch.Tensor  # summands of d_i by bin, (m, B)
-    variances_by_bin: torch.Tensor  # v_i of these summands, (m, B)
-    counts: torch.Tensor  # evaluations by bin
-    rows: torch.Tensor  # what was left over at each draw's row: rows and values
+    Args:
+        design: what m is, and p.
+        draws: images, rows and keys, `(images, strata, draws)`.
+        left_over: :math:`\ell_t - m_t`, of the same shape.
+        values: :math:`\ell_t`.
+        paired: whether images lie in pairs that share their cells, as `Design.draw` has them.
+        worth: how much an evaluation of this round counts beside one of the others.
+    """
+
+    design: Design
+    draws: Draws
     left_over: torch.Tensor
+    values: torch.Tensor
+    paired: bool
+    worth: float = 1.0
+
+    def __post_init__(self):
+        self.images = self.draws.images[:, 0, 0]
+        self.rows = torch.as_tensor(self.draws.rows)
+        self.y = self.design.weigh(self.draws.rows, self.left_over)
+        self.d = self.y.mean(dim=(1, 2))
+
+    @property
+    def evaluations(self) -> int:
+        return self.y.numel()
+
+    @property
+    def is_double(self) -> bool:
+        r"""Whether an image is drawn twice in a stratum."""
+        return self.y.shape[2] == 2
+
+    def between_pairs(self, d: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        r"""Summands, for each pair or image, whose mean is the variance of `d`, a number of each image, over images; or its
+        covariance with `other`."""
+        other = d if other is None else other
+        if self.paired:
+            even = len(d) // 2 * 2
+            return (d[0:even:2] - d[1:even:2]) * (other[0:even:2] - other[1:even:2]) / 2
+        m = len(d)
+        return (d - d.mean(dim=0)) * (other - other.mean(dim=0)) * m / max(m - 1, 1)
+
+    def of_noise(self, y: torch.Tensor) -> torch.Tensor:
+        r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws
+        `(images, strata, 2)`.
+
+        Two draws of one image differ by their noise and by their cells; those of the other image of the pair by the same cells.
+        """
+        strata = y.shape[1]
+        difference = y[:, :, 0] - y[:, :, 1]
+        if not self.paired:
+            return difference.square() / (4 * strata**2)
+        even = len(y) // 2 * 2
+        pairs = (difference[0:even:2] - difference[1:even:2]).square() / (4 * strata**2)
+        return torch.cat([pairs, difference[even:].square() / (4 * strata**2)])
+
+    def variance(self, frame_size: int) -> tuple[float, float]:
+        r"""The Monte Carlo variance of the mean, given the frame, and the variance of that number itself."""
+        summands, freedom = self.summands(frame_size)
+        variance, n = summands.sum().item(), len(summands)
+        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
+        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / max(freedom, 1))
+
+    def summands(self, frame_size: int) -> tuple[torch.Tensor, int]:
+        r"""What the Monte Carlo variance is the sum of, and its degrees of freedom at the most."""
+        m, share = len(self.images), len(self.images) / frame_size
+        if share == 1 and self.is_double:
+            summands = self.of_noise(self.y).flatten() / m**2
+            return summands, len(summands)
+        between = self.between_pairs(self.d)
+        between = between / (len(between) * m)
+        if not self.is_double:
+            # Without a second draw there is no telling how much of it is the images' own, which all having been met would end.
+            return between, len(between) - (not self.paired)
+        noise = self.of_noise(self.y).sum(dim=1)
+        if self.paired:
+            noise = noise[: len(between)]  # an odd image has no partner
+        noise = noise * (len(self.images) / (2 * len(between) if self.paired else len(between)))
+        return (1 - share) * between + share * noise / m**2, len(between) - (not self.paired)
+
+    def by_bin(self, bins: torch.Tensor, num_bins: int, frame_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""What each bin contributes to the mean, and the Monte Carlo variance of that, `(num_bins,)` each."""
+        m, strata, draws = self.y.shape
+        share = m / frame_size if self.is_double else 0.0
+        of_images = torch.zeros(m, num_bins, dtype=torch.float64)
+        of_images.scatter_add_(1, bins.reshape(m, -1), self.y.reshape(m, -1) / (strata * draws))
+        between = (1 - share) * self.between_pairs(of_images).mean(dim=0) / m if share < 1 else 0.0
+        noise = share * self._noise_by_bin(bins, num_bins) / m**2 if share > 0 else 0.0
+        return of_images.mean(dim=0), between + noise
+
+    def _noise_by_bin(self, bins: torch.Tensor, num_bins: int) -> torch.Tensor:
+        r"""The sum of `of_noise` for what falls into each bin: of a square of sums the products within one bin."""
+        even = len(bins) // 2 * 2 if self.paired else 0
+        noise = torch.zeros(num_bins, dtype=torch.float64)
+        for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
+            y, where = (
+                x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
+            )
+            y = y * torch.tensor(signs)
+            for a in range(len(signs)):
+                for b in range(len(signs)):
+                    alike = where[:, a] == where[:, b]
+                    noise.index_add_(0, where[alike, a], y[alike, a] * y[alike, b])
+        return noise / (4 * self.y.shape[1] ** 2)
 
 
 class Sums:
     r"""The rounds so far, and the estimates that they give."""
 
-    def __init__(self, design: Design, prior, image_features, frame):
-        self.design, self.prior, self.image_features, self.frame = design, prior.double(), image_features, frame
-        # phi_i^T b, summed over the rows of each bin.
-        weights = design.coefficients[:, : design.num_image_features] * design.widths[:, None]
-        self.known_by_bin = (image_features.mean(dim=0) * weights).sum(dim=1)
-        self.known = self.prior + image_features @ weights.sum(dim=0)
-        self.known_decoder = image_features @ weights[0]
+    def __init__(self, edges: np.ndarray, prior: torch.Tensor, image_features: torch.Tensor, frame: np.ndarray):
+        self.edges, self.prior, self.image_features, self.frame = edges, prior.double(), image_features, frame
         self.rounds: list[Round] = []
+
+    def with_round(self, one: Round) -> "Sums":
+        r"""These and another."""
+        sums = Sums(self.edges, self.prior, self.image_features, self.frame)
+        sums.rounds = [*self.rounds, one]
+        return sums
 
     @property
     def num_evaluations(self) -> int:
-        r"""Evaluations of all rounds, without the pilot."""
         return sum(one.evaluations for one in self.rounds)
 
-    def add(self, draws: Draws, values, noise_features) -> None:
-        r"""Take in what a round's draws gave."""
-        design = self.design
-        y = design.residuals(draws, values, noise_features, self.image_features)
-        images, strata, _ = y.shape
-        bins = design.bin_of(draws.rows).reshape(images, -1)
-        by_bin, squares = torch.zeros(2, images, design.bins, dtype=torch.float64)
-        by_bin.scatter_add_(1, bins, y.reshape(images, -1) / (2 * strata))
-        # Of a pair the squared difference of what falls into a bin: both draws, one of them, or none.
-        squares.scatter_add_(1, bins, y.reshape(images, -1).square())
-        pairs = bins.reshape(images, strata, 2)
-        alike = torch.where(pairs[..., 0] == pairs[..., 1], -2 * y[..., 0] * y[..., 1], 0.0)
-        squares.scatter_add_(1, pairs[..., 0], alike)
-        self.rounds.append(
-            Round(
-                images=draws.images[:, 0, 0],
-                evaluations=y.numel(),
-                first=y[..., 0].mean(dim=1),
-                second=y[..., 1].mean(dim=1),
-                variances=(y[..., 0] - y[..., 1]).square() / (4 * strata**2),
-                by_bin=by_bin,
-                variances_by_bin=squares / (4 * strata**2),
-                counts=torch.bincount(bins.flatten(), minlength=design.bins),
-                rows=torch.as_tensor(draws.rows).flatten(),
-                left_over=(y.reshape(images, -1) * (design.probabilities / design.widths)[bins]).flatten(),
-            )
-        )
+    @property
+    def weights(self) -> list[float]:
+        r"""Of the rounds: by their evaluations, never by their variances."""
+        sizes = [one.worth * one.evaluations for one in self.rounds]
+        return [size / sum(sizes) for size in sizes]
 
-    def preview(self, draws: Draws, num_pilot: int, values, noise_features) -> BoundEstimate | None:
-        r"""The estimate with the part of a round whose values are there, `None` for less than two images."""
-        per_image = draws.rows[0].size
-        images = len(values) // per_image
-        if images < 2 or not self.rounds and images < 8:
-            return None
-        part = Draws(*(array[:images] for array in draws))
-        shape = part.rows.shape
-        others = copy.copy(self)
-        others.rounds = list(self.rounds)
-        others.add(part, values[: part.rows.size].reshape(shape), noise_features[: part.rows.size].reshape(*shape, -1))
-        return others.estimate(num_pilot)
+    def _over_images(self, of_round) -> float:
+        r"""The mean of what rounds with doubled draws say, by their images; of the pilot only where there are no others."""
+        rounds = [one for one in self.rounds if one.is_double]
+        rounds = [one for one in rounds if one.worth == 1] or rounds
+        weights = [len(one.images) for one in rounds]
+        return sum(w * of_round(one) for w, one in zip(weights, rounds)) / sum(weights)
 
-    def _variance(self, one: Round) -> tuple[float, float]:
-        r"""The Monte Carlo variance of a round's mean, given the frame, and the variance of that number itself."""
-        m, share = len(one.images), len(one.images) / len(self.frame)
-        if share == 1:
-            summands = one.variances.flatten() / m**2
-            freedom = len(summands)
-        else:
-            d = (one.first + one.second) / 2
-            between = (d - d.mean()).square() * m / (m - 1)
-            summands = ((1 - share) * between + share * one.variances.sum(dim=1)) / m**2
-            freedom = m - 1
-        variance, n = summands.sum().item(), len(summands)
-        # Of few summands the spread says little, but there cannot be more degrees of freedom than these.
-        return variance, max(summands.var().item() * n if n > 1 else 0.0, 2 * variance**2 / freedom)
-
-    def _variance_by_bin(self, one: Round) -> torch.Tensor:
-        r"""The same variance of what each bin contributes, `(B,)`."""
-        m, share = len(one.images), len(one.images) / len(self.frame)
-        between = one.by_bin.var(dim=0) if share < 1 else 0.0
-        return ((1 - share) * between + share * one.variances_by_bin.mean(dim=0)) / m
+    @staticmethod
+    def _between(one: Round) -> float:
+        first, second = one.y.mean(dim=1).unbind(dim=1)
+        return one.between_pairs(first, second).mean().item() if len(first) > 1 else 0.0
 
     @property
     def between(self) -> float:
         r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
-        weights = [len(one.images) for one in self.rounds]
-        covariances = [torch.cov(torch.stack([one.first, one.second]))[0, 1].item() for one in self.rounds]
-        return sum(w * c for w, c in zip(weights, covariances)) / sum(weights)
+        return self._over_images(self._between)
+
+    @property
+    def within(self) -> float:
+        r"""The variance of a draw about its image's mean."""
+        return self._over_images(lambda one: 2 * one.y.shape[1] * one.of_noise(one.y).sum().item() / len(one.images))
 
     @property
     def frame_variance(self) -> float:
@@ -7685,67 +7870,87 @@ class Sums:
         share = len(self.frame) / len(self.prior)
         return 0.0 if share == 1 else (1 - share) * max(self.between, 0.0) / len(self.frame)
 
+    def _known(self, one: Round) -> torch.Tensor:
+        r"""What is known of each image's bound, `(N,)`."""
+        return self.prior + self.image_features @ one.design.known.sum(dim=0)
+
     def _data_error(self) -> float | None:
         if len(self.prior) == 1:
             return None
-        pairs = [torch.stack([self.known[one.images], (one.first + one.second) / 2]) for one in self.rounds]
-        weights = [len(one.images) for one in self.rounds]
-        covariance = sum(w * torch.cov(pair)[0, 1].item() for w, pair in zip(weights, pairs)) / sum(weights)
-        variance = self.known.var().item() + 2 * covariance + self.between
-        return math.sqrt(max(variance, 0.0) / len(self.prior))
 
-    def estimate(self, num_pilot: int) -> BoundEstimate:
+        def variance_of(one: Round) -> float:
+            known = self._known(one)
+            covariance = one.between_pairs(known[one.images], one.d).mean().item() if len(one.images) > 1 else 0.0
+            return known.var().item() + 2 * covariance + self._between(one)
+
+        return math.sqrt(max(self._over_images(variance_of), 0.0) / len(self.prior))
+
+    def _of_images(self) -> dict[str, torch.Tensor | None]:
+        r"""Each image's own estimate, where all were drawn alike."""
+        names = ("per_image", "per_image_decoder", "per_image_error", "per_image_degrees_of_freedom")
+        if any(one.paired or not one.is_double or len(one.images) < len(self.prior) for one in self.rounds):
+            return dict.fromkeys(names)
+        bounds, decoders, squares, fourths = torch.zeros(4, len(self.prior), dtype=torch.float64)
+        for weight, one in zip(self.weights, self.rounds):
+            noise = one.of_noise(one.y)
+            bounds += weight * self._known(one)
+            decoders += weight * (self.image_features @ one.design.known[0])
+            bounds[one.images] += weight * one.d
+            decoders[one.images] += weight * (one.y * (one.rows == 0)).mean(dim=(1, 2))
+            squares[one.images] += weight**2 * noise.sum(dim=1)
+            fourths[one.images] += weight**4 * noise.square().sum(dim=1)
+        # Satterthwaite's, of pairs with 1 each: the fewer, the less alike the strata are. Of single squares it comes out
+        # low, at a third where they are normal and alike, which makes up for heavier tails.
+        freedom = torch.where(fourths > 0, squares.square() / fourths, 1.0).clamp(min=1.0)
+        return dict(zip(names, (bounds, decoders, squares.sqrt(), freedom)))
+
+    def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
+        # Where there is more than a pilot, by what was drawn with what it taught.
+        rounds = self.rounds[2:] if len(self.rounds) > 2 else self.rounds
+        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in rounds]
+        return doubt(*(torch.cat(part).numpy() for part in zip(*parts)))
+
+    def estimate(self, num_evaluations: int, num_pilot: int, num_rounds: int) -> BoundEstimate:
         r"""The estimate from all rounds."""
-        total = self.num_evaluations
-        weights = [one.evaluations / total for one in self.rounds]
-        by_bin, bin_variance = self.known_by_bin.clone(), torch.zeros_like(self.known_by_bin)
-        variance, noise, counts = self.frame_variance, 0.0, torch.zeros(self.design.bins, dtype=torch.int64)
-        for weight, one in zip(weights, self.rounds):
-            by_bin += weight * one.by_bin.mean(dim=0)
-            bin_variance += weight**2 * self._variance_by_bin(one)
-            one_variance, one_noise = self._variance(one)
+        bins_of_rows = torch.as_tensor(np.searchsorted(self.edges, np.arange(self.edges[-1]), side="right") - 1)
+        num_bins, num_rows = len(self.edges) - 1, len(bins_of_rows)
+        by_bin, bin_variance = torch.zeros(2, num_bins, dtype=torch.float64)
+        variance, noise = self.frame_variance, 0.0
+        features = self.image_features.mean(dim=0)
+        terms, counts = torch.zeros(2, num_rows, dtype=torch.float64)
+        known_terms = torch.zeros(num_rows, dtype=torch.float64)
+        for weight, one in zip(self.weights, self.rounds):
+            known = one.design.known @ features
+            bins = bins_of_rows[one.rows]
+            value, spread = one.by_bin(bins, num_bins, len(self.frame))
+            by_bin += weight * (value + torch.zeros_like(by_bin).index_add_(0, bins_of_rows, known))
+            bin_variance += weight**2 * spread
+            one_variance, one_noise = one.variance(len(self.frame))
             variance += weight**2 * one_variance
             noise += weight**4 * one_noise
-            counts += one.counts
+            known_terms += weight * known
+            rows = one.rows.flatten()
+            terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
+            counts += torch.bincount(rows, minlength=num_rows)
+        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
         prior = self.prior.mean().item()
-        bits_per_dim = prior + by_bin.sum().item()
-        per_image = per_image_decoder = per_image_error = per_image_freedom = None
-        if all(len(one.images) == len(self.prior) for one in self.rounds):
-            per_image, per_image_decoder = self.known.clone(), self.known_decoder.clone()
-            squares, fourths = torch.zeros(2, len(self.known), dtype=torch.float64)
-            for weight, one in zip(weights, self.rounds):
-                per_image[one.images] += weight * (one.first + one.second) / 2
-                per_image_decoder[one.images] += weight * one.by_bin[:, 0]
-                squares[one.images] += weight**2 * one.variances.sum(dim=1)
-                fourths[one.images] += weight**4 * one.variances.square().sum(dim=1)
-            per_image_error = squares.sqrt()
-            # Satterthwaite's, of pairs with 1 each: the fewer, the less alike the strata are. Of single squares it comes out
-            # low, at a third where they are normal and alike, which makes up for heavier tails.
-            per_image_freedom = torch.where(fourths > 0, squares.square() / fourths, 1.0).clamp(min=1.0)
-        edges = self.design.edges
-        known_terms = (self.known_by_bin / self.design.widths).repeat_interleave(self.design.widths.long())
-        rows = torch.cat([one.rows for one in self.rounds])
-        left_over = torch.zeros_like(known_terms).index_add_(0, rows, torch.cat([one.left_over for one in self.rounds]))
-        term_counts = torch.bincount(rows, minlength=len(known_terms))
         return BoundEstimate(
-            bits_per_dim=bits_per_dim,
+            bits_per_dim=prior + by_bin.sum().item(),
             prior=prior,
             bins=[
-                Bin(int(edges[b]), int(edges[b + 1]) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts[b]))
-                for b in range(self.design.bins)
+                Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
+                for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
             ],
             monte_carlo_error=math.sqrt(variance),
             data_error=self._data_error(),
-            terms=known_terms + left_over / term_counts,
-            term_evaluations=term_counts,
+            terms=terms / counts,
+            term_evaluations=counts.long(),
             degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
-            per_image=per_image,
-            per_image_decoder=per_image_decoder,
-            per_image_error=per_image_error,
-            per_image_degrees_of_freedom=per_image_freedom,
-            num_evaluations=total + num_pilot,
+            **self._of_images(),
+            num_evaluations=num_evaluations,
             num_pilot_evaluations=num_pilot,
-            num_rounds=len(self.rounds),
+            num_rounds=num_rounds,
+            doubt=self._doubt(bins_of_rows),
         )
 
 
@@ -7778,39 +7983,45 @@ The bound of image i is :math:`A_i = P_i + \sum_t E_\epsilon\, \ell_t(x_i, \epsi
 form, and that of a data set of N images is :math:`\bar A`. An evaluation of the network gives one
 :math:`\ell_t(x_i, \epsilon)`.
 
-**Pilot.** Some images are evaluated once in each of B bins of timesteps (the decoder's alone is the first; a step of the grid
-that is much longer than its neighbours is one too, for its term is as much larger). From these come a
-control variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and, for each bin, the standard deviation :math:`\sigma_b` of
-what it leaves over; then they are put aside. From here on m and the probabilities :math:`p_t \propto \sigma_{b(t)}`, Neyman's
-allocation, mixed with a floor, are fixed: whatever the pilot got wrong costs evaluations, not truth.
+**Designs.** Two things are settled before a draw is made, and what they got wrong costs evaluations, not truth: a control
+variate :math:`m_t(x, \epsilon)` (`control_variates.py`) and the probabilities :math:`p_t \propto \sigma_{b(t)}` of the
+timesteps, Neyman's allocation for the standard deviation of what the control variate leaves over in each of B bins of
+timesteps, mixed with a floor. (The decoder is a bin of its own, and so is a step of the grid that is much longer than its
+neighbours, for its term is as much larger. Where nothing is known of the steps, a look at each of them tells.) Both are learned
+anew before every round from all draws before it. What one image unlike all others would do to them is bounded. A pilot with all
+bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what an evaluation
+of it is worth beside later ones.
 
 **Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
-strata, with two independent draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
-:math:`D_i = A_i - P_i - \sum_t \phi_i^\top b_t`. With :math:`d_{i1}, d_{i2}` the means over the strata of the first draws and
-of the second, :math:`d_i = (d_{i1} + d_{i2}) / 2`, :math:`s^2` the variance of :math:`d_i` over the images,
-:math:`f = m / N`, and :math:`y_{iv1}, y_{iv2}` the draws of stratum v,
+strata, with two draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
+:math:`D_i = A_i - P_i - \sum_t \phi_i^\top b_t`. A stratum is cut further, into as many cells as there are pairs of draws: a
+pair of images has two cells to itself, which both visit, so that all cells are visited alike and the mean of y over the
+timesteps adds nothing to the variance (a Latin square of images and cells). With :math:`d_i` the mean of the draws of image i,
+:math:`d_{i1}, d_{i2}` those of its first and its second ones, i and j a pair, and :math:`f = m / N`,
 
 .. math::
     \hat A &= \bar P + \sum_t \bar\phi^\top b_t + \frac1m \sum_i d_i, \qquad
-    v_i = \frac{1}{V^2} \sum_v \frac{(y_{iv1} - y_{iv2})^2}{4}, \\
+    s^2 = \overline{(d_i - d_j)^2 / 2}, \qquad
+    v_i = \frac{1}{V^2} \sum_v \frac{(y_{iv1} - y_{iv2} - y_{jv1} + y_{jv2})^2}{8}, \\
     \widehat{\mathrm{Var}}[\hat A \mid \text{images}] &= (1 - f) \frac{s^2}{m} + f\, \frac{\bar v}{m}
         & \text{(Monte Carlo)} \\
     \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
-        \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
+        \overline{(d_{i1} - d_{j1})(d_{i2} - d_{j2}) / 2} \text{ being the part of } D_i & \text{(the images')}
 
 all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
-measured twice. The pairs are what tells noise from
-differences between images. :math:`P_i` and :math:`\phi_i` are known for all N. Where the control variate is good an image is
-left with little of its own, and one round with V = 1 takes a new image for every second evaluation.
+measured twice. Pairs share their cells, so that the differences between them are of images and noise, and the differences
+of differences of noise alone. Where every image is to have a number of its own, images are not paired, and
+:math:`v_i = \sum_v (y_{iv1} - y_{iv2})^2 / 4 V^2`.
 
-**Stopping.** The first round is as large as the pilot says that the wanted error needs. Should it not do, another round
-follows, drawn anew, its size from the variance seen by then. Rounds count by their evaluations, never by their variances.
-Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
-so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
-then tends to be small as well: with a target the estimate has a bias toward less. It is some 4 % of the error for the digits,
-and 7 to 27 % where single losses are lognormal (:math:`\sigma` of 0.6 to 1); intervals of 95 % then cover 93 to 94 %. Other
-seeds do not average it out: of the mean of 16 such runs it is 0.1 to 0.5 of that mean's error. A number of evaluations fixed
-beforehand brings none.
+**Stopping.** A run to a target sees 3,000 images, or all: what none of so many shows, no thousandth of the data set has, with
+95 % confidence. (Seen once each, noise and images cannot be told apart: the error is then too large by the images' own share
+of it, of f at the most.) Its first round is somewhat smaller than the pilot says that the wanted error needs; others follow
+by the variance seen until then, until the error is reached, rests on 40 degrees of freedom, and nothing speaks against it
+(`tails.py`), or the evaluations end. Rounds count by their evaluations, never by their variances. Intervals are Student's,
+with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite), so that heavy tails widen
+them. A round whose variance came out small is the last one, and where losses are skewed its mean then tends to be small as
+well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes a table. A number of
+evaluations fixed beforehand brings none.
 
 An image by itself has the error :math:`\sqrt{v_i}`, of V squares, and Satterthwaite's degrees of freedom,
 :math:`(\sum_v v_{iv})^2 / \sum_v v_{iv}^2` with :math:`v_{iv}` the summands of :math:`v_i`: V at the most, and few where some
@@ -7822,8 +8033,15 @@ Everything drawn is a function of (seed, round, image, place): of no batch, orde
 
 
 
-PILOT_EVALUATIONS = 1000
+PILOT_EVALUATIONS = 640
+LOOKS = 1000  # where nothing is known of the rows
+LONG_LOOK = 8.0  # of a single value, which has its noise
+FIRST_SHARE = 0.75  # of what the pilot thinks is needed
+MIN_IMAGES = 3000  # of a run to a target: with 95 % confidence, what none of them shows no thousandth of all has
+MIN_DRAWS = 256  # of a first round: fewer would say little of their own error
 MAX_DRAWS = 2**20  # of a round, which lies in memory
+MIN_FREEDOM = 40.0  # of an error that a run to a target may end with: fewer, and it is not known to a tenth
+PATIENCE = 16  # times the evaluations with which the target was met, while its error is in doubt
 MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
 
 
@@ -7854,8 +8072,8 @@ def estimate_bound(
         max_evaluations: network evaluations at which to stop, the pilot's included.
         evaluations_per_image: evaluate every image this many times, an even number, instead.
         evaluations_per_draw: network evaluations that a draw takes at most, by which `max_evaluations` counts.
-        row_sizes: what is known beforehand of how large the terms of the rows are beside each other, `(K,)`; by default that
-            neighbours are alike.
+        row_sizes: what is known beforehand of how large the terms of the rows are beside each other, `(K,)`; by default
+            nothing, so that each row is looked at.
         ids: what the draws of each image are keyed by, `(N,)`; by default its position.
         frame: positions of the images that may be evaluated, themselves drawn without replacement; by default all.
 
@@ -7868,54 +8086,168 @@ def estimate_bound(
     frame = np.arange(count) if frame is None else np.asarray(frame)
     if len(frame) < min(count, MIN_FRAME):
         raise ValueError(f"`frame` must hold at least {MIN_FRAME} images, or all, to stand for {count}, got {len(frame)}.")
-    edges = bin_edges(num_steps, row_sizes)
     budget = math.inf if max_evaluations is None else max_evaluations // evaluations_per_draw
     planned = len(frame) * evaluations_per_image if evaluations_per_image else budget
-    draws = pilot_draws(edges, ids, frame, seed, min(PILOT_EVALUATIONS, planned // 4, count * num_steps // 4))
-    num_pilot = draws.rows.size
+    run = _Run(evaluate, bin_edges(num_steps, row_sizes), prior, standardize(image_features), ids, frame, seed)
+    num_pilot = run.plan_pilot(min(planned / 3, count * num_steps / 4), look=row_sizes is None)
     if num_pilot + 4 > budget:
         raise ValueError(
             f"`max_evaluations` must leave room for a pilot of {num_pilot * evaluations_per_draw} and a round of"
             f" {4 * evaluations_per_draw}, got {max_evaluations}."
         )
-    image_features = standardize(image_features)
-    design = Design(edges, draws, *_evaluate(evaluate, draws, lambda values, features: None), image_features)
-    sums = Sums(design, prior, image_features, frame)
-    extra = frame.size * evaluations_per_image if evaluations_per_image else design.evaluations_needed(target_se, count)
+    run.pilot(counts=not evaluations_per_image)
+    if evaluations_per_image:
+        return run.round(Shape(len(frame), evaluations_per_image // 2, 2), paired=False)
+    wanted = math.inf if target_se is None else run.wanted(target_se)
+    reached = 0
     while True:
-        extra = min(extra, budget - num_pilot - sums.num_evaluations, MAX_DRAWS if not evaluations_per_image else math.inf)
-        # V evaluations in V pairs of strata once there is a pair for every image.
-        strata = max(1, int(extra // (2 * len(frame))))
-        images = min(len(frame), int(extra // (2 * strata)))
-        draws = design.draw(ids, frame, mix(seed, 1 + len(sums.rounds)), images, strata)
-        sums.add(draws, *_evaluate(evaluate, draws, partial(sums.preview, draws, num_pilot)))
-        estimate = sums.estimate(num_pilot)
-        left = budget - estimate.num_evaluations
-        error = estimate.monte_carlo_error
-        if evaluations_per_image or left < 4 or target_se is None and left < 0.02 * budget:
-            extra = 0
-        elif target_se is None:
-            extra = left
-        elif error > target_se:
-            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
-            fixed = sums.frame_variance
-            if fixed >= target_se**2:
-                raise ValueError(
-                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(frame)} of {count} images at hand,"
-                    f" got {target_se}. Give a larger buffer."
-                )
-            missing = sums.num_evaluations * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
-            extra = math.ceil(max(4.0, 1.05 * missing, 0.05 * sums.num_evaluations))
-        else:
-            extra = 0
-        if not extra:
+        evaluations = min(wanted, budget - run.spent, MAX_DRAWS)
+        estimate = run.round(_shape(evaluations, len(frame), run.missing_images(target_se)), paired=len(frame) > 1)
+        left = budget - run.spent
+        if left < 4 or target_se is None and left < 0.02 * budget:
+            return estimate
+        wanted = left if target_se is None else run.still_wanted(estimate, target_se)
+        if not wanted and estimate.doubt and run.spent < PATIENCE * (reached := reached or run.spent):
+            wanted = run.spent
+        if not wanted:
             return estimate
 
 
-def _evaluate(evaluate: Evaluate, draws: Draws, preview: Preview) -> tuple[torch.Tensor, torch.Tensor]:
-    values, features = evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
-    shape = draws.rows.shape
-    return values.double().reshape(shape), features.double().reshape(*shape, -1)
+class _Run:
+    r"""An evaluation under way: what was seen, what it taught, and what counts."""
+
+    def __init__(self, evaluate: Evaluate, edges: np.ndarray, prior, image_features, ids, frame, seed: int):
+        self._evaluate, self.ids, self.frame, self.seed = evaluate, ids, frame, seed
+        self.edges, self.image_features = edges, image_features
+        self.sums = Sums(edges, prior, image_features, frame)
+        self.seen: list[tuple[Draws, torch.Tensor, torch.Tensor]] = []
+        self.spent = self.num_apart = self.num_rounds = 0
+
+    def plan_pilot(self, most: float, look: bool) -> int:
+        r"""Settle how large the look and the pilot are, within `most` evaluations each; returns the evaluations of both."""
+        looks = int(min(self.edges[-1], LOOKS))
+        self._num_looks = 0 if not look or most < looks / 2 else int(min(looks, most))
+        half = math.ceil(max(2 * len(self.edges) - 2, min(PILOT_EVALUATIONS, most)) / 2)
+        strata = max(1, round(half / (2 * len(self.frame))))
+        self._half = Shape(min(len(self.frame), max(2, math.ceil(half / (2 * strata)))), strata, 2)
+        return self._num_looks + 2 * self._half.evaluations
+
+    def pilot(self, counts: bool) -> None:
+        r"""Evaluate what the first design is learned from; with `counts` each half of it with what the other taught."""
+        if self._num_looks:
+            self._look()
+        first = first_probabilities(self.edges)
+        nothing = Design(first, torch.zeros(len(first), 1, dtype=torch.float64), 1)
+        for part in range(2):
+            key = mix(mix(self.seed, 0), part)
+            draws = nothing.draw(self.ids, self.frame, key, self._half, paired=len(self.frame) > 1)
+            self._see(draws, lambda values, features: None)
+        self.spent += 2 * self._half.evaluations
+        if not counts:
+            self.num_apart = self.spent
+            return
+        _, spread = self._fit(self.seen)
+        best = best_probabilities(self.edges, spread)
+        self.worth = _variance_of_draw(spread, best) / _variance_of_draw(spread, first)
+        for one, other in (self.seen, self.seen[::-1]):
+            coefficients, _ = self._fit([other])
+            design = Design(first, coefficients, self.image_features.shape[1])
+            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=self.worth))
+
+    def _look(self) -> None:
+        r"""One draw in each row, or, of many, in as many as there may be: a row that sticks out is a bin of its own."""
+        rows, count = int(self.edges[-1]), self._num_looks
+        images = np.resize(order_of(self.ids, self.frame, mix(self.seed, 2)), count)
+        keys = mix_array(mix(self.seed, 3), np.arange(count))
+        places = ((np.arange(count) + uniform_array(mix_array(keys, 1))) * rows / count).astype(np.int64)
+        values, _ = self._evaluate(Draws(images, places, mix_array(keys, 2)), lambda values, features: None)
+        self.edges = split_long(self.edges, np.interp(np.arange(rows), places, values.abs().double().numpy()), LONG_LOOK)
+        self.spent = self.num_apart = count
+
+    def missing_images(self, target_se: float | None) -> int:
+        r"""How many images a run to a target has yet to see."""
+        return 0 if target_se is None or self.num_rounds else min(len(self.frame), MIN_IMAGES)
+
+    def wanted(self, target_se: float) -> float:
+        r"""Evaluations of a first round to `target_se`: rather less than the pilot says, for the next one knows better."""
+        size = len(self.frame)
+        within, between = self.worth * self.sums.within, max(self.sums.between, 0.0)
+        draws = (within + between) / target_se**2
+        if draws > size:
+            images = (between + within / 2) / (target_se**2 + between / len(self.sums.prior))
+            draws = 2 * images if images <= size else within / target_se**2
+        draws = FIRST_SHARE * draws - self.worth * self.sums.num_evaluations
+        return math.ceil(max(MIN_DRAWS, min(size, MIN_IMAGES), draws))
+
+    def still_wanted(self, estimate: BoundEstimate, target_se: float) -> float:
+        r"""Evaluations of the next round, 0 where none is needed."""
+        error, freedom = estimate.monte_carlo_error, estimate.degrees_of_freedom
+        if error > target_se:
+            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
+            fixed = self.sums.frame_variance
+            if fixed >= target_se**2:
+                raise ValueError(
+                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
+                    f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
+                )
+            missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
+            return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
+        if error > 0 and freedom < MIN_FREEDOM:
+            return math.ceil(self.spent * min(1.0, MIN_FREEDOM / freedom - 0.9))
+        return 0
+
+    def round(self, shape: Shape, paired: bool) -> BoundEstimate:
+        r"""Another round, by what all before it taught; returns the estimate with it."""
+        coefficients, spread = self._fit(self.seen)
+        design = Design(best_probabilities(self.edges, spread), coefficients, self.image_features.shape[1])
+        draws = design.draw(self.ids, self.frame, mix(self.seed, 4 + self.num_rounds), shape, paired)
+        self._see(draws, partial(self._preview, design, draws, paired))
+        self.sums.rounds.append(self._as_round(design, *self.seen[-1], paired=paired))
+        self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
+        return self.sums.estimate(self.spent, self.num_apart, self.num_rounds)
+
+    def _see(self, draws: Draws, preview: Preview) -> None:
+        values, noise_features = self._evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
+        self.seen.append((draws, *self._shaped(draws, values, noise_features)))
+
+    def _shaped(self, draws: Draws, values, noise_features) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Values of draws, and the features of image and noise side by side."""
+        shape = draws.rows.shape
+        noise_features = noise_features.double().reshape(*shape, -1)
+        features = torch.cat([self.image_features[torch.as_tensor(draws.images)], noise_features], dim=-1)
+        return values.double().reshape(shape), features
+
+    def _fit(self, seen) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.cat([torch.as_tensor(draws.rows).flatten() for draws, _, _ in seen])
+        values = torch.cat([values.flatten() for _, values, _ in seen])
+        return fit(self.edges, rows, values, torch.cat([features.flatten(0, -2) for _, _, features in seen]))
+
+    @staticmethod
+    def _as_round(design: Design, draws: Draws, values, features, paired: bool, worth: float = 1.0) -> Round:
+        return Round(design, draws, design.left_over(draws.rows, values, features), values, paired, worth)
+
+    def _preview(self, design: Design, draws: Draws, paired: bool, values, noise_features) -> BoundEstimate | None:
+        r"""The estimate with the part of a round whose values are there, `None` for less than eight images."""
+        images = len(values) // draws.rows[0].size
+        images -= images % 2 if len(draws.rows) > 1 else 0
+        if images < min(8, len(draws.rows)):
+            return None
+        part = Draws(*(array[:images] for array in draws))
+        shaped = self._shaped(part, values[: part.rows.size], noise_features[: part.rows.size])
+        partly = self.sums.with_round(self._as_round(design, part, *shaped, paired=paired))
+        return partly.estimate(self.spent + part.rows.size, self.num_apart, self.num_rounds + 1)
+
+
+def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
+    r"""Of a round: twice as many images as there may be, then all in more strata; only once each where it lacks images."""
+    if 1 < evaluations <= frame_size and evaluations < 2 * missing_images:
+        return Shape(max(2, int(evaluations)), 1, 1)
+    strata = max(1, int(evaluations // (2 * frame_size)))
+    return Shape(min(frame_size, max(1, int(evaluations // (2 * strata)))), strata, 2)
+
+
+def _variance_of_draw(spread: torch.Tensor, probabilities: torch.Tensor) -> float:
+    return (spread.square() / probabilities).sum().item() or 1.0
 
 
 # ---- ddpm_vlb/sampled_bound/draw_scorer.py ----

@@ -1,0 +1,56 @@
+r"""What the estimator's intervals are worth where losses are hard: spikes in time, images unlike all others, heavy tails.
+
+A table of Markdown, a line for each world: how often the interval of 95 % covers the truth, how often the estimate says that it
+cannot be trusted, how often neither holds, the bias in true standard deviations, the claimed error beside the true one, and the
+evaluations. `--repetitions 1000` takes half an hour of one core.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "helpers")]
+
+from hard_worlds import WORLDS  # noqa: E402
+
+
+def study(world, rules, repetitions: int) -> list[str]:
+    r"""The cells of a world's line."""
+    truth = world.bounds.mean()
+    rules = {name: value * truth if name == "target_se" else value for name, value in rules.items()}
+    estimates = [world.estimate(seed, **rules) for seed in range(repetitions)]
+    difference = np.array([one.bits_per_dim for one in estimates]) - truth
+    error = np.array([one.monte_carlo_error for one in estimates])
+    quantile = stats.t.ppf(0.975, [one.degrees_of_freedom for one in estimates])
+    missed = np.abs(difference) > quantile * error
+    doubted = np.array([one.doubt is not None for one in estimates])
+    spread = difference.std()
+    return [
+        f"{1 - missed.mean():.3f}",
+        f"{doubted.mean():.3f}",
+        f"{(missed & ~doubted).mean():.3f}",
+        f"{difference.mean() / spread:+.2f}" if spread else "0",
+        f"{np.sqrt((error**2).mean()) / spread:.2f}" if spread else "-",
+        f"{np.mean([one.num_evaluations for one in estimates]):.0f}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repetitions", type=int, default=300)
+    parser.add_argument("--only", default="", help="worlds whose name holds this")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| world | covers | in doubt | misses, not in doubt | bias / sd | error claimed / true | evaluations |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, (make, rules) in WORLDS.items():
+        if arguments.only in name:
+            print(f"| {name} | {' | '.join(study(make(), rules, arguments.repetitions))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
