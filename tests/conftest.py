@@ -25,14 +25,15 @@ LONGEST = (
     "test_demo_server.py",
     "test_demo_browser.py",
     "test_training.py",
-    "test_calibration.py",
     "test_sampled_bound.py",
+    "test_calibration.py",
+    "test_demo.py",
     "test_evaluation.py",
     "test_workers.py",
-    "test_demo.py",
+    "test_reports.py",
+    "test_comparison.py",
     "test_cli.py",
     "test_probability_flow.py",
-    "test_comparison.py",
 )
 
 

@@ -72,11 +72,14 @@ def standalone_source(*modules: str) -> str:
     for module in order:
         body, names = _body(module, imports)
         for name, meaning in names:
-            if meanings.setdefault(name, meaning) != meaning:
+            first = meanings.setdefault(name, meaning)
+            # Compared where two stand under one name: to write out every definition takes longer than all the rest.
+            if first is not meaning and ast.dump(first) != ast.dump(meaning):
                 raise ValueError(f"Modules must give each name one meaning to be joined, got two of {name!r} in {module}.")
         bodies.append(f"# ---- ddpm_vlb/{module.replace('.', '/')}.py ----\n\n{body}\n")
     version = next(ast.unparse(node) for node in _parse("__init__").body if "__version__" in _bound_names(node))
     header = HEADER.format(version=ast.literal_eval(version.partition(" = ")[2]), modules=", ".join(order))
+    _tree.cache_clear()  # no longer needed, and large
     # Line by line as literals: diffusers takes a line of any text that begins with an import for one.
     template = "\n".join(f"    {line!r}" for line in card_template().splitlines(keepends=True))
     return "\n\n".join(
@@ -84,11 +87,11 @@ def standalone_source(*modules: str) -> str:
     )
 
 
-def _body(module: str, imports: dict[str | None, set[str]]) -> tuple[str, list[tuple[str, str]]]:
+def _body(module: str, imports: dict[str | None, set[str]]) -> tuple[str, list[tuple[str, ast.AST]]]:
     r"""A module without its imports, which go into `imports`, and the names it binds with what they mean."""
     tree = _parse(module)
     lines: list[str | None] = [*_read(module).split("\n")]
-    meanings: list[tuple[str, str]] = []
+    meanings: list[tuple[str, ast.AST]] = []
 
     def leave_out(node: ast.stmt) -> None:
         lines[node.lineno - 1 : node.end_lineno] = [None] * len(lines[node.lineno - 1 : node.end_lineno])
@@ -98,14 +101,13 @@ def _body(module: str, imports: dict[str | None, set[str]]) -> tuple[str, list[t
             leave_out(node)
             if not getattr(node, "level", 0):
                 imports.setdefault(getattr(node, "module", None), set()).update(map(ast.unparse, node.names))
-                meanings += [(alias.asname or alias.name, ast.dump(alias)) for alias in node.names]
+                meanings += [(alias.asname or alias.name, alias) for alias in node.names]
         elif _is_for_types(node) or "__all__" in _bound_names(node):  # for readers of types; what a module gives to others
             leave_out(node)
         else:
-            meanings += [(name, ast.dump(node)) for name in _bound_names(node)]
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.ImportFrom) and inner.level:
-                    leave_out(inner)
+            meanings += [(name, node) for name in _bound_names(node)]
+            for inner in _relative_imports(node):
+                leave_out(inner)
     return "\n".join(line for line in lines if line is not None).strip(), meanings
 
 
@@ -114,7 +116,21 @@ def _read(module: str) -> str:
 
 
 def _parse(module: str) -> ast.Module:
-    return ast.parse(_read(module))
+    return _tree(_read(module))
+
+
+@cache  # each module is looked at twice
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+def _relative_imports(node: ast.stmt) -> Iterator[ast.ImportFrom]:
+    r"""Those of a statement and of the statements in it: no expression, most of a tree, holds one."""
+    nodes: list[ast.AST] = [node]
+    for inner in nodes:  # which grows
+        if isinstance(inner, ast.ImportFrom) and inner.level:
+            yield inner
+        nodes += [child for child in ast.iter_child_nodes(inner) if not isinstance(child, ast.expr)]
 
 
 def _visit(module: str, order: list[str], late: list[str]) -> None:
@@ -124,11 +140,10 @@ def _visit(module: str, order: list[str], late: list[str]) -> None:
     for node in _parse(module).body:
         if _is_for_types(node):
             continue
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.ImportFrom) and inner.level:
-                target = _target(inner, module)
-                if target not in (None, HERE):
-                    late.append(target) if inner is not node else _visit(target, order, late)
+        for inner in _relative_imports(node):
+            target = _target(inner, module)
+            if target not in (None, HERE):
+                late.append(target) if inner is not node else _visit(target, order, late)
     order.append(module)
 
 
