@@ -47,6 +47,7 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/sweep.py | tee runs/benchmarks/sweep.txt
 	$(RUN) tests/benchmarks/rao_blackwell.py | tee runs/benchmarks/rao_blackwell.txt
 	$(RUN) tests/benchmarks/sampling.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/sampling.txt
+	$(RUN) tests/benchmarks/worlds.py | tee runs/benchmarks/worlds.txt
 	$(RUN) tests/benchmarks/calibration.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		| tee runs/benchmarks/calibration.txt
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt

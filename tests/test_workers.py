@@ -11,7 +11,7 @@ from ddpm_vlb import files
 from ddpm_vlb.cli import main
 from ddpm_vlb.cli.common import journal_beside
 from ddpm_vlb.evaluation import evaluate as evaluate_images
-from ddpm_vlb.evaluation.run import Journal, Workers, of_all_processes, run_batches
+from ddpm_vlb.evaluation.run import Journal, Progress, Run, Workers, of_all_processes, run_batches
 
 SETTINGS = {"seed": 0, "model": "a"}
 # The command line, with an exchange after every batch.
@@ -129,6 +129,17 @@ def test_restart_removes_what_stands_in_the_way(checkpoint, tmp_path, monkeypatc
         assert f"the journal of another evaluation beside it, '{journal}'" in line
         assert line.endswith("or choose another output; --restart removes it and begins anew.")
         assert main([*command, "--restart"]) == 0 and Path(output).exists() and not journal.exists()
+
+
+def test_the_journal_of_other_draws_is_refused(tmp_path):
+    # A version before drew other images and timesteps, for which its values would be taken.
+    path, workers = tmp_path / "r.json.journal", Workers()
+    with Journal(path, SETTINGS, workers) as old:
+        old.add({0: 1.25})
+    run = Run(32, 0, SETTINGS, path, workers, Progress(workers, quiet=True))
+    with pytest.raises(ValueError, match="the journal of another evaluation beside it, .* which differs in draws_version"):
+        with run.journal():
+            pass
 
 
 def test_there_is_no_journal_beside_a_device(checkpoint, tmp_path):

@@ -35,17 +35,17 @@ def format_calibration(result: CalibrationResult) -> str:
     config = result.scheduler.config["calibration"]
     best, total = config["num_inference_steps"], len(result.bits_per_dim)
     counts = sorted({k for k in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 4000) if k < total} | {best, total})
-    lines = [f"{'steps':>6}   bits/dim   (of {config['num_images']} images, which the calibration has seen)"]
+    # No error beside them: what was fitted to these images suits them better than others, by more than theirs would say.
+    lines = [f"{'steps':>6}   bits/dim   (of {config['num_images']} images, which the calibration has seen; evaluate others)"]
     for count in counts:
-        value, error = result.bits_per_dim[count - 1], result.standard_error[count - 1]
-        lines.append(f"{count:>6}   {value:8.4f} +- {error:.4f}{'   best' if count == best else ''}")
+        lines.append(f"{count:>6}   {result.bits_per_dim[count - 1]:8.4f}{'   best' if count == best else ''}")
     kinds = ", ".join(f"{kind}: {result.kinds.count(kind)}" for kind in sorted(set(result.kinds)))
     lines.append(f"variances at {len(result.kinds)} timesteps: {kinds}; {result.num_network_evaluations} network evaluations")
     return "\n".join(lines)
 
 
 def plot_calibration(result: CalibrationResult, path: str | Path) -> None:
-    r"""Draw the best bound over the number of steps, with two standard errors, and the prediction's error over t, as PNG."""
+    r"""Draw the best bound over the number of steps, and the prediction's error over t, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -54,13 +54,11 @@ def plot_calibration(result: CalibrationResult, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     counts = np.arange(1, len(result.bits_per_dim) + 1)
-    band = 2 * result.standard_error
-    left.fill_between(counts, result.bits_per_dim - band, result.bits_per_dim + band, alpha=0.3, linewidth=0)
     left.semilogx(counts, result.bits_per_dim)
     best = config["num_inference_steps"]
     left.plot([best], [result.bits_per_dim[best - 1]], "o", label=f"best: {best} steps, {result.bits_per_dim[best - 1]:.3f}")
     left.set_xlabel("number of steps K")
-    left.set_ylabel("bits/dim of the best K-step model")
+    left.set_ylabel("bits/dim of the best K-step model, images seen")
     left.legend()
     right.semilogy(config["timesteps"], result.mean_squared_errors, ".-", label=r"$E\|x - \hat x\|^2 / D$")
     right.axvspan(result.timesteps[-1], result.timesteps[0], alpha=0.15, label="the best chain")

@@ -24,6 +24,7 @@ from ..likelihoods.method import Method
 from ..model.scorer import Scorer
 from ..progress import progress_bar
 from ..reports.schema import settings_that_are
+from ..sampled_bound.draws import DRAWS_VERSION
 
 SECONDS_BETWEEN_EXCHANGES = 5.0
 CHECKSUM = "sha256"
@@ -274,7 +275,8 @@ class Run:
         who = settings_that_are("who")
         settings = {key: value for key, value in self.settings.items() if key not in who}
         mine = None if self.workers.rank else self.path
-        with locked(mine, name="journal"), Journal(self.path, settings | more, self.workers) as journal:
+        settings |= {"draws_version": DRAWS_VERSION} | more
+        with locked(mine, name="journal"), Journal(self.path, settings, self.workers) as journal:
             yield journal
 
 

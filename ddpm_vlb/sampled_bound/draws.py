@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+# Of what is drawn: a journal with the values of other draws is of no use.
+DRAWS_VERSION = 2
+
 
 class Draws(NamedTuple):
     r"""Evaluations to make, arrays of one shape: positions of images, rows of the grid, keys of the noise."""

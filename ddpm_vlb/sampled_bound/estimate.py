@@ -27,7 +27,7 @@ timesteps adds nothing to the variance (a Latin square of images and cells). Wit
     \widehat{\mathrm{Var}}[\hat A \mid \text{images}] &= (1 - f) \frac{s^2}{m} + f\, \frac{\bar v}{m}
         & \text{(Monte Carlo)} \\
     \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
-        \overline{(d_{i1} - d_{j1})(d_{i2} - d_{j2}) / 2} \text{ being the part of } D_i & \text{(the images')}
+        \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
 
 all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
 measured twice. Pairs share their cells, so that the differences between them are of images and noise, and the differences

@@ -46,15 +46,12 @@ class Round:
         r"""Whether an image is drawn twice in a stratum."""
         return self.y.shape[2] == 2
 
-    def between_pairs(self, d: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        r"""Summands, for each pair or image, whose mean is the variance of `d`, a number of each image, over images; or its
-        covariance with `other`."""
-        other = d if other is None else other
+    def between_pairs(self, d: torch.Tensor) -> torch.Tensor:
+        r"""Summands, for each pair or image, whose mean is the variance over images of `d`, a number of each image."""
         if self.paired:
             even = len(d) // 2 * 2
-            return (d[0:even:2] - d[1:even:2]) * (other[0:even:2] - other[1:even:2]) / 2
-        m = len(d)
-        return (d - d.mean(dim=0)) * (other - other.mean(dim=0)) * m / max(m - 1, 1)
+            return (d[0:even:2] - d[1:even:2]).square() / 2
+        return (d - d.mean(dim=0)).square() * len(d) / max(len(d) - 1, 1)
 
     def of_noise(self, y: torch.Tensor) -> torch.Tensor:
         r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws
@@ -155,8 +152,8 @@ class Sums:
 
     @staticmethod
     def _between(one: Round) -> float:
-        first, second = one.y.mean(dim=1).unbind(dim=1)
-        return one.between_pairs(first, second).mean().item() if len(first) > 1 else 0.0
+        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
+        return torch.cov(one.y.mean(dim=1).T)[0, 1].item() if len(one.images) > 1 else 0.0
 
     @property
     def between(self) -> float:
@@ -184,7 +181,7 @@ class Sums:
 
         def variance_of(one: Round) -> float:
             known = self._known(one)
-            covariance = one.between_pairs(known[one.images], one.d).mean().item() if len(one.images) > 1 else 0.0
+            covariance = torch.cov(torch.stack([known[one.images], one.d]))[0, 1].item() if len(one.images) > 1 else 0.0
             return known.var().item() + 2 * covariance + self._between(one)
 
         return math.sqrt(max(self._over_images(variance_of), 0.0) / len(self.prior))
