@@ -7384,6 +7384,9 @@ r"""What the estimator asks for and what it answers."""
 
 
 
+# Of what is drawn: a journal with the values of other draws is of no use.
+DRAWS_VERSION = 2
+
 
 class Draws(NamedTuple):
     r"""Evaluations to make, arrays of one shape: positions of images, rows of the grid, keys of the noise."""
@@ -7612,8 +7615,8 @@ def fit(
     fitted = (features.shape[1] - 1) * counts / (kernel @ counts).clamp(min=1.0)
     freedom = smooth @ (counts - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
-    by_bin = coefficients * scale[:, None], variance.sqrt() * scale
-    return tuple(values.repeat_interleave(widths, dim=0) for values in by_bin)
+    spread = variance.sqrt() * scale
+    return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
@@ -7745,15 +7748,12 @@ class Round:
         r"""Whether an image is drawn twice in a stratum."""
         return self.y.shape[2] == 2
 
-    def between_pairs(self, d: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        r"""Summands, for each pair or image, whose mean is the variance of `d`, a number of each image, over images; or its
-        covariance with `other`."""
-        other = d if other is None else other
+    def between_pairs(self, d: torch.Tensor) -> torch.Tensor:
+        r"""Summands, for each pair or image, whose mean is the variance over images of `d`, a number of each image."""
         if self.paired:
             even = len(d) // 2 * 2
-            return (d[0:even:2] - d[1:even:2]) * (other[0:even:2] - other[1:even:2]) / 2
-        m = len(d)
-        return (d - d.mean(dim=0)) * (other - other.mean(dim=0)) * m / max(m - 1, 1)
+            return (d[0:even:2] - d[1:even:2]).square() / 2
+        return (d - d.mean(dim=0)).square() * len(d) / max(len(d) - 1, 1)
 
     def of_noise(self, y: torch.Tensor) -> torch.Tensor:
         r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws
@@ -7799,9 +7799,12 @@ class Round:
         share = m / frame_size if self.is_double else 0.0
         of_images = torch.zeros(m, num_bins, dtype=torch.float64)
         of_images.scatter_add_(1, bins.reshape(m, -1), self.y.reshape(m, -1) / (strata * draws))
-        between = (1 - share) * self.between_pairs(of_images).mean(dim=0) / m if share < 1 else 0.0
-        noise = share * self._noise_by_bin(bins, num_bins) / m**2 if share > 0 else 0.0
-        return of_images.mean(dim=0), between + noise
+        variance = torch.zeros(num_bins, dtype=torch.float64)
+        if share < 1:
+            variance += (1 - share) * self.between_pairs(of_images).mean(dim=0) / m
+        if share > 0:
+            variance += share * self._noise_by_bin(bins, num_bins) / m**2
+        return of_images.mean(dim=0), variance
 
     def _noise_by_bin(self, bins: torch.Tensor, num_bins: int) -> torch.Tensor:
         r"""The sum of `of_noise` for what falls into each bin: of a square of sums the products within one bin."""
@@ -7851,8 +7854,8 @@ class Sums:
 
     @staticmethod
     def _between(one: Round) -> float:
-        first, second = one.y.mean(dim=1).unbind(dim=1)
-        return one.between_pairs(first, second).mean().item() if len(first) > 1 else 0.0
+        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
+        return torch.cov(one.y.mean(dim=1).T)[0, 1].item() if len(one.images) > 1 else 0.0
 
     @property
     def between(self) -> float:
@@ -7880,7 +7883,7 @@ class Sums:
 
         def variance_of(one: Round) -> float:
             known = self._known(one)
-            covariance = one.between_pairs(known[one.images], one.d).mean().item() if len(one.images) > 1 else 0.0
+            covariance = torch.cov(torch.stack([known[one.images], one.d]))[0, 1].item() if len(one.images) > 1 else 0.0
             return known.var().item() + 2 * covariance + self._between(one)
 
         return math.sqrt(max(self._over_images(variance_of), 0.0) / len(self.prior))
@@ -8006,7 +8009,7 @@ timesteps adds nothing to the variance (a Latin square of images and cells). Wit
     \widehat{\mathrm{Var}}[\hat A \mid \text{images}] &= (1 - f) \frac{s^2}{m} + f\, \frac{\bar v}{m}
         & \text{(Monte Carlo)} \\
     \widehat{\mathrm{Var}}[\bar A] &= \frac1N \widehat{\mathrm{Var}}_i[A_i], \qquad
-        \overline{(d_{i1} - d_{j1})(d_{i2} - d_{j2}) / 2} \text{ being the part of } D_i & \text{(the images')}
+        \widehat{\mathrm{Cov}}_i[d_{i1}, d_{i2}] \text{ being that of } D_i & \text{(the images')}
 
 all without bias for a number of evaluations fixed beforehand: two-stage sampling (Cochran 1977, eq. 10.15), each image
 measured twice. Pairs share their cells, so that the differences between them are of images and noise, and the differences
