@@ -50,6 +50,7 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/calibration.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		| tee runs/benchmarks/calibration.txt
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
+	$(RUN) tests/benchmarks/detect.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/detect.txt
 	$(RUN) tests/benchmarks/demo.py | tee runs/benchmarks/demo.txt
 
 # The recipes of training side by side, more than half an hour on two cores, and the shipped digits beside those of digits.yaml,

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1]
 # This module itself; what it gives to others is written into the file.
 HERE = "hub.standalone"
 # What models and the demo need; nothing that imports more than a model does.
-DEFAULT_MODULES = ("pipeline_vlb_ddpm", "likelihoods.rate_distortion")
+DEFAULT_MODULES = ("pipeline_vlb_ddpm", "likelihoods.rate_distortion", "data.complexity")
 
 HEADER = '''\
 # ddpm_vlb {version}, its modules {modules} in one file; made by ddpm_vlb, not meant to be edited.
@@ -54,7 +54,7 @@ def card_template() -> str:
 
 @cache
 def standalone_source(*modules: str) -> str:
-    r"""The source of one file that holds `modules` (by default those of the pipeline and of the rate-distortion curve) and all
+    r"""The source of one file that holds `modules` (by default those of the pipeline and of what the demo computes) and all
     modules of the package they need. Modules are named by their path, with dots.
 
     Raises:
