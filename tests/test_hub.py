@@ -202,12 +202,7 @@ def test_the_shell_lines_of_the_page(hub, client, folder):
         done = client.command(*shlex.split(line)[1:], *stop)
         assert done.returncode == 0, (line, done.stderr)
     repository = hub.repositories["me/shell-ddpm-vlb-digits"]
-    assert repository.private and set(repository.files) == PIPELINE | {
-        "report.json",
-        ".eval_results/ddpm-vlb.yaml",
-        "terms.png",
-        "samples.png",
-    }
+    assert repository.private and set(repository.files) == PIPELINE | OF_A_REPORT
 
 
 def test_a_pinned_revision_of_the_code_is_its_own(hub, client, stranger, folder):
