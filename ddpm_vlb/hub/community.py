@@ -5,6 +5,7 @@ it imports (`standalone.community_source`): the same maths, without this package
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -128,7 +129,7 @@ class DDPMLikelihoodPipeline(DDPMPipeline):
         timesteps, rows = forward.timesteps.tolist(), []
         self.unet.eval()
         try:
-            with self.progress_bar(total=len(timesteps) * -(-len(images) // batch_size)) as bar:
+            with cast(Any, self).progress_bar(total=len(timesteps) * -(-len(images) // batch_size)) as bar:
                 for start in range(0, len(images), batch_size):
                     x = levels_to_samples(images[start : start + batch_size].to(device), num_pixel_levels, torch.float64)
                     terms = [prior_kl(forward, x)]
