@@ -11,7 +11,7 @@ SHELL := bash
 
 CARRIED := spaces_demo/checkpoints/ddpm-vlb-digits/pipeline.py
 
-.PHONY: quickstart test test-minimum demo screenshots bench bench-training readme same-numbers docs types lint clean
+.PHONY: quickstart test test-minimum demo screenshots bench bench-training readme same-numbers community docs types lint clean
 
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
@@ -51,6 +51,7 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/calibration.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		| tee runs/benchmarks/calibration.txt
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
+	$(RUN) tests/benchmarks/detect.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/detect.txt
 	$(RUN) tests/benchmarks/demo.py | tee runs/benchmarks/demo.txt
 
 # The recipes of training side by side, more than half an hour on two cores, and the shipped digits beside those of digits.yaml,
@@ -72,6 +73,12 @@ same-numbers: $(READY)
 
 runs/quickstart/report.json: | $(READY)
 	$(RUN) training/quickstart.py
+
+# A community pipeline for diffusers, in the one file that its examples/community takes.
+community: $(READY)
+	@mkdir -p runs/community
+	$(RUN) -c 'import sys; from ddpm_vlb.hub.standalone import community_source; print(community_source(), end="", file=open(sys.argv[1], "w", encoding="utf-8"))' runs/community/ddpm_likelihood.py
+	@echo runs/community/ddpm_likelihood.py
 
 # The API's pages; a warning is an error.
 docs: $(DOCS)

@@ -196,6 +196,44 @@ def vlb_terms(
     return terms
 
 
+def step_log_prob(
+    reverse: ReverseProcess,
+    prev_samples: torch.Tensor,
+    model_output: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int | None = None,
+) -> torch.Tensor:
+    r""":math:`\log p(x_s | x_t)` of a step that was taken: what the first form of the bound sums, and a policy gradient weighs.
+
+    Arguments as `transition_kl`, and:
+        prev_samples: the latents :math:`x_s` one step of the grid below `timesteps` (the image at the lowest one).
+        num_pixel_levels: at the lowest timestep the log-probability of the discretised decoder, for images on the grid of so
+            many levels; `None` for the density of its Gaussian, for any images.
+
+    Returns:
+        Nats, shape `(B,)`; finite for finite arguments. A density may be positive.
+
+    Raises:
+        ValueError: `prev_samples` of another shape, or off the grid where they are to be on it.
+    """
+    x_s, x_t = to_working(prev_samples=prev_samples, noisy_samples=noisy_samples)
+    pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    mean = reverse.forward.posterior_mean(pred_original_sample, x_t, timesteps)
+    log_prob = normal_log_density(x_s, mean, log_variance)
+    lowest = torch.as_tensor(reverse.forward.rows(timesteps, len(x_t))) == 0
+    if num_pixel_levels is not None and lowest.any():
+        index = lowest.expand(len(x_t)).nonzero().squeeze(1).to(x_t.device)
+        decoded = discretized_gaussian_log_likelihood(
+            x_s[index],
+            mean=mean[index],
+            log_variance=log_variance.expand_as(mean)[index],
+            num_pixel_levels=num_pixel_levels,
+        )
+        log_prob = log_prob.index_copy(0, index, decoded)
+    return _sum_dims(log_prob)
+
+
 def trajectory_bound(
     reverse: ReverseProcess,
     predict: Callable[[torch.Tensor, int], torch.Tensor],
@@ -231,8 +269,7 @@ def trajectory_bound(
         if row == 0:
             total += decoder_nll(reverse, model_output, original_samples, x_t, timestep, num_pixel_levels)
         else:
-            p = reverse.p_mean_variance(model_output, x_t, timestep)
-            total -= _sum_dims(normal_log_density(x_s, p.mean, p.log_variance))
+            total -= step_log_prob(reverse, x_s, model_output, x_t, timestep)
         total += _sum_dims(normal_log_density(x_t, q.mean, q.log_variance))
         x_s = x_t
     return total - _sum_dims(normal_log_density(x_s, 0.0, 0.0))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils import BaseOutput
 
 
@@ -123,3 +124,16 @@ class VLBOutput(Shown, BaseOutput):
         columns |= {name: self[name] for name in ("bits_per_dim", "prior", "transitions_total", "decoder")}
         errors = {name: self.get(name) for name in ("monte_carlo_error", "degrees_of_freedom") if self.get(name) is not None}
         return columns | errors
+
+
+@dataclass
+class VLBDDPMSchedulerOutput(DDPMSchedulerOutput):
+    r"""
+    What `step` returns with `return_log_prob=True`.
+
+    Args:
+        prev_sample, pred_original_sample (`torch.Tensor` of shape `(B, C, H, W)`): As in `DDPMSchedulerOutput`.
+        log_prob (`torch.Tensor` of shape `(B,)`): :math:`\log p(x_s | x_t)` at `prev_sample`, in nats per image, float64.
+    """
+
+    log_prob: torch.Tensor | None = None

@@ -1,8 +1,8 @@
 r"""The scoring half of the scheduler: frozen processes on an explicit grid, and every term of the bound.
 
 What is computed here depends on the configuration and on a grid of timesteps that is given: `set_timesteps` never changes a
-bound. The maths is in `forward_process.py`, `reverse_process.py`, `bound.py` and `losses.py`; these are their doors for those
-who hold a scheduler.
+bound. (`log_prob` alone is of a step that was taken, by default on the grid that `step` is on.) The maths is in
+`forward_process.py`, `reverse_process.py`, `bound.py` and `losses.py`; these are their doors for those who hold a scheduler.
 """
 
 import copy
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .bound import prior_kl, vlb_terms
+from .bound import prior_kl, step_log_prob, vlb_terms
 from .calibration.stored import MADE_FOR, Calibration
 from .checks import on_cpu
 from .forward_process import ForwardProcess, check_inference_timesteps
@@ -39,6 +39,7 @@ class BoundMixin:
 
     config: Any
     alphas_cumprod: torch.Tensor
+    timesteps: torch.Tensor
 
     def _build_tables(self) -> None:
         r"""Build what scoring is made from; called once, when the configuration is there."""
@@ -240,6 +241,54 @@ class BoundMixin:
         return vlb_terms(
             reverse, model_output, original_samples, noisy_samples, on_cpu(timesteps), self.config.num_pixel_levels
         )
+
+    def log_prob(
+        self,
+        prev_sample: torch.Tensor,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        timestep,
+        *,
+        decoder: Literal["density", "discretized"] = "density",
+        reduction: Literal["sum", "mean"] = "sum",
+        inference_timesteps: InferenceTimesteps = None,
+    ) -> torch.Tensor:
+        r""":math:`\log p(x_s | x_t)` of a step that was taken, as policy gradients and importance weights ask for it.
+
+        Differentiable in `model_output`, `sample` and `prev_sample`; a policy gradient takes the last as data
+        (`prev_sample.detach()`). A clipped prediction has no gradient where it is clipped: `clip_sample=False` in the
+        configuration of a policy. The last step is finite for every variance type: the decoder has a variance.
+
+        Args:
+            prev_sample (`torch.Tensor`): The latents :math:`x_s` that the step led to, `(B, C, H, W)`: `step`'s `prev_sample`.
+            model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            sample (`torch.Tensor`): Latents :math:`x_t` of shape `(B, C, H, W)`.
+            timestep (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps, on the CPU where a wait for the
+                accelerator matters.
+            decoder (`str`, defaults to `"density"`): What the lowest timestep has: the `"density"` of the decoder's Gaussian,
+                which any image has, or the log-probability of the `"discretized"` decoder, as in the bound, for images on
+                the pixel grid (those of `draw_from_decoder`).
+            reduction (`str`, defaults to `"sum"`): `"sum"` over the dimensions of an image, or their `"mean"`.
+            inference_timesteps (`list[int]`, *optional*): Strictly descending grid of the steps; by default the one that `step`
+                is on, `timesteps`.
+
+        Returns:
+            `torch.Tensor`: Nats per image (per dimension with `"mean"`), float64 of shape `(B,)`.
+
+        Raises:
+            ValueError: shapes that do not fit, timesteps off the grid, images off the pixel grid with `"discretized"`, a model
+                that cannot be scored.
+        """
+        for name, value, known in (
+            ("decoder", decoder, ("density", "discretized")),
+            ("reduction", reduction, ("sum", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"`{name}` must be {known[0]!r} or {known[1]!r}, got {value!r}.")
+        grid = self.timesteps.tolist() if inference_timesteps is None else inference_timesteps
+        levels = self.config.num_pixel_levels if decoder == "discretized" else None
+        nats = step_log_prob(self.reverse_process(grid), prev_sample, model_output, sample, on_cpu(timestep), levels)
+        return nats if reduction == "sum" else nats / sample[0].numel()
 
     def training_loss(
         self,

@@ -33,6 +33,7 @@ from .model.stepping import (
     step_coefficients,
     variance_of,
 )
+from .outputs import VLBDDPMSchedulerOutput
 from .pixel_grid import to_grid
 from .scheduling_bound import BoundMixin, is_default
 
@@ -300,6 +301,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         sample: torch.Tensor,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
+        return_log_prob: bool = False,
     ) -> DDPMSchedulerOutput | tuple:
         r"""Draw :math:`x_s \sim p(x_s | x_t)`, s the next lower step of the grid; at the lowest step, return the decoder's
         mean.
@@ -310,15 +312,20 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             sample (`torch.Tensor`): Latents :math:`x_t` of shape `(B, C, H, W)`.
             generator (`torch.Generator`, *optional*): Source of the noise, drawn as `DDPMScheduler` draws it.
             return_dict (`bool`, defaults to `True`): Return a `DDPMSchedulerOutput` or a tuple.
+            return_log_prob (`bool`, defaults to `False`): Return `log_prob` besides, what [`~VLBDDPMScheduler.log_prob`] says
+                of `prev_sample` held fixed: nats per image, `(B,)`; the density of the decoder's Gaussian at the lowest step,
+                at which nothing is drawn.
 
         Returns:
             `DDPMSchedulerOutput` or `tuple`: `prev_sample` and `pred_original_sample`, in the dtype of `sample` and
-            `model_output` combined; half-precision arithmetic is done in float32.
+            `model_output` combined; half-precision arithmetic is done in float32. With `return_log_prob` a
+            `VLBDDPMSchedulerOutput`, with `log_prob` as the third.
 
         Raises:
             ValueError: a `timestep` off the grid, channels that do not fit, an unknown `prediction_type`.
         """
         c = self._coefficients(timestep)
+        arguments = (model_output, sample, timestep)
         predicted_variance = None
         if model_output.shape[1] != sample.shape[1] or variance_of(self.config.variance_type).is_learned:
             model_output, predicted_variance = split_output(model_output, sample.shape[1], self.config.variance_type)
@@ -348,6 +355,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             add_noise_of_step(prev_sample, noise, variance_type, c, pred_original_sample, predicted_variance)
         if mixed:
             prev_sample, pred_original_sample = prev_sample.to(dtype), pred_original_sample.to(dtype)
+        if return_log_prob:
+            # Of the sample as it is handed on, rounded and all, from the float64 tables: `log_prob` will say the same of it.
+            log_prob = self.log_prob(prev_sample.detach(), *arguments)
+            output = VLBDDPMSchedulerOutput(prev_sample, pred_original_sample, log_prob)
+            return output if return_dict else output.to_tuple()
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)

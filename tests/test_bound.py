@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from tiny import generator
 
+from ddpm_vlb import VLBDDPMScheduler
 from ddpm_vlb.bound import decoder_nll, prior_kl, sampled_transition, trajectory_bound, transition_kl, vlb_terms
 from ddpm_vlb.forward_process import ForwardProcess
 from ddpm_vlb.noise_schedules import make_betas
@@ -240,3 +241,129 @@ def test_the_bound_is_above_the_likelihood_and_tightens_with_steps():
         assert min(gaps) >= 0
         mean_gaps.append(np.mean(gaps))
     assert all(coarse > fine for coarse, fine in zip(mean_gaps, mean_gaps[1:]))
+
+
+def of_a_trajectory(variance_type, grid=(900, 500, 20, 3), num_pixel_levels=17):
+    r"""A scheduler on a grid, a trajectory x_-1 (the image), x_0, ... drawn from q, and the network's outputs, ascending."""
+    scheduler = VLBDDPMScheduler(variance_type=variance_type, num_pixel_levels=num_pixel_levels)
+    scheduler.set_timesteps(timesteps=list(grid))
+    forward = scheduler.forward_process(list(grid))
+    chain = [levels_to_samples(torch.randint(num_pixel_levels, (3, 1, 4, 4), generator=generator()), num_pixel_levels)]
+    noises = [draw(3, 1, 4, 4, seed=seed) for seed in range(len(grid))]
+    for t, noise in zip(forward.timesteps.tolist(), noises):
+        q = forward.q_step_mean_variance(chain[-1], t)
+        chain.append(q.mean + q.variance.sqrt() * noise)
+
+    def predict(x_t, t):
+        output = torch.tanh(1.3 * x_t + 0.1 * t / 1000)
+        return torch.cat([output, output.sin()], dim=1) if variance_type.startswith("learned") else output
+
+    return scheduler, forward, chain, noises, predict
+
+
+@pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
+def test_log_probs_of_steps_sum_to_the_first_form_of_the_bound(variance_type):
+    scheduler, forward, chain, noises, predict = of_a_trajectory(variance_type)
+    total = -torch.distributions.Normal(0.0, 1.0).log_prob(chain[-1]).flatten(1).sum(1)
+    for row, t in enumerate(forward.timesteps.tolist()):
+        x_s, x_t = chain[row], chain[row + 1]
+        q = forward.q_step_mean_variance(x_s, t)
+        total += torch.distributions.Normal(q.mean, q.variance.sqrt()).log_prob(x_t).flatten(1).sum(1)
+        total -= scheduler.log_prob(x_s, predict(x_t, t), x_t, t, decoder="discretized")
+    reverse = scheduler.reverse_process(scheduler.timesteps.tolist())
+    expected = trajectory_bound(reverse, predict, chain[0], 17, noises=noises)
+    assert (total - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("decoder", ["density", "discretized"])
+@pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
+def test_log_prob_of_a_batch_of_timesteps_is_that_of_each(variance_type, decoder):
+    scheduler, forward, chain, _, predict = of_a_trajectory(variance_type)
+    steps = forward.timesteps[[0, 2, 0]]  # the decoder's among them
+    x_s = torch.stack([chain[row][i] for i, row in enumerate((0, 2, 0))])
+    x_t = torch.stack([chain[row + 1][i] for i, row in enumerate((0, 2, 0))])
+    output = torch.cat([predict(x_t[i : i + 1], t) for i, t in enumerate(steps.tolist())])
+    together = scheduler.log_prob(x_s, output, x_t, steps, decoder=decoder)
+    for i, t in enumerate(steps.tolist()):
+        one = slice(i, i + 1)
+        alone = scheduler.log_prob(x_s[one], output[one], x_t[one], t, decoder=decoder)
+        if decoder == "discretized" and t == 3:
+            reverse = scheduler.reverse_process(scheduler.timesteps.tolist())
+            assert torch.equal(alone, -decoder_nll(reverse, output[one], x_s[one], x_t[one], t, 17))
+        else:
+            p = scheduler.p_mean_variance(output[one], x_t[one], t, inference_timesteps=scheduler.timesteps.tolist())
+            normal = torch.distributions.Normal(p.mean, p.variance.sqrt())
+            assert torch.allclose(alone, normal.log_prob(x_s[one]).flatten(1).sum(1), rtol=1e-9)
+        assert torch.equal(together[one], alone) and alone.isfinite().all()
+    mean = scheduler.log_prob(x_s, output, x_t, steps, decoder=decoder, reduction="mean")
+    assert torch.allclose(mean * 16, together)
+
+
+@pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
+def test_log_prob_of_what_step_drew(variance_type):
+    scheduler, forward, chain, _, predict = of_a_trajectory(variance_type)
+    for row, t in enumerate(forward.timesteps.tolist()):
+        for dtype in (torch.float64, torch.float32, torch.float16):
+            x_t = chain[row + 1].to(dtype)
+            output = predict(x_t, t)
+            plain = scheduler.step(output, t, x_t, generator=generator(5))
+            step = scheduler.step(output, t, x_t, generator=generator(5), return_log_prob=True)
+            assert torch.equal(step.prev_sample, plain.prev_sample) and step.prev_sample.dtype == dtype
+            assert torch.equal(step.log_prob, scheduler.log_prob(step.prev_sample, output, x_t, t))
+            assert step.log_prob.shape == (3,) and step.log_prob.isfinite().all()  # at the last step, too
+            as_tuple = scheduler.step(output, t, x_t, generator=generator(5), return_dict=False, return_log_prob=True)
+            assert len(as_tuple) == 3 and torch.equal(as_tuple[2], step.log_prob)
+
+
+@pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
+def test_gradients_of_log_prob_are_those_of_differences(variance_type):
+    scheduler, forward, chain, _, predict = of_a_trajectory(variance_type)
+    scheduler.register_to_config(clip_sample=False)
+    for row, t in enumerate(forward.timesteps.tolist()):
+        x_s, x_t = chain[row], chain[row + 1]
+        output = predict(x_t, t).requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda output, x_t, x_s=x_s, t=t: scheduler.log_prob(x_s, output, x_t, t, decoder="discretized"),
+            (output, x_t.clone().requires_grad_()),
+            eps=1e-6,
+            rtol=1e-4,
+        )
+        # Of a step with the sample held fixed: not zero, as that of a draw m + sigma epsilon would be in the mean.
+        step = scheduler.step(output, t, x_t, generator=generator(5), return_log_prob=True)
+        (through_step,) = torch.autograd.grad(step.log_prob.sum(), output)
+        again = scheduler.log_prob(step.prev_sample.detach(), output, x_t, t)
+        (expected,) = torch.autograd.grad(again.sum(), output)
+        assert torch.equal(through_step, expected) and (row == 0 or through_step.abs().max() > 0)
+
+
+def test_the_mean_of_the_score_of_drawn_steps_is_zero():
+    # What makes a policy gradient unbiased, E[d log p / d theta] = 0: draws of `step`, and of `draw_from_decoder` at the end.
+    scheduler, forward, chain, _, predict = of_a_trajectory("learned_range")
+    scheduler.register_to_config(clip_sample=False)
+    count = 4000
+    for row, t in ((2, 500), (0, 3)):
+        x_t = chain[row + 1][:1, :, :1, :1].repeat(count, 1, 1, 1)
+        output = predict(x_t, t).requires_grad_()
+        if row:
+            drawn = scheduler.step(output.detach(), t, x_t, generator=generator(1)).prev_sample
+        else:
+            drawn = scheduler.draw_from_decoder(output.detach(), t, x_t, generator(1))
+        log_prob = scheduler.log_prob(drawn, output, x_t, t, decoder="discretized")
+        (score,) = torch.autograd.grad(log_prob.sum(), output)
+        assert (score.mean(0).abs() <= 5 * score.std(0) / count**0.5 + 1e-12).all()
+
+
+def test_log_prob_refuses():
+    scheduler, x = VLBDDPMScheduler(num_pixel_levels=17), torch.zeros(2, 1, 2, 2)
+    scheduler.set_timesteps(10)
+    for options, message in (
+        ({"decoder": "exact"}, "`decoder` must be 'density' or 'discretized', got 'exact'"),
+        ({"reduction": None}, "`reduction` must be 'sum' or 'mean', got None"),
+        ({"timestep": 901}, "`timesteps` must belong to the sub-sequence of 10 steps"),
+        ({"timestep": torch.tensor([0, 100, 200])}, r"`timesteps` must have the shape \(2,\)"),
+        ({"prev_sample": x[:1]}, "`noisy_samples` must have the shape .* of `prev_samples`"),
+        ({"prev_sample": x + 0.01, "timestep": 0, "decoder": "discretized"}, "grid"),
+        ({"model_output": x.repeat(1, 2, 1, 1)}, "`model_output` must have 1 channel"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scheduler.log_prob(**{"prev_sample": x, "model_output": x, "sample": x, "timestep": 100} | options)

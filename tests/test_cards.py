@@ -19,10 +19,12 @@ from ddpm_vlb.calibration import calibrate
 from ddpm_vlb.cli import build_parser, main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation import make_report, write_report
-from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
+from ddpm_vlb.hub.cards import METRIC, check_card, model_card, reproducing_command
+from ddpm_vlb.hub.eval_results import EVAL_RESULTS, check_eval_results, eval_result_entries, eval_results_file
 from ddpm_vlb.reports.schema import Report, public_report, read_report
 
-CHECKPOINTS = Path(__file__).parents[1] / "spaces_demo" / "checkpoints"
+PACKAGE = Path(__file__).parents[1] / "ddpm_vlb"
+CHECKPOINTS = PACKAGE.parent / "spaces_demo" / "checkpoints"
 
 
 @pytest.fixture
@@ -279,6 +281,21 @@ def test_the_command_line(pipe, images, tmp_path, capsys):
     assert "It is small." in card and "![Samples](samples.png)" in card and "ddpm-vlb evaluate me/tiny" in card
     assert main(["card", "--check", str(folder)]) == 0
     capsys.readouterr()
+    results = folder / EVAL_RESULTS
+    written = results.read_text()
+    for bad, message in (
+        (written.replace("value: ", "value: 1"), "`.eval_results/ddpm-vlb.yaml` must agree with its report, got value"),
+        (written.replace("standard error", "error"), "must agree with its report, got notes"),
+        (written + written, "must have the 1 results of its report, got 2"),
+        ("{", "must be a list of results, got ParserError"),
+        ("- value: 1", "must be a list of results, got KeyError"),
+    ):
+        assert bad != written
+        results.write_text(bad)
+        assert main(["card", "--check", str(folder)]) == 2 and message in capsys.readouterr().err
+    results.write_text(written)
+    assert main(["card", "--check", str(folder)]) == 0
+    capsys.readouterr()
     (folder / "README.md").write_text(card.replace(" (decoder) |", " (decoder) | 1"))
     assert main(["card", "--check", str(folder)]) == 2 and "`card` must agree" in capsys.readouterr().err
     (folder / "README.md").unlink()
@@ -304,6 +321,24 @@ def test_the_command_line(pipe, images, tmp_path, capsys):
     assert main(arguments) == 2 and "of this pipeline, got network_sha256" in capsys.readouterr().err
     assert not (folder / "README.md").exists()
     assert main(["card", str(tmp_path / "nothing")]) == 2 and "`report` must be a JSON file" in capsys.readouterr().err
+
+
+def test_results_name_a_data_set_of_the_hub_or_are_not_there(pipe, images):
+    out = pipe.evaluate_nll(images, generator=generator())
+    assert eval_results_file(make_report(out), "me/tiny") is None  # images in memory are no data set
+    for dataset, expected in (("digits", "digits"), ("ylecun/mnist", "ylecun/mnist"), ("owner/name:part", "owner/name")):
+        report = make_report(out, dataset=dataset, split="test")
+        (entry,) = eval_result_entries(report, "me/tiny")
+        assert (entry.dataset_id, entry.task_id, entry.value) == (expected, "bits_per_dim", report["bits_per_dim"])
+        check_eval_results(eval_results_file(report, "me/tiny"), report, "me/tiny")
+    assert eval_result_entries(make_report(out, dataset="a b"), "me/tiny") == []
+
+
+def test_the_benchmark_that_pages_show_has_our_task():
+    for page in ("README.md", "README.ja.md"):
+        (block,) = re.findall(r"```yaml\n(.*?)```", (PACKAGE / "hub" / page).read_text(), flags=re.DOTALL)
+        benchmark = yaml.safe_load(block)
+        assert [task["id"] for task in benchmark["tasks"]] == [METRIC] and benchmark["name"]
 
 
 @pytest.mark.parametrize("name", ["ddpm-vlb-digits", "ddpm-vlb-mnist"])

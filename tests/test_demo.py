@@ -434,26 +434,6 @@ def test_what_nobody_waits_for_ends(models):
         list(watched(lambda: 1 / 0, Watch(), lambda done: done))
 
 
-def test_complexity():
-    rng = np.random.default_rng(0)
-    flat = torch.full((1, 8, 8), 3, dtype=torch.uint8)
-    assert uploads.complexity(flat, 17) == 0
-    random = torch.from_numpy(rng.integers(0, 17, (1, 8, 8), dtype=np.uint8))
-    assert uploads.complexity(random, 17) == pytest.approx(math.log2(17))  # nothing beats the levels as they are
-    assert uploads.complexity(random, 257) is None and uploads.complexity(torch.zeros(2, 8, 8), 17) is None
-    gradient = torch.arange(28, dtype=torch.uint8).expand(1, 28, 28)
-    assert uploads.complexity(gradient, 256) < 1  # PNG and WebP see it
-    # The adaptive code's length is that of its probabilities, one value after the other, and every code is possible (Kraft).
-    values = rng.integers(0, 3, 20)
-    counts, bits = np.full(3, 0.5), 0.0
-    for value in values:
-        bits -= math.log2(counts[value] / counts.sum())
-        counts[value] += 1
-    assert uploads._adaptive_code_length(values, 3) == pytest.approx(bits)
-    every = np.stack(np.meshgrid(*[range(3)] * 4), axis=-1).reshape(-1, 4)
-    assert sum(2 ** -uploads._adaptive_code_length(row, 3) for row in every) == pytest.approx(1)
-
-
 def test_pictures_keep_every_value():
     import base64
     import io

@@ -28,6 +28,7 @@ PIPELINE = {
     "pipeline.py",
     "README.md",
 }
+OF_A_REPORT = {"report.json", ".eval_results/ddpm-vlb.yaml", "terms.png", "samples.png"}
 LOAD = "from ddpm_vlb import VLBDDPMPipeline; pipe = VLBDDPMPipeline.from_pretrained(name)\n"
 OPEN = LOAD.replace("name", "folder")
 SCORE = """
@@ -91,7 +92,7 @@ def shipped(hub, client):
 
 
 def test_the_repository_contains_what_it_should_and_nothing_else(shipped):
-    assert set(shipped) == PIPELINE | {"report.json", "terms.png", "samples.png"}
+    assert set(shipped) == PIPELINE | OF_A_REPORT
     assert (
         shipped["unet/diffusion_pytorch_model.safetensors"]
         == (DIGITS / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -105,6 +106,24 @@ def test_the_repository_contains_what_it_should_and_nothing_else(shipped):
     from ddpm_vlb.hub.cards import check_card
 
     check_card(card, report)
+
+
+def test_the_hubs_results_are_the_reports(shipped, client):
+    # As the real client reads them, from the repository.
+    code = """
+import yaml
+from huggingface_hub import hf_hub_download, parse_eval_result_entries
+entries = parse_eval_result_entries(yaml.safe_load(open(hf_hub_download(name, ".eval_results/ddpm-vlb.yaml"))))
+result = [vars(entry) for entry in entries]
+"""
+    (entry,) = client.run(code, name=REPOSITORY)
+    report = json.loads(shipped["report.json"])
+    assert entry["value"] == report["bits_per_dim"]
+    assert (entry["dataset_id"], entry["task_id"]) == (report["config"]["dataset"], "bits_per_dim")
+    notes = entry["notes"].split("; ")
+    assert f"standard error {report['standard_error']!r}" in notes and entry["notes"].endswith(report["config"]["command"])
+    assert f"network sha256 {report['config']['network_sha256']}" in notes
+    assert entry["source_url"].endswith(f"{REPOSITORY}/blob/main/report.json")
 
 
 # The three ways.
@@ -183,7 +202,7 @@ def test_the_shell_lines_of_the_page(hub, client, folder):
         done = client.command(*shlex.split(line)[1:], *stop)
         assert done.returncode == 0, (line, done.stderr)
     repository = hub.repositories["me/shell-ddpm-vlb-digits"]
-    assert repository.private and set(repository.files) == PIPELINE | {"report.json", "terms.png", "samples.png"}
+    assert repository.private and set(repository.files) == PIPELINE | OF_A_REPORT
 
 
 def test_a_pinned_revision_of_the_code_is_its_own(hub, client, stranger, folder):

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
-from tiny import generator
+from tiny import generator, quiet, tiny_unet
 from zygote import shared
 
 import ddpm_vlb
+from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.hub import standalone
-from ddpm_vlb.hub.standalone import card_template, standalone_source
+from ddpm_vlb.hub.standalone import card_template, community_source, standalone_source
+from ddpm_vlb.pixel_grid import levels_to_samples
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,3 +123,44 @@ def test_nothing_of_ours_trusts_remote_code_by_itself():
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code"
     ]
     assert len(files) > 20 and not trusting
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large", "learned_range"])
+def test_the_community_pipeline_scores_as_the_package_does(variance_type, images, tmp_path):
+    r"""One file, loaded by diffusers from a folder as any community pipeline, over a checkpoint that diffusers saved."""
+    unet = tiny_unet(out_channels=2 if variance_type == "learned_range" else 1)
+    DDPMPipeline(unet, DDPMScheduler(20, variance_type=variance_type)).save_pretrained(tmp_path / "tiny")
+    path = tmp_path / "ddpm_likelihood.py"
+    path.write_text(community_source())
+    assert "ddpm_vlb" not in re.findall(r"^\s*(?:from|import)\s+(\w+)", path.read_text(), flags=re.MULTILINE)
+    pipe = quiet(DiffusionPipeline.from_pretrained(tmp_path / "tiny", custom_pipeline=str(path), trust_remote_code=True))
+    assert type(pipe).__name__ == "DDPMLikelihoodPipeline" and ">>> out = pipe(images" in type(pipe).__call__.__doc__
+    pipe.unet.train()
+    out = pipe(images, generator=generator(), batch_size=3)
+    expected = quiet(VLBDDPMPipeline.from_pretrained(tmp_path / "tiny")).evaluate_nll(images, 3, generator())
+    for name in ("prior", "decoder", "transitions"):
+        assert torch.equal(out[name], expected[name]), name
+    assert torch.allclose(out.bits_per_dim, expected.bits_per_dim, rtol=1e-12) and pipe.unet.training
+    floats = pipe(levels_to_samples(images, 256, torch.float32), generator=generator(), batch_size=3, return_dict=False)
+    assert torch.equal(floats[0], out.bits_per_dim) and len(floats) == 4
+    for bad, message in (
+        (images[0], "`images` must be a tensor"),
+        (images.short() + 256, "`images` must hold levels from 0 to 255, got 256 to"),
+        (torch.full((1, 1, 8, 8), 0.5001), "grid"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(bad)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ja.md"])
+def test_the_page_loads_it_so(page, images, tmp_path, monkeypatch):
+    DDPMPipeline(tiny_unet(), DDPMScheduler(20)).save_pretrained(tmp_path / "tiny")
+    path = tmp_path / "runs" / "community" / "ddpm_likelihood.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(community_source())
+    text = (ROOT / "ddpm_vlb" / "hub" / page).read_text()
+    code = re.search(r"<!-- custom pipeline -->\n```python\n(.*?)```", text, flags=re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "images": images}
+    exec(code.replace("google/ddpm-cifar10-32", str(tmp_path / "tiny")), names)
+    assert names["out"].bits_per_dim.shape == (5,)

@@ -40,13 +40,14 @@ ROOMS = [
     "checkpoints",
     "pipeline_vlb_ddpm",
     "evaluation",
+    "metrics",
     "cli",
     "__main__",
 ]
 KNOW_NOTHING_OF_DIFFUSERS = ROOMS[: ROOMS.index("data")]
 # The maths, which leans on no edge.
 CORE = ["scheduling_vlb_ddpm", "forward_process", "reverse_process", "bound", "gaussians", "losses"]
-EDGES = ("hub", "reports", "checkpoints", "evaluation", "cli")
+EDGES = ("hub", "reports", "checkpoints", "evaluation", "metrics", "cli")
 # Imported by a method when it is called, and by nothing before: (from, to).
 LATE = {("scheduling_vlb_ddpm", "hub.push")}
 MAX_LINES, MAX_CODE = 450, 80

@@ -820,3 +820,21 @@ def test_resuming_another_run_is_refused(full_run, script, capsys, tmp_path):
     elsewhere = [f"--resume_from_checkpoint={broken}", f"--output_dir={tmp_path / 'other'}"]
     assert script.main([*flags[:-1], *elsewhere]) == 2
     assert "must be a complete checkpoint of this script" in capsys.readouterr().err
+
+
+def test_a_policy_gradient_moves_the_reward(tmp_path, pipe, capsys):
+    sys.path.insert(0, str(ROOT / "training"))
+    import policy_gradient
+
+    rewards = policy_gradient.train(
+        pipe, lambda levels: levels.double().mean(dim=(1, 2, 3)), num_iterations=20, num_inference_steps=4, learning_rate=0.03
+    )
+    # Mean levels of images, from 0 to 16; the mean of a batch varies by a tenth.
+    assert min(rewards[-3:]) > max(rewards[:3]) + 0.5
+    assert "mean reward" in capsys.readouterr().out
+    for options, message in ((["--steps", "0"], "`num_inference_steps` must lie in"), (["--iterations", "0"], "`iterations`")):
+        assert policy_gradient.main([*options, "--output", str(tmp_path / "out")]) == 1
+        assert message in capsys.readouterr().err
+    arguments = ["--iterations", "1", "--steps", "2", "--output", str(tmp_path / "out")]
+    assert policy_gradient.main(arguments) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["after.png", "before.png", "pipeline"]

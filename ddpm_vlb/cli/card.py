@@ -17,7 +17,7 @@ def add(commands) -> argparse.ArgumentParser:
         "card",
         help="the model card of a scored checkpoint, made from its report",
         description="Write a checkpoint's README.md, every number of which is from its report, with samples and a plot of the"
-        " terms; or check the one that is there.",
+        " terms, and the number where the Hub looks for results; or check those that are there.",
         examples=(
             'runs/quickstart/pipeline --description "A small DDPM of handwritten digits."',
             "--check runs/quickstart/pipeline",
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def check(folder: Path, report: Report) -> None:
-    r"""Raise `ValueError` unless the card that is there agrees with the report."""
+    r"""Raise `ValueError` unless the card that is there, and the Hub's results beside it, agree with the report."""
     from ..hub.cards import check_card
 
     try:
@@ -57,12 +57,24 @@ def check(folder: Path, report: Report) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`folder` must hold a card, README.md, got {str(folder)!r}: {error}") from error
     check_card(text, report)
+    check_results(folder, report, text)
     print(f"{folder / 'README.md'} agrees with its report: {report['bits_per_dim']:.4f} bits/dim")
+
+
+def check_results(folder: Path, report: Report, card: str) -> None:
+    r"""Raise `ValueError` for results beside a card that say something else; cards of before have none."""
+    from ..hub.cards import repository_of_card
+    from ..hub.eval_results import EVAL_RESULTS, check_eval_results
+
+    results = folder / EVAL_RESULTS
+    if results.exists():
+        check_eval_results(results.read_bytes(), report, repository_of_card(card))
 
 
 def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     r"""Draw samples and terms, and write the card, with the report beside it."""
     from ..hub.cards import model_card
+    from ..hub.eval_results import EVAL_RESULTS, eval_results_file
     from ..hub.repository import PICTURES
 
     repository = arguments.repository or f"your-name/{folder.resolve().name}"
@@ -80,5 +92,11 @@ def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
         write_atomically(folder / name, content)
     write_report(report, folder / "report.json")
     card = model_card(report, repository=repository, pictures=[(PICTURES[name], name) for name in PICTURES if name in pictures])
+    results = eval_results_file(report, repository)
+    if results is None:
+        (folder / EVAL_RESULTS).unlink(missing_ok=True)
+    else:
+        (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
+        write_atomically(folder / EVAL_RESULTS, results)
     write_atomically(folder / "README.md", str(card).encode())
     print(f"card: {folder / 'README.md'}")

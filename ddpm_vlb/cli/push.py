@@ -29,13 +29,15 @@ def add(commands) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     r"""Push the pipeline as it is loaded, saved anew, so that nothing else in the folder goes with it."""
     from ..hub.cards import check_card
+    from ..hub.eval_results import EVAL_RESULTS
     from ..hub.push import check_repository
     from ..hub.repository import check_no_link, pipeline_files
+    from .card import check_results
 
     folder = Path(arguments.folder)
     check_repository(arguments.repository)
     pipeline_files(folder)
-    for name in ("report.json", SAMPLES):
+    for name in ("report.json", SAMPLES, EVAL_RESULTS):
         check_no_link(folder / name, folder)
     report = read_report(folder / "report.json") if (folder / "report.json").exists() else None
     pipe = load_folder(folder)
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     if report is not None and (folder / "README.md").is_file():
         text = (folder / "README.md").read_text(encoding="utf-8")
         check_card(text, report)
+        check_results(folder, report, text)
         with_samples = f"({SAMPLES})" in text
     commit = pipe.push_to_hub(
         arguments.repository,

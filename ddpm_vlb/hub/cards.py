@@ -264,12 +264,18 @@ def check_card(text: str, report: Mapping[str, Any]) -> None:
     missing = [key for key in METADATA_KEYS if not metadata.get(key)]
     if missing:
         raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
-    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
-    if match is None:
-        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    repository = repository_of_card(parts[2])
     # The pictures that are shown are the only thing that the report does not tell.
     pictures = re.findall(r"^!\[([^\]\n]*)\]\(([\w-]+\.png)\)$", parts[2], flags=re.MULTILINE)
-    expected = str(model_card(report, repository=match[1], pictures=pictures))
+    expected = str(model_card(report, repository=repository, pictures=pictures))
     for got, line in zip_longest(text.strip().split("\n"), expected.strip().split("\n"), fillvalue="nothing"):
         if got != line:
             raise ValueError(f"`card` must agree with its report, got the line {got!r} for {line!r}.")
+
+
+def repository_of_card(text: str) -> str:
+    r"""What a card says that its checkpoint is loaded by, or `ValueError`."""
+    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', text)
+    if match is None:
+        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    return match[1]

@@ -5,7 +5,8 @@ One layout serves three users:
 - `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
   upgrades what it loads;
 - `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
-- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it.
+- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it;
+- `.eval_results/ddpm-vlb.yaml` has the report's number where the Hub looks for results.
 
 Nothing else is sent: no optimizer, no logs, no path of the machine that made it. A push is one commit, so that a repository is
 at every moment what it was before or what it is after; files of an earlier push that would contradict the new ones (other
@@ -26,6 +27,7 @@ from safetensors import SafetensorError
 from ..files import fill_folder
 from ..reports.schema import Report, public_report
 from .cards import model_card
+from .eval_results import EVAL_RESULTS, eval_results_file
 from .standalone import standalone_source
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -140,6 +142,9 @@ def repository_files(
     files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
     if report is not None:
         files["report.json"] = json_bytes(public_report(report, repository))
+        results = eval_results_file(report, repository)
+        if results is not None:
+            files[EVAL_RESULTS] = results
     return files
 
 
@@ -151,7 +156,7 @@ def json_bytes(content: Any) -> bytes:
 def is_stale(name: str, variant: str | None = None) -> bool:
     r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
     measured of the model that was there."""
-    if name in ("report.json", *PICTURES):
+    if name in ("report.json", EVAL_RESULTS, *PICTURES):
         return True
     match = WEIGHT_NAME.fullmatch(name)
     return match is not None and (match["variant"] or match["of_index"]) == variant

@@ -15,12 +15,20 @@ PACKAGE = Path(__file__).parents[1]
 # This module itself; what it gives to others is written into the file.
 HERE = "hub.standalone"
 # What models and the demo need; nothing that imports more than a model does.
-DEFAULT_MODULES = ("pipeline_vlb_ddpm", "likelihoods.rate_distortion")
+DEFAULT_MODULES = ("pipeline_vlb_ddpm", "likelihoods.rate_distortion", "data.complexity")
 
 HEADER = '''\
 # ddpm_vlb {version}, its modules {modules} in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
+'''
+COMMUNITY_HEADER = '''\
+# Copyright 2026 The ddpm_vlb authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0.
+#
+# Generated from ddpm_vlb {version}, its modules {modules}.
+r"""The variational bound on the negative log-likelihood of images, in bits/dim, under any DDPM checkpoint."""
 '''
 RESOURCES = '''
 # ---- what the package reads from its own files ----
@@ -54,16 +62,27 @@ def card_template() -> str:
 
 @cache
 def standalone_source(*modules: str) -> str:
-    r"""The source of one file that holds `modules` (by default those of the pipeline and of the rate-distortion curve) and all
+    r"""The source of one file that holds `modules` (by default those of the pipeline and of what the demo computes) and all
     modules of the package they need. Modules are named by their path, with dots.
 
     Raises:
         ValueError: modules that cannot be joined: two meanings of one name, a module of the package imported whole, under
             another name, or through a folder's `__init__`.
     """
+    # Line by line as literals: diffusers takes a line of any text that begins with an import for one.
+    template = "\n".join(f"    {line!r}" for line in card_template().splitlines(keepends=True))
+    return _joined(modules or DEFAULT_MODULES, HEADER, RESOURCES.format(template=template))
+
+
+def community_source() -> str:
+    r"""The source of a community pipeline for diffusers, `ddpm_likelihood.py`: what `hub/community.py` needs in one file."""
+    return _joined(("hub.community",), COMMUNITY_HEADER, "")
+
+
+def _joined(modules: tuple[str, ...], header: str, resources: str) -> str:
     order: list[str] = []
     late: list[str] = []
-    for module in modules or DEFAULT_MODULES:
+    for module in modules:
         _visit(module, order, late)
     while late:  # what functions import when they are called may stand below them
         _visit(late.pop(0), order, late)
@@ -78,13 +97,9 @@ def standalone_source(*modules: str) -> str:
                 raise ValueError(f"Modules must give each name one meaning to be joined, got two of {name!r} in {module}.")
         bodies.append(f"# ---- ddpm_vlb/{module.replace('.', '/')}.py ----\n\n{body}\n")
     version = next(ast.unparse(node) for node in _parse("__init__").body if "__version__" in _bound_names(node))
-    header = HEADER.format(version=ast.literal_eval(version.partition(" = ")[2]), modules=", ".join(order))
     _tree.cache_clear()  # no longer needed, and large
-    # Line by line as literals: diffusers takes a line of any text that begins with an import for one.
-    template = "\n".join(f"    {line!r}" for line in card_template().splitlines(keepends=True))
-    return "\n\n".join(
-        ["\n".join([header, *_import_lines(imports), "", version, RESOURCES.format(template=template)]), *bodies]
-    )
+    header = header.format(version=ast.literal_eval(version.partition(" = ")[2]), modules=", ".join(order))
+    return "\n\n".join(["\n".join([header, *_import_lines(imports), "", version, resources]), *bodies])
 
 
 def _body(module: str, imports: dict[str | None, set[str]]) -> tuple[str, list[tuple[str, ast.AST]]]:

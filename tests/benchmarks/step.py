@@ -1,13 +1,18 @@
-r"""Time of `VLBDDPMScheduler.step` against `DDPMScheduler.step`, side by side in one process."""
+r"""Time of `VLBDDPMScheduler.step` against `DDPMScheduler.step`, side by side in one process; then what `return_log_prob=True`
+costs, beside the bare step and beside the network's evaluation without which there is none.
+"""
 
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_vlb import VLBDDPMScheduler
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+
+CHECKPOINTS = Path(__file__).parents[2] / "spaces_demo" / "checkpoints"
 
 CONFIGURATIONS = {
     "epsilon, fixed_small": {},
@@ -25,6 +30,35 @@ def seconds_per_step(scheduler_class, config, model_output, sample, set_timestep
     for timestep in timesteps:
         scheduler.step(model_output, timestep, sample)
     return (time.perf_counter() - start) / len(timesteps)
+
+
+@torch.no_grad()
+def log_probabilities(name: str, batch_size: int, rounds: int) -> None:
+    """A step of sampling from a shipped checkpoint, its parts timed in turn: CPU time, medians."""
+    pipe = VLBDDPMPipeline.from_pretrained(CHECKPOINTS / f"ddpm-vlb-{name}")
+    unet, scheduler = pipe.unet.eval(), pipe.scheduler
+    scheduler.set_timesteps(50)
+    timestep = int(scheduler.timesteps[25])
+    sample = torch.randn(batch_size, *pipe.network.image_shape)
+    model_output = unet(sample, timestep).sample
+    parts = {
+        "network": lambda: unet(sample, timestep),
+        "step": lambda: [scheduler.step(model_output, timestep, sample) for _ in range(20)],
+        "both": lambda: [scheduler.step(model_output, timestep, sample, return_log_prob=True) for _ in range(20)],
+    }
+    spent: dict[str, list[float]] = {part: [] for part in parts}
+    for turn in range(rounds + 1):
+        for part, run in parts.items():
+            start = time.process_time()
+            run()
+            if turn:
+                spent[part].append((time.process_time() - start) / (1 if part == "network" else 20))
+    network, step, both = (1e6 * statistics.median(spent[part]) for part in parts)
+    shape = " x ".join(map(str, sample.shape))
+    print(
+        f"{name + ', ' + shape:28} network {network:9.1f} us   step {step:6.1f} us   log-probability {both - step:6.1f} us:"
+        f" {(both - step) / (network + step):.1%} of network and step"
+    )
 
 
 def main() -> None:
@@ -48,6 +82,9 @@ def main() -> None:
         stock, ours = (1e6 * statistics.median(column) for column in zip(*rounds))
         ratio = statistics.median(b / a for a, b in rounds)
         print(f"{name:44} stock {stock:6.1f} us   ours {ours:6.1f} us   ratio {ratio:.3f}")
+    print("with return_log_prob=True, shipped checkpoints: CPU time")
+    for name, batch_size in (("digits", 1), ("digits", 64), ("mnist", 1), ("mnist", 64)):
+        log_probabilities(name, batch_size, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.scorer, likelihoods.full_sweep, outputs, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -41,7 +41,7 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from functools import cached_property, partial, reduce
 from glob import escape
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData, _CACHED_NO_EXIST, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, EvalResultEntry, HfApi, ModelCard, ModelCardData, _CACHED_NO_EXIST, eval_result_entries_to_yaml, get_hf_file_metadata, hf_hub_download, hf_hub_url, parse_eval_result_entries, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from itertools import islice, zip_longest
@@ -50,6 +50,7 @@ from safetensors import SafetensorError
 from threading import Lock
 from tqdm.auto import tqdm
 from typing import Any, Literal, NamedTuple, NoReturn, TYPE_CHECKING, cast, get_args
+from urllib.parse import urlunsplit
 from weakref import WeakKeyDictionary
 
 __version__ = '0.1.0'
@@ -2187,6 +2188,143 @@ def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, pred
     return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
 
 
+# ---- ddpm_vlb/outputs.py ----
+
+r"""What scoring returns, and how it is shown: as a line, as a table, as a data frame.
+
+A result holds a number for every image, or for every step. Printed, all of them are pages: what is shown is their mean, its
+error, of how many images, and what it took.
+"""
+
+
+
+
+class Shown:
+    r"""A result of scoring: a dataclass of `repr=False`, whose `_head`, `_details` and `_columns` say what is shown."""
+
+    def _head(self) -> dict[str, Any]:
+        r"""What a line says, by its name: texts, or numbers."""
+        raise NotImplementedError
+
+    def _details(self) -> dict[str, Any]:
+        r"""What a table says besides."""
+        return {}
+
+    def _columns(self) -> dict[str, Any]:
+        r"""Of the data frame: vectors of one length, whose first names the rows."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name} {_text(value)}' for name, value in self._head().items())})"
+
+    def summary(self) -> str:
+        r"""The result in a few lines, one for each number."""
+        rows = self._head() | self._details()
+        width = max(map(len, rows))
+        return "\n".join(f"{name:{width}}  {_text(value)}" for name, value in rows.items())
+
+    def _repr_html_(self) -> str:
+        r"""The result as a table, for notebooks."""
+        rows = (self._head() | self._details()).items()
+        cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(_text(value))}</td></tr>" for name, value in rows)
+        return f"<table>{''.join(cells)}</table>"
+
+    def to_pandas(self):
+        r"""The numbers of every image, or of every step, as a `pandas.DataFrame`, a row each.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("`to_pandas` needs pandas, which is not installed: pip install pandas.") from error
+        columns = {name: torch.as_tensor(values).numpy() for name, values in self._columns().items()}
+        return pandas.DataFrame(columns).set_index(next(iter(columns)))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def mean_of_images(bits_per_dim: torch.Tensor, num_network_evaluations: int) -> dict[str, Any]:
+    r"""The mean of images' numbers `(N,)`, its standard error over them, N, and what it took: a head."""
+    count = len(bits_per_dim)
+    error = {"standard error": bits_per_dim.std().item() / count**0.5} if count > 1 else {}
+    return {
+        "bits/dim": bits_per_dim.mean().item(),
+        **error,
+        "images": count,
+        "network evaluations": num_network_evaluations,
+    }
+
+
+@dataclass(repr=False)
+class VLBOutput(Shown, BaseOutput):
+    r"""The variational bound of N images.
+
+    Args:
+        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
+            `prior + transitions_total + decoder`.
+        prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
+        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim; `None` where
+            they were sampled.
+        transitions_total (`torch.Tensor` of shape `(N,)`): The sum of the KL terms, in bits/dim.
+        decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
+        timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
+        num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
+        config (`dict`): What was scored, and with what.
+        monte_carlo_error, degrees_of_freedom (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`,
+            given the image, and its degrees of freedom, for Student's distribution; `None` for a full sweep.
+    """
+
+    bits_per_dim: torch.Tensor
+    prior: torch.Tensor
+    transitions: torch.Tensor | None
+    transitions_total: torch.Tensor
+    decoder: torch.Tensor
+    timesteps: torch.Tensor
+    num_network_evaluations: int
+    config: dict[str, Any]
+    monte_carlo_error: torch.Tensor | None = None
+    degrees_of_freedom: torch.Tensor | None = None
+
+    def _head(self) -> dict[str, Any]:
+        head = mean_of_images(self.bits_per_dim, self.num_network_evaluations)
+        if self.monte_carlo_error is not None:
+            # Of an image, not of the mean: the images' estimates have the fits of the pilot in common.
+            head["Monte Carlo error of an image"] = self.monte_carlo_error.square().mean().sqrt().item()
+        return head
+
+    def _details(self) -> dict[str, Any]:
+        names = ("num_steps", "num_train_timesteps", "num_pixel_levels", "variance_type", "clip_sample", "dtype", "seed")
+        return {
+            "L_T prior": self.prior.mean().item(),
+            "L_t KL terms": self.transitions_total.mean().item(),
+            "L_0 decoder": self.decoder.mean().item(),
+            **{name: self.config[name] for name in names if name in self.config},
+        }
+
+    def _columns(self) -> dict[str, Any]:
+        columns = {"image": range(len(self.bits_per_dim))}
+        columns |= {name: self[name] for name in ("bits_per_dim", "prior", "transitions_total", "decoder")}
+        errors = {name: self.get(name) for name in ("monte_carlo_error", "degrees_of_freedom") if self.get(name) is not None}
+        return columns | errors
+
+
+@dataclass
+class VLBDDPMSchedulerOutput(DDPMSchedulerOutput):
+    r"""
+    What `step` returns with `return_log_prob=True`.
+
+    Args:
+        prev_sample, pred_original_sample (`torch.Tensor` of shape `(B, C, H, W)`): As in `DDPMSchedulerOutput`.
+        log_prob (`torch.Tensor` of shape `(B,)`): :math:`\log p(x_s | x_t)` at `prev_sample`, in nats per image, float64.
+    """
+
+    log_prob: torch.Tensor | None = None
+
+
 # ---- ddpm_vlb/bound.py ----
 
 r"""The variational bound on the negative log-likelihood, term by term (eq. 5, Ho et al. 2020).
@@ -2380,6 +2518,44 @@ def vlb_terms(
     return terms
 
 
+def step_log_prob(
+    reverse: ReverseProcess,
+    prev_samples: torch.Tensor,
+    model_output: torch.Tensor,
+    noisy_samples: torch.Tensor,
+    timesteps: int | torch.Tensor,
+    num_pixel_levels: int | None = None,
+) -> torch.Tensor:
+    r""":math:`\log p(x_s | x_t)` of a step that was taken: what the first form of the bound sums, and a policy gradient weighs.
+
+    Arguments as `transition_kl`, and:
+        prev_samples: the latents :math:`x_s` one step of the grid below `timesteps` (the image at the lowest one).
+        num_pixel_levels: at the lowest timestep the log-probability of the discretised decoder, for images on the grid of so
+            many levels; `None` for the density of its Gaussian, for any images.
+
+    Returns:
+        Nats, shape `(B,)`; finite for finite arguments. A density may be positive.
+
+    Raises:
+        ValueError: `prev_samples` of another shape, or off the grid where they are to be on it.
+    """
+    x_s, x_t = to_working(prev_samples=prev_samples, noisy_samples=noisy_samples)
+    pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    mean = reverse.forward.posterior_mean(pred_original_sample, x_t, timesteps)
+    log_prob = normal_log_density(x_s, mean, log_variance)
+    lowest = torch.as_tensor(reverse.forward.rows(timesteps, len(x_t))) == 0
+    if num_pixel_levels is not None and lowest.any():
+        index = lowest.expand(len(x_t)).nonzero().squeeze(1).to(x_t.device)
+        decoded = discretized_gaussian_log_likelihood(
+            x_s[index],
+            mean=mean[index],
+            log_variance=log_variance.expand_as(mean)[index],
+            num_pixel_levels=num_pixel_levels,
+        )
+        log_prob = log_prob.index_copy(0, index, decoded)
+    return _sum_dims(log_prob)
+
+
 def trajectory_bound(
     reverse: ReverseProcess,
     predict: Callable[[torch.Tensor, int], torch.Tensor],
@@ -2415,8 +2591,7 @@ def trajectory_bound(
         if row == 0:
             total += decoder_nll(reverse, model_output, original_samples, x_t, timestep, num_pixel_levels)
         else:
-            p = reverse.p_mean_variance(model_output, x_t, timestep)
-            total -= _sum_dims(normal_log_density(x_s, p.mean, p.log_variance))
+            total -= step_log_prob(reverse, x_s, model_output, x_t, timestep)
         total += _sum_dims(normal_log_density(x_t, q.mean, q.log_variance))
         x_s = x_t
     return total - _sum_dims(normal_log_density(x_s, 0.0, 0.0))
@@ -2925,8 +3100,8 @@ def linear_log_snr(num_timesteps: int, log_snr_max: float, log_snr_min: float) -
 r"""The scoring half of the scheduler: frozen processes on an explicit grid, and every term of the bound.
 
 What is computed here depends on the configuration and on a grid of timesteps that is given: `set_timesteps` never changes a
-bound. The maths is in `forward_process.py`, `reverse_process.py`, `bound.py` and `losses.py`; these are their doors for those
-who hold a scheduler.
+bound. (`log_prob` alone is of a step that was taken, by default on the grid that `step` is on.) The maths is in
+`forward_process.py`, `reverse_process.py`, `bound.py` and `losses.py`; these are their doors for those who hold a scheduler.
 """
 
 
@@ -2950,6 +3125,7 @@ class BoundMixin:
 
     config: Any
     alphas_cumprod: torch.Tensor
+    timesteps: torch.Tensor
 
     def _build_tables(self) -> None:
         r"""Build what scoring is made from; called once, when the configuration is there."""
@@ -3151,6 +3327,54 @@ class BoundMixin:
         return vlb_terms(
             reverse, model_output, original_samples, noisy_samples, on_cpu(timesteps), self.config.num_pixel_levels
         )
+
+    def log_prob(
+        self,
+        prev_sample: torch.Tensor,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        timestep,
+        *,
+        decoder: Literal["density", "discretized"] = "density",
+        reduction: Literal["sum", "mean"] = "sum",
+        inference_timesteps: InferenceTimesteps = None,
+    ) -> torch.Tensor:
+        r""":math:`\log p(x_s | x_t)` of a step that was taken, as policy gradients and importance weights ask for it.
+
+        Differentiable in `model_output`, `sample` and `prev_sample`; a policy gradient takes the last as data
+        (`prev_sample.detach()`). A clipped prediction has no gradient where it is clipped: `clip_sample=False` in the
+        configuration of a policy. The last step is finite for every variance type: the decoder has a variance.
+
+        Args:
+            prev_sample (`torch.Tensor`): The latents :math:`x_s` that the step led to, `(B, C, H, W)`: `step`'s `prev_sample`.
+            model_output (`torch.Tensor`): Network output, `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+            sample (`torch.Tensor`): Latents :math:`x_t` of shape `(B, C, H, W)`.
+            timestep (`int` or `torch.Tensor` of shape `(B,)`): Zero-based timesteps, on the CPU where a wait for the
+                accelerator matters.
+            decoder (`str`, defaults to `"density"`): What the lowest timestep has: the `"density"` of the decoder's Gaussian,
+                which any image has, or the log-probability of the `"discretized"` decoder, as in the bound, for images on
+                the pixel grid (those of `draw_from_decoder`).
+            reduction (`str`, defaults to `"sum"`): `"sum"` over the dimensions of an image, or their `"mean"`.
+            inference_timesteps (`list[int]`, *optional*): Strictly descending grid of the steps; by default the one that `step`
+                is on, `timesteps`.
+
+        Returns:
+            `torch.Tensor`: Nats per image (per dimension with `"mean"`), float64 of shape `(B,)`.
+
+        Raises:
+            ValueError: shapes that do not fit, timesteps off the grid, images off the pixel grid with `"discretized"`, a model
+                that cannot be scored.
+        """
+        for name, value, known in (
+            ("decoder", decoder, ("density", "discretized")),
+            ("reduction", reduction, ("sum", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"`{name}` must be {known[0]!r} or {known[1]!r}, got {value!r}.")
+        grid = self.timesteps.tolist() if inference_timesteps is None else inference_timesteps
+        levels = self.config.num_pixel_levels if decoder == "discretized" else None
+        nats = step_log_prob(self.reverse_process(grid), prev_sample, model_output, sample, on_cpu(timestep), levels)
+        return nats if reduction == "sum" else nats / sample[0].numel()
 
     def training_loss(
         self,
@@ -3484,6 +3708,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         sample: torch.Tensor,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
+        return_log_prob: bool = False,
     ) -> DDPMSchedulerOutput | tuple:
         r"""Draw :math:`x_s \sim p(x_s | x_t)`, s the next lower step of the grid; at the lowest step, return the decoder's
         mean.
@@ -3494,15 +3719,20 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             sample (`torch.Tensor`): Latents :math:`x_t` of shape `(B, C, H, W)`.
             generator (`torch.Generator`, *optional*): Source of the noise, drawn as `DDPMScheduler` draws it.
             return_dict (`bool`, defaults to `True`): Return a `DDPMSchedulerOutput` or a tuple.
+            return_log_prob (`bool`, defaults to `False`): Return `log_prob` besides, what [`~VLBDDPMScheduler.log_prob`] says
+                of `prev_sample` held fixed: nats per image, `(B,)`; the density of the decoder's Gaussian at the lowest step,
+                at which nothing is drawn.
 
         Returns:
             `DDPMSchedulerOutput` or `tuple`: `prev_sample` and `pred_original_sample`, in the dtype of `sample` and
-            `model_output` combined; half-precision arithmetic is done in float32.
+            `model_output` combined; half-precision arithmetic is done in float32. With `return_log_prob` a
+            `VLBDDPMSchedulerOutput`, with `log_prob` as the third.
 
         Raises:
             ValueError: a `timestep` off the grid, channels that do not fit, an unknown `prediction_type`.
         """
         c = self._coefficients(timestep)
+        arguments = (model_output, sample, timestep)
         predicted_variance = None
         if model_output.shape[1] != sample.shape[1] or variance_of(self.config.variance_type).is_learned:
             model_output, predicted_variance = split_output(model_output, sample.shape[1], self.config.variance_type)
@@ -3532,6 +3762,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             add_noise_of_step(prev_sample, noise, variance_type, c, pred_original_sample, predicted_variance)
         if mixed:
             prev_sample, pred_original_sample = prev_sample.to(dtype), pred_original_sample.to(dtype)
+        if return_log_prob:
+            # Of the sample as it is handed on, rounded and all, from the float64 tables: `log_prob` will say the same of it.
+            log_prob = self.log_prob(prev_sample.detach(), *arguments)
+            output = VLBDDPMSchedulerOutput(prev_sample, pred_original_sample, log_prob)
+            return output if return_dict else output.to_tuple()
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
@@ -5615,15 +5850,21 @@ def check_card(text: str, report: Mapping[str, Any]) -> None:
     missing = [key for key in METADATA_KEYS if not metadata.get(key)]
     if missing:
         raise ValueError(f"`card` must have the metadata {', '.join(METADATA_KEYS)}, got none of {', '.join(missing)}.")
-    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', parts[2])
-    if match is None:
-        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    repository = repository_of_card(parts[2])
     # The pictures that are shown are the only thing that the report does not tell.
     pictures = re.findall(r"^!\[([^\]\n]*)\]\(([\w-]+\.png)\)$", parts[2], flags=re.MULTILINE)
-    expected = str(model_card(report, repository=match[1], pictures=pictures))
+    expected = str(model_card(report, repository=repository, pictures=pictures))
     for got, line in zip_longest(text.strip().split("\n"), expected.strip().split("\n"), fillvalue="nothing"):
         if got != line:
             raise ValueError(f"`card` must agree with its report, got the line {got!r} for {line!r}.")
+
+
+def repository_of_card(text: str) -> str:
+    r"""What a card says that its checkpoint is loaded by, or `ValueError`."""
+    match = re.search(r'VLBDDPMPipeline\.from_pretrained\("([^"\n]+)"\)', text)
+    if match is None:
+        raise ValueError("`card` must say how the checkpoint is loaded, got no VLBDDPMPipeline.from_pretrained(...).")
+    return match[1]
 
 
 # ---- ddpm_vlb/files.py ----
@@ -5954,6 +6195,95 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(exchange)) == 0
 
 
+# ---- ddpm_vlb/hub/eval_results.py ----
+
+r"""A report's number where the Hub looks for results: `.eval_results/*.yaml`, by huggingface_hub's own classes.
+
+The card's `model-index` says the same and is what the Hub calls legacy. The entry names the data set and the task of its
+benchmark (`eval.yaml` of the data set's repository), the number, and, in `notes`, its error and all that is needed to make it
+again.
+"""
+
+
+
+
+EVAL_RESULTS = ".eval_results/ddpm-vlb.yaml"
+
+
+def eval_result_entries(report: Mapping[str, Any], repository: str) -> list[EvalResultEntry]:
+    r"""The entries of a report, none where its images are of no data set that could be on the Hub.
+
+    Args:
+        report: as `ddpm_vlb.evaluation` makes it.
+        repository: of the checkpoint.
+
+    Raises:
+        ValueError: anything that is no `Report`.
+    """
+    report = Report.of(report)
+    shown = public_report(report, repository)
+    config = shown["config"]
+    dataset = str(config["dataset"]).partition(":")[0]  # without the configuration
+    try:
+        validate_repo_id(dataset)
+    except ValueError:
+        return []
+    return [
+        EvalResultEntry(
+            dataset_id=dataset,
+            # The bound is the metric by that name; of another method's number its name says so.
+            task_id=METRIC if report.method.columns is None else f"{METRIC}_{report.method.name}",
+            value=shown["bits_per_dim"],
+            source_url=urlunsplit(("https", "huggingface.co", f"{repository}/blob/main/report.json", "", "")),
+            source_name="report.json",
+            notes=_notes(shown, report.method.metric, repository),
+        )
+    ]
+
+
+def eval_results_file(report: Mapping[str, Any], repository: str) -> bytes | None:
+    r"""The file `EVAL_RESULTS` of a report, or `None` where there is no entry."""
+    entries = eval_result_entries(report, repository)
+    if not entries:
+        return None
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=10**6).encode()
+
+
+def check_eval_results(content: bytes, report: Mapping[str, Any], repository: str) -> None:
+    r"""Raise `ValueError` unless the file says what the report says, and nothing else."""
+    try:
+        found = parse_eval_result_entries(yaml.safe_load(content))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{EVAL_RESULTS}` must be a list of results, got {type(error).__name__}: {' '.join(str(error).split())}."
+        ) from error
+    expected = eval_result_entries(report, repository)
+    if len(found) != len(expected):
+        raise ValueError(f"`{EVAL_RESULTS}` must have the {len(expected)} results of its report, got {len(found)}.")
+    for own, entry in zip(expected, found):
+        for name, value in vars(own).items():
+            got = getattr(entry, name)
+            if got != value or type(got) is not type(value):
+                raise ValueError(f"`{EVAL_RESULTS}` must agree with its report, got {name} {got!r} for {value!r}.")
+
+
+def _notes(shown: dict[str, Any], metric: str, repository: str) -> str:
+    config, error = shown["config"], shown["standard_error"]
+    parts = [
+        f"{metric}, lower is better",
+        None if error is None else f"standard error {error!r}",
+        f"{shown['num_images']} images" + (f" of split {config['split']}" if config.get("split") else ""),
+        f"{config['num_pixel_levels']} pixel levels",
+        f"{config['num_steps']} of {config['num_train_timesteps']} steps",
+        f"method {shown['method']}, {shown['num_network_evaluations']} network evaluations",
+        f"network sha256 {config['network_sha256']}" if config.get("network_sha256") else None,
+        f"images sha256 {', '.join(config['data_sha256'])}" if config.get("data_sha256") else None,
+        f"ddpm_vlb {config['versions']['ddpm_vlb']}" if "ddpm_vlb" in (config.get("versions") or {}) else None,
+        reproducing_command(shown, repository),
+    ]
+    return "; ".join(part for part in parts if part is not None)
+
+
 # ---- ddpm_vlb/hub/repository.py ----
 
 r"""What a Hub repository of ours contains, and how it gets there.
@@ -5963,7 +6293,8 @@ One layout serves three users:
 - `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
   upgrades what it loads;
 - `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
-- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it.
+- `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it;
+- `.eval_results/ddpm-vlb.yaml` has the report's number where the Hub looks for results.
 
 Nothing else is sent: no optimizer, no logs, no path of the machine that made it. A push is one commit, so that a repository is
 at every moment what it was before or what it is after; files of an earlier push that would contradict the new ones (other
@@ -6085,6 +6416,9 @@ def repository_files(
     files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
     if report is not None:
         files["report.json"] = json_bytes(public_report(report, repository))
+        results = eval_results_file(report, repository)
+        if results is not None:
+            files[EVAL_RESULTS] = results
     return files
 
 
@@ -6096,7 +6430,7 @@ def json_bytes(content: Any) -> bytes:
 def is_stale(name: str, variant: str | None = None) -> bool:
     r"""Whether a file that a push does not replace contradicts what it brings: other weights of the same variant, or what was
     measured of the model that was there."""
-    if name in ("report.json", *PICTURES):
+    if name in ("report.json", EVAL_RESULTS, *PICTURES):
         return True
     match = WEIGHT_NAME.fullmatch(name)
     return match is not None and (match["variant"] or match["of_index"]) == variant
@@ -7143,130 +7477,6 @@ class Sweeps:
             torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions)
         )
         return prior, decoder, transitions
-
-
-# ---- ddpm_vlb/outputs.py ----
-
-r"""What scoring returns, and how it is shown: as a line, as a table, as a data frame.
-
-A result holds a number for every image, or for every step. Printed, all of them are pages: what is shown is their mean, its
-error, of how many images, and what it took.
-"""
-
-
-
-
-class Shown:
-    r"""A result of scoring: a dataclass of `repr=False`, whose `_head`, `_details` and `_columns` say what is shown."""
-
-    def _head(self) -> dict[str, Any]:
-        r"""What a line says, by its name: texts, or numbers."""
-        raise NotImplementedError
-
-    def _details(self) -> dict[str, Any]:
-        r"""What a table says besides."""
-        return {}
-
-    def _columns(self) -> dict[str, Any]:
-        r"""Of the data frame: vectors of one length, whose first names the rows."""
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name} {_text(value)}' for name, value in self._head().items())})"
-
-    def summary(self) -> str:
-        r"""The result in a few lines, one for each number."""
-        rows = self._head() | self._details()
-        width = max(map(len, rows))
-        return "\n".join(f"{name:{width}}  {_text(value)}" for name, value in rows.items())
-
-    def _repr_html_(self) -> str:
-        r"""The result as a table, for notebooks."""
-        rows = (self._head() | self._details()).items()
-        cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(_text(value))}</td></tr>" for name, value in rows)
-        return f"<table>{''.join(cells)}</table>"
-
-    def to_pandas(self):
-        r"""The numbers of every image, or of every step, as a `pandas.DataFrame`, a row each.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("`to_pandas` needs pandas, which is not installed: pip install pandas.") from error
-        columns = {name: torch.as_tensor(values).numpy() for name, values in self._columns().items()}
-        return pandas.DataFrame(columns).set_index(next(iter(columns)))
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def mean_of_images(bits_per_dim: torch.Tensor, num_network_evaluations: int) -> dict[str, Any]:
-    r"""The mean of images' numbers `(N,)`, its standard error over them, N, and what it took: a head."""
-    count = len(bits_per_dim)
-    error = {"standard error": bits_per_dim.std().item() / count**0.5} if count > 1 else {}
-    return {
-        "bits/dim": bits_per_dim.mean().item(),
-        **error,
-        "images": count,
-        "network evaluations": num_network_evaluations,
-    }
-
-
-@dataclass(repr=False)
-class VLBOutput(Shown, BaseOutput):
-    r"""The variational bound of N images.
-
-    Args:
-        bits_per_dim (`torch.Tensor` of shape `(N,)`): The bound on the negative log-likelihood, in bits per dimension:
-            `prior + transitions_total + decoder`.
-        prior (`torch.Tensor` of shape `(N,)`): :math:`L_T`, in bits/dim.
-        transitions (`torch.Tensor` of shape `(N, K - 1)`): The KL terms :math:`L_t`, ascending in t, in bits/dim; `None` where
-            they were sampled.
-        transitions_total (`torch.Tensor` of shape `(N,)`): The sum of the KL terms, in bits/dim.
-        decoder (`torch.Tensor` of shape `(N,)`): :math:`L_0`, in bits/dim.
-        timesteps (`torch.Tensor` of shape `(K - 1,)`): The timesteps of the columns of `transitions`.
-        num_network_evaluations (`int`): Network evaluations, each of one image at one timestep.
-        config (`dict`): What was scored, and with what.
-        monte_carlo_error, degrees_of_freedom (`torch.Tensor` of shape `(N,)`): Standard error of each image's `bits_per_dim`,
-            given the image, and its degrees of freedom, for Student's distribution; `None` for a full sweep.
-    """
-
-    bits_per_dim: torch.Tensor
-    prior: torch.Tensor
-    transitions: torch.Tensor | None
-    transitions_total: torch.Tensor
-    decoder: torch.Tensor
-    timesteps: torch.Tensor
-    num_network_evaluations: int
-    config: dict[str, Any]
-    monte_carlo_error: torch.Tensor | None = None
-    degrees_of_freedom: torch.Tensor | None = None
-
-    def _head(self) -> dict[str, Any]:
-        head = mean_of_images(self.bits_per_dim, self.num_network_evaluations)
-        if self.monte_carlo_error is not None:
-            # Of an image, not of the mean: the images' estimates have the fits of the pilot in common.
-            head["Monte Carlo error of an image"] = self.monte_carlo_error.square().mean().sqrt().item()
-        return head
-
-    def _details(self) -> dict[str, Any]:
-        names = ("num_steps", "num_train_timesteps", "num_pixel_levels", "variance_type", "clip_sample", "dtype", "seed")
-        return {
-            "L_T prior": self.prior.mean().item(),
-            "L_t KL terms": self.transitions_total.mean().item(),
-            "L_0 decoder": self.decoder.mean().item(),
-            **{name: self.config[name] for name in names if name in self.config},
-        }
-
-    def _columns(self) -> dict[str, Any]:
-        columns = {"image": range(len(self.bits_per_dim))}
-        columns |= {name: self[name] for name in ("bits_per_dim", "prior", "transitions_total", "decoder")}
-        errors = {name: self.get(name) for name in ("monte_carlo_error", "degrees_of_freedom") if self.get(name) is not None}
-        return columns | errors
 
 
 # ---- ddpm_vlb/sampled_bound/control_variates.py ----
@@ -9052,3 +9262,45 @@ def progressive_decoding(
             shown.append(((prediction + 1) / 2 * steps).round().clamp(0, steps).to(levels.dtype).cpu())
     pipe.maybe_free_model_hooks()
     return torch.stack(shown[::-1])
+
+
+# ---- ddpm_vlb/data/complexity.py ----
+
+r"""How simple a picture is: what a lossless compressor makes of it."""
+
+
+
+
+def complexity(levels: torch.Tensor, num_pixel_levels: int) -> float | None:
+    r"""Bits per dimension that a lossless compressor needs for an image `(C, H, W)`, the best of four: PNG, WebP, an adaptive
+    arithmetic code, and the levels as they are; `None` where PNG cannot hold it.
+
+    Of files the size of a picture of one colour is taken off: a file of so small a picture is mostly header. A score less this
+    number is that of Serrà et al. (2020), which simple pictures do not win by being simple.
+    """
+    channels, height, width = levels.shape
+    if channels not in (1, 3) or num_pixel_levels > 256:
+        return None
+    array = levels.to(torch.uint8).permute(1, 2, 0).numpy()
+    bits = [levels.numel() * math.log2(num_pixel_levels), _adaptive_code_length(array.ravel(), num_pixel_levels)]
+    for options in ({"format": "PNG", "optimize": True}, {"format": "WEBP", "lossless": True, "quality": 100, "method": 4}):
+        blank = _file_size(np.broadcast_to(array[:1, :1], array.shape), options)
+        bits.append(8 * max(_file_size(array, options) - blank, 0))
+    return min(bits) / levels.numel()
+
+
+def _adaptive_code_length(values: np.ndarray, num_levels: int) -> float:
+    r"""Bits of an arithmetic code whose probabilities are the counts so far, each and a half (Krichevsky & Trofimov 1981).
+
+    The order of the values does not matter: the product of the probabilities has the gamma functions of the counts.
+    """
+    counts = torch.bincount(torch.from_numpy(values.astype(np.int64)), minlength=num_levels).double()
+    whole = torch.lgamma(torch.tensor([num_levels / 2, num_levels / 2 + len(values)], dtype=torch.float64))
+    parts = torch.lgamma(counts + 0.5) - torch.lgamma(torch.tensor(0.5, dtype=torch.float64))
+    return ((whole[1] - whole[0] - parts.sum()) / math.log(2)).item()
+
+
+def _file_size(array: np.ndarray, options: dict) -> int:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array)).save(buffer, **options)
+    return buffer.tell()
