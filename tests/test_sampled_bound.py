@@ -600,7 +600,7 @@ def test_the_pilot_must_leave_room():
 
 def test_a_frame_too_small_for_the_target():
     # The unseen part of an image's bound has a variance over images of 20: 250 images of 4000 leave an error of 0.27.
-    with pytest.raises(ValueError, match="`target_se` must be above .* having 250 of 4000 images at hand, got 0.2"):
+    with pytest.raises(ValueError, match="`target_se` must be above .* having 250 of 12000 images at hand, got 0.2"):
         LARGE.estimate(0, target_se=0.2, frame=np.arange(250))
 
 
