@@ -59,7 +59,7 @@ import torch
 
 from ..noise import mix, mix_array, order_of, uniform_array
 from .design import Design, Shape, best_probabilities, bin_edges, first_probabilities, fit, split_long, standardize
-from .draws import BoundEstimate, Draws, Evaluate, Preview
+from .draws import BoundEstimate, Draws, Evaluate, Number, Preview
 from .rounds import Round, Sums
 from .rules import check_rules
 
@@ -71,7 +71,7 @@ MIN_IMAGES = 3000  # of a run to a target: with 95 % confidence, what none of th
 MIN_DRAWS = 256  # of a first round: fewer would say little of their own error
 MAX_DRAWS = 2**20  # of a round, which lies in memory
 MIN_FREEDOM = 40.0  # of an error that a run to a target may end with: fewer, and it is not known to a tenth
-PATIENCE = 16  # times the evaluations with which the target was met, while its error is in doubt
+PATIENCE = 16  # times the evaluations with which the target was met, while its error is vague or in doubt
 MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
 
 
@@ -136,11 +136,14 @@ def estimate_bound(
         left = budget - run.spent
         if left < 4 or target_se is None and left < 0.02 * budget:
             return estimate
-        wanted = left if target_se is None else run.still_wanted(estimate, target_se)
-        if not wanted and estimate.doubt and run.spent < PATIENCE * (reached := reached or run.spent):
-            wanted = run.spent
-        if not wanted:
+        wanted = left if target_se is None else run.still_wanted(estimate.monte_carlo_error, target_se)
+        if wanted:
+            continue
+        # Twice as many, so that few looks are taken: each that lets it end is one more chance of a small variance.
+        reached = reached or run.spent
+        if run.spent >= PATIENCE * reached or not (estimate.doubt or _is_vague(estimate)):
             return estimate
+        wanted = run.spent
 
 
 class _Run:
@@ -151,7 +154,7 @@ class _Run:
         self.edges, self.image_features = edges, image_features
         self.sums = Sums(edges, prior, image_features, frame)
         self.seen: list[tuple[Draws, torch.Tensor, torch.Tensor]] = []
-        self.spent = self.num_apart = self.num_rounds = 0
+        self.spent = self.num_unused = self.num_rounds = 0
 
     def plan_pilot(self, most: float, look: bool) -> int:
         r"""Settle how large the look and the pilot are, within `most` evaluations each; returns the evaluations of both."""
@@ -174,7 +177,7 @@ class _Run:
             self._see(draws, lambda values, features: None)
         self.spent += 2 * self._half.evaluations
         if not counts:
-            self.num_apart = self.spent
+            self.num_unused = self.spent
             return
         _, spread = self._fit(self.seen)
         best = best_probabilities(self.edges, spread)
@@ -192,7 +195,7 @@ class _Run:
         places = ((np.arange(count) + uniform_array(mix_array(keys, 1))) * rows / count).astype(np.int64)
         values, _ = self._evaluate(Draws(images, places, mix_array(keys, 2)), lambda values, features: None)
         self.edges = split_long(self.edges, np.interp(np.arange(rows), places, values.abs().double().numpy()), LONG_LOOK)
-        self.spent = self.num_apart = count
+        self.spent = self.num_unused = count
 
     def missing_images(self, target_se: float | None) -> int:
         r"""How many images a run to a target has yet to see."""
@@ -209,22 +212,19 @@ class _Run:
         draws = FIRST_SHARE * draws - self.worth * self.sums.num_evaluations
         return math.ceil(max(MIN_DRAWS, min(size, MIN_IMAGES), draws))
 
-    def still_wanted(self, estimate: BoundEstimate, target_se: float) -> float:
-        r"""Evaluations of the next round, 0 where none is needed."""
-        error, freedom = estimate.monte_carlo_error, estimate.degrees_of_freedom
-        if error > target_se:
-            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
-            fixed = self.sums.frame_variance
-            if fixed >= target_se**2:
-                raise ValueError(
-                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
-                    f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
-                )
-            missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
-            return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
-        if error > 0 and freedom < MIN_FREEDOM:
-            return math.ceil(self.spent * min(1.0, MIN_FREEDOM / freedom - 0.9))
-        return 0
+    def still_wanted(self, error: float, target_se: float) -> float:
+        r"""Evaluations that bring `error` down to `target_se`, 0 where none is needed."""
+        if error <= target_se:
+            return 0
+        # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
+        fixed = self.sums.frame_variance
+        if fixed >= target_se**2:
+            raise ValueError(
+                f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
+                f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
+            )
+        missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
+        return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
 
     def round(self, shape: Shape, paired: bool) -> BoundEstimate:
         r"""Another round, by what all before it taught; returns the estimate with it."""
@@ -234,7 +234,7 @@ class _Run:
         self._see(draws, partial(self._preview, design, draws, paired))
         self.sums.rounds.append(self._as_round(design, *self.seen[-1], paired=paired))
         self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
-        return self.sums.estimate(self.spent, self.num_apart, self.num_rounds)
+        return self.sums.estimate(self.spent, self.num_unused, self.num_rounds)
 
     def _see(self, draws: Draws, preview: Preview) -> None:
         values, noise_features = self._evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
@@ -253,10 +253,10 @@ class _Run:
         return fit(self.edges, rows, values, torch.cat([features.flatten(0, -2) for _, _, features in seen]))
 
     @staticmethod
-    def _as_round(design: Design, draws: Draws, values, features, paired: bool, worth: float = 1.0) -> Round:
+    def _as_round(design: Design, draws: Draws, values, features, paired: bool, worth: float | None = None) -> Round:
         return Round(design, draws, design.left_over(draws.rows, values, features), values, paired, worth)
 
-    def _preview(self, design: Design, draws: Draws, paired: bool, values, noise_features) -> BoundEstimate | None:
+    def _preview(self, design: Design, draws: Draws, paired: bool, values, noise_features) -> Number | None:
         r"""The estimate with the part of a round whose values are there, `None` for less than eight images."""
         images = len(values) // draws.rows[0].size
         images -= images % 2 if len(draws.rows) > 1 else 0
@@ -264,8 +264,7 @@ class _Run:
             return None
         part = Draws(*(array[:images] for array in draws))
         shaped = self._shaped(part, values[: part.rows.size], noise_features[: part.rows.size])
-        partly = self.sums.with_round(self._as_round(design, part, *shaped, paired=paired))
-        return partly.estimate(self.spent + part.rows.size, self.num_apart, self.num_rounds + 1)
+        return self.sums.with_round(self._as_round(design, part, *shaped, paired=paired)).number()
 
 
 def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
@@ -274,6 +273,11 @@ def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
         return Shape(max(2, int(evaluations)), 1, 1)
     strata = max(1, int(evaluations // (2 * frame_size)))
     return Shape(min(frame_size, max(1, int(evaluations // (2 * strata)))), strata, 2)
+
+
+def _is_vague(estimate: BoundEstimate) -> bool:
+    r"""Whether its error is known too little to end with."""
+    return estimate.monte_carlo_error > 0 and estimate.degrees_of_freedom < MIN_FREEDOM
 
 
 def _variance_of_draw(spread: torch.Tensor, probabilities: torch.Tensor) -> float:

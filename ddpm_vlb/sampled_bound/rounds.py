@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .design import Design
-from .draws import Bin, BoundEstimate, Draws
+from .draws import Bin, BoundEstimate, Draws, Number
 from .tails import doubt
 
 
@@ -18,10 +18,10 @@ class Round:
     Args:
         design: what m is, and p.
         draws: images, rows and keys, `(images, strata, draws)`.
-        left_over: :math:`\ell_t - m_t`, of the same shape.
-        values: :math:`\ell_t`.
+        left_over: :math:`\ell_t - m_t` in bits/dim, of the same shape.
+        values: :math:`\ell_t` in bits/dim, of the same shape.
         paired: whether images lie in pairs that share their cells, as `Design.draw` has them.
-        worth: how much an evaluation of this round counts beside one of the others.
+        worth: how much an evaluation of the pilot counts beside one of a later round; `None` in a later round.
     """
 
     design: Design
@@ -29,7 +29,7 @@ class Round:
     left_over: torch.Tensor
     values: torch.Tensor
     paired: bool
-    worth: float = 1.0
+    worth: float | None = None
 
     def __post_init__(self):
         self.images = self.draws.images[:, 0, 0]
@@ -39,7 +39,13 @@ class Round:
 
     @property
     def evaluations(self) -> int:
+        r"""How many draws there are."""
         return self.y.numel()
+
+    @property
+    def weight(self) -> float:
+        r"""How much this round counts, up to a factor: by its evaluations, never by its variance."""
+        return self.evaluations * (1.0 if self.worth is None else self.worth)
 
     @property
     def is_double(self) -> bool:
@@ -135,18 +141,23 @@ class Sums:
 
     @property
     def num_evaluations(self) -> int:
+        r"""Evaluations of all rounds."""
         return sum(one.evaluations for one in self.rounds)
 
     @property
     def weights(self) -> list[float]:
-        r"""Of the rounds: by their evaluations, never by their variances."""
-        sizes = [one.worth * one.evaluations for one in self.rounds]
-        return [size / sum(sizes) for size in sizes]
+        r"""Of the rounds, of sum 1."""
+        total = sum(one.weight for one in self.rounds)
+        return [one.weight / total for one in self.rounds]
+
+    @property
+    def later(self) -> list[Round]:
+        r"""The rounds after the pilot; the pilot where there are none."""
+        return [one for one in self.rounds if one.worth is None] or self.rounds
 
     def _over_images(self, of_round) -> float:
         r"""The mean of what rounds with doubled draws say, by their images; of the pilot only where there are no others."""
-        rounds = [one for one in self.rounds if one.is_double]
-        rounds = [one for one in rounds if one.worth == 1] or rounds
+        rounds = [one for one in self.later if one.is_double] or [one for one in self.rounds if one.is_double]
         weights = [len(one.images) for one in rounds]
         return sum(w * of_round(one) for w, one in zip(weights, rounds)) / sum(weights)
 
@@ -206,50 +217,51 @@ class Sums:
         return dict(zip(names, (bounds, decoders, squares.sqrt(), freedom)))
 
     def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
-        # Where there is more than a pilot, by what was drawn with what it taught.
-        rounds = self.rounds[2:] if len(self.rounds) > 2 else self.rounds
-        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in rounds]
+        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
         return doubt(*(torch.cat(part).numpy() for part in zip(*parts)))
 
-    def estimate(self, num_evaluations: int, num_pilot: int, num_rounds: int) -> BoundEstimate:
-        r"""The estimate from all rounds."""
+    def number(self) -> Number:
+        r"""The estimate from all rounds, and nothing beside it."""
+        features = self.image_features.mean(dim=0)
+        value, variance, noise = self.prior.mean().item(), self.frame_variance, 0.0
+        for weight, one in zip(self.weights, self.rounds):
+            one_variance, one_noise = one.variance(len(self.frame))
+            value += weight * ((one.design.known.sum(dim=0) @ features).item() + one.d.mean().item())
+            variance += weight**2 * one_variance
+            noise += weight**4 * one_noise
+        return Number(value, math.sqrt(variance), max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0)
+
+    def estimate(self, num_evaluations: int, num_unused: int, num_rounds: int) -> BoundEstimate:
+        r"""The estimate from all rounds, and what it is made of."""
         bins_of_rows = torch.as_tensor(np.searchsorted(self.edges, np.arange(self.edges[-1]), side="right") - 1)
         num_bins, num_rows = len(self.edges) - 1, len(bins_of_rows)
         by_bin, bin_variance = torch.zeros(2, num_bins, dtype=torch.float64)
-        variance, noise = self.frame_variance, 0.0
         features = self.image_features.mean(dim=0)
         terms, counts = torch.zeros(2, num_rows, dtype=torch.float64)
-        known_terms = torch.zeros(num_rows, dtype=torch.float64)
         for weight, one in zip(self.weights, self.rounds):
             known = one.design.known @ features
             bins = bins_of_rows[one.rows]
             value, spread = one.by_bin(bins, num_bins, len(self.frame))
             by_bin += weight * (value + torch.zeros_like(by_bin).index_add_(0, bins_of_rows, known))
             bin_variance += weight**2 * spread
-            one_variance, one_noise = one.variance(len(self.frame))
-            variance += weight**2 * one_variance
-            noise += weight**4 * one_noise
-            known_terms += weight * known
             rows = one.rows.flatten()
             terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
             counts += torch.bincount(rows, minlength=num_rows)
         counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
-        prior = self.prior.mean().item()
+        number = self.number()
         return BoundEstimate(
-            bits_per_dim=prior + by_bin.sum().item(),
-            prior=prior,
+            **number._asdict(),
+            prior=self.prior.mean().item(),
             bins=[
                 Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
                 for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
             ],
-            monte_carlo_error=math.sqrt(variance),
             data_error=self._data_error(),
             terms=terms / counts,
             term_evaluations=counts.long(),
-            degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
             **self._of_images(),
             num_evaluations=num_evaluations,
-            num_pilot_evaluations=num_pilot,
+            num_pilot_evaluations=num_unused,
             num_rounds=num_rounds,
             doubt=self._doubt(bins_of_rows),
         )
