@@ -10,8 +10,8 @@ timesteps, Neyman's allocation for the standard deviation of what the control va
 timesteps, mixed with a floor. (The decoder is a bin of its own, and so is a step of the grid that is much longer than its
 neighbours, for its term is as much larger. Where nothing is known of the steps, a look at each of them tells.) Both are learned
 anew before every round from all draws before it. What one image unlike all others would do to them is bounded. A pilot with all
-bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what an evaluation
-of it is worth beside later ones.
+bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what the other
+says that an evaluation of it is worth beside later ones.
 
 **Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
 strata, with two draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
@@ -35,14 +35,14 @@ of differences of noise alone. Where every image is to have a number of its own,
 :math:`v_i = \sum_v (y_{iv1} - y_{iv2})^2 / 4 V^2`.
 
 **Stopping.** A run to a target sees 3,000 images, or all: what none of so many shows, no thousandth of the data set has, with
-95 % confidence. (Seen once each, noise and images cannot be told apart: the error is then too large by the images' own share
-of it, of f at the most.) Its first round is somewhat smaller than the pilot says that the wanted error needs; others follow
-by the variance seen until then, until the error is reached, rests on 40 degrees of freedom, and nothing speaks against it
-(`tails.py`), or the evaluations end. Rounds count by their evaluations, never by their variances. Intervals are Student's,
-with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite), so that heavy tails widen
-them. A round whose variance came out small is the last one, and where losses are skewed its mean then tends to be small as
-well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes a table. A number of
-evaluations fixed beforehand brings none.
+95 % confidence. (Seen once each, noise and images cannot be told apart; how much is the images' own, the pilot tells.) Its
+first round is somewhat smaller than the pilot says that the wanted error needs; others follow by the variance seen until then,
+until the error is reached. Then as many evaluations again follow, while the error rests on less than 40 degrees of freedom or
+something speaks against it (`tails.py`), up to 16 times. Rounds count by their evaluations, never by their variances.
+Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
+so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
+then tends to be small as well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes
+a table. A number of evaluations fixed beforehand brings none.
 
 An image by itself has the error :math:`\sqrt{v_i}`, of V squares, and Satterthwaite's degrees of freedom,
 :math:`(\sum_v v_{iv})^2 / \sum_v v_{iv}^2` with :math:`v_{iv}` the summands of :math:`v_i`: V at the most, and few where some
@@ -179,13 +179,12 @@ class _Run:
         if not counts:
             self.num_unused = self.spent
             return
-        _, spread = self._fit(self.seen)
-        best = best_probabilities(self.edges, spread)
-        self.worth = _variance_of_draw(spread, best) / _variance_of_draw(spread, first)
         for one, other in (self.seen, self.seen[::-1]):
-            coefficients, _ = self._fit([other])
+            coefficients, spread = self._fit([other])
+            best = best_probabilities(self.edges, spread)
+            worth = min(1.0, _variance_of_draw(spread, best) / _variance_of_draw(spread, first))
             design = Design(first, coefficients, self.image_features.shape[1])
-            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=self.worth))
+            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=worth))
 
     def _look(self) -> None:
         r"""One draw in each row, or, of many, in as many as there may be: a row that sticks out is a bin of its own."""
@@ -204,12 +203,13 @@ class _Run:
     def wanted(self, target_se: float) -> float:
         r"""Evaluations of a first round to `target_se`: rather less than the pilot says, for the next one knows better."""
         size = len(self.frame)
-        within, between = self.worth * self.sums.within, max(self.sums.between, 0.0)
+        worth = sum(half.worth or 0.0 for half in self.sums.rounds) / 2
+        within, between = worth * self.sums.within, max(self.sums.between, 0.0)
         draws = (within + between) / target_se**2
         if draws > size:
             images = (between + within / 2) / (target_se**2 + between / len(self.sums.prior))
             draws = 2 * images if images <= size else within / target_se**2
-        draws = FIRST_SHARE * draws - self.worth * self.sums.num_evaluations
+        draws = FIRST_SHARE * draws - worth * self.sums.num_evaluations
         return math.ceil(max(MIN_DRAWS, min(size, MIN_IMAGES), draws))
 
     def still_wanted(self, error: float, target_se: float) -> float:
@@ -231,10 +231,17 @@ class _Run:
         coefficients, spread = self._fit(self.seen)
         design = Design(best_probabilities(self.edges, spread), coefficients, self.image_features.shape[1])
         draws = design.draw(self.ids, self.frame, mix(self.seed, 4 + self.num_rounds), shape, paired)
-        self._see(draws, partial(self._preview, design, draws, paired))
-        self.sums.rounds.append(self._as_round(design, *self.seen[-1], paired=paired))
+        before = self._between_before(design) if shape.draws == 1 else 0.0
+        as_round = partial(self._as_round, design, paired=paired, between_before=before)
+        self._see(draws, partial(self._preview, draws, as_round))
+        self.sums.rounds.append(as_round(*self.seen[-1]))
         self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
         return self.sums.estimate(self.spent, self.num_unused, self.num_rounds)
+
+    def _between_before(self, design: Design) -> float:
+        r"""What the pilot says of the variance over images under a design."""
+        same = Design(self.sums.rounds[0].design.probabilities, design.coefficients, design.num_image_features)
+        return sum(self._as_round(same, *half, paired=True).between for half in self.seen[:2]) / 2
 
     def _see(self, draws: Draws, preview: Preview) -> None:
         values, noise_features = self._evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
@@ -253,10 +260,10 @@ class _Run:
         return fit(self.edges, rows, values, torch.cat([features.flatten(0, -2) for _, _, features in seen]))
 
     @staticmethod
-    def _as_round(design: Design, draws: Draws, values, features, paired: bool, worth: float | None = None) -> Round:
-        return Round(design, draws, design.left_over(draws.rows, values, features), values, paired, worth)
+    def _as_round(design: Design, draws: Draws, values, features, **more) -> Round:
+        return Round(design, draws, design.left_over(draws.rows, values, features), values, **more)
 
-    def _preview(self, design: Design, draws: Draws, paired: bool, values, noise_features) -> Number | None:
+    def _preview(self, draws: Draws, as_round, values, noise_features) -> Number | None:
         r"""The estimate with the part of a round whose values are there, `None` for less than eight images."""
         images = len(values) // draws.rows[0].size
         images -= images % 2 if len(draws.rows) > 1 else 0
@@ -264,7 +271,7 @@ class _Run:
             return None
         part = Draws(*(array[:images] for array in draws))
         shaped = self._shaped(part, values[: part.rows.size], noise_features[: part.rows.size])
-        return self.sums.with_round(self._as_round(design, part, *shaped, paired=paired)).number()
+        return self.sums.with_round(as_round(part, *shaped)).number()
 
 
 def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:

@@ -22,6 +22,7 @@ class Round:
         values: :math:`\ell_t` in bits/dim, of the same shape.
         paired: whether images lie in pairs that share their cells, as `Design.draw` has them.
         worth: how much an evaluation of the pilot counts beside one of a later round; `None` in a later round.
+        between_before: where images are drawn once, what earlier rounds say of `between` under this design.
     """
 
     design: Design
@@ -30,6 +31,7 @@ class Round:
     values: torch.Tensor
     paired: bool
     worth: float | None = None
+    between_before: float = 0.0
 
     def __post_init__(self):
         self.images = self.draws.images[:, 0, 0]
@@ -43,14 +45,15 @@ class Round:
         return self.y.numel()
 
     @property
-    def weight(self) -> float:
-        r"""How much this round counts, up to a factor: by its evaluations, never by its variance."""
-        return self.evaluations * (1.0 if self.worth is None else self.worth)
-
-    @property
     def is_double(self) -> bool:
         r"""Whether an image is drawn twice in a stratum."""
         return self.y.shape[2] == 2
+
+    @property
+    def between(self) -> float:
+        r"""The variance over images of :math:`D_i`, from doubled draws; may come out negative."""
+        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
+        return torch.cov(self.y.mean(dim=1).T)[0, 1].item() if len(self.images) > 1 else 0.0
 
     def between_pairs(self, d: torch.Tensor) -> torch.Tensor:
         r"""Summands, for each pair or image, whose mean is the variance over images of `d`, a number of each image."""
@@ -89,8 +92,9 @@ class Round:
         between = self.between_pairs(self.d)
         between = between / (len(between) * m)
         if not self.is_double:
-            # Without a second draw there is no telling how much of it is the images' own, which all having been met would end.
-            return between, len(between) - (not self.paired)
+            # The images' own part of it does not count for those that were met, and the rest is noise.
+            own = min(1.0, max(self.between_before, 0.0) / max(between.sum().item() * m, 1e-300))
+            return (1 - share * own) * between, len(between) - (not self.paired)
         noise = self.of_noise(self.y).sum(dim=1)
         if self.paired:
             noise = noise[: len(between)]  # an odd image has no partner
@@ -146,9 +150,13 @@ class Sums:
 
     @property
     def weights(self) -> list[float]:
-        r"""Of the rounds, of sum 1."""
-        total = sum(one.weight for one in self.rounds)
-        return [one.weight / total for one in self.rounds]
+        r"""Of the rounds, of sum 1: by their evaluations, never by their variances; later ones make up what the pilot lacks.
+
+        What a half of the pilot is worth is nothing of its own, so that its weight goes with no value of it.
+        """
+        later = [one.evaluations for one in self.rounds if one.worth is None]
+        pilot = [one.worth * one.evaluations / self.num_evaluations for one in self.rounds if one.worth is not None]
+        return [*pilot, *((1 - sum(pilot)) * evaluations / sum(later) for evaluations in later)]
 
     @property
     def later(self) -> list[Round]:
@@ -161,15 +169,10 @@ class Sums:
         weights = [len(one.images) for one in rounds]
         return sum(w * of_round(one) for w, one in zip(weights, rounds)) / sum(weights)
 
-    @staticmethod
-    def _between(one: Round) -> float:
-        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
-        return torch.cov(one.y.mean(dim=1).T)[0, 1].item() if len(one.images) > 1 else 0.0
-
     @property
     def between(self) -> float:
         r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
-        return self._over_images(self._between)
+        return self._over_images(lambda one: one.between)
 
     @property
     def within(self) -> float:
@@ -193,7 +196,7 @@ class Sums:
         def variance_of(one: Round) -> float:
             known = self._known(one)
             covariance = torch.cov(torch.stack([known[one.images], one.d]))[0, 1].item() if len(one.images) > 1 else 0.0
-            return known.var().item() + 2 * covariance + self._between(one)
+            return known.var().item() + 2 * covariance + one.between
 
         return math.sqrt(max(self._over_images(variance_of), 0.0) / len(self.prior))
 
@@ -218,7 +221,7 @@ class Sums:
 
     def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
         parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
-        return doubt(*(torch.cat(part).numpy() for part in zip(*parts)))
+        return doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
 
     def number(self) -> Number:
         r"""The estimate from all rounds, and nothing beside it."""
@@ -250,7 +253,9 @@ class Sums:
         counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
         number = self.number()
         return BoundEstimate(
-            **number._asdict(),
+            bits_per_dim=number.bits_per_dim,
+            monte_carlo_error=number.monte_carlo_error,
+            degrees_of_freedom=number.degrees_of_freedom,
             prior=self.prior.mean().item(),
             bins=[
                 Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))

@@ -24,25 +24,25 @@ HEAVIEST_SHAPE = 0.7  # as PSIS
 FEWEST_FREEDOM = 10.0
 
 
-def doubt(contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
+def doubt(evaluations: int, contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
     r"""Why the error of a mean cannot be trusted, `None` where nothing speaks against it.
 
     Args:
-        contributions: what the mean is of, `(n,)`.
-        values: the losses, `(n,)`.
+        evaluations: how many the error rests on.
+        contributions: what the mean is of, `(n,)`, of those that were drawn alike.
+        values: their losses, `(n,)`.
         bins: which of them are alike, `(n,)`.
     """
-    n = len(contributions)
     if np.ptp(contributions) <= 1e-9 * np.abs(values).mean():
         return None
-    if n < FEWEST_EVALUATIONS:
-        return f"{n} evaluations are too few to know their own error"
+    if evaluations < FEWEST_EVALUATIONS:
+        return f"{evaluations} evaluations are too few to know their own error"
     shape, exceedances = pareto_shape(np.abs(contributions - np.median(contributions)))
     if shape > HEAVIEST_SHAPE + (1 + HEAVIEST_SHAPE) / exceedances**0.5:
         return f"a few contributions outweigh all others (their tail has the shape {shape:.2f}: no variance can be measured)"
-    freedom = 2 * n / lognormal_kurtosis(log_spread(values, bins))
+    freedom = 2 * len(values) / lognormal_kurtosis(log_spread(values, bins))
     if freedom < FEWEST_FREEDOM:
-        return f"losses spread over orders of magnitude: {n} evaluations have seen too few of the largest"
+        return f"losses spread over orders of magnitude: {evaluations} evaluations have seen too few of the largest"
     return None
 
 
