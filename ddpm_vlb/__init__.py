@@ -9,6 +9,8 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
+from .lazy import names_from
+
 if TYPE_CHECKING:
     from .calibration import calibrate
     from .data import load_images, open_images, quantize
@@ -63,10 +65,7 @@ _MOVED = {
 }
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = names_from(__name__, _HOMES)
 
 
 def __dir__():

@@ -44,6 +44,15 @@ def test_the_difference_is_that_of_the_bounds(images, steps):
     assert all(run["num_network_evaluations"] <= 1200 for run in runs)
 
 
+def test_a_comparison_says_when_its_error_is_not_to_be_trusted(images):
+    pipes = make_pipe(0), make_pipe(3)
+    few, many = (compare(pipes, images, max_evaluations=count, quiet=True) for count in (160, 2400))
+    assert few["reliable"] is False and "too few" in few["doubt"]
+    assert f"NOT RELIABLE: {few['doubt']}" in format_comparison(few, ("a", "b"))
+    assert many["reliable"] is True and many["doubt"] is None
+    assert "NOT RELIABLE" not in format_comparison(many, ("a", "b"))
+
+
 def test_common_noise_is_worth_it(images):
     # The same network but for a little of its last layer: almost all of its errors are shared.
     pipes = make_pipe(), make_pipe()

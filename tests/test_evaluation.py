@@ -14,6 +14,7 @@ from ddpm_vlb.data import ImageSet, open_images
 from ddpm_vlb.evaluation import estimate_nll, evaluate, format_report, make_report, merge_reports, plot_terms, write_report
 from ddpm_vlb.hub.cards import reproducing_command
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
+from ddpm_vlb.likelihoods.methods import most_evaluations
 from ddpm_vlb.likelihoods.probability_flow import ode_nll
 
 
@@ -135,7 +136,9 @@ def test_it_stops_where_it_is_told_to(pipe):
     assert both["num_network_evaluations"] <= 1500 and both["monte_carlo_error"] > 0.01
     assert "stopped at 1500 evaluations, before a Monte Carlo error of 0.01" in format_report(both)
     default = evaluate(one_step(), images, quiet=True)["config"]
-    assert (default["target_se"], default["max_evaluations"]) == (0.005, 100_000)
+    # A hundred sweeps of 40 images at one step.
+    assert (default["target_se"], default["max_evaluations"]) == (0.005, 4000)
+    assert most_evaluations(10_000, 1000) == most_evaluations(None, 20) == 100_000
 
 
 def one_step():

@@ -21,7 +21,8 @@ from ddpm_vlb.hub.cards import check_card, model_card, reproducing_command
 from ddpm_vlb.likelihoods.method import Columns, Method, Option
 from ddpm_vlb.likelihoods.methods import METHODS, add_method
 from ddpm_vlb.parametrizations import VARIANCES, decoder_rule
-from ddpm_vlb.reports.make import student_quantile
+from ddpm_vlb.reports.checks import freedom_of_sum
+from ddpm_vlb.reports.make import student_quantile, with_intervals
 from ddpm_vlb.reports.merge import merge_reports
 from ddpm_vlb.reports.schema import (
     FIELDS,
@@ -329,6 +330,42 @@ def test_sampled_shards_and_seeds_add_up(pipe, images):
     # Of 23 images the spread is known to 15 %, by either way.
     whole = score(pipe, images, max_evaluations=20000)
     assert merged["data_error"] == pytest.approx(whole["data_error"], rel=0.6)
+
+
+def test_a_report_says_when_its_error_is_not_to_be_trusted(pipe, images, tmp_path):
+    few, many = score(pipe, images, max_evaluations=80), score(pipe, images, seed=1)
+    assert few["reliable"] is False and few["doubt"].endswith("evaluations are too few to know their own error")
+    assert many["reliable"] is True and many["doubt"] is None
+    said = f"NOT RELIABLE: {few['doubt']}"
+    assert said in format_report(few) and "NOT RELIABLE" not in format_report(many)
+    # A card shows no error then, neither for people nor for programs, and passes its check.
+    card = str(model_card(few, repository="me/tiny"))
+    assert few["doubt"] in card and f"{few['standard_error']:.4f} standard error" not in card
+    assert f"standard_error: {few['standard_error']}" not in card
+    check_card(card, few)
+    assert f"standard_error: {many['standard_error']}" in str(model_card(many, repository="me/tiny"))
+    # What is put together is as reliable as the least of its parts, in any order.
+    for reports in ((few, many), (many, few)):
+        merged = merge_reports(reports)
+        assert merged["doubt"] == few["doubt"] and merged["reliable"] is False and Report.of(merged) is merged
+    # Reports of before do not say; nor does what is merged with them.
+    old = Report(with_intervals({key: value for key, value in many.items() if key not in ("reliable", "doubt")}))
+    assert not {"reliable", "doubt"} & set(merge_reports([few, old]))
+    for changes in ({"reliable": True}, {"doubt": None}):
+        with pytest.raises(ValueError, match="a 'doubt' where it is not reliable, and nowhere else"):
+            Report.of(changed(few, **changes))
+
+
+def test_of_few_images_no_more_is_known_than_they_tell(pipe, images):
+    report = score(pipe, images[:3], max_evaluations=4000)
+    low, high = report["confidence_interval"]
+    # Two degrees of freedom at the most, though the noise has more.
+    assert report["degrees_of_freedom"] > 2 * 2
+    assert high - low >= 2 * student_quantile(2) * report["standard_error"] * (1 - 1e-9)
+    # Before, those of the noise counted where it was most of the error; such reports are taken as they are.
+    noise, images_error = 1.0, 0.1
+    assert freedom_of_sum(noise, images_error, 50.0, {"num_images": 3, "reliable": True}) == 2
+    assert freedom_of_sum(noise, images_error, 50.0, {"num_images": 3}) > 40
 
 
 def test_errors_of_single_images_are_merged(pipe, images):

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "ddpm_vlb"
 
 # Lowest first, a file or a family: each may import those above it in this list, whole folders too.
 ROOMS = [
+    "lazy",
     "__init__",
     "files",
     "words",

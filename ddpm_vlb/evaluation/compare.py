@@ -15,7 +15,7 @@ import torch
 from ..checks import check_count, check_integer, check_seed
 from ..data.frame import BLOCK, BUFFER_BYTES
 from ..data.sources import source_of
-from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE
+from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE, most_evaluations
 from ..model.scorer import Scorer
 from ..reports.checks import to_plain
 from ..reports.make import estimate_fields
@@ -73,7 +73,8 @@ def compare(
     Raises:
         ValueError: as `evaluate`; models of different images.
     """
-    if target_se is None and max_evaluations is None:
+    unasked = target_se is None and max_evaluations is None
+    if unasked:
         target_se, max_evaluations = TARGET_SE, MAX_EVALUATIONS
     max_evaluations = None if max_evaluations is None else check_integer("max_evaluations", max_evaluations)
     rules = to_plain({"target_se": target_se, "max_evaluations": max_evaluations})
@@ -88,6 +89,9 @@ def compare(
     which: dict[str, Any] = {"max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorers[0].network, scorers[0].num_pixel_levels, class_labels[0], **which)
     count = 1 if source.is_stream else len(source.images)
+    if unasked:
+        num_steps = sum(len(scorer.timesteps) for scorer in scorers)
+        rules["max_evaluations"] = most_evaluations(None if source.is_stream else count, num_steps)
     labels = [scorer.network.check_class_labels(given, count) for scorer, given in zip(scorers, class_labels)]
     if source.is_stream and any(given is not None for given in labels):
         raise ValueError("`class_labels` must be left out for a stream, got some.")

@@ -14,7 +14,7 @@ import torch
 from ..checks import check_count, check_integer, check_seed, integer
 from ..data.frame import BUFFER_BYTES
 from ..data.sources import source_of
-from ..likelihoods.methods import METHODS, own_options
+from ..likelihoods.methods import METHODS, most_evaluations, own_options
 from ..reports.checks import to_plain
 from ..reports.schema import Report, check_context, check_settings, without_places
 from ..sampled_bound.rules import check_rules
@@ -77,7 +77,8 @@ def evaluate(
         overridden: names of settings of the checkpoint that the caller has changed, for the report.
         options: the method's own. Of `"sampled"`: `target_se`, the Monte Carlo error (bits/dim) at which to stop;
             `max_evaluations`, network evaluations at which to stop if it has not been reached (where nothing says when to stop,
-            it is at 0.005 bits/dim or 100,000 evaluations); `evaluations_per_image`, an even number, for every image, instead.
+            it is at 0.005 bits/dim, at 100,000 evaluations or at as many as 100 full sweeps take); `evaluations_per_image`, an
+            even number, for every image, instead.
             Of `"iw"`: `k`, trajectories of an image, 16 by default. Of `"ode"`: `trace`, `num_probes`, `num_draws`, `rtol` and
             `atol`, as `ode_nll`.
 
@@ -91,6 +92,7 @@ def evaluate(
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
     row = METHODS[method]
+    unasked = all(options.get(option.name) is None for option in row.options)
     options = own_options(row, options, inspect.signature(evaluate).parameters)
     for option in row.options:
         if option.kind is int and options[option.name] is not None:
@@ -108,6 +110,9 @@ def evaluate(
     scorer = pipe.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
     which: dict[str, Any] = {"shard": shard, "max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
+    if row.name == "sampled" and unasked:
+        num_images = None if source.is_stream else len(source.images)
+        options["max_evaluations"] = most_evaluations(num_images, len(scorer.timesteps))
     config = scorer.config(
         batch_size=batch_size,
         seed=seed,

@@ -10,6 +10,12 @@ from .method import Method, Option
 # Where nothing says when a sampled evaluation stops.
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
+MAX_SWEEPS = 100  # of few images at few steps: no more evaluations than so many full sweeps would take
+
+
+def most_evaluations(num_images: int | None, num_steps: int) -> int:
+    r"""Evaluations at which an evaluation stops that nobody told when to, of N images (`None`: nobody knows) at K steps."""
+    return MAX_EVALUATIONS if num_images is None else min(MAX_EVALUATIONS, MAX_SWEEPS * num_images * num_steps)
 
 
 def _of_weights(report: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
@@ -52,7 +58,10 @@ METHODS: dict[str, Method] = {
             options=(
                 Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
                 Option(
-                    "max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True
+                    "max_evaluations",
+                    int,
+                    f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,}, or {MAX_SWEEPS} full sweeps)",
+                    free=True,
                 ),
                 Option(
                     "evaluations_per_image",

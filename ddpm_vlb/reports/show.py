@@ -226,7 +226,8 @@ def draw_terms(report: Mapping[str, Any]):
     total.set_ylim(0, 1.05 * max(report["bits_per_dim"], math.ulp(1.0)))
     handles = [*axes.get_legend_handles_labels()[0], *total.get_legend_handles_labels()[0]]
     axes.legend(handles=handles, loc="lower left")
-    error = "" if report["standard_error"] is None else f" $\\pm$ {report['standard_error']:.4f}"
+    known = report["standard_error"] is not None and not report.get("doubt")
+    error = f" $\\pm$ {report['standard_error']:.4f}" if known else ""
     axes.set_title(f"{report['bits_per_dim']:.4f}{error} bits/dim, {report['num_images']} images")
     return figure
 

@@ -47,7 +47,7 @@ def split_long(edges: np.ndarray, row_sizes: np.ndarray, times: float = LONG) ->
 
 
 def standardize(features: torch.Tensor) -> torch.Tensor:
-    r"""Columns of mean 0 and standard deviation 1 over the data set, the first of ones; those that do not vary are zero."""
+    r"""Columns `(N, P)` of mean 0 and standard deviation 1, the first of ones; those that do not vary are zero."""
     rest = features[:, 1:].double()
     spread = rest.std(dim=0, unbiased=False)
     rest = torch.where(spread > 1e-12, (rest - rest.mean(dim=0)) / spread.clamp(min=1e-12), 0.0)
@@ -63,6 +63,7 @@ class Shape(NamedTuple):
 
     @property
     def evaluations(self) -> int:
+        r"""Draws in all."""
         return self.images * self.strata * self.draws
 
 
@@ -134,15 +135,21 @@ def fit(
     count = len(widths)
     bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
 
-    def summed(values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(count, *values.shape[1:], dtype=torch.float64).index_add_(0, bins, values)
+    order = bins.argsort()
+    bins, values, features = bins[order], values[order], features[order]
+    counts = torch.bincount(bins, minlength=count)
 
-    counts = summed(torch.ones(len(bins), dtype=torch.float64))
-    seen = counts.clamp(min=1.0)
+    def by_bin(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return values.split(counts.tolist())
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part.sum(dim=0) for part in by_bin(values)])
+
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    medians = [values[bins == b].abs().median().item() if n else 0.0 for b, n in enumerate(counts)]
+    medians = [part.abs().median().item() if len(part) else 0.0 for part in by_bin(values)]
     limits = torch.tensor([OUTLIER * median or math.inf for median in medians], dtype=torch.float64)[bins]
     values = values.clamp(-limits, limits)
+    totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
     scale = (summed(values.square()) / seen).sqrt()
@@ -154,7 +161,7 @@ def fit(
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
     kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
-    gram = torch.einsum("ab,bpq->apq", kernel, summed(centred[:, :, None] * centred[:, None]))
+    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in by_bin(centred)]))
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -163,8 +170,8 @@ def fit(
     value_means, feature_means = value_means[nearest], feature_means[nearest]
     coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
     smooth = torch.exp(-0.5 * distance**2)
-    fitted = (features.shape[1] - 1) * counts / (kernel @ counts).clamp(min=1.0)
-    freedom = smooth @ (counts - 1 - fitted).clamp(min=0.0)
+    fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
+    freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
     return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)

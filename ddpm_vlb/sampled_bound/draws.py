@@ -19,8 +19,16 @@ class Draws(NamedTuple):
     keys: np.ndarray
 
 
+class Number(NamedTuple):
+    r"""An estimate in bits/dim and its error."""
+
+    bits_per_dim: float
+    monte_carlo_error: float
+    degrees_of_freedom: float
+
+
 # From the values and features of the first so many draws, the estimate so far: for a progress bar.
-Preview = Callable[[torch.Tensor, torch.Tensor], "BoundEstimate | None"]
+Preview = Callable[[torch.Tensor, torch.Tensor], Number | None]
 # What evaluates draws, flattened: values in bits/dim `(n,)` and features of the noise `(n, Q)`, both float64.
 Evaluate = Callable[[Draws, Preview], tuple[torch.Tensor, torch.Tensor]]
 
@@ -51,8 +59,9 @@ class BoundEstimate:
         per_image, per_image_decoder, per_image_error: each image's estimate, the decoder's part of it, and its own standard
             error, `(N,)`, where every image was evaluated alike; else `None`.
         per_image_degrees_of_freedom: of `per_image_error`, `(N,)`, or `None`.
-        num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
-        num_rounds: rounds of sampling.
+        num_evaluations: network evaluations.
+        num_pilot_evaluations: those among them that the estimate does not rest on, having only taught where to evaluate.
+        num_rounds: rounds of sampling after the pilot.
         doubt: why `monte_carlo_error` cannot be trusted (`tails.py`), `None` where nothing speaks against it.
     """
 

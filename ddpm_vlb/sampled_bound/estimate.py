@@ -10,8 +10,8 @@ timesteps, Neyman's allocation for the standard deviation of what the control va
 timesteps, mixed with a floor. (The decoder is a bin of its own, and so is a step of the grid that is much longer than its
 neighbours, for its term is as much larger. Where nothing is known of the steps, a look at each of them tells.) Both are learned
 anew before every round from all draws before it. What one image unlike all others would do to them is bounded. A pilot with all
-bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what an evaluation
-of it is worth beside later ones.
+bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what the other
+says that an evaluation of it is worth beside later ones.
 
 **Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
 strata, with two draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
@@ -35,14 +35,14 @@ of differences of noise alone. Where every image is to have a number of its own,
 :math:`v_i = \sum_v (y_{iv1} - y_{iv2})^2 / 4 V^2`.
 
 **Stopping.** A run to a target sees 3,000 images, or all: what none of so many shows, no thousandth of the data set has, with
-95 % confidence. (Seen once each, noise and images cannot be told apart: the error is then too large by the images' own share
-of it, of f at the most.) Its first round is somewhat smaller than the pilot says that the wanted error needs; others follow
-by the variance seen until then, until the error is reached, rests on 40 degrees of freedom, and nothing speaks against it
-(`tails.py`), or the evaluations end. Rounds count by their evaluations, never by their variances. Intervals are Student's,
-with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite), so that heavy tails widen
-them. A round whose variance came out small is the last one, and where losses are skewed its mean then tends to be small as
-well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes a table. A number of
-evaluations fixed beforehand brings none.
+95 % confidence. (Seen once each, noise and images cannot be told apart; how much is the images' own, the pilot tells.) Its
+first round is somewhat smaller than the pilot says that the wanted error needs; others follow by the variance seen until then,
+until the error is reached. Then as many evaluations again follow, while the error rests on less than 40 degrees of freedom or
+something speaks against it (`tails.py`), up to 16 times. Rounds count by their evaluations, never by their variances.
+Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
+so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
+then tends to be small as well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes
+a table. A number of evaluations fixed beforehand brings none.
 
 An image by itself has the error :math:`\sqrt{v_i}`, of V squares, and Satterthwaite's degrees of freedom,
 :math:`(\sum_v v_{iv})^2 / \sum_v v_{iv}^2` with :math:`v_{iv}` the summands of :math:`v_i`: V at the most, and few where some
@@ -59,7 +59,7 @@ import torch
 
 from ..noise import mix, mix_array, order_of, uniform_array
 from .design import Design, Shape, best_probabilities, bin_edges, first_probabilities, fit, split_long, standardize
-from .draws import BoundEstimate, Draws, Evaluate, Preview
+from .draws import BoundEstimate, Draws, Evaluate, Number, Preview
 from .rounds import Round, Sums
 from .rules import check_rules
 
@@ -71,7 +71,7 @@ MIN_IMAGES = 3000  # of a run to a target: with 95 % confidence, what none of th
 MIN_DRAWS = 256  # of a first round: fewer would say little of their own error
 MAX_DRAWS = 2**20  # of a round, which lies in memory
 MIN_FREEDOM = 40.0  # of an error that a run to a target may end with: fewer, and it is not known to a tenth
-PATIENCE = 16  # times the evaluations with which the target was met, while its error is in doubt
+PATIENCE = 16  # times the evaluations with which the target was met, while its error is vague or in doubt
 MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
 
 
@@ -136,11 +136,14 @@ def estimate_bound(
         left = budget - run.spent
         if left < 4 or target_se is None and left < 0.02 * budget:
             return estimate
-        wanted = left if target_se is None else run.still_wanted(estimate, target_se)
-        if not wanted and estimate.doubt and run.spent < PATIENCE * (reached := reached or run.spent):
-            wanted = run.spent
-        if not wanted:
+        wanted = left if target_se is None else run.still_wanted(estimate.monte_carlo_error, target_se)
+        if wanted:
+            continue
+        # Twice as many, so that few looks are taken: each that lets it end is one more chance of a small variance.
+        reached = reached or run.spent
+        if run.spent >= PATIENCE * reached or not (estimate.doubt or _is_vague(estimate)):
             return estimate
+        wanted = run.spent
 
 
 class _Run:
@@ -151,7 +154,7 @@ class _Run:
         self.edges, self.image_features = edges, image_features
         self.sums = Sums(edges, prior, image_features, frame)
         self.seen: list[tuple[Draws, torch.Tensor, torch.Tensor]] = []
-        self.spent = self.num_apart = self.num_rounds = 0
+        self.spent = self.num_unused = self.num_rounds = 0
 
     def plan_pilot(self, most: float, look: bool) -> int:
         r"""Settle how large the look and the pilot are, within `most` evaluations each; returns the evaluations of both."""
@@ -174,15 +177,14 @@ class _Run:
             self._see(draws, lambda values, features: None)
         self.spent += 2 * self._half.evaluations
         if not counts:
-            self.num_apart = self.spent
+            self.num_unused = self.spent
             return
-        _, spread = self._fit(self.seen)
-        best = best_probabilities(self.edges, spread)
-        self.worth = _variance_of_draw(spread, best) / _variance_of_draw(spread, first)
         for one, other in (self.seen, self.seen[::-1]):
-            coefficients, _ = self._fit([other])
+            coefficients, spread = self._fit([other])
+            best = best_probabilities(self.edges, spread)
+            worth = min(1.0, _variance_of_draw(spread, best) / _variance_of_draw(spread, first))
             design = Design(first, coefficients, self.image_features.shape[1])
-            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=self.worth))
+            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=worth))
 
     def _look(self) -> None:
         r"""One draw in each row, or, of many, in as many as there may be: a row that sticks out is a bin of its own."""
@@ -192,7 +194,7 @@ class _Run:
         places = ((np.arange(count) + uniform_array(mix_array(keys, 1))) * rows / count).astype(np.int64)
         values, _ = self._evaluate(Draws(images, places, mix_array(keys, 2)), lambda values, features: None)
         self.edges = split_long(self.edges, np.interp(np.arange(rows), places, values.abs().double().numpy()), LONG_LOOK)
-        self.spent = self.num_apart = count
+        self.spent = self.num_unused = count
 
     def missing_images(self, target_se: float | None) -> int:
         r"""How many images a run to a target has yet to see."""
@@ -201,40 +203,45 @@ class _Run:
     def wanted(self, target_se: float) -> float:
         r"""Evaluations of a first round to `target_se`: rather less than the pilot says, for the next one knows better."""
         size = len(self.frame)
-        within, between = self.worth * self.sums.within, max(self.sums.between, 0.0)
+        worth = sum(half.worth or 0.0 for half in self.sums.rounds) / 2
+        within, between = worth * self.sums.within, max(self.sums.between, 0.0)
         draws = (within + between) / target_se**2
         if draws > size:
             images = (between + within / 2) / (target_se**2 + between / len(self.sums.prior))
             draws = 2 * images if images <= size else within / target_se**2
-        draws = FIRST_SHARE * draws - self.worth * self.sums.num_evaluations
+        draws = FIRST_SHARE * draws - worth * self.sums.num_evaluations
         return math.ceil(max(MIN_DRAWS, min(size, MIN_IMAGES), draws))
 
-    def still_wanted(self, estimate: BoundEstimate, target_se: float) -> float:
-        r"""Evaluations of the next round, 0 where none is needed."""
-        error, freedom = estimate.monte_carlo_error, estimate.degrees_of_freedom
-        if error > target_se:
-            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
-            fixed = self.sums.frame_variance
-            if fixed >= target_se**2:
-                raise ValueError(
-                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
-                    f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
-                )
-            missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
-            return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
-        if error > 0 and freedom < MIN_FREEDOM:
-            return math.ceil(self.spent * min(1.0, MIN_FREEDOM / freedom - 0.9))
-        return 0
+    def still_wanted(self, error: float, target_se: float) -> float:
+        r"""Evaluations that bring `error` down to `target_se`, 0 where none is needed."""
+        if error <= target_se:
+            return 0
+        # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
+        fixed = self.sums.frame_variance
+        if fixed >= target_se**2:
+            raise ValueError(
+                f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
+                f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
+            )
+        missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
+        return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
 
     def round(self, shape: Shape, paired: bool) -> BoundEstimate:
         r"""Another round, by what all before it taught; returns the estimate with it."""
         coefficients, spread = self._fit(self.seen)
         design = Design(best_probabilities(self.edges, spread), coefficients, self.image_features.shape[1])
         draws = design.draw(self.ids, self.frame, mix(self.seed, 4 + self.num_rounds), shape, paired)
-        self._see(draws, partial(self._preview, design, draws, paired))
-        self.sums.rounds.append(self._as_round(design, *self.seen[-1], paired=paired))
+        before = self._between_before(design) if shape.draws == 1 else 0.0
+        as_round = partial(self._as_round, design, paired=paired, between_before=before)
+        self._see(draws, partial(self._preview, draws, as_round))
+        self.sums.rounds.append(as_round(*self.seen[-1]))
         self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
-        return self.sums.estimate(self.spent, self.num_apart, self.num_rounds)
+        return self.sums.estimate(self.spent, self.num_unused, self.num_rounds)
+
+    def _between_before(self, design: Design) -> float:
+        r"""What the pilot says of the variance over images under a design."""
+        same = Design(self.sums.rounds[0].design.probabilities, design.coefficients, design.num_image_features)
+        return sum(self._as_round(same, *half, paired=True).between for half in self.seen[:2]) / 2
 
     def _see(self, draws: Draws, preview: Preview) -> None:
         values, noise_features = self._evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
@@ -253,10 +260,10 @@ class _Run:
         return fit(self.edges, rows, values, torch.cat([features.flatten(0, -2) for _, _, features in seen]))
 
     @staticmethod
-    def _as_round(design: Design, draws: Draws, values, features, paired: bool, worth: float = 1.0) -> Round:
-        return Round(design, draws, design.left_over(draws.rows, values, features), values, paired, worth)
+    def _as_round(design: Design, draws: Draws, values, features, **more) -> Round:
+        return Round(design, draws, design.left_over(draws.rows, values, features), values, **more)
 
-    def _preview(self, design: Design, draws: Draws, paired: bool, values, noise_features) -> BoundEstimate | None:
+    def _preview(self, draws: Draws, as_round, values, noise_features) -> Number | None:
         r"""The estimate with the part of a round whose values are there, `None` for less than eight images."""
         images = len(values) // draws.rows[0].size
         images -= images % 2 if len(draws.rows) > 1 else 0
@@ -264,8 +271,7 @@ class _Run:
             return None
         part = Draws(*(array[:images] for array in draws))
         shaped = self._shaped(part, values[: part.rows.size], noise_features[: part.rows.size])
-        partly = self.sums.with_round(self._as_round(design, part, *shaped, paired=paired))
-        return partly.estimate(self.spent + part.rows.size, self.num_apart, self.num_rounds + 1)
+        return self.sums.with_round(as_round(part, *shaped)).number()
 
 
 def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
@@ -274,6 +280,11 @@ def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
         return Shape(max(2, int(evaluations)), 1, 1)
     strata = max(1, int(evaluations // (2 * frame_size)))
     return Shape(min(frame_size, max(1, int(evaluations // (2 * strata)))), strata, 2)
+
+
+def _is_vague(estimate: BoundEstimate) -> bool:
+    r"""Whether its error is known too little to end with."""
+    return estimate.monte_carlo_error > 0 and estimate.degrees_of_freedom < MIN_FREEDOM
 
 
 def _variance_of_draw(spread: torch.Tensor, probabilities: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .design import Design
-from .draws import Bin, BoundEstimate, Draws
+from .draws import Bin, BoundEstimate, Draws, Number
 from .tails import doubt
 
 
@@ -18,10 +18,11 @@ class Round:
     Args:
         design: what m is, and p.
         draws: images, rows and keys, `(images, strata, draws)`.
-        left_over: :math:`\ell_t - m_t`, of the same shape.
-        values: :math:`\ell_t`.
+        left_over: :math:`\ell_t - m_t` in bits/dim, of the same shape.
+        values: :math:`\ell_t` in bits/dim, of the same shape.
         paired: whether images lie in pairs that share their cells, as `Design.draw` has them.
-        worth: how much an evaluation of this round counts beside one of the others.
+        worth: how much an evaluation of the pilot counts beside one of a later round; `None` in a later round.
+        between_before: where images are drawn once, what earlier rounds say of `between` under this design.
     """
 
     design: Design
@@ -29,7 +30,8 @@ class Round:
     left_over: torch.Tensor
     values: torch.Tensor
     paired: bool
-    worth: float = 1.0
+    worth: float | None = None
+    between_before: float = 0.0
 
     def __post_init__(self):
         self.images = self.draws.images[:, 0, 0]
@@ -39,12 +41,19 @@ class Round:
 
     @property
     def evaluations(self) -> int:
+        r"""How many draws there are."""
         return self.y.numel()
 
     @property
     def is_double(self) -> bool:
         r"""Whether an image is drawn twice in a stratum."""
         return self.y.shape[2] == 2
+
+    @property
+    def between(self) -> float:
+        r"""The variance over images of :math:`D_i`, from doubled draws; may come out negative."""
+        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
+        return torch.cov(self.y.mean(dim=1).T)[0, 1].item() if len(self.images) > 1 else 0.0
 
     def between_pairs(self, d: torch.Tensor) -> torch.Tensor:
         r"""Summands, for each pair or image, whose mean is the variance over images of `d`, a number of each image."""
@@ -83,8 +92,9 @@ class Round:
         between = self.between_pairs(self.d)
         between = between / (len(between) * m)
         if not self.is_double:
-            # Without a second draw there is no telling how much of it is the images' own, which all having been met would end.
-            return between, len(between) - (not self.paired)
+            # The images' own part of it does not count for those that were met, and the rest is noise.
+            own = min(1.0, max(self.between_before, 0.0) / max(between.sum().item() * m, 1e-300))
+            return (1 - share * own) * between, len(between) - (not self.paired)
         noise = self.of_noise(self.y).sum(dim=1)
         if self.paired:
             noise = noise[: len(between)]  # an odd image has no partner
@@ -135,30 +145,34 @@ class Sums:
 
     @property
     def num_evaluations(self) -> int:
+        r"""Evaluations of all rounds."""
         return sum(one.evaluations for one in self.rounds)
 
     @property
     def weights(self) -> list[float]:
-        r"""Of the rounds: by their evaluations, never by their variances."""
-        sizes = [one.worth * one.evaluations for one in self.rounds]
-        return [size / sum(sizes) for size in sizes]
+        r"""Of the rounds, of sum 1: by their evaluations, never by their variances; later ones make up what the pilot lacks.
+
+        What a half of the pilot is worth is nothing of its own, so that its weight goes with no value of it.
+        """
+        later = [one.evaluations for one in self.rounds if one.worth is None]
+        pilot = [one.worth * one.evaluations / self.num_evaluations for one in self.rounds if one.worth is not None]
+        return [*pilot, *((1 - sum(pilot)) * evaluations / sum(later) for evaluations in later)]
+
+    @property
+    def later(self) -> list[Round]:
+        r"""The rounds after the pilot; the pilot where there are none."""
+        return [one for one in self.rounds if one.worth is None] or self.rounds
 
     def _over_images(self, of_round) -> float:
         r"""The mean of what rounds with doubled draws say, by their images; of the pilot only where there are no others."""
-        rounds = [one for one in self.rounds if one.is_double]
-        rounds = [one for one in rounds if one.worth == 1] or rounds
+        rounds = [one for one in self.later if one.is_double] or [one for one in self.rounds if one.is_double]
         weights = [len(one.images) for one in rounds]
         return sum(w * of_round(one) for w, one in zip(weights, rounds)) / sum(weights)
-
-    @staticmethod
-    def _between(one: Round) -> float:
-        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
-        return torch.cov(one.y.mean(dim=1).T)[0, 1].item() if len(one.images) > 1 else 0.0
 
     @property
     def between(self) -> float:
         r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
-        return self._over_images(self._between)
+        return self._over_images(lambda one: one.between)
 
     @property
     def within(self) -> float:
@@ -182,7 +196,7 @@ class Sums:
         def variance_of(one: Round) -> float:
             known = self._known(one)
             covariance = torch.cov(torch.stack([known[one.images], one.d]))[0, 1].item() if len(one.images) > 1 else 0.0
-            return known.var().item() + 2 * covariance + self._between(one)
+            return known.var().item() + 2 * covariance + one.between
 
         return math.sqrt(max(self._over_images(variance_of), 0.0) / len(self.prior))
 
@@ -206,50 +220,53 @@ class Sums:
         return dict(zip(names, (bounds, decoders, squares.sqrt(), freedom)))
 
     def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
-        # Where there is more than a pilot, by what was drawn with what it taught.
-        rounds = self.rounds[2:] if len(self.rounds) > 2 else self.rounds
-        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in rounds]
-        return doubt(*(torch.cat(part).numpy() for part in zip(*parts)))
+        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
+        return doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
 
-    def estimate(self, num_evaluations: int, num_pilot: int, num_rounds: int) -> BoundEstimate:
-        r"""The estimate from all rounds."""
+    def number(self) -> Number:
+        r"""The estimate from all rounds, and nothing beside it."""
+        features = self.image_features.mean(dim=0)
+        value, variance, noise = self.prior.mean().item(), self.frame_variance, 0.0
+        for weight, one in zip(self.weights, self.rounds):
+            one_variance, one_noise = one.variance(len(self.frame))
+            value += weight * ((one.design.known.sum(dim=0) @ features).item() + one.d.mean().item())
+            variance += weight**2 * one_variance
+            noise += weight**4 * one_noise
+        return Number(value, math.sqrt(variance), max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0)
+
+    def estimate(self, num_evaluations: int, num_unused: int, num_rounds: int) -> BoundEstimate:
+        r"""The estimate from all rounds, and what it is made of."""
         bins_of_rows = torch.as_tensor(np.searchsorted(self.edges, np.arange(self.edges[-1]), side="right") - 1)
         num_bins, num_rows = len(self.edges) - 1, len(bins_of_rows)
         by_bin, bin_variance = torch.zeros(2, num_bins, dtype=torch.float64)
-        variance, noise = self.frame_variance, 0.0
         features = self.image_features.mean(dim=0)
         terms, counts = torch.zeros(2, num_rows, dtype=torch.float64)
-        known_terms = torch.zeros(num_rows, dtype=torch.float64)
         for weight, one in zip(self.weights, self.rounds):
             known = one.design.known @ features
             bins = bins_of_rows[one.rows]
             value, spread = one.by_bin(bins, num_bins, len(self.frame))
             by_bin += weight * (value + torch.zeros_like(by_bin).index_add_(0, bins_of_rows, known))
             bin_variance += weight**2 * spread
-            one_variance, one_noise = one.variance(len(self.frame))
-            variance += weight**2 * one_variance
-            noise += weight**4 * one_noise
-            known_terms += weight * known
             rows = one.rows.flatten()
             terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
             counts += torch.bincount(rows, minlength=num_rows)
         counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
-        prior = self.prior.mean().item()
+        number = self.number()
         return BoundEstimate(
-            bits_per_dim=prior + by_bin.sum().item(),
-            prior=prior,
+            bits_per_dim=number.bits_per_dim,
+            monte_carlo_error=number.monte_carlo_error,
+            degrees_of_freedom=number.degrees_of_freedom,
+            prior=self.prior.mean().item(),
             bins=[
                 Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
                 for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
             ],
-            monte_carlo_error=math.sqrt(variance),
             data_error=self._data_error(),
             terms=terms / counts,
             term_evaluations=counts.long(),
-            degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
             **self._of_images(),
             num_evaluations=num_evaluations,
-            num_pilot_evaluations=num_pilot,
+            num_pilot_evaluations=num_unused,
             num_rounds=num_rounds,
             doubt=self._doubt(bins_of_rows),
         )

@@ -4,52 +4,60 @@ Three ways in which a sample does not know its own error, each with a sentence o
 
 - It is small.
 - Its largest contributions have no variance. What exceeds a threshold is like a generalised Pareto variable, whose shape k
-  says which moments there are: with :math:`k > 1/2` there is no variance. (Pareto-smoothed importance
-  sampling judges its weights so: Vehtari et al., arXiv 1507.02646.) The fit is that of Zhang & Stephens (Technometrics 51,
-  2009), with the prior of PSIS. This finds images unlike all others, once one of them was met.
+  says which moments there are: with :math:`k > 1/2` there is no variance. (Pareto-smoothed importance sampling judges its
+  weights so: Vehtari et al., arXiv 1507.02646.) The fit is that of Zhang & Stephens (Technometrics 51, 2009), with the prior
+  of PSIS. This finds images unlike all others, once one of them was met.
 - Its largest contributions are still to come. Losses that are lognormal, of log standard deviation :math:`\sigma`, have every
   moment, but a sample variance of n of them rests on :math:`2n / \kappa` degrees of freedom with the kurtosis
   :math:`\kappa = e^{4\sigma^2} + 2 e^{3\sigma^2} + 3 e^{2\sigma^2} - 4`, of which the sample itself sees next to nothing where
-  :math:`\sigma` is large. What it does see is :math:`\sigma`, from the middle of the losses of rows that are alike.
+  :math:`\sigma` is large. What it does see is :math:`\sigma`, from the upper half of the losses of rows that are alike.
+  (From the lower half differences of two models, which may be next to nothing, would pass for spread.)
 """
 
 import math
 
 import numpy as np
 
-FEWEST_EXCEEDANCES = 5  # exceedances
 FEWEST_EVALUATIONS = 128
-HEAVIEST_SHAPE = 0.7
+FEWEST_EXCEEDANCES = 5
+HEAVIEST_SHAPE = 0.7  # as PSIS
 FEWEST_FREEDOM = 10.0
 
 
-def doubt(contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
+def doubt(evaluations: int, contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
     r"""Why the error of a mean cannot be trusted, `None` where nothing speaks against it.
 
     Args:
-        contributions: what the mean is of, `(n,)`.
-        values: the losses, `(n,)`.
+        evaluations: how many the error rests on.
+        contributions: what the mean is of, `(n,)`, of those that were drawn alike.
+        values: their losses, `(n,)`.
         bins: which of them are alike, `(n,)`.
     """
-    n = len(contributions)
     if np.ptp(contributions) <= 1e-9 * np.abs(values).mean():
         return None
-    if n < FEWEST_EVALUATIONS:
-        return f"{n} evaluations are too few to know their own error"
+    if evaluations < FEWEST_EVALUATIONS:
+        return f"{evaluations} evaluations are too few to know their own error"
     shape, exceedances = pareto_shape(np.abs(contributions - np.median(contributions)))
     if shape > HEAVIEST_SHAPE + (1 + HEAVIEST_SHAPE) / exceedances**0.5:
         return f"a few contributions outweigh all others (their tail has the shape {shape:.2f}: no variance can be measured)"
-    freedom = 2 * n / lognormal_kurtosis(log_spread(values, bins))
+    freedom = 2 * len(values) / lognormal_kurtosis(log_spread(values, bins))
     if freedom < FEWEST_FREEDOM:
-        return f"losses spread over orders of magnitude: {n} evaluations have seen too few of the largest"
+        return f"losses spread over orders of magnitude: {evaluations} evaluations have seen too few of the largest"
     return None
 
 
 def log_spread(values: np.ndarray, bins: np.ndarray) -> float:
-    r"""The standard deviation of the logarithms of losses about the medians of their bins, from the middle half of them."""
+    r"""The standard deviation of the logarithms of losses: by what share of the upper half of them is within one of it.
+
+    Args:
+        values: the losses, `(n,)`.
+        bins: which of them are alike, `(n,)`: their logarithms are taken about the medians of these.
+    """
     logs = np.log(np.abs(values).clip(min=1e-300))
-    deviations = np.concatenate([np.abs(logs[bins == b] - np.median(logs[bins == b])) for b in np.unique(bins)])
-    return 1.4826 * float(np.median(deviations))
+    order = np.argsort(bins, kind="stable")
+    parts = np.split(logs[order], np.flatnonzero(np.diff(bins[order])) + 1)
+    above = np.concatenate([part - np.median(part) for part in parts])
+    return float(np.quantile(above[above >= 0], math.erf(0.5**0.5)))
 
 
 def lognormal_kurtosis(spread: float) -> float:

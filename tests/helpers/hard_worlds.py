@@ -91,3 +91,26 @@ WORLDS = {
     "1000 images, K = 1, to 2 %": (lambda: HardWorld(np.ones(1000), _rows(1), 0.5), _to(0.02)),
     "1000 images, K = 3, to 2 %": (lambda: HardWorld(np.ones(1000), _rows(3), 0.5), _to(0.02)),
 }
+
+# By these nothing was chosen.
+FRESH = {
+    "lognormal 0.3, N = 700, K = 5, to 1 %": (lambda: HardWorld(np.ones(700), _rows(5), 0.3), _to(0.01)),
+    "lognormal 1.5, N = 5000, to 3 %": (lambda: HardWorld(np.ones(5000), _rows(200), 1.5), _to(0.03)),
+    "3 images, K = 30, to 3 %": (lambda: HardWorld(np.array([0.5, 1.0, 2.0]), _rows(30), 0.7), _to(0.03)),
+    "12 images, K = 400, to 3 %": (lambda: HardWorld(np.linspace(0.5, 1.5, 12), _rows(400), 0.6), _to(0.03)),
+    "images themselves lognormal 1, N = 3000, to 3 %": (
+        lambda: HardWorld(np.exp(np.random.default_rng(1).normal(size=3000)), _rows(300), 0.4),
+        _to(0.03),
+    ),
+    "30 of 3000 images carry 60 %, to 4 %": (lambda: HardWorld(_hard(3000, 30, 0.6), _rows(500), 0.7), _to(0.04)),
+    "8 of 8000 images carry a third, to 4 %": (lambda: HardWorld(_hard(8000, 8, 1 / 3), _rows(250), 0.5), _to(0.04)),
+    "a spike at t = 123 with a third, 2500 evaluations": (
+        lambda: HardWorld(np.ones(500), _rows(600, 123, 1 / 3), 0.4),
+        _within(2500),
+    ),
+    "flat over t, normal noise, N = 400, 2000 evaluations": (
+        lambda: HardWorld(np.ones(400), np.ones(1000), 0.4, normal=True),
+        _within(2000),
+    ),
+    "lognormal 0.8, N = 200, 300 evaluations": (lambda: HardWorld(np.ones(200), _rows(100), 0.8), _within(300)),
+}

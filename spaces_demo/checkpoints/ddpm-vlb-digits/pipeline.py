@@ -4607,6 +4607,12 @@ r"""The table of likelihood methods, a row each; read by `evaluate`, by reports 
 # Where nothing says when a sampled evaluation stops.
 TARGET_SE = 0.005
 MAX_EVALUATIONS = 100_000
+MAX_SWEEPS = 100  # of few images at few steps: no more evaluations than so many full sweeps would take
+
+
+def most_evaluations(num_images: int | None, num_steps: int) -> int:
+    r"""Evaluations at which an evaluation stops that nobody told when to, of N images (`None`: nobody knows) at K steps."""
+    return MAX_EVALUATIONS if num_images is None else min(MAX_EVALUATIONS, MAX_SWEEPS * num_images * num_steps)
 
 
 def _of_weights(report: Mapping[str, Any]) -> Iterator[tuple[str, bool, Any]]:
@@ -4649,7 +4655,10 @@ METHODS: dict[str, Method] = {
             options=(
                 Option("target_se", float, f"Monte Carlo error at which to stop (default: {TARGET_SE} bits/dim)", free=True),
                 Option(
-                    "max_evaluations", int, f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,})", free=True
+                    "max_evaluations",
+                    int,
+                    f"network evaluations at which to stop (default: {MAX_EVALUATIONS:,}, or {MAX_SWEEPS} full sweeps)",
+                    free=True,
                 ),
                 Option(
                     "evaluations_per_image",
@@ -7606,8 +7615,16 @@ class Draws(NamedTuple):
     keys: np.ndarray
 
 
+class Number(NamedTuple):
+    r"""An estimate in bits/dim and its error."""
+
+    bits_per_dim: float
+    monte_carlo_error: float
+    degrees_of_freedom: float
+
+
 # From the values and features of the first so many draws, the estimate so far: for a progress bar.
-Preview = Callable[[torch.Tensor, torch.Tensor], "BoundEstimate | None"]
+Preview = Callable[[torch.Tensor, torch.Tensor], Number | None]
 # What evaluates draws, flattened: values in bits/dim `(n,)` and features of the noise `(n, Q)`, both float64.
 Evaluate = Callable[[Draws, Preview], tuple[torch.Tensor, torch.Tensor]]
 
@@ -7638,8 +7655,9 @@ class BoundEstimate:
         per_image, per_image_decoder, per_image_error: each image's estimate, the decoder's part of it, and its own standard
             error, `(N,)`, where every image was evaluated alike; else `None`.
         per_image_degrees_of_freedom: of `per_image_error`, `(N,)`, or `None`.
-        num_evaluations: network evaluations, the pilot's `num_pilot_evaluations` among them.
-        num_rounds: rounds of sampling.
+        num_evaluations: network evaluations.
+        num_pilot_evaluations: those among them that the estimate does not rest on, having only taught where to evaluate.
+        num_rounds: rounds of sampling after the pilot.
         doubt: why `monte_carlo_error` cannot be trusted (`tails.py`), `None` where nothing speaks against it.
     """
 
@@ -7706,7 +7724,7 @@ def split_long(edges: np.ndarray, row_sizes: np.ndarray, times: float = LONG) ->
 
 
 def standardize(features: torch.Tensor) -> torch.Tensor:
-    r"""Columns of mean 0 and standard deviation 1 over the data set, the first of ones; those that do not vary are zero."""
+    r"""Columns `(N, P)` of mean 0 and standard deviation 1, the first of ones; those that do not vary are zero."""
     rest = features[:, 1:].double()
     spread = rest.std(dim=0, unbiased=False)
     rest = torch.where(spread > 1e-12, (rest - rest.mean(dim=0)) / spread.clamp(min=1e-12), 0.0)
@@ -7722,6 +7740,7 @@ class Shape(NamedTuple):
 
     @property
     def evaluations(self) -> int:
+        r"""Draws in all."""
         return self.images * self.strata * self.draws
 
 
@@ -7793,15 +7812,21 @@ def fit(
     count = len(widths)
     bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
 
-    def summed(values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(count, *values.shape[1:], dtype=torch.float64).index_add_(0, bins, values)
+    order = bins.argsort()
+    bins, values, features = bins[order], values[order], features[order]
+    counts = torch.bincount(bins, minlength=count)
 
-    counts = summed(torch.ones(len(bins), dtype=torch.float64))
-    seen = counts.clamp(min=1.0)
+    def by_bin(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return values.split(counts.tolist())
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part.sum(dim=0) for part in by_bin(values)])
+
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    medians = [values[bins == b].abs().median().item() if n else 0.0 for b, n in enumerate(counts)]
+    medians = [part.abs().median().item() if len(part) else 0.0 for part in by_bin(values)]
     limits = torch.tensor([OUTLIER * median or math.inf for median in medians], dtype=torch.float64)[bins]
     values = values.clamp(-limits, limits)
+    totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
     scale = (summed(values.square()) / seen).sqrt()
@@ -7813,7 +7838,7 @@ def fit(
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
     kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
-    gram = torch.einsum("ab,bpq->apq", kernel, summed(centred[:, :, None] * centred[:, None]))
+    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in by_bin(centred)]))
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -7822,8 +7847,8 @@ def fit(
     value_means, feature_means = value_means[nearest], feature_means[nearest]
     coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
     smooth = torch.exp(-0.5 * distance**2)
-    fitted = (features.shape[1] - 1) * counts / (kernel @ counts).clamp(min=1.0)
-    freedom = smooth @ (counts - 1 - fitted).clamp(min=0.0)
+    fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
+    freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
     return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
@@ -7844,50 +7869,58 @@ Three ways in which a sample does not know its own error, each with a sentence o
 
 - It is small.
 - Its largest contributions have no variance. What exceeds a threshold is like a generalised Pareto variable, whose shape k
-  says which moments there are: with :math:`k > 1/2` there is no variance. (Pareto-smoothed importance
-  sampling judges its weights so: Vehtari et al., arXiv 1507.02646.) The fit is that of Zhang & Stephens (Technometrics 51,
-  2009), with the prior of PSIS. This finds images unlike all others, once one of them was met.
+  says which moments there are: with :math:`k > 1/2` there is no variance. (Pareto-smoothed importance sampling judges its
+  weights so: Vehtari et al., arXiv 1507.02646.) The fit is that of Zhang & Stephens (Technometrics 51, 2009), with the prior
+  of PSIS. This finds images unlike all others, once one of them was met.
 - Its largest contributions are still to come. Losses that are lognormal, of log standard deviation :math:`\sigma`, have every
   moment, but a sample variance of n of them rests on :math:`2n / \kappa` degrees of freedom with the kurtosis
   :math:`\kappa = e^{4\sigma^2} + 2 e^{3\sigma^2} + 3 e^{2\sigma^2} - 4`, of which the sample itself sees next to nothing where
-  :math:`\sigma` is large. What it does see is :math:`\sigma`, from the middle of the losses of rows that are alike.
+  :math:`\sigma` is large. What it does see is :math:`\sigma`, from the upper half of the losses of rows that are alike.
+  (From the lower half differences of two models, which may be next to nothing, would pass for spread.)
 """
 
 
 
-FEWEST_EXCEEDANCES = 5  # exceedances
 FEWEST_EVALUATIONS = 128
-HEAVIEST_SHAPE = 0.7
+FEWEST_EXCEEDANCES = 5
+HEAVIEST_SHAPE = 0.7  # as PSIS
 FEWEST_FREEDOM = 10.0
 
 
-def doubt(contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
+def doubt(evaluations: int, contributions: np.ndarray, values: np.ndarray, bins: np.ndarray) -> str | None:
     r"""Why the error of a mean cannot be trusted, `None` where nothing speaks against it.
 
     Args:
-        contributions: what the mean is of, `(n,)`.
-        values: the losses, `(n,)`.
+        evaluations: how many the error rests on.
+        contributions: what the mean is of, `(n,)`, of those that were drawn alike.
+        values: their losses, `(n,)`.
         bins: which of them are alike, `(n,)`.
     """
-    n = len(contributions)
     if np.ptp(contributions) <= 1e-9 * np.abs(values).mean():
         return None
-    if n < FEWEST_EVALUATIONS:
-        return f"{n} evaluations are too few to know their own error"
+    if evaluations < FEWEST_EVALUATIONS:
+        return f"{evaluations} evaluations are too few to know their own error"
     shape, exceedances = pareto_shape(np.abs(contributions - np.median(contributions)))
     if shape > HEAVIEST_SHAPE + (1 + HEAVIEST_SHAPE) / exceedances**0.5:
         return f"a few contributions outweigh all others (their tail has the shape {shape:.2f}: no variance can be measured)"
-    freedom = 2 * n / lognormal_kurtosis(log_spread(values, bins))
+    freedom = 2 * len(values) / lognormal_kurtosis(log_spread(values, bins))
     if freedom < FEWEST_FREEDOM:
-        return f"losses spread over orders of magnitude: {n} evaluations have seen too few of the largest"
+        return f"losses spread over orders of magnitude: {evaluations} evaluations have seen too few of the largest"
     return None
 
 
 def log_spread(values: np.ndarray, bins: np.ndarray) -> float:
-    r"""The standard deviation of the logarithms of losses about the medians of their bins, from the middle half of them."""
+    r"""The standard deviation of the logarithms of losses: by what share of the upper half of them is within one of it.
+
+    Args:
+        values: the losses, `(n,)`.
+        bins: which of them are alike, `(n,)`: their logarithms are taken about the medians of these.
+    """
     logs = np.log(np.abs(values).clip(min=1e-300))
-    deviations = np.concatenate([np.abs(logs[bins == b] - np.median(logs[bins == b])) for b in np.unique(bins)])
-    return 1.4826 * float(np.median(deviations))
+    order = np.argsort(bins, kind="stable")
+    parts = np.split(logs[order], np.flatnonzero(np.diff(bins[order])) + 1)
+    above = np.concatenate([part - np.median(part) for part in parts])
+    return float(np.quantile(above[above >= 0], math.erf(0.5**0.5)))
 
 
 def lognormal_kurtosis(spread: float) -> float:
@@ -7930,10 +7963,11 @@ class Round:
     Args:
         design: what m is, and p.
         draws: images, rows and keys, `(images, strata, draws)`.
-        left_over: :math:`\ell_t - m_t`, of the same shape.
-        values: :math:`\ell_t`.
+        left_over: :math:`\ell_t - m_t` in bits/dim, of the same shape.
+        values: :math:`\ell_t` in bits/dim, of the same shape.
         paired: whether images lie in pairs that share their cells, as `Design.draw` has them.
-        worth: how much an evaluation of this round counts beside one of the others.
+        worth: how much an evaluation of the pilot counts beside one of a later round; `None` in a later round.
+        between_before: where images are drawn once, what earlier rounds say of `between` under this design.
     """
 
     design: Design
@@ -7941,7 +7975,8 @@ class Round:
     left_over: torch.Tensor
     values: torch.Tensor
     paired: bool
-    worth: float = 1.0
+    worth: float | None = None
+    between_before: float = 0.0
 
     def __post_init__(self):
         self.images = self.draws.images[:, 0, 0]
@@ -7951,12 +7986,19 @@ class Round:
 
     @property
     def evaluations(self) -> int:
+        r"""How many draws there are."""
         return self.y.numel()
 
     @property
     def is_double(self) -> bool:
         r"""Whether an image is drawn twice in a stratum."""
         return self.y.shape[2] == 2
+
+    @property
+    def between(self) -> float:
+        r"""The variance over images of :math:`D_i`, from doubled draws; may come out negative."""
+        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
+        return torch.cov(self.y.mean(dim=1).T)[0, 1].item() if len(self.images) > 1 else 0.0
 
     def between_pairs(self, d: torch.Tensor) -> torch.Tensor:
         r"""Summands, for each pair or image, whose mean is the variance over images of `d`, a number of each image."""
@@ -7995,8 +8037,9 @@ class Round:
         between = self.between_pairs(self.d)
         between = between / (len(between) * m)
         if not self.is_double:
-            # Without a second draw there is no telling how much of it is the images' own, which all having been met would end.
-            return between, len(between) - (not self.paired)
+            # The images' own part of it does not count for those that were met, and the rest is noise.
+            own = min(1.0, max(self.between_before, 0.0) / max(between.sum().item() * m, 1e-300))
+            return (1 - share * own) * between, len(between) - (not self.paired)
         noise = self.of_noise(self.y).sum(dim=1)
         if self.paired:
             noise = noise[: len(between)]  # an odd image has no partner
@@ -8047,30 +8090,34 @@ class Sums:
 
     @property
     def num_evaluations(self) -> int:
+        r"""Evaluations of all rounds."""
         return sum(one.evaluations for one in self.rounds)
 
     @property
     def weights(self) -> list[float]:
-        r"""Of the rounds: by their evaluations, never by their variances."""
-        sizes = [one.worth * one.evaluations for one in self.rounds]
-        return [size / sum(sizes) for size in sizes]
+        r"""Of the rounds, of sum 1: by their evaluations, never by their variances; later ones make up what the pilot lacks.
+
+        What a half of the pilot is worth is nothing of its own, so that its weight goes with no value of it.
+        """
+        later = [one.evaluations for one in self.rounds if one.worth is None]
+        pilot = [one.worth * one.evaluations / self.num_evaluations for one in self.rounds if one.worth is not None]
+        return [*pilot, *((1 - sum(pilot)) * evaluations / sum(later) for evaluations in later)]
+
+    @property
+    def later(self) -> list[Round]:
+        r"""The rounds after the pilot; the pilot where there are none."""
+        return [one for one in self.rounds if one.worth is None] or self.rounds
 
     def _over_images(self, of_round) -> float:
         r"""The mean of what rounds with doubled draws say, by their images; of the pilot only where there are no others."""
-        rounds = [one for one in self.rounds if one.is_double]
-        rounds = [one for one in rounds if one.worth == 1] or rounds
+        rounds = [one for one in self.later if one.is_double] or [one for one in self.rounds if one.is_double]
         weights = [len(one.images) for one in rounds]
         return sum(w * of_round(one) for w, one in zip(weights, rounds)) / sum(weights)
-
-    @staticmethod
-    def _between(one: Round) -> float:
-        # Over all images, for the cells of an image's two draws are drawn apart; of pairs there are half as many.
-        return torch.cov(one.y.mean(dim=1).T)[0, 1].item() if len(one.images) > 1 else 0.0
 
     @property
     def between(self) -> float:
         r"""The variance over images of what the control variate leaves of an image's bound; may come out negative."""
-        return self._over_images(self._between)
+        return self._over_images(lambda one: one.between)
 
     @property
     def within(self) -> float:
@@ -8094,7 +8141,7 @@ class Sums:
         def variance_of(one: Round) -> float:
             known = self._known(one)
             covariance = torch.cov(torch.stack([known[one.images], one.d]))[0, 1].item() if len(one.images) > 1 else 0.0
-            return known.var().item() + 2 * covariance + self._between(one)
+            return known.var().item() + 2 * covariance + one.between
 
         return math.sqrt(max(self._over_images(variance_of), 0.0) / len(self.prior))
 
@@ -8118,50 +8165,53 @@ class Sums:
         return dict(zip(names, (bounds, decoders, squares.sqrt(), freedom)))
 
     def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
-        # Where there is more than a pilot, by what was drawn with what it taught.
-        rounds = self.rounds[2:] if len(self.rounds) > 2 else self.rounds
-        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in rounds]
-        return doubt(*(torch.cat(part).numpy() for part in zip(*parts)))
+        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
+        return doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
 
-    def estimate(self, num_evaluations: int, num_pilot: int, num_rounds: int) -> BoundEstimate:
-        r"""The estimate from all rounds."""
+    def number(self) -> Number:
+        r"""The estimate from all rounds, and nothing beside it."""
+        features = self.image_features.mean(dim=0)
+        value, variance, noise = self.prior.mean().item(), self.frame_variance, 0.0
+        for weight, one in zip(self.weights, self.rounds):
+            one_variance, one_noise = one.variance(len(self.frame))
+            value += weight * ((one.design.known.sum(dim=0) @ features).item() + one.d.mean().item())
+            variance += weight**2 * one_variance
+            noise += weight**4 * one_noise
+        return Number(value, math.sqrt(variance), max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0)
+
+    def estimate(self, num_evaluations: int, num_unused: int, num_rounds: int) -> BoundEstimate:
+        r"""The estimate from all rounds, and what it is made of."""
         bins_of_rows = torch.as_tensor(np.searchsorted(self.edges, np.arange(self.edges[-1]), side="right") - 1)
         num_bins, num_rows = len(self.edges) - 1, len(bins_of_rows)
         by_bin, bin_variance = torch.zeros(2, num_bins, dtype=torch.float64)
-        variance, noise = self.frame_variance, 0.0
         features = self.image_features.mean(dim=0)
         terms, counts = torch.zeros(2, num_rows, dtype=torch.float64)
-        known_terms = torch.zeros(num_rows, dtype=torch.float64)
         for weight, one in zip(self.weights, self.rounds):
             known = one.design.known @ features
             bins = bins_of_rows[one.rows]
             value, spread = one.by_bin(bins, num_bins, len(self.frame))
             by_bin += weight * (value + torch.zeros_like(by_bin).index_add_(0, bins_of_rows, known))
             bin_variance += weight**2 * spread
-            one_variance, one_noise = one.variance(len(self.frame))
-            variance += weight**2 * one_variance
-            noise += weight**4 * one_noise
-            known_terms += weight * known
             rows = one.rows.flatten()
             terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
             counts += torch.bincount(rows, minlength=num_rows)
         counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
-        prior = self.prior.mean().item()
+        number = self.number()
         return BoundEstimate(
-            bits_per_dim=prior + by_bin.sum().item(),
-            prior=prior,
+            bits_per_dim=number.bits_per_dim,
+            monte_carlo_error=number.monte_carlo_error,
+            degrees_of_freedom=number.degrees_of_freedom,
+            prior=self.prior.mean().item(),
             bins=[
                 Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
                 for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
             ],
-            monte_carlo_error=math.sqrt(variance),
             data_error=self._data_error(),
             terms=terms / counts,
             term_evaluations=counts.long(),
-            degrees_of_freedom=max(1.0, 2 * variance**2 / noise) if noise > 0 else 1.0,
             **self._of_images(),
             num_evaluations=num_evaluations,
-            num_pilot_evaluations=num_pilot,
+            num_pilot_evaluations=num_unused,
             num_rounds=num_rounds,
             doubt=self._doubt(bins_of_rows),
         )
@@ -8202,8 +8252,8 @@ timesteps, Neyman's allocation for the standard deviation of what the control va
 timesteps, mixed with a floor. (The decoder is a bin of its own, and so is a step of the grid that is much longer than its
 neighbours, for its term is as much larger. Where nothing is known of the steps, a look at each of them tells.) Both are learned
 anew before every round from all draws before it. What one image unlike all others would do to them is bounded. A pilot with all
-bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what an evaluation
-of it is worth beside later ones.
+bins alike comes first, in two halves: each counts with the control variate that the other has taught, and by what the other
+says that an evaluation of it is worth beside later ones.
 
 **Rounds.** m of the N images are drawn without replacement. Each is evaluated 2V times: its quantiles of p are cut into V
 strata, with two draws in each. A draw gives :math:`y = (\ell_t - m_t) / p_t`, of mean
@@ -8227,14 +8277,14 @@ of differences of noise alone. Where every image is to have a number of its own,
 :math:`v_i = \sum_v (y_{iv1} - y_{iv2})^2 / 4 V^2`.
 
 **Stopping.** A run to a target sees 3,000 images, or all: what none of so many shows, no thousandth of the data set has, with
-95 % confidence. (Seen once each, noise and images cannot be told apart: the error is then too large by the images' own share
-of it, of f at the most.) Its first round is somewhat smaller than the pilot says that the wanted error needs; others follow
-by the variance seen until then, until the error is reached, rests on 40 degrees of freedom, and nothing speaks against it
-(`tails.py`), or the evaluations end. Rounds count by their evaluations, never by their variances. Intervals are Student's,
-with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite), so that heavy tails widen
-them. A round whose variance came out small is the last one, and where losses are skewed its mean then tends to be small as
-well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes a table. A number of
-evaluations fixed beforehand brings none.
+95 % confidence. (Seen once each, noise and images cannot be told apart; how much is the images' own, the pilot tells.) Its
+first round is somewhat smaller than the pilot says that the wanted error needs; others follow by the variance seen until then,
+until the error is reached. Then as many evaluations again follow, while the error rests on less than 40 degrees of freedom or
+something speaks against it (`tails.py`), up to 16 times. Rounds count by their evaluations, never by their variances.
+Intervals are Student's, with as many degrees of freedom as the spread of the variance's own summands leaves (Satterthwaite),
+so that heavy tails widen them. A round whose variance came out small is the last one, and where losses are skewed its mean
+then tends to be small as well: with a target the estimate has a bias toward less, of which `tests/benchmarks/worlds.py` writes
+a table. A number of evaluations fixed beforehand brings none.
 
 An image by itself has the error :math:`\sqrt{v_i}`, of V squares, and Satterthwaite's degrees of freedom,
 :math:`(\sum_v v_{iv})^2 / \sum_v v_{iv}^2` with :math:`v_{iv}` the summands of :math:`v_i`: V at the most, and few where some
@@ -8254,7 +8304,7 @@ MIN_IMAGES = 3000  # of a run to a target: with 95 % confidence, what none of th
 MIN_DRAWS = 256  # of a first round: fewer would say little of their own error
 MAX_DRAWS = 2**20  # of a round, which lies in memory
 MIN_FREEDOM = 40.0  # of an error that a run to a target may end with: fewer, and it is not known to a tenth
-PATIENCE = 16  # times the evaluations with which the target was met, while its error is in doubt
+PATIENCE = 16  # times the evaluations with which the target was met, while its error is vague or in doubt
 MIN_FRAME = 200  # images that stand for a data set: the control variate, fitted to a few of them, suits fewer too well
 
 
@@ -8319,11 +8369,14 @@ def estimate_bound(
         left = budget - run.spent
         if left < 4 or target_se is None and left < 0.02 * budget:
             return estimate
-        wanted = left if target_se is None else run.still_wanted(estimate, target_se)
-        if not wanted and estimate.doubt and run.spent < PATIENCE * (reached := reached or run.spent):
-            wanted = run.spent
-        if not wanted:
+        wanted = left if target_se is None else run.still_wanted(estimate.monte_carlo_error, target_se)
+        if wanted:
+            continue
+        # Twice as many, so that few looks are taken: each that lets it end is one more chance of a small variance.
+        reached = reached or run.spent
+        if run.spent >= PATIENCE * reached or not (estimate.doubt or _is_vague(estimate)):
             return estimate
+        wanted = run.spent
 
 
 class _Run:
@@ -8334,7 +8387,7 @@ class _Run:
         self.edges, self.image_features = edges, image_features
         self.sums = Sums(edges, prior, image_features, frame)
         self.seen: list[tuple[Draws, torch.Tensor, torch.Tensor]] = []
-        self.spent = self.num_apart = self.num_rounds = 0
+        self.spent = self.num_unused = self.num_rounds = 0
 
     def plan_pilot(self, most: float, look: bool) -> int:
         r"""Settle how large the look and the pilot are, within `most` evaluations each; returns the evaluations of both."""
@@ -8357,15 +8410,14 @@ class _Run:
             self._see(draws, lambda values, features: None)
         self.spent += 2 * self._half.evaluations
         if not counts:
-            self.num_apart = self.spent
+            self.num_unused = self.spent
             return
-        _, spread = self._fit(self.seen)
-        best = best_probabilities(self.edges, spread)
-        self.worth = _variance_of_draw(spread, best) / _variance_of_draw(spread, first)
         for one, other in (self.seen, self.seen[::-1]):
-            coefficients, _ = self._fit([other])
+            coefficients, spread = self._fit([other])
+            best = best_probabilities(self.edges, spread)
+            worth = min(1.0, _variance_of_draw(spread, best) / _variance_of_draw(spread, first))
             design = Design(first, coefficients, self.image_features.shape[1])
-            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=self.worth))
+            self.sums.rounds.append(self._as_round(design, *one, paired=len(self.frame) > 1, worth=worth))
 
     def _look(self) -> None:
         r"""One draw in each row, or, of many, in as many as there may be: a row that sticks out is a bin of its own."""
@@ -8375,7 +8427,7 @@ class _Run:
         places = ((np.arange(count) + uniform_array(mix_array(keys, 1))) * rows / count).astype(np.int64)
         values, _ = self._evaluate(Draws(images, places, mix_array(keys, 2)), lambda values, features: None)
         self.edges = split_long(self.edges, np.interp(np.arange(rows), places, values.abs().double().numpy()), LONG_LOOK)
-        self.spent = self.num_apart = count
+        self.spent = self.num_unused = count
 
     def missing_images(self, target_se: float | None) -> int:
         r"""How many images a run to a target has yet to see."""
@@ -8384,40 +8436,45 @@ class _Run:
     def wanted(self, target_se: float) -> float:
         r"""Evaluations of a first round to `target_se`: rather less than the pilot says, for the next one knows better."""
         size = len(self.frame)
-        within, between = self.worth * self.sums.within, max(self.sums.between, 0.0)
+        worth = sum(half.worth or 0.0 for half in self.sums.rounds) / 2
+        within, between = worth * self.sums.within, max(self.sums.between, 0.0)
         draws = (within + between) / target_se**2
         if draws > size:
             images = (between + within / 2) / (target_se**2 + between / len(self.sums.prior))
             draws = 2 * images if images <= size else within / target_se**2
-        draws = FIRST_SHARE * draws - self.worth * self.sums.num_evaluations
+        draws = FIRST_SHARE * draws - worth * self.sums.num_evaluations
         return math.ceil(max(MIN_DRAWS, min(size, MIN_IMAGES), draws))
 
-    def still_wanted(self, estimate: BoundEstimate, target_se: float) -> float:
-        r"""Evaluations of the next round, 0 where none is needed."""
-        error, freedom = estimate.monte_carlo_error, estimate.degrees_of_freedom
-        if error > target_se:
-            # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
-            fixed = self.sums.frame_variance
-            if fixed >= target_se**2:
-                raise ValueError(
-                    f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
-                    f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
-                )
-            missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
-            return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
-        if error > 0 and freedom < MIN_FREEDOM:
-            return math.ceil(self.spent * min(1.0, MIN_FREEDOM / freedom - 0.9))
-        return 0
+    def still_wanted(self, error: float, target_se: float) -> float:
+        r"""Evaluations that bring `error` down to `target_se`, 0 where none is needed."""
+        if error <= target_se:
+            return 0
+        # Of the variance, what more images in memory would have to bring down does not fall with more evaluations.
+        fixed = self.sums.frame_variance
+        if fixed >= target_se**2:
+            raise ValueError(
+                f"`target_se` must be above {fixed**0.5:.2g}, the error of having {len(self.frame)} of"
+                f" {len(self.sums.prior)} images at hand, got {target_se}. Give a larger buffer."
+            )
+        missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
+        return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
 
     def round(self, shape: Shape, paired: bool) -> BoundEstimate:
         r"""Another round, by what all before it taught; returns the estimate with it."""
         coefficients, spread = self._fit(self.seen)
         design = Design(best_probabilities(self.edges, spread), coefficients, self.image_features.shape[1])
         draws = design.draw(self.ids, self.frame, mix(self.seed, 4 + self.num_rounds), shape, paired)
-        self._see(draws, partial(self._preview, design, draws, paired))
-        self.sums.rounds.append(self._as_round(design, *self.seen[-1], paired=paired))
+        before = self._between_before(design) if shape.draws == 1 else 0.0
+        as_round = partial(self._as_round, design, paired=paired, between_before=before)
+        self._see(draws, partial(self._preview, draws, as_round))
+        self.sums.rounds.append(as_round(*self.seen[-1]))
         self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
-        return self.sums.estimate(self.spent, self.num_apart, self.num_rounds)
+        return self.sums.estimate(self.spent, self.num_unused, self.num_rounds)
+
+    def _between_before(self, design: Design) -> float:
+        r"""What the pilot says of the variance over images under a design."""
+        same = Design(self.sums.rounds[0].design.probabilities, design.coefficients, design.num_image_features)
+        return sum(self._as_round(same, *half, paired=True).between for half in self.seen[:2]) / 2
 
     def _see(self, draws: Draws, preview: Preview) -> None:
         values, noise_features = self._evaluate(Draws(*(array.reshape(-1) for array in draws)), preview)
@@ -8436,10 +8493,10 @@ class _Run:
         return fit(self.edges, rows, values, torch.cat([features.flatten(0, -2) for _, _, features in seen]))
 
     @staticmethod
-    def _as_round(design: Design, draws: Draws, values, features, paired: bool, worth: float = 1.0) -> Round:
-        return Round(design, draws, design.left_over(draws.rows, values, features), values, paired, worth)
+    def _as_round(design: Design, draws: Draws, values, features, **more) -> Round:
+        return Round(design, draws, design.left_over(draws.rows, values, features), values, **more)
 
-    def _preview(self, design: Design, draws: Draws, paired: bool, values, noise_features) -> BoundEstimate | None:
+    def _preview(self, draws: Draws, as_round, values, noise_features) -> Number | None:
         r"""The estimate with the part of a round whose values are there, `None` for less than eight images."""
         images = len(values) // draws.rows[0].size
         images -= images % 2 if len(draws.rows) > 1 else 0
@@ -8447,8 +8504,7 @@ class _Run:
             return None
         part = Draws(*(array[:images] for array in draws))
         shaped = self._shaped(part, values[: part.rows.size], noise_features[: part.rows.size])
-        partly = self.sums.with_round(self._as_round(design, part, *shaped, paired=paired))
-        return partly.estimate(self.spent + part.rows.size, self.num_apart, self.num_rounds + 1)
+        return self.sums.with_round(as_round(part, *shaped)).number()
 
 
 def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
@@ -8457,6 +8513,11 @@ def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
         return Shape(max(2, int(evaluations)), 1, 1)
     strata = max(1, int(evaluations // (2 * frame_size)))
     return Shape(min(frame_size, max(1, int(evaluations // (2 * strata)))), strata, 2)
+
+
+def _is_vague(estimate: BoundEstimate) -> bool:
+    r"""Whether its error is known too little to end with."""
+    return estimate.monte_carlo_error > 0 and estimate.degrees_of_freedom < MIN_FREEDOM
 
 
 def _variance_of_draw(spread: torch.Tensor, probabilities: torch.Tensor) -> float:
