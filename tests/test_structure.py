@@ -33,6 +33,7 @@ ROOMS = [
     "calibration",
     "scheduling_bound",
     "sampled_bound",
+    "codec",
     "likelihoods",
     "reports",
     "scheduling_vlb_ddpm",

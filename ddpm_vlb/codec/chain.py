@@ -13,7 +13,7 @@ with the image in the place of :math:`x_{-1}`; last, :math:`x_{K-1}` is pushed u
 whose mean is the bound. To decode is to do the same backwards. Never more than two latents are in the air, so that only the
 first two pops need bits that must lie on the stack already.
 
-**Bins.** A latent is an integer multiple of :math:`\delta_k`, the power of two at or below a quarter of the least standard
+**Bins.** A latent is an integer multiple of :math:`\delta_k`, the power of two at or below half of the least standard
 deviation that it is popped or pushed with. Densities then cost what they should to the fourth order in
 :math:`\delta / \sigma`, since a bin's mass is the density of a Gaussian that is wider by just what rounding adds.
 
@@ -124,7 +124,7 @@ class Chain:
         zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         for k, timestep in enumerate(forward.timesteps.tolist()):
             above = posterior[k + 1] if k + 1 < count else 1.0
-            width = _power_of_two(min(spread[k], above) / 4)
+            width = _power_of_two(min(spread[k], above) / 2)
             # The bins of what lies below: of the image, of its levels.
             below = steps[k - 1].bin if k else 1.0 / (levels - 1)
             coefficient = round(forward.sqrt_alphas[k].item() * below / width * 2 ** (MEAN_BITS + COEFFICIENT_BITS))
@@ -147,19 +147,21 @@ class Chain:
 
     @property
     def start_bits(self) -> float:
-        r"""Bits for each dimension that must lie on the stack before an image is pushed."""
-        return sum(step.bits for step in self.steps[:2])
+        r"""Bits for each dimension that must lie on the stack before an image is pushed, about."""
+        return 1.15 * sum(step.bits for step in self.steps[:2])
 
     # Encoding and decoding of a batch.
 
-    def push(self, stack: Stack, levels: torch.Tensor, class_labels: torch.Tensor | None = None) -> None:
-        r"""Push images, levels `(B, C, H, W)`."""
-        start, shape = stack.num_bits, tuple(levels.shape)
+    def push(self, stack: Stack, levels: torch.Tensor, class_labels: torch.Tensor | None = None) -> int:
+        r"""Push images, levels `(B, C, H, W)`; returns by how many bits the stack was lower in between."""
+        lowest = start = stack.num_bits
+        shape = tuple(levels.shape)
         below = levels.numpy().astype(np.int64).ravel()
         log_ratio = 0.0
         for k, step in enumerate(self.steps):
             means = self._means(k, below)
             latents = stack.draw(means, step.scale)
+            lowest = min(lowest, stack.num_bits)
             notes = Notes()
             reverse = self._reverse(k, latents, shape, class_labels, notes, round_noting)
             log_ratio += self._log_ratio(k, below, latents, reverse)
@@ -176,6 +178,7 @@ class Chain:
         self.account.images += shape[0]
         self.account.bound += log_ratio / LN_2
         self.account.net += stack.num_bits - start
+        return start - lowest
 
     def pop(self, stack: Stack, shape: tuple[int, ...], class_labels: torch.Tensor | None = None) -> torch.Tensor:
         r"""Pop the images that were pushed last, levels of shape `(B, C, H, W)`."""

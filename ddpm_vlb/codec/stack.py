@@ -174,3 +174,15 @@ def _chunks(size: int) -> list[int]:
         chunks.append(CHUNK)
         size = -(-size // CHUNK)
     return [*chunks, max(size, 2)]
+
+
+def words_to_bytes(words: np.ndarray) -> bytes:
+    r"""Words as bytes, little-endian."""
+    return words.astype("<u4").tobytes()
+
+
+def words_of_bytes(body: bytes) -> np.ndarray:
+    r"""Words of bytes, or `DamagedFile`."""
+    if not body or len(body) % 4:
+        raise DamagedFile(f"`data` must hold whole words of 4 bytes, got {len(body)} bytes.")
+    return np.frombuffer(body, "<u4").astype(np.uint32)
