@@ -225,7 +225,10 @@ class Chain:
         scale_units = np.exp2(np.floor(np.log2(scales)) - SCALE_BITS)
         band = ARITHMETIC_BAND / bin_width
         if rounded is round_noting:
-            means, multiples = rounded(means, mean_unit, band, notes), rounded(scales, scale_units, ARITHMETIC_BAND * scales, notes)
+            means, multiples = (
+                rounded(means, mean_unit, band, notes),
+                rounded(scales, scale_units, ARITHMETIC_BAND * scales, notes),
+            )
         else:
             means, multiples = rounded(means, mean_unit, notes), rounded(scales, scale_units, notes)
         return _Reverse(output, noisy, means, multiples * scale_units)

@@ -33,7 +33,7 @@ from .container import (
 )
 from .network import in_float64
 from .plain import pack, unpack
-from .stack import DamagedFile, Stack, load_coder, words_to_bytes, words_of_bytes
+from .stack import DamagedFile, Stack, load_coder, words_of_bytes, words_to_bytes
 
 if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
@@ -273,7 +273,10 @@ def decompress(
 
 
 def decompress_blocks(
-    pipe: "VLBDDPMPipeline", data: bytes | BinaryIO, wanted: set[int] | None = None, progress: Callable[[int], Any] | None = None
+    pipe: "VLBDDPMPipeline",
+    data: bytes | BinaryIO,
+    wanted: set[int] | None = None,
+    progress: Callable[[int], Any] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor, Block]]:
     r"""The blocks of a file one at a time, in bounded memory: the number of their first image, their levels, and the rest.
 
@@ -386,9 +389,7 @@ def _source(chain: Chain, images: Any) -> tuple[Callable[[int, int], torch.Tenso
 
         count, one = len(images), read(0, min(1, len(images)))
     else:
-        levels = images_to_levels(
-            images, scorer.num_pixel_levels, channels=scorer.network.channels, size=scorer.network.size
-        )
+        levels = images_to_levels(images, scorer.num_pixel_levels, channels=scorer.network.channels, size=scorer.network.size)
         count, one = len(levels), levels
 
         def read(first: int, last: int) -> torch.Tensor:

@@ -12,7 +12,9 @@ import math
 import numpy as np
 
 SCALE_BITS = 8  # of a standard deviation, beside its exponent
-POP_WIDTH = 5.0  # standard deviations to either side; constriction gives every bin 2^-24, and the farther ones would be outliers
+POP_WIDTH = (
+    5.0  # standard deviations to either side; constriction gives every bin 2^-24, and the farther ones would be outliers
+)
 PUSH_WIDTH = 6.0
 MAX_WINDOW = 2**16  # bins to either side
 CHUNK = 2**16
