@@ -6,7 +6,8 @@ back when the image is decoded. On a grid of K timesteps, the lowest first,
 .. math::
     \text{pop } x_k \sim q(x_k | x_{k-1}), \quad \text{push } x_{k-1} \text{ under } p(x_{k-1} | x_k), \qquad k = 0, \dots, K-1,
 
-with the image in the place of :math:`x_{-1}`; last, :math:`x_{K-1}` is pushed under :math:`N(0, I)`. The stack has then grown by
+with the image in the place of :math:`x_{-1}`; last, :math:`x_{K-1}` is pushed under
+:math:`N(0, I)`. The stack has then grown by
 
 .. math:: \log\frac{q(x_0, \dots, x_{K-1} | x)}{p(x, x_0, \dots, x_{K-1})},
 
@@ -148,7 +149,7 @@ class Chain:
     @property
     def start_bits(self) -> float:
         r"""Bits for each dimension that must lie on the stack before an image is pushed, about."""
-        return 1.15 * sum(step.bits for step in self.steps[:2])
+        return sum(step.bits for step in self.steps[:2])
 
     # Encoding and decoding of a batch.
 
@@ -273,7 +274,7 @@ class Chain:
     # What the bound says.
 
     def _log_ratio(self, k: int, below: np.ndarray, latents: np.ndarray, reverse: "_Reverse") -> float:
-        r"""log q(x_k | x_{k-1}) - log p(x_{k-1} | x_k) of the model itself, nats, summed; densities, and at k = 0 the decoder."""
+        r"""log q(x_k | x_{k-1}) - log p(x_{k-1} | x_k) of the model, nats, summed; densities, and the decoder at k = 0."""
         scorer, forward, step = self.scorer, self.scorer.reverse.forward, self.steps[k]
         exact = scorer.reverse.p_mean_variance(reverse.output, reverse.noisy, step.timestep)
         levels = scorer.num_pixel_levels

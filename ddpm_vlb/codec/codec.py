@@ -32,14 +32,14 @@ from .container import (
     write_integer,
 )
 from .network import in_float64
-from .plain import pack, unpack
+from .plain import begin, finish
 from .stack import DamagedFile, Stack, load_coder, words_of_bytes, words_to_bytes
 
 if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 BATCH_SIZE, BLOCK_SIZE = 16, 1024
-SPARE_BITS = 64  # that the stack keeps below what a batch needs
+SPARE_BITS = 32  # that the stack keeps below what a batch needs
 
 
 @dataclass
@@ -127,8 +127,8 @@ def compress(
         `bytes`; with `file`, a `Summary` of what was written (in this call).
 
     Raises:
-        ValueError: images that do not fit the model or are none; a model that cannot be scored; labels or names that are not one
-            for each image; another beginning in `file`; constriction is not installed.
+        ValueError: images that do not fit the model or are none; a model that cannot be scored; labels or names that are not
+            one for each image; another beginning in `file`; constriction is not installed.
     """
     batch_size, block_size = check_count("batch_size", batch_size), check_count("block_size", block_size)
     if block_size > MAX_BLOCK_IMAGES:
@@ -174,7 +174,7 @@ def compress(
         summary.file_bytes += len(framed)
         target.write(framed)
         target.flush()
-    closing = end(count, crc)
+    closing = end(crc)
     summary.file_bytes += len(closing)
     target.write(closing)
     return target.getvalue() if isinstance(target, io.BytesIO) and file is None else summary
@@ -196,11 +196,14 @@ def encode_block(
     plain, before = 0, copy.copy(chain.account)
     with chain.scorer.network.evaluating():
         while True:
-            plain, words = _enough_plain(levels, plain + 1, need, num_levels, key)
-            stack, place, batches = Stack(words), plain, []
+            plain, (stack, is_counted) = _enough_plain(levels, plain + 1, need, num_levels, key)
+            place, batches = plain, []
             plain_bits = stack.num_bits
             while place < count:
-                size = int(min(batch_size, count - place, max((stack.num_bits - SPARE_BITS) // need, 1)))
+                # Powers of two, so that they are soon told.
+                size = 1 << (
+                    int(min(batch_size, count - place, max((stack.num_bits - SPARE_BITS) // need, 1))).bit_length() - 1
+                )
                 chosen, there = slice(place, place + size), stack.num_bits
                 low = chain.push(stack, levels[chosen], None if class_labels is None else class_labels[chosen])
                 if low + 32 > there:
@@ -216,11 +219,11 @@ def encode_block(
             vars(chain.account).update(vars(before))
             if progress is not None:
                 progress(-sum(batches))
-    whole = Stack(pack(levels, num_levels, key))
+    whole, whole_counted = begin(levels, num_levels, key)
     if whole.num_bits <= stack.num_bits:
-        stack, plain, batches, plain_bits = whole, count, [], whole.num_bits
+        stack, is_counted, plain, batches, plain_bits = whole, whole_counted, count, [], whole.num_bits
         vars(chain.account).update(vars(before))
-    payload = words_to_bytes(stack.words())
+    payload = words_to_bytes(stack.words()).rstrip(b"\0")
     summary.num_images += count
     summary.num_plain += plain
     summary.num_blocks += 1
@@ -230,7 +233,7 @@ def encode_block(
     check = image_check(chain.digest, index, levels.numpy().tobytes())
     if progress is not None:
         progress(count - sum(batches))
-    return Block(count, plain, runs, None, None, check, payload)
+    return Block(count, plain, is_counted, runs, None, None, check, payload)
 
 
 def decompress(
@@ -311,7 +314,7 @@ def decode_block(
         labels = chain.scorer.network.check_class_labels(block.labels, block.num_images)
     found, place = [], block.num_images
     with _as_damage(), chain.scorer.network.evaluating():
-        stack = Stack(words_of_bytes(block.payload), is_sealed=True)
+        stack = Stack(words_of_bytes(block.payload), True)
         for size, count in reversed(block.runs):
             for _ in range(count):
                 classes = None if labels is None else labels[place - size : place]
@@ -321,7 +324,7 @@ def decode_block(
                     progress(size)
         shape = (block.num_plain, *header.shape)
         if block.num_plain:
-            found.append(unpack(stack.unsealed(), shape, header.num_pixel_levels, chain.digest))
+            found.append(finish(stack, block.is_counted, shape, header.num_pixel_levels, chain.digest))
     levels = torch.cat(found[::-1])
     if image_check(chain.digest, index, levels.numpy().tobytes()) != block.check:
         raise DamagedFile(
@@ -427,13 +430,13 @@ def _resume(file: BinaryIO, header: Header, chain: Chain, read, count: int, bloc
     return first, crc, index
 
 
-def _enough_plain(levels: torch.Tensor, least: int, need: float, num_levels: int, key: bytes):
-    r"""How many images without the network give the bits for one with it, at least so many; and their words."""
+def _enough_plain(levels, least: int, need: float, num_levels: int, key: bytes) -> tuple[int, tuple[Stack, bool]]:
+    r"""How many images without the network give the bits for one with it, at least so many; and the block's beginning."""
     plain = min(least, len(levels))
     while True:
-        words = pack(levels[:plain], num_levels, key)
-        if plain == len(levels) or 32 * len(words) >= need + SPARE_BITS:
-            return plain, words
+        begun = begin(levels[:plain], num_levels, key)
+        if plain == len(levels) or begun[0].num_bits >= need + SPARE_BITS:
+            return plain, begun
         plain += 1
 
 

@@ -22,6 +22,7 @@ MAX_STEPS = 65_536
 MAX_BLOCK_IMAGES = 65_536
 MAX_BLOCK_BYTES = 2**31
 MAX_DIMENSIONS = 2**26
+RUN_BASE = 32
 HAS_TIMESTEPS, HAS_CLASSES = 1, 2
 
 
@@ -142,7 +143,8 @@ class Block(NamedTuple):
     Args:
         num_images: in all.
         num_plain: of them, those that begin the block and are coded without the network.
-        runs: (images to a batch, batches) of the others, in the order in which they were pushed.
+        is_counted: whether by `plain.py`'s small model, not by another tool.
+        runs: (images to a batch, a power of two; batches) of the others, in the order in which they were pushed.
         labels: classes, or `None`.
         names: of the images, or `None`.
         check: of the images, by `image_check`.
@@ -151,6 +153,7 @@ class Block(NamedTuple):
 
     num_images: int
     num_plain: int
+    is_counted: bool
     runs: list[tuple[int, int]]
     labels: list[int] | None
     names: list[str] | None
@@ -161,7 +164,8 @@ class Block(NamedTuple):
         r"""Without its frame."""
         labels = b"" if self.labels is None else zlib.compress(b"".join(map(write_integer, self.labels)), 9)
         names = b"" if self.names is None else zlib.compress(json.dumps(self.names, ensure_ascii=False).encode(), 9)
-        numbers = [self.num_images, self.num_plain, len(self.runs), *(number for run in self.runs for number in run)]
+        runs = [batches * RUN_BASE + size.bit_length() - 1 for size, batches in self.runs]
+        numbers = [self.num_images, 2 * self.num_plain + self.is_counted, len(runs), *runs]
         sizes = [len(labels), len(names)]
         return b"".join(map(write_integer, [*numbers, *sizes])) + labels + names + self.check + self.payload
 
@@ -170,16 +174,16 @@ class Block(NamedTuple):
         r"""Read one, or `DamagedFile`."""
         reader = Reader(body)
         count = reader.integer("images", 1, MAX_BLOCK_IMAGES)
-        plain = reader.integer("plain images", 0, count)
-        runs = [
-            (reader.integer("images to a batch", 1, count), reader.integer("batches", 1, count))
-            for _ in range(reader.integer("runs", 0, count))
-        ]
+        plain, is_counted = divmod(reader.integer("plain images", 0, 2 * count + 1), 2)
+        most = RUN_BASE * (count + 1)
+        told = [divmod(reader.integer("batches", RUN_BASE, most), RUN_BASE) for _ in range(reader.integer("runs", 0, count))]
+        runs = [(1 << exponent, batches) for batches, exponent in told]
         if plain + sum(size * batches for size, batches in runs) != count:
             raise DamagedFile(f"`data` must have the batches of its {count} images, got others.")
         sizes = [reader.integer("bytes", 0, MAX_BLOCK_BYTES) for _ in range(2)]
         labels, names = (reader.bytes(size) for size in sizes)
-        return cls(count, plain, runs, _labels(labels, count), _names(names, count), reader.bytes(CHECK_BYTES), reader.rest())
+        described = _labels(labels, count), _names(names, count)
+        return cls(count, plain, bool(is_counted), runs, *described, reader.bytes(CHECK_BYTES), reader.rest())
 
 
 def image_check(digest: bytes, index: int, levels: bytes) -> bytes:
@@ -193,10 +197,9 @@ def frame(body: bytes, crc: bytes) -> bytes:
     return start + body + _crc(start + body, crc)
 
 
-def end(num_images: int, crc: bytes) -> bytes:
-    r"""The end of a file."""
-    body = END + write_integer(num_images)
-    return body + _crc(body, crc)
+def end(crc: bytes) -> bytes:
+    r"""The end of a file, after what ended with `crc`."""
+    return END + _crc(END, crc)
 
 
 def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
@@ -211,10 +214,9 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, bytes, b
         reader.seen.clear()
         kind = reader.bytes(1)
         if kind == END:
-            total = reader.integer("images", 0, 2**62)
             _check_crc(reader, bytes(reader.seen), crc, "end")
-            if total != first:
-                raise DamagedFile(f"`data` must hold {total} images, got {first}.")
+            if not first:
+                raise DamagedFile("`data` must hold an image, got none.")
             if reader.rest()[:1]:
                 raise DamagedFile("`data` must end where its images do, got further bytes.")
             return

@@ -1,4 +1,4 @@
-r"""A stack of bits, from which symbols are popped and onto which they are pushed: asymmetric numeral systems (Duda et al. 2015).
+r"""A stack of bits, from which symbols are popped and onto which they are pushed: asymmetric numeral systems (Duda 2015).
 
 The coder is `constriction`'s. Its arithmetic is its own in every part, the error function too, so that the same numbers in give
 the same bits on every machine. What it is given here is therefore made of integers: a mean in 64ths of a bin, a standard
@@ -12,9 +12,7 @@ import math
 import numpy as np
 
 SCALE_BITS = 8  # of a standard deviation, beside its exponent
-POP_WIDTH = (
-    5.0  # standard deviations to either side; constriction gives every bin 2^-24, and the farther ones would be outliers
-)
+POP_WIDTH = 5.0  # standard deviations to either side; every bin has at least 2^-24, and farther ones would be outliers
 PUSH_WIDTH = 6.0
 MAX_WINDOW = 2**16  # bins to either side
 CHUNK = 2**16
@@ -37,13 +35,16 @@ class Stack:
     r"""Bits, the last of them on top.
 
     Args:
-        words: uint32, what lies on it first.
+        words: uint32, what lies on it first; nothing, and no mark either, where it is `None`.
         is_sealed: `False` puts a mark on them, so that they can be told from what comes after; `True` where it is there.
     """
 
-    def __init__(self, words: np.ndarray, is_sealed: bool = False):
+    def __init__(self, words: np.ndarray | None = None, is_sealed: bool = False):
         stream = load_coder()
         self._model = stream.model
+        if words is None:
+            self._coder = stream.stack.AnsCoder()
+            return
         try:
             self._coder = stream.stack.AnsCoder(words.astype(np.uint32), seal=not is_sealed)
         except (ValueError, AssertionError) as error:  # the top word is 0
@@ -113,6 +114,16 @@ class Stack:
     def pop_levels(self, num_levels: int, means: np.ndarray, scales: np.ndarray) -> np.ndarray:
         r"""What `push_levels` pushed."""
         return self._pop(0, num_levels - 1, means, scales)
+
+    # Symbols with weights of their own.
+
+    def push_weighed(self, symbol: int, weights: np.ndarray) -> None:
+        r"""Push a symbol, its probability in proportion to its weight."""
+        self._coder.encode_reverse(symbol, self._model.Categorical(weights, perfect=False))
+
+    def pop_weighed(self, weights: np.ndarray) -> int:
+        r"""What `push_weighed` pushed."""
+        return int(self._coder.decode(self._model.Categorical(weights, perfect=False)))
 
     # Integers that are all alike, and counts that are nearly always 0.
 
@@ -184,7 +195,5 @@ def words_to_bytes(words: np.ndarray) -> bytes:
 
 
 def words_of_bytes(body: bytes) -> np.ndarray:
-    r"""Words of bytes, or `DamagedFile`."""
-    if not body or len(body) % 4:
-        raise DamagedFile(f"`data` must hold whole words of 4 bytes, got {len(body)} bytes.")
-    return np.frombuffer(body, "<u4").astype(np.uint32)
+    r"""Words of bytes; zeros at the end may be left out."""
+    return np.frombuffer(body + bytes(-len(body) % 4), "<u4").astype(np.uint32)
