@@ -39,6 +39,7 @@ from ..gaussians import LN_2, discretized_gaussian_log_likelihood, normal_log_de
 from ..model.scorer import Scorer
 from .rounding import Notes, round_as_noted, round_noting
 from .stack import SCALE_BITS, DamagedFile, Stack
+from .summary import Account
 
 BAND = 2.0**-34  # of a network's outputs: 5.8e-11, 5,000 times what float64 was seen to differ by
 ARITHMETIC_BAND = 2.0**-42  # of what is made of them: 2.3e-13
@@ -72,25 +73,6 @@ class Step(NamedTuple):
         return math.log2(math.sqrt(2 * math.pi * math.e) * self.scale)
 
 
-@dataclass
-class Account:
-    r"""Where bits went, summed over images.
-
-    Args:
-        images: that were coded.
-        bound: bits that the model asks for: the log-ratios of the trajectories.
-        net: bits by which stacks grew.
-        notes: of these, bits that tell where values near the middle between two went.
-        num_notes: how many there were.
-    """
-
-    images: int = 0
-    bound: float = 0.0
-    net: float = 0.0
-    notes: float = 0.0
-    num_notes: int = 0
-
-
 def _power_of_two(value: float) -> float:
     return 2.0 ** math.floor(math.log2(value))
 
@@ -108,11 +90,13 @@ class Chain:
         scorer: what is scored, its network in float64.
         network_sha256: of the network as it was.
         band: by how much less outputs may differ between the machine that encodes and the one that decodes.
+        batch_size: images that the network is asked about at once, at most.
     """
 
     scorer: Scorer
     network_sha256: str | None
     band: float = BAND
+    batch_size: int = 2**20
     account: Account = field(default_factory=Account)
 
     @cached_property
@@ -208,7 +192,11 @@ class Chain:
         r"""p(x_{k-1} | x_k), as the network has it and as it is coded with."""
         scorer, step = self.scorer, self.steps[k]
         noisy = torch.from_numpy(latents * step.bin).reshape(shape)
-        output = scorer.network(noisy.to(scorer.device), step.timestep, class_labels)
+        # As many at once as fit here; who encoded may have had more memory, or less.
+        inputs = noisy.split(self.batch_size)
+        labels = [None] * len(inputs) if class_labels is None else class_labels.split(self.batch_size)
+        parts = [scorer.network(part.to(scorer.device), step.timestep, own) for part, own in zip(inputs, labels)]
+        output = torch.cat(parts)
         if not bool(torch.isfinite(output).all()):
             raise NonFiniteOutput("NaN or infinity", timestep=step.timestep)
         output, channels = output.cpu(), shape[1]

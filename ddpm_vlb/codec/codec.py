@@ -9,7 +9,7 @@ import copy
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,7 +17,7 @@ import torch
 
 from ..checks import check_count
 from ..data.levels import check_grid, images_to_levels
-from .chain import BAND, Account, Chain
+from .chain import BAND, Chain
 from .container import (
     CRC_BYTES,
     DIGEST_BYTES,
@@ -34,65 +34,13 @@ from .container import (
 from .network import in_float64
 from .plain import begin, finish
 from .stack import DamagedFile, Stack, load_coder, words_of_bytes, words_to_bytes
+from .summary import Summary
 
 if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
 BATCH_SIZE, BLOCK_SIZE = 16, 1024
 SPARE_BITS = 32  # that the stack keeps below what a batch needs
-
-
-@dataclass
-class Summary:
-    r"""What a file took, and for what.
-
-    Args:
-        num_images, num_dimensions: of the file, and of an image.
-        num_blocks, num_plain: blocks, and images without the network.
-        file_bytes: all of it.
-        described_bytes: of it, labels and names.
-        stack_bits, plain_bits: of it, the stacks, and what of these was there before the first image was pushed.
-        account: of the images that were pushed.
-    """
-
-    num_images: int
-    num_dimensions: int
-    num_blocks: int
-    num_plain: int
-    file_bytes: int
-    described_bytes: int
-    stack_bits: int
-    plain_bits: int
-    account: Account
-
-    def as_dict(self) -> dict[str, Any]:
-        r"""Bits per dimension, all bits of the file over all values of its images, and what the bound leaves to explain.
-
-        `bound` is that of the trajectories that were coded, `None` where no image was. The parts of `overhead` sum to
-        `bits_per_dim - bound`.
-        """
-        values, account = self.num_images * self.num_dimensions, self.account
-        coded = account.images * self.num_dimensions
-        bound = account.bound / coded if coded else None
-        container = 8 * (self.file_bytes - self.described_bytes) - self.stack_bits
-        parts = {
-            "container": container,
-            "labels and names": 8 * self.described_bytes,
-            "initial bits": self.plain_bits - (bound or 0.0) * self.num_plain * self.num_dimensions,
-            "guard band": account.notes,
-            "quantisation": account.net - account.notes - account.bound,
-        }
-        return {
-            "num_images": self.num_images,
-            "num_blocks": self.num_blocks,
-            "num_plain": self.num_plain,
-            "num_notes": account.num_notes,
-            "file_bytes": self.file_bytes,
-            "bits_per_dim": 8 * self.file_bytes / values,
-            "net_bits_per_dim": account.net / coded if coded else None,
-            "bound": bound,
-            "overhead": {name: bits / values for name, bits in parts.items()},
-        }
 
 
 def compress(
@@ -237,7 +185,11 @@ def encode_block(
 
 
 def decompress(
-    pipe: "VLBDDPMPipeline", data: bytes | BinaryIO, images: Sequence[int] | slice | int | None = None
+    pipe: "VLBDDPMPipeline",
+    data: bytes | BinaryIO,
+    images: Sequence[int] | slice | int | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> torch.Tensor:
     r"""The images of a file that `compress` made.
 
@@ -245,6 +197,7 @@ def decompress(
         pipe: the model that it was made with: the same network, scheduler and calibration, on any machine.
         data: the file's bytes, or a binary file.
         images: which ones, by their numbers or as a slice; only their blocks are decoded. By default all.
+        batch_size: images per network call, at most; need not be that of `compress`.
 
     Returns:
         Levels `(N, C, H, W)`, as `images_to_levels` gives them.
@@ -256,10 +209,7 @@ def decompress(
     """
     data = data if hasattr(data, "read") else bytes(data)
     if images is None:
-        found = [levels for _, levels, _ in decompress_blocks(pipe, data)]
-        header = read_header(data)[0] if not found else None
-        dtype = torch.uint8 if header is None or header.num_pixel_levels <= 256 else torch.int32
-        return torch.cat(found) if found else torch.zeros((0, *header.shape), dtype=dtype)
+        return torch.cat([levels for _, levels, _ in decompress_blocks(pipe, data, batch_size=batch_size)])
     if hasattr(data, "seek"):
         data = data.read()
     total = sum(block.num_images for _, block in read_info(data)[1])
@@ -267,7 +217,7 @@ def decompress(
     wanted = [number + total if number < 0 else number for number in wanted]
     if not wanted or not all(0 <= number < total for number in wanted):
         raise ValueError(f"`images` must be numbers of the {total} images of the file, got {images!r}.")
-    blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, data, set(wanted))}
+    blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, data, set(wanted), batch_size=batch_size)}
     picked = []
     for number in wanted:
         first = max(start for start in blocks if start <= number)
@@ -280,6 +230,7 @@ def decompress_blocks(
     data: bytes | BinaryIO,
     wanted: set[int] | None = None,
     progress: Callable[[int], Any] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[int, torch.Tensor, Block]]:
     r"""The blocks of a file one at a time, in bounded memory: the number of their first image, their levels, and the rest.
 
@@ -287,10 +238,12 @@ def decompress_blocks(
         pipe, data: as `decompress`.
         wanted: numbers of images; blocks without any are passed over.
         progress: called with the number of images, each time some are decoded.
+        batch_size: as `decompress`.
 
     Raises:
         ValueError: as `decompress`.
     """
+    batch_size = check_count("batch_size", batch_size)
     load_coder()
     header, reader, crc = read_header(data)
     chain = None
@@ -299,7 +252,7 @@ def decompress_blocks(
         if wanted is not None and not any(first <= number < first + block.num_images for number in wanted):
             continue
         if chain is None:
-            chain = _chain_of_header(pipe, header)
+            chain = replace(_chain_of_header(pipe, header), batch_size=batch_size)
         yield first, decode_block(chain, header, block, index, progress), block
 
 

@@ -3,10 +3,9 @@ r"""Lossless files against the bound they are to meet: rate by cause and by the 
     python tests/benchmarks/codec.py [--mnist t10k-images-idx3-ubyte.gz --mnist-train train-images-idx3-ubyte.gz] \
         [--mnist-images 1000] [--plot codec.png]
 
-The shipped networks, calibrated on the training split first (seconds for the digits, two minutes for MNIST). "file" is all bytes
-of the file over all values of its images; "bound" is the sum of the log-ratios of the trajectories that were coded. Every file
-is decoded by another batch size than it was encoded with where it allows, and compared. Times are of the network in float64
-alone, and of all, each way.
+The shipped networks, calibrated on the training split first (seconds for the digits, two minutes for MNIST). "file" is all
+bytes of the file over all values of its images; "bound" is the sum of the log-ratios of the trajectories that were coded. Every
+file is decoded and compared. Times are of all that is done, each way, and in brackets over the network's own, in float64.
 """
 
 import argparse
@@ -27,7 +26,7 @@ SHIPPED = Path(__file__).parents[2] / "spaces_demo" / "checkpoints"
 
 
 def others(levels: torch.Tensor) -> dict[str, float]:
-    r"""Bits/dim of general tools on all images at once, and of picture formats on the images one by one and as one tall picture."""
+    r"""Bits/dim of general tools on all images at once, and of picture formats on them one by one and as one picture."""
     body, values = levels.numpy().tobytes(), levels.numel()
     rates = {
         "xz": len(lzma.compress(body, preset=9 | lzma.PRESET_EXTREME)),
