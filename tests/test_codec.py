@@ -2,15 +2,20 @@ r"""Files that hold images to the last bit, at the price of the bound; what is d
 
 import copy
 import io
+import json
 import random
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import generator, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, compress, decompress, load_images
+from ddpm_vlb.cli import main
+from ddpm_vlb.cli.decompress import safe_name
 from ddpm_vlb.codec import DamagedFile, codec, read_info
 from ddpm_vlb.codec.chain import BAND, Chain
 from ddpm_vlb.codec.container import Block, Header, frame
@@ -18,6 +23,7 @@ from ddpm_vlb.codec.rounding import Notes, round_as_noted, round_noting
 from ddpm_vlb.codec.stack import Stack
 
 pytest.importorskip("constriction")
+ROOT = Path(__file__).parents[1]
 SHIPPED = "spaces_demo/checkpoints/ddpm-vlb-digits"
 
 
@@ -34,7 +40,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return VLBDDPMPipeline.from_pretrained(SHIPPED)
+    return VLBDDPMPipeline.from_pretrained(ROOT / SHIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +194,14 @@ def test_outputs_that_differ_by_far_more_are_refused(shipped, written, monkeypat
 
 def test_doubtful_values_are_noted_and_followed(shipped, digits, monkeypatch):
     r"""With a band so wide that there are many: the notes carry the file."""
-    wide = 2.0**-16
+    wide = 2.0**-18
     plain = codec.chain_of
     monkeypatch.setattr(codec, "chain_of", lambda pipe, *a, **k: plain(pipe, *a[:2], **k | {"band": wide}))
     file = io.BytesIO()
-    summary = compress(shipped, digits[:20], num_inference_steps=4, file=file)
+    summary = compress(shipped, digits[:40], num_inference_steps=4, file=file)
     assert summary.account.num_notes > 5
     perturbed(monkeypatch, 0.9 * wide)
-    assert torch.equal(decompress(shipped, file.getvalue()), digits[:20])
+    assert torch.equal(decompress(shipped, file.getvalue()), digits[:40])
 
 
 def test_rounding_by_notes_is_that_of_the_one_who_noted():
@@ -346,3 +352,44 @@ def test_the_bytes_of_a_file_are_those_of_the_page(tiny):
     assert list(data[5:12]) == [0, 1, 8, 8, 15, 2, 34] and data[12:20] == codec.chain_of(tiny, 2).digest[:8]
     assert int.from_bytes(data[20:24], "little") == zlib.crc32(data[:20]) and data[24:25] == b"B" and data[-5:-4] == b"E"
     assert isinstance(codec.chain_of(tiny, 2), Chain)
+
+
+# Commands.
+
+
+def test_commands_there_and_back(tmp_path, digits, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = str(ROOT / SHIPPED)
+    command = ["compress", checkpoint, "--dataset=digits", "--max-images=20", "--num-inference-steps=3", "--output=d.vlb"]
+    assert main(command) == 0
+    said, printed = json.loads(Path("d.vlb.json").read_text()), capsys.readouterr().out
+    assert said["file_bytes"] == Path("d.vlb").stat().st_size and f"{said['bits_per_dim']:.4f}" in printed
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["d.vlb", "d.vlb.json"]
+    assert main(["info", "d.vlb"]) == 0
+    assert "20 of 1 x 8 x 8, 17 levels" in capsys.readouterr().out
+    assert main(["decompress", checkpoint, "d.vlb", "--output=back.npz"]) == 0
+    back = np.load("back.npz")
+    assert np.array_equal(back["images"][..., 0], digits[:20, 0]) and len(back["labels"]) == 20
+    assert main(["decompress", checkpoint, "d.vlb", "--output=folder"]) == 2
+    Path("d.vlb").write_bytes(Path("d.vlb").read_bytes()[:-9])
+    capsys.readouterr()
+    assert main(["decompress", checkpoint, "d.vlb", "--output=none.npz"]) == 2
+    assert "ddpm-vlb decompress: `data` must" in capsys.readouterr().err and not Path("none.npz").exists()
+
+
+def test_pictures_keep_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scheduler = VLBDDPMScheduler(num_train_timesteps=4, beta_end=0.9)
+    VLBDDPMPipeline(tiny_unet(), scheduler).save_pretrained("model")
+    Path("in").mkdir()
+    for name in ("b", "a"):
+        Image.fromarray(np.full((8, 8), ord(name), np.uint8)).save(f"in/{name}.png")
+    assert main(["compress", "model", "--dataset=in", "--output=p.vlb"]) == 0
+    assert main(["decompress", "model", "p.vlb", "--output=out"]) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png"]
+    assert np.asarray(Image.open("out/a.png")).tolist() == [[97] * 8] * 8
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "c:\\x", "a/../../b", "", "..\\..\\x"])
+def test_names_lead_nowhere_else(name):
+    assert safe_name(name, 3) == Path("00000003.png")
