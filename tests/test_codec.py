@@ -377,6 +377,20 @@ def test_commands_there_and_back(tmp_path, digits, capsys, monkeypatch):
     assert "ddpm-vlb decompress: `data` must" in capsys.readouterr().err and not Path("none.npz").exists()
 
 
+@pytest.mark.parametrize("kept", [0.8, 1.0])
+def test_a_killed_command_goes_on(tmp_path, monkeypatch, capsys, kept):
+    monkeypatch.chdir(tmp_path)
+    options = ["--dataset=digits", "--max-images=12", "--num-inference-steps=2", "--block-size=6"]
+    command = ["compress", str(ROOT / SHIPPED), *options, "--output=d.vlb"]
+    assert main(command) == 0
+    whole = Path("d.vlb").read_bytes()
+    Path("d.vlb").unlink()
+    Path("d.vlb.journal").write_bytes(whole[: int(kept * len(whole))])
+    assert main(command) == 0
+    assert Path("d.vlb").read_bytes() == whole and not Path("d.vlb.journal").exists()
+    assert json.loads(Path("d.vlb.json").read_text())["file_bytes"] == len(whole)
+
+
 def test_pictures_keep_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scheduler = VLBDDPMScheduler(num_train_timesteps=4, beta_end=0.9)

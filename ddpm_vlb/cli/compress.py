@@ -95,9 +95,9 @@ def write(arguments: argparse.Namespace, output: Path, account: Path) -> None:
         )
     journal.replace(output)
     size = output.stat().st_size
-    said = summary.as_dict() | {"file_bytes": size, "num_images": count, "bits_per_dim": 8 * size / (count * images[0].numel())}
-    if summary.num_images < count:
-        said = {name: said[name] for name in ("num_images", "file_bytes", "bits_per_dim")}  # the rest is of this run alone
+    said = {"num_images": count, "file_bytes": size, "bits_per_dim": 8 * size / (count * images[0].numel())}
+    if summary.num_images == count:  # of a run that went on, the account is of a part
+        said = summary.as_dict()
     write_atomically(account, (json.dumps(said, indent=2) + "\n").encode())
     print(format_account(said))
     print(f"file: {output}, account: {account}")
