@@ -3,6 +3,7 @@ r"""`ddpm-vlb compress`."""
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ..files import check_output_path, write_atomically
 from .common import check_library, hold, journal_beside, labels_for, load_pipeline, on_grid, open_data, set_levels
@@ -72,10 +73,10 @@ def write(arguments: argparse.Namespace, output: Path, account: Path) -> None:
     _, data = open_data(arguments)
     pipe, _ = load_pipeline(arguments, arguments.checkpoint, arguments.revision)
     set_levels(pipe, arguments.num_pixel_levels)
-    images = on_grid(data, pipe, arguments.quantize)
+    images: Any = on_grid(data, pipe, arguments.quantize)
     count = min(len(images), arguments.max_images or len(images))
     labels, names = getattr(images, "labels", None), getattr(images, "names", None)
-    classes = labels_for(pipe, images)
+    classes: Any = labels_for(pipe, images)
     kept = None if arguments.images_only or classes is not None or labels is None else [int(label) for label in labels[:count]]
     # What is done so far lies beside the output, block after block.
     journal = journal_beside(output, arguments.restart) or output

@@ -3,6 +3,7 @@ r"""`ddpm-vlb decompress`."""
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 from ..files import check_output_path, fill_folder, write_atomically, write_png
 from .common import check_library, check_new_folder, hold, load_pipeline
@@ -72,7 +73,7 @@ def _write_npz(blocks, output: Path) -> None:
         images.append(levels.permute(0, 2, 3, 1).numpy().astype(dtype))
         labels += block.labels or []
         names += block.names or []
-    arrays = {"images": np.concatenate(images)}
+    arrays: dict[str, Any] = {"images": np.concatenate(images)}
     arrays |= {name: np.array(values) for name, values in (("labels", labels), ("names", names)) if values}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)

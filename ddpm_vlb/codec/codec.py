@@ -207,11 +207,9 @@ def decompress(
             wrong images. It is a `ValueError`.
         ValueError: another model; numbers that are not those of images; constriction is not installed.
     """
-    data = data if hasattr(data, "read") else bytes(data)
     if images is None:
         return torch.cat([levels for _, levels, _ in decompress_blocks(pipe, data, batch_size=batch_size)])
-    if hasattr(data, "seek"):
-        data = data.read()
+    data = data if isinstance(data, (bytes, bytearray, memoryview)) else data.read()  # looked at twice
     total = sum(block.num_images for _, block in read_info(data)[1])
     wanted = range(total)[images] if isinstance(images, slice) else [images] if isinstance(images, int) else list(images)
     wanted = [number + total if number < 0 else number for number in wanted]
@@ -312,7 +310,7 @@ def read_info(data: bytes | BinaryIO) -> tuple[Header, list[tuple[int, Block]]]:
 def chain_of(pipe: "VLBDDPMPipeline", num_steps: int | None = None, timesteps: Sequence[int] | None = None, band: float = BAND):
     r"""The codec of a pipeline's model on the chain of so many steps, or on a named one, ascending."""
     if timesteps is None and num_steps == pipe.scheduler.config.num_train_timesteps:
-        timesteps = range(num_steps)
+        timesteps = range(pipe.scheduler.config.num_train_timesteps)
     scorer = pipe.scorer(num_steps) if timesteps is None else pipe.scorer(inference_timesteps=list(timesteps)[::-1])
     network = scorer.network
     return Chain(replace(scorer, network=in_float64(network)), network.sha256(torch.float32), band)
@@ -352,7 +350,8 @@ def _source(chain: Chain, images: Any) -> tuple[Callable[[int, int], torch.Tenso
             return levels[first:last]
 
     scorer.network.check((), one.shape[2:])
-    return read, count, tuple(one.shape[1:])
+    channels, height, width = one.shape[1:]
+    return read, count, (channels, height, width)
 
 
 def _resume(file: BinaryIO, header: Header, chain: Chain, read, count: int, block_size: int) -> tuple[int, bytes, int]:

@@ -46,7 +46,7 @@ class Reader:
         self._file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
         self.seen = bytearray()
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         r"""The next bytes, whole."""
         found = bytearray()
         while len(found) < count:  # no memory for what a damaged length says, before it is there
@@ -61,7 +61,7 @@ class Reader:
         r"""The next integer, from `least` to `most`."""
         value = shift = 0
         while True:
-            byte = self.bytes(1)[0]
+            byte = self.take(1)[0]
             value |= (byte & 127) << shift
             shift += 7
             if byte < 128 or shift > 63:
@@ -111,9 +111,9 @@ class Header:
     @classmethod
     def read(cls, reader: Reader) -> "Header":
         r"""Read one, or `DamagedFile`."""
-        if reader.bytes(4) != MAGIC[:4]:
+        if reader.take(4) != MAGIC[:4]:
             raise DamagedFile("`data` must begin as a .vlb file does, got other bytes.")
-        version = reader.bytes(1)[0]
+        version = reader.take(1)[0]
         if version != VERSION:
             raise DamagedFile(f"`data` must be of version {VERSION} of the format, got {version}. Another ddpm_vlb wrote it.")
         flags = reader.integer("flags", 0, HAS_TIMESTEPS | HAS_CLASSES)
@@ -129,7 +129,7 @@ class Header:
         for _ in range(steps if flags & HAS_TIMESTEPS else 0):
             below += reader.integer("timesteps between", 0, 1_000_000) + 1
             timesteps.append(below)
-        digest = reader.bytes(DIGEST_BYTES)
+        digest = reader.take(DIGEST_BYTES)
         _check_crc(reader, bytes(reader.seen), 0, "header")
         if shape[0] * shape[1] * shape[2] > MAX_DIMENSIONS:
             raise DamagedFile(f"`data` must hold images of at most {MAX_DIMENSIONS} values, got {shape}.")
@@ -181,9 +181,9 @@ class Block(NamedTuple):
         if plain + sum(size * batches for size, batches in runs) != count:
             raise DamagedFile(f"`data` must have the batches of its {count} images, got others.")
         sizes = [reader.integer("bytes", 0, MAX_BLOCK_BYTES) for _ in range(2)]
-        labels, names = (reader.bytes(size) for size in sizes)
+        labels, names = (reader.take(size) for size in sizes)
         described = _labels(labels, count), _names(names, count)
-        return cls(count, plain, bool(is_counted), runs, *described, reader.bytes(CHECK_BYTES), reader.rest())
+        return cls(count, plain, bool(is_counted), runs, *described, reader.take(CHECK_BYTES), reader.rest())
 
 
 def image_check(digest: bytes, index: int, levels: bytes) -> bytes:
@@ -212,7 +212,7 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, bytes, b
     index = first = 0
     while True:
         reader.seen.clear()
-        kind = reader.bytes(1)
+        kind = reader.take(1)
         if kind == END:
             _check_crc(reader, bytes(reader.seen), crc, "end")
             if not first:
@@ -222,7 +222,7 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, bytes, b
             return
         if kind != BLOCK:
             raise DamagedFile(f"`data` must go on with a block or end, got the byte {kind[0]}.")
-        body = reader.bytes(reader.integer("bytes", 1, MAX_BLOCK_BYTES))
+        body = reader.take(reader.integer("bytes", 1, MAX_BLOCK_BYTES))
         crc = _check_crc(reader, bytes(reader.seen), crc, f"block {index}")
         yield index, first, body, crc
         first += Block.parse(body).num_images
@@ -235,7 +235,7 @@ def _crc(body: bytes, before: bytes | int = 0) -> bytes:
 
 
 def _check_crc(reader: Reader, body: bytes, before: bytes | int, what: str) -> bytes:
-    expected, found = _crc(body, before), reader.bytes(CRC_BYTES)
+    expected, found = _crc(body, before), reader.take(CRC_BYTES)
     if expected != found:
         raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}.")
     return found

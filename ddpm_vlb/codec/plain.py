@@ -45,7 +45,7 @@ def finish(stack: Stack, is_counted: bool, shape: tuple[int, ...], num_levels: i
         return torch.from_numpy(_uncount(stack, shape, num_levels).astype(dtype))
     reader = Reader(_mixed(words_to_bytes(stack.unsealed()), key))
     length, way = divmod(reader.integer("bytes", 0, 2**40), 3)
-    body, size = reader.bytes(length), math.prod(shape) * _width(num_levels)
+    body, size = reader.take(length), math.prod(shape) * _width(num_levels)
     tools = (zlib.decompressobj(-15), lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS), bz2.BZ2Decompressor())
     try:
         found = tools[way].decompress(body, size + 1)  # no more than the images are: a small stream can stand for much

@@ -8,6 +8,7 @@ To pop a symbol and to push it again under the same distribution leaves the stac
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +23,13 @@ class DamagedFile(ValueError):
     r"""A file that is not as it was written, or that this machine does not compute alike."""
 
 
-def load_coder():
+def load_coder() -> Any:
     r"""The library of the coder, or `ValueError` where it is not installed."""
     try:
         import constriction
     except ImportError as error:
         raise ValueError("`codec` needs constriction: pip install constriction.") from error
-    return constriction.stream
+    return getattr(constriction, "stream")  # noqa: B009 (no types tell of it)
 
 
 class Stack:
