@@ -124,7 +124,7 @@ def show(name: str, levels: torch.Tensor, rows: list[dict]) -> None:
 def plot(tables: dict[str, list[dict]], path: str) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    figure = Figure(figsize=(5 * len(tables), 3.5), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items()):
         steps = [r["steps"] for r in rows]
         axes.plot(steps, [r["bits_per_dim"] for r in rows], "o-", label="file, all bytes")
@@ -162,7 +162,7 @@ def main():
         tables["MNIST"] = [row(pipe, levels, steps) for steps in arguments.mnist_steps]
         show("MNIST", levels, tables["MNIST"])
     if arguments.plot:
-        plot(tables, arguments.plot)
+        plot({name: rows for name, rows in tables.items() if len(rows) > 1}, arguments.plot)  # a point is no curve
 
 
 if __name__ == "__main__":
