@@ -52,6 +52,8 @@ bench: $(READY) runs/quickstart/report.json
 		| tee runs/benchmarks/calibration.txt
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
 	$(RUN) tests/benchmarks/detect.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/detect.txt
+	$(RUN) tests/benchmarks/codec.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
+		--plot runs/benchmarks/codec.png | tee runs/benchmarks/codec.txt
 	$(RUN) tests/benchmarks/demo.py | tee runs/benchmarks/demo.txt
 
 # The recipes of training side by side, more than half an hour on two cores, and the shipped digits beside those of digits.yaml,
@@ -98,7 +100,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed (make PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	# compat: a plain path entry, which holds its own against a folder of the same name (this clone) in the working directory.
-	$(RUN) -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[train,demo,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[train,codec,demo,dev]'
 	@touch $(READY)
 
 $(MINIMUM)/.ready: pyproject.toml .ci/constraints-min.txt

@@ -13,6 +13,7 @@ from .lazy import names_from
 
 if TYPE_CHECKING:
     from .calibration import calibrate
+    from .codec import compress, decompress
     from .data import load_images, open_images, quantize
     from .evaluation import compare, evaluate, merge_reports
     from .likelihoods.importance_weighted import importance_weighted_nll
@@ -28,6 +29,8 @@ _HOMES = {
     "VLBOutput": "pipeline_vlb_ddpm",
     "calibrate": "calibration",
     "compare": "evaluation",
+    "compress": "codec",
+    "decompress": "codec",
     "evaluate": "evaluation",
     "importance_weighted_nll": "likelihoods.importance_weighted",
     "load_images": "data",
@@ -43,6 +46,8 @@ __all__ = [
     "__version__",
     "calibrate",
     "compare",
+    "compress",
+    "decompress",
     "evaluate",
     "importance_weighted_nll",
     "load_images",

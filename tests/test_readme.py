@@ -225,7 +225,7 @@ def test_the_floor_plan_is_the_floor(page):
 
 
 # Of the recipes, what does not exist yet.
-TO_COME = ("codec/", "cli/codec.py", "evaluation/classify.py", "cli/classify.py")
+TO_COME = ("evaluation/classify.py", "cli/classify.py")
 
 
 @pytest.mark.parametrize("page", ["ddpm_vlb/README.md", "ddpm_vlb/README.ja.md"])

@@ -34,6 +34,7 @@ ROOMS = [
     "calibration",
     "scheduling_bound",
     "sampled_bound",
+    "codec",
     "likelihoods",
     "reports",
     "scheduling_vlb_ddpm",

@@ -11,9 +11,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from . import calibrate, card, compare, convert, detect, evaluate, merge, push, push_space, sample
+from . import (
+    calibrate,
+    card,
+    compare,
+    compress,
+    convert,
+    decompress,
+    detect,
+    evaluate,
+    info,
+    merge,
+    push,
+    push_space,
+    sample,
+)
 
-COMMANDS = (evaluate, compare, detect, calibrate, merge, sample, card, push, push_space, convert)
+COMMANDS = (
+    evaluate,
+    compare,
+    detect,
+    calibrate,
+    merge,
+    sample,
+    compress,
+    decompress,
+    info,
+    card,
+    push,
+    push_space,
+    convert,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

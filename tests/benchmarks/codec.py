@@ -1,0 +1,169 @@
+r"""Lossless files against the bound they are to meet: rate by cause and by the number of steps, time, and other tools' rates.
+
+    python tests/benchmarks/codec.py [--mnist t10k-images-idx3-ubyte.gz --mnist-train train-images-idx3-ubyte.gz] \
+        [--mnist-images 1000] [--plot codec.png]
+
+The shipped networks, calibrated on the training split first (seconds for the digits, two minutes for MNIST). "file" is all
+bytes of the file over all values of its images; "bound" is the sum of the log-ratios of the trajectories that were coded. Every
+file is decoded and compared. Times are of all that is done, each way, and in brackets over the network's own, in float64.
+"""
+
+import argparse
+import bz2
+import io
+import lzma
+import time
+import zlib
+from pathlib import Path
+
+import torch
+from PIL import Image, features
+
+from ddpm_vlb import VLBDDPMPipeline, calibrate, compress, decompress, load_images
+from ddpm_vlb.codec import codec
+
+SHIPPED = Path(__file__).parents[2] / "spaces_demo" / "checkpoints"
+
+
+def others(levels: torch.Tensor) -> dict[str, float]:
+    r"""Bits/dim of general tools on all images at once, and of picture formats on them one by one and as one picture."""
+    body, values = levels.numpy().tobytes(), levels.numel()
+    rates = {
+        "xz": len(lzma.compress(body, preset=9 | lzma.PRESET_EXTREME)),
+        "zlib": len(zlib.compress(body, 9)),
+        "bz2": len(bz2.compress(body, 9)),
+    }
+    one_by_one = [Image.fromarray(image[0].numpy()) for image in levels]
+    # As many beside each other as make a picture that every format can hold.
+    beside = max(width for width in range(1, 33) if len(levels) % width == 0)
+    rows = levels[:, 0].reshape(-1, beside, *levels.shape[2:]).permute(0, 2, 1, 3)
+    together = Image.fromarray(rows.reshape(-1, beside * levels.shape[3]).contiguous().numpy())
+    ways = {"PNG": ("PNG", {"optimize": True})}
+    if features.check("webp"):
+        ways["WebP"] = ("WEBP", {"lossless": True, "quality": 100, "method": 6, "exact": True})
+    for name, (kind, options) in ways.items():
+        rates[f"{name}, one by one"] = sum(saved(picture, kind, options) for picture in one_by_one)
+        rates[f"{name}, one sheet"] = saved(together, kind, options)
+    return {name: 8 * size / values for name, size in rates.items()}
+
+
+def saved(picture: Image.Image, kind: str, options: dict) -> int:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return len(buffer.getvalue())
+
+
+class Timed:
+    r"""Seconds that the network took."""
+
+    def __init__(self, network):
+        self.network, self.seconds = network, 0.0
+
+    def __call__(self, *arguments):
+        start = time.perf_counter()
+        output = self.network(*arguments)
+        self.seconds += time.perf_counter() - start
+        return output
+
+    def __getattr__(self, name):
+        return getattr(self.network, name)
+
+
+def timed(function):
+    r"""What a function returns, its seconds, and those of them in the network."""
+    made, plain = [], codec.in_float64
+
+    def counting(network):
+        made.append(Timed(plain(network)))
+        return made[-1]
+
+    codec.in_float64 = counting
+    try:
+        start = time.perf_counter()
+        result = function()
+        return result, time.perf_counter() - start, sum(network.seconds for network in made)
+    finally:
+        codec.in_float64 = plain
+
+
+def row(pipe, levels: torch.Tensor, steps: int) -> dict:
+    r"""One file, written and read back."""
+    file = io.BytesIO()
+    summary, there, there_network = timed(lambda: compress(pipe, levels, num_inference_steps=steps, file=file))
+    found, back, back_network = timed(lambda: decompress(pipe, file.getvalue()))
+    if not torch.equal(found, levels):
+        raise SystemExit("decoded images differ")
+    return summary.as_dict() | {
+        "steps": steps,
+        "encode": there / len(levels),
+        "decode": back / len(levels),
+        "encode_share": there / there_network,
+        "decode_share": back / back_network,
+    }
+
+
+def show(name: str, levels: torch.Tensor, rows: list[dict]) -> None:
+    print(f"\n{name}: {len(levels)} images, bits/dim; seconds an image, and over the network's own")
+    causes = list(rows[0]["overhead"])
+    print(
+        f"{'K':>4} {'file':>7} {'bound':>7} {'ratio':>7} "
+        + " ".join(f"{cause:>17}" for cause in causes)
+        + "  encode      decode"
+    )
+    for r in rows:
+        parts = " ".join(f"{r['overhead'][cause]:17.5f}" for cause in causes)
+        print(
+            f"{r['steps']:>4} {r['bits_per_dim']:7.4f} {r['bound']:7.4f} {r['bits_per_dim'] / r['bound']:7.4f} {parts}"
+            f"  {r['encode']:.3f} ({r['encode_share']:.2f}x)  {r['decode']:.3f} ({r['decode_share']:.2f}x)",
+            flush=True,
+        )
+    for tool, rate in sorted(others(levels).items(), key=lambda item: item[1]):
+        print(f"     {rate:7.4f} {tool}")
+
+
+def plot(tables: dict[str, list[dict]], path: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(tables), 3.5), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items()):
+        steps = [r["steps"] for r in rows]
+        axes.plot(steps, [r["bits_per_dim"] for r in rows], "o-", label="file, all bytes")
+        axes.plot(steps, [r["bound"] for r in rows], "k--", label="bound of its trajectories")
+        axes.set(title=name, xlabel="steps K", ylabel="bits/dim", xscale="log")
+        axes.set_xticks(steps, [str(k) for k in steps])
+        axes.minorticks_off()
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def calibrated(name: str, train, split: str | None) -> VLBDDPMPipeline:
+    pipe = VLBDDPMPipeline.from_pretrained(SHIPPED / name)
+    pipe.scheduler = calibrate(pipe, train, quiet=True, dataset=name, split=split).scheduler
+    return pipe
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", help="t10k-images-idx3-ubyte.gz")
+    parser.add_argument("--mnist-train", help="train-images-idx3-ubyte.gz")
+    parser.add_argument("--mnist-images", type=int, default=1000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25, 50], help="of the digits")
+    parser.add_argument("--mnist-steps", type=int, nargs="+", default=[25])
+    parser.add_argument("--plot", help="a PNG file")
+    arguments = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    tables = {}
+    pipe, levels = calibrated("ddpm-vlb-digits", load_images("digits", "train"), "train"), load_images("digits").images
+    tables["digits"] = [row(pipe, levels, steps) for steps in arguments.steps]
+    show("digits", levels, tables["digits"])
+    if arguments.mnist:
+        pipe = calibrated("ddpm-vlb-mnist", load_images(arguments.mnist_train), "train")
+        levels = load_images(arguments.mnist, max_images=arguments.mnist_images).images
+        tables["MNIST"] = [row(pipe, levels, steps) for steps in arguments.mnist_steps]
+        show("MNIST", levels, tables["MNIST"])
+    if arguments.plot:
+        plot({name: rows for name, rows in tables.items() if len(rows) > 1}, arguments.plot)  # a point is no curve
+
+
+if __name__ == "__main__":
+    main()

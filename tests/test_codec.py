@@ -1,0 +1,409 @@
+r"""Files that hold images to the last bit, at the price of the bound; what is damaged, or another model's, is refused."""
+
+import copy
+import io
+import json
+import random
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import generator, tiny_unet
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, compress, decompress, load_images
+from ddpm_vlb.cli import main
+from ddpm_vlb.cli.decompress import safe_name
+from ddpm_vlb.codec import DamagedFile, codec, read_info
+from ddpm_vlb.codec.chain import BAND, Chain
+from ddpm_vlb.codec.container import Block, Header, frame
+from ddpm_vlb.codec.rounding import Notes, round_as_noted, round_noting
+from ddpm_vlb.codec.stack import Stack
+
+pytest.importorskip("constriction")
+ROOT = Path(__file__).parents[1]
+SHIPPED = "spaces_demo/checkpoints/ddpm-vlb-digits"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    scheduler = VLBDDPMScheduler(num_train_timesteps=8, beta_end=0.9, num_pixel_levels=17, variance_type="fixed_large")
+    return VLBDDPMPipeline(tiny_unet(), scheduler)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits").images
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return VLBDDPMPipeline.from_pretrained(ROOT / SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def written(shipped, digits):
+    r"""Two blocks, and what they are of; by a network that is worth its while, unlike a tiny one."""
+    data = compress(shipped, digits[:24], block_size=14, num_inference_steps=4)
+    assert all(block.num_plain < 5 for _, block in read_info(data)[1])
+    return data, digits[:24]
+
+
+def perturbed(monkeypatch, amount):
+    r"""Have the networks of the codec differ by up to so much, in every output."""
+    plain = codec.in_float64
+
+    def noisy(network):
+        network = plain(network)
+        output, noise = network.output, generator(7)
+
+        def differing(*arguments):
+            y = output(*arguments)
+            return y + amount * (2 * torch.rand(y.shape, generator=noise, dtype=torch.float64) - 1)
+
+        network.output = differing
+        return network
+
+    monkeypatch.setattr(codec, "in_float64", noisy)
+
+
+# The bound is what a file takes.
+
+
+def test_a_file_of_a_trained_model_takes_what_the_bound_says(shipped, digits):
+    file = io.BytesIO()
+    images = digits[:60]
+    said = compress(shipped, images, num_inference_steps=10, file=file).as_dict()
+    assert torch.equal(decompress(shipped, file.getvalue()), images)
+    assert said["file_bytes"] == len(file.getvalue())
+    assert said["bits_per_dim"] == pytest.approx(8 * len(file.getvalue()) / images.numel())
+    assert said["net_bits_per_dim"] == pytest.approx(said["bound"], rel=3e-3)
+    # All of the file is explained.
+    assert sum(said["overhead"].values()) == pytest.approx(said["bits_per_dim"] - said["bound"], abs=1e-9)
+    # The trajectory's log-ratios are the bound that is evaluated elsewhere, of the same model; but for chance.
+    out = shipped.evaluate_nll(images, generator=generator(), num_inference_steps=10).bits_per_dim
+    assert said["bound"] == pytest.approx(out.mean().item(), rel=0.03)
+
+
+def test_what_is_pushed_is_popped_and_the_bits_beneath_are_untouched(tiny, digits):
+    chain = codec.chain_of(tiny, timesteps=[0, 3, 7])
+    words = np.random.default_rng(0).integers(0, 2**32, 500, dtype=np.uint32)
+    stack = Stack(words)
+    chain.push(stack, digits[:3])
+    chain.push(stack, digits[3:5])
+    again = Stack(stack.words(), is_sealed=True)
+    assert torch.equal(chain.pop(again, (2, 1, 8, 8)), digits[3:5])
+    assert torch.equal(chain.pop(again, (3, 1, 8, 8)), digits[:3])
+    assert np.array_equal(again.unsealed(), words)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"variance_type": "fixed_small"},
+        {"variance_type": "learned_range", "clip_sample": False},
+        {"prediction_type": "sample", "thresholding": True},
+        {"prediction_type": "v_prediction", "num_pixel_levels": 256},
+        {"num_pixel_levels": 4096},
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_kind_of_model_gives_its_images_back(settings, steps):
+    scheduler = VLBDDPMScheduler(num_train_timesteps=8, beta_end=0.9, **{"num_pixel_levels": 17} | settings)
+    channels = 2 if settings.get("variance_type") == "learned_range" else 1
+    pipe = VLBDDPMPipeline(tiny_unet(out_channels=channels), scheduler)
+    levels = scheduler.config.num_pixel_levels
+    images = torch.randint(0, levels, (6, 1, 8, 8), generator=generator())
+    images = images.to(torch.uint8 if levels <= 256 else torch.uint16)
+    found = decompress(pipe, compress(pipe, images, num_inference_steps=steps))
+    assert torch.equal(found.int(), images.int())
+
+
+def test_classes_are_coded_and_labels_and_names_are_kept(tiny, digits):
+    scheduler = tiny.scheduler
+    pipe = VLBDDPMPipeline(tiny_unet(num_class_embeds=3), scheduler)
+    classes = [0, 1, 2, 2, 1, 0, 1, 1]
+    data = compress(pipe, digits[:8], num_inference_steps=3, class_labels=classes)
+    assert torch.equal(decompress(pipe, data), digits[:8]) and read_info(data)[1][0][1].labels == classes
+    names = [f"{n}/ü.png" for n in range(8)]
+    data = compress(tiny, digits[:8], num_inference_steps=3, labels=classes, names=names, block_size=5)
+    blocks = [block for _, block in read_info(data)[1]]
+    assert [*blocks[0].labels, *blocks[1].labels] == classes and [*blocks[0].names, *blocks[1].names] == names
+    with pytest.raises(ValueError, match="`names` must be one for each of 8 images, got 1"):
+        compress(tiny, digits[:8], names=["a"])
+
+
+def test_one_image_is_exact_however_long(tiny, digits):
+    data = compress(tiny, digits[:1])
+    assert torch.equal(decompress(tiny, data), digits[:1]) and len(data) < 200
+
+
+def test_bad_images_are_refused(tiny, digits):
+    for images, words in (
+        (digits[:0], "empty"),
+        (digits[:2] + 200, "levels below"),
+        (digits[:2].repeat(1, 3, 1, 1), "channel"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compress(tiny, images)
+
+
+# Parts.
+
+
+def test_one_image_costs_one_block(shipped, written, monkeypatch):
+    data, images = written
+    decoded, plain = [], codec.decode_block
+    monkeypatch.setattr(codec, "decode_block", lambda *a: decoded.append(a[3]) or plain(*a))
+    assert torch.equal(decompress(shipped, data, images=[17]), images[[17]]) and decoded == [1]
+    assert torch.equal(decompress(shipped, data, images=slice(12, 16)), images[12:16])
+    assert torch.equal(decompress(shipped, io.BytesIO(data), images=[-1, 0]), images[[-1, 0]])
+    with pytest.raises(ValueError, match="numbers of the 24 images"):
+        decompress(shipped, data, images=[24])
+
+
+def test_a_file_that_was_being_written_goes_on(shipped, written, digits):
+    data, images = written
+    how = {"block_size": 14, "num_inference_steps": 4}
+    for length in (0, len(data) * 3 // 4):
+        file = io.BytesIO()
+        file.write(data[:length])
+        compress(shipped, images, file=file, **how)
+        assert file.getvalue() == data
+    with pytest.raises(ValueError, match="one of other images"):
+        compress(shipped, digits[100:124], file=io.BytesIO(data[:-1]), **how)
+
+
+# Machines that differ.
+
+
+@pytest.mark.parametrize("amount", [1e-13, 0.9 * BAND])
+def test_outputs_that_differ_by_less_than_the_band_decode(shipped, written, monkeypatch, amount):
+    data, images = written
+    perturbed(monkeypatch, amount)
+    assert torch.equal(decompress(shipped, data), images)
+
+
+def test_outputs_that_differ_by_far_more_are_refused(shipped, written, monkeypatch):
+    perturbed(monkeypatch, 1e-3)
+    with pytest.raises(DamagedFile):
+        decompress(shipped, written[0])
+
+
+def test_doubtful_values_are_noted_and_followed(shipped, digits, monkeypatch):
+    r"""With a band so wide that there are many: the notes carry the file."""
+    wide = 2.0**-18
+    plain = codec.chain_of
+    monkeypatch.setattr(codec, "chain_of", lambda pipe, *a, **k: plain(pipe, *a[:2], **k | {"band": wide}))
+    file = io.BytesIO()
+    summary = compress(shipped, digits[:40], num_inference_steps=4, file=file)
+    assert summary.account.num_notes > 5
+    perturbed(monkeypatch, 0.9 * wide)
+    assert torch.equal(decompress(shipped, file.getvalue()), digits[:40])
+
+
+def test_rounding_by_notes_is_that_of_the_one_who_noted():
+    values = np.random.default_rng(0).normal(size=20000)
+    unit, band = 2.0**-10, 2.0**-15
+    notes = Notes()
+    rounded = round_noting(values, unit, band, notes)
+    assert 0 < len(notes.places) < 2000
+    others = values + band * 0.99 * np.random.default_rng(1).uniform(-1, 1, 20000)
+    assert np.array_equal(round_as_noted(others, unit, Notes(notes.places, notes.is_up)), rounded)
+    assert not np.array_equal(round_as_noted(others, unit, Notes()), rounded)
+
+
+@pytest.mark.parametrize("other", ["batches", "threads", "channels last", "no oneDNN"])
+def test_another_way_to_compute_decodes(shipped, digits, other, monkeypatch):
+    data = compress(shipped, digits[:40], num_inference_steps=3, batch_size=4)
+    threads = torch.get_num_threads()
+    try:
+        if other == "threads":
+            torch.set_num_threads(threads + 1)
+        if other == "channels last":
+            plain = codec.in_float64
+
+            def channels_last(network):
+                network = plain(network)
+                network.module.to(memory_format=torch.channels_last)
+                return network
+
+            monkeypatch.setattr(codec, "in_float64", channels_last)
+        with torch.backends.mkldnn.flags(enabled=other != "no oneDNN"):
+            assert torch.equal(decompress(shipped, data, batch_size=3 if other == "batches" else 16), digits[:40])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_embedding_of_timesteps_is_float64(shipped):
+    r"""diffusers' own is float32, and its sines differ by more than the band from library to library."""
+    steps = torch.tensor([0, 17, 999])
+    ours = codec.in_float64(shipped.network).module.time_proj(steps)
+    assert ours.dtype == torch.float64
+    assert torch.allclose(ours.float(), shipped.unet.time_proj(steps), atol=1e-4) and not torch.equal(
+        ours, ours.float().double()
+    )
+    half = ours.shape[1] // 2
+    exact = np.cos(999 * np.exp(-np.log(1e4) * np.arange(half) / (half - shipped.unet.config.freq_shift)))
+    first = ours[2, :half] if shipped.unet.config.flip_sin_to_cos else ours[2, half:]
+    assert np.allclose(first, exact, atol=1e-12)
+
+
+# Files that are not as they were.
+
+
+def test_another_model_is_refused(shipped, written):
+    data, _ = written
+    other = VLBDDPMPipeline(copy.deepcopy(shipped.unet), shipped.scheduler)
+    with torch.no_grad():
+        next(other.unet.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(ValueError, match="`pipe` must be the model that the file was made with"):
+        decompress(other, data)
+    clipped = VLBDDPMScheduler.from_config(shipped.scheduler.config, clip_sample=not shipped.scheduler.config.clip_sample)
+    with pytest.raises(ValueError, match="another network, scheduler or calibration"):
+        decompress(VLBDDPMPipeline(shipped.unet, clipped), data)
+
+
+def test_a_thousand_damaged_files_are_refused(written):
+    r"""The checksums are asked before anything is decoded."""
+    data, _ = written
+    chance = random.Random(0)
+    for _ in range(1000):
+        damaged = bytearray(data)
+        for _ in range(chance.randint(1, 4)):
+            place = chance.randrange(max(len(damaged), 1))
+            how = chance.randrange(4) if damaged else 2
+            if how == 0:
+                damaged[place] ^= 1 << chance.randrange(8)
+            elif how == 1:
+                del damaged[place : place + chance.randint(1, 9)]
+            elif how == 2:
+                damaged[place:place] = chance.randbytes(chance.randint(1, 9))
+            else:
+                damaged = damaged[: place + 1]
+        if bytes(damaged) != data:
+            with pytest.raises(DamagedFile):
+                read_info(bytes(damaged))
+
+
+def forged(data, change):
+    r"""A file whose first block is another, its checksums right."""
+    reader_crc = codec.read_header(data)[2]
+    header = Header.read(codec.Reader(data)).to_bytes()
+    block = Block.parse(next(codec.read_blocks(codec.read_header(data)[1], reader_crc))[2])
+    framed = frame(change(block), reader_crc)
+    return header + framed + codec.end(framed[-4:])
+
+
+def test_what_was_damaged_before_the_checksums_gives_no_wrong_images(shipped, written):
+    r"""A hostile file has checksums of its own."""
+    data, images = written
+    chance = random.Random(0)
+
+    def change(block):
+        body = bytearray(block.to_bytes())
+        body[chance.randrange(len(body))] ^= 1 << chance.randrange(8)
+        return bytes(body)
+
+    refused = 0
+    for _ in range(12):
+        try:
+            assert torch.equal(decompress(shipped, forged(data, change)), images[:14])
+        except DamagedFile:
+            refused += 1
+    assert refused >= 11
+
+
+def test_huge_sizes_are_refused_at_once(shipped, written):
+    data, _ = written
+    claims = [
+        lambda block: block._replace(num_images=65_536, num_plain=0, runs=[(16, 4096)]).to_bytes(),
+        lambda block: block._replace(num_images=60_000, num_plain=60_000, runs=[]).to_bytes(),
+        lambda block: block.to_bytes()[:1] + b"\xff" * 12,
+    ]
+    for claim in claims:
+        with pytest.raises(DamagedFile):
+            decompress(shipped, forged(data, claim))
+    header = Header((65_536, 65_536, 1), 256, bytes(8), 4, 34)
+    with pytest.raises(DamagedFile, match="at most"):
+        read_info(header.to_bytes())
+    bomb = zlib.compress(bytes(10**7))
+    with pytest.raises(DamagedFile):
+        Block.parse(b"\x01\x02\x00" + codec.write_integer(len(bomb)) + b"\x00" + bomb + bytes(8))
+
+
+def test_blocks_in_another_order_are_refused(written):
+    data, _ = written
+    header, reader, crc = codec.read_header(data)
+    bodies = [body for _, _, body, _ in codec.read_blocks(reader, crc)]
+    first, second = (frame(body, crc) for body in reversed(bodies))
+    with pytest.raises(DamagedFile, match="checksum in the block 1"):
+        read_info(header.to_bytes() + first + second + codec.end(second[-4:]))
+
+
+def test_the_bytes_of_a_file_are_those_of_the_page(tiny):
+    r"""Old files stay readable: a format that changes has another version."""
+    images = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8) % 17
+    data = compress(tiny, images, num_inference_steps=2)
+    assert data[:5] == b"\x89VLB\x01"
+    # flags, C, H, W, levels - 2, K, band
+    assert list(data[5:12]) == [0, 1, 8, 8, 15, 2, 34] and data[12:20] == codec.chain_of(tiny, 2).digest[:8]
+    assert int.from_bytes(data[20:24], "little") == zlib.crc32(data[:20]) and data[24:25] == b"B" and data[-5:-4] == b"E"
+    assert isinstance(codec.chain_of(tiny, 2), Chain)
+
+
+# Commands.
+
+
+def test_commands_there_and_back(tmp_path, digits, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = str(ROOT / SHIPPED)
+    command = ["compress", checkpoint, "--dataset=digits", "--max-images=20", "--num-inference-steps=3", "--output=d.vlb"]
+    assert main(command) == 0
+    said, printed = json.loads(Path("d.vlb.json").read_text()), capsys.readouterr().out
+    assert said["file_bytes"] == Path("d.vlb").stat().st_size and f"{said['bits_per_dim']:.4f}" in printed
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["d.vlb", "d.vlb.json"]
+    assert main(["info", "d.vlb"]) == 0
+    assert "20 of 1 x 8 x 8, 17 levels" in capsys.readouterr().out
+    assert main(["decompress", checkpoint, "d.vlb", "--output=back.npz"]) == 0
+    back = np.load("back.npz")
+    assert np.array_equal(back["images"][..., 0], digits[:20, 0]) and len(back["labels"]) == 20
+    assert main(["decompress", checkpoint, "d.vlb", "--output=folder"]) == 2
+    Path("d.vlb").write_bytes(Path("d.vlb").read_bytes()[:-9])
+    capsys.readouterr()
+    assert main(["decompress", checkpoint, "d.vlb", "--output=none.npz"]) == 2
+    assert "ddpm-vlb decompress: `data` must" in capsys.readouterr().err and not Path("none.npz").exists()
+
+
+@pytest.mark.parametrize("kept", [0.8, 1.0])
+def test_a_killed_command_goes_on(tmp_path, monkeypatch, capsys, kept):
+    monkeypatch.chdir(tmp_path)
+    options = ["--dataset=digits", "--max-images=12", "--num-inference-steps=2", "--block-size=6"]
+    command = ["compress", str(ROOT / SHIPPED), *options, "--output=d.vlb"]
+    assert main(command) == 0
+    whole = Path("d.vlb").read_bytes()
+    Path("d.vlb").unlink()
+    Path("d.vlb.journal").write_bytes(whole[: int(kept * len(whole))])
+    assert main(command) == 0
+    assert Path("d.vlb").read_bytes() == whole and not Path("d.vlb.journal").exists()
+    assert json.loads(Path("d.vlb.json").read_text())["file_bytes"] == len(whole)
+
+
+def test_pictures_keep_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scheduler = VLBDDPMScheduler(num_train_timesteps=4, beta_end=0.9)
+    VLBDDPMPipeline(tiny_unet(), scheduler).save_pretrained("model")
+    Path("in").mkdir()
+    for name in ("b", "a"):
+        Image.fromarray(np.full((8, 8), ord(name), np.uint8)).save(f"in/{name}.png")
+    assert main(["compress", "model", "--dataset=in", "--output=p.vlb"]) == 0
+    assert main(["decompress", "model", "p.vlb", "--output=out"]) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png"]
+    assert np.asarray(Image.open("out/a.png")).tolist() == [[97] * 8] * 8
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "c:\\x", "a/../../b", "", "..\\..\\x"])
+def test_names_lead_nowhere_else(name):
+    assert safe_name(name, 3) == Path("00000003.png")
