@@ -32,7 +32,9 @@ from .data.frame import Images
 from .hub.push import check_repository, push_folder
 from .hub.repository import saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
-from .model.network import DEFAULT_MODULE, Network, check_output_type, network_of, unwrapped
+from .model.kinds import DEFAULT_MODULE, network_of
+from .model.network import Network, check_output_type, unwrapped
+from .model.preconditioned import preconditioned
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed
 from .outputs import VLBOutput
@@ -55,11 +57,18 @@ class VLBDDPMPipeline(DDPMPipeline):
             wrapper, where it is in a `DataParallel` or `DistributedDataParallel`.
         scheduler ([`DDPMScheduler`]):
             Any DDPM scheduler, or another of diffusers' for a DDPM's network (DDIM, PNDM, DPM-Solver, Euler ...); it becomes
-            a [`VLBDDPMScheduler`] of the same configuration.
+            a [`VLBDDPMScheduler`] of the same configuration. Or one of flow matching, EDM or a variance-exploding process,
+            whose network is scored as a DDPM (`noise_processes.py`).
+        network_kwargs (`dict[str, torch.Tensor]`, *optional*):
+            What the network is given besides, `(P, ...)` each: `encoder_hidden_states` of prompts, say. With P > 1 an image's
+            class label is the number of its row.
     """
 
-    def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler):
+    def __init__(
+        self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None
+    ):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
+        self.network_kwargs = network_kwargs
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -107,7 +116,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
         if type(self.scheduler) is VLBDDPMScheduler:
-            index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
+            process = self.scheduler.config.get("noise_process")
+            index["scheduler"] = ["diffusers", DDPMScheduler.__name__ if process is None else process["_class_name"]]
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:
@@ -404,7 +414,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     @property
     def network(self) -> Network:
         r"""The network as scoring sees it."""
-        return network_of(self.unet, self._execution_device)
+        return preconditioned(network_of(self.unet, self._execution_device, self.network_kwargs), self.scheduler)
 
     def scorer(
         self,

@@ -6,14 +6,14 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 """
 
 import inspect
+import json
 import operator
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from diffusers.configuration_utils import FrozenDict, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 # diffusers looks the base class of a saved scheduler up in the module that the pipeline index names.
@@ -23,7 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .checks import check_integer, check_num_timesteps
 from .forward_process import check_inference_timesteps
-from .model.configuration import check_scheduler_config
+from .model.configuration import SchedulerConfig, check_scheduler_config
 from .model.stepping import (
     StepCoefficients,
     add_noise_of_step,
@@ -33,6 +33,7 @@ from .model.stepping import (
     step_coefficients,
     variance_of,
 )
+from .noise_processes import KEPT_UNDER, as_ddpm, kept_config
 from .outputs import VLBDDPMSchedulerOutput
 from .pixel_grid import to_grid
 from .scheduling_bound import BoundMixin, is_default
@@ -52,25 +53,6 @@ class _Steps(NamedTuple):
     calibration: dict[str, Any] | None
     alphas_cumprod: torch.Tensor
     coefficients: dict[int, StepCoefficients]
-
-
-class SchedulerConfig(FrozenDict):
-    r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
-
-    diffusers' own means to forbid assigning and does not; an entry that was assigned then has two values, of which its
-    schedulers compute with the attribute, and save the item.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
-            # `from_config` would drop it.
-            self["_use_default_values"] = [other for other in defaults if other != name]
-        object.__setattr__(self, name, value)
-        if not name.startswith("_FrozenDict__"):
-            OrderedDict.__setitem__(self, name, value)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self, name, value)
 
 
 class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
@@ -110,6 +92,10 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         calibration (`dict`, *optional*):
             What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
             is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
+        noise_process (`dict`, *optional*):
+            The configuration of the scheduler of another process (flow matching, EDM, variance exploding) that the network
+            was trained for; `from_config` makes it of one. What `step` and the terms are given then is the predicted image,
+            as `pipe.network` makes it of what the network says (`noise_processes.py`).
     """
 
     @register_to_config
@@ -134,6 +120,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         rescale_betas_zero_snr: bool = False,
         num_pixel_levels: int = 256,
         calibration: dict[str, Any] | None = None,
+        noise_process: dict[str, Any] | None = None,
     ):
         check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
         super().__init__(
@@ -157,6 +144,26 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
         self._build_tables()
         self._steps: _Steps | None = None
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
+        r"""As [`~diffusers.ConfigMixin.from_config`]; of the configuration of a flow-matching, EDM or variance-exploding
+        scheduler the DDPM that its network amounts to.
+
+        Raises:
+            ValueError: a configuration that no levels can be made of.
+        """
+        config = config if config is None else as_ddpm(config)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def to_json_string(self) -> str:
+        r"""The configuration, as JSON; that of the other process's scheduler where there is one, which diffusers alone can
+        sample with, with this one in it."""
+        process = self.config.get("noise_process")
+        if process is None:
+            return super().to_json_string()
+        kept = kept_config(json.loads(super().to_json_string()))
+        return json.dumps({**process, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""

@@ -18,7 +18,7 @@ from zygote import shared
 from ddpm_vlb.data import StoredImages, Transform, images_to_levels, load_images, open_images, quantize, stream_images
 from ddpm_vlb.data.frame import read_images
 from ddpm_vlb.data.sources import source_of
-from ddpm_vlb.model.network import network_of
+from ddpm_vlb.model.kinds import network_of
 from ddpm_vlb.pixel_grid import levels_to_samples
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,8 @@ from ddpm_vlb.likelihoods import methods
 from ddpm_vlb.likelihoods.method import Columns, Method, Option
 from ddpm_vlb.likelihoods.methods import add_method
 from ddpm_vlb.model import network
-from ddpm_vlb.model.network import Network, add_network, network_of
+from ddpm_vlb.model.kinds import add_network, network_of
+from ddpm_vlb.model.network import Network
 
 # A likelihood: L_T alone, `times` times over.
 

@@ -23,6 +23,7 @@ ROOMS = [
     "gaussians",
     "forward_process",
     "noise_schedules",
+    "noise_processes",
     "error_model",
     "parametrizations",
     "reverse_process",

@@ -35,7 +35,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
-from ..model.network import DEFAULT_MODULE, Network, known_module_class
+from ..model.kinds import DEFAULT_MODULE, known_module_class
+from ..model.network import Network
+from ..noise_processes import KEPT_UNDER, process_named
 from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
@@ -342,7 +344,7 @@ def restore_single_head(unet: Any) -> Any:
 
 def is_not_about_num_pixel_levels(record) -> bool:
     r"""A filter of log records: the stock scheduler says that it ignores our key, which it keeps, and which we read."""
-    return "num_pixel_levels" not in record.getMessage()
+    return not any(key in record.getMessage() for key in ("num_pixel_levels", KEPT_UNDER))
 
 
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
@@ -354,7 +356,7 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
 
     Raises:
-        ValueError: a scheduler of another family (flow matching, EDM): what it samples is not a DDPM that can be scored.
+        ValueError: a scheduler of another family (a consistency model's, say): what it samples has no bound that is known.
     """
     if isinstance(scheduler, VLBDDPMScheduler):
         return scheduler
@@ -363,6 +365,13 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     # knows, such as DPM-Solver's infinite `lambda_min_clipped`: they would be saved, and mean nothing.
     stock = getattr(scheduler, "config", {})
     config = {key: getattr(stock, key, value) for key, value in stock.items()}
+    if (process := process_named(type(scheduler).__name__)) is not None:
+        read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config({**config, "_class_name": type(scheduler).__name__}))
+        logger.warning(
+            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
+            f" {read.config.num_train_timesteps} noise levels that a {process.name} network amounts to."
+        )
+        return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}

@@ -9,7 +9,7 @@ import math
 import torch
 from diffusers.models.embeddings import GaussianFourierProjection, Timesteps
 
-from ..model.network import Network, network_of
+from ..model.network import Network
 
 
 class Float64Timesteps(torch.nn.Module):
@@ -48,4 +48,4 @@ def in_float64(network: Network) -> Network:
         if isinstance(part, Timesteps):
             parent, _, own = name.rpartition(".")
             setattr(module.get_submodule(parent), own, Float64Timesteps(part))
-    return network_of(module)
+    return network.with_module(module)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..data.frame import Images
-from ..model.network import network_of
 from ..model.scorer import Scorer
 from ..noise import mix
 from .run import Journal, Run
@@ -42,7 +41,7 @@ def half_precision_bias(
         some images in memory with it; `num_network_evaluations`, of both networks; `includes_rounding_of_weights`.
     """
     exact = scorer.network.in_float32() if float32_unet is None else float32_unet
-    both = [scorer, replace(scorer, network=network_of(exact, scorer.device))]
+    both = [scorer, replace(scorer, network=scorer.network.with_module(exact))]
     if both[1].network.is_rounded:
         raise ValueError(f"`float32_unet` must not be in half precision, got {both[1].dtype}.")
     labels = images.labels if class_labels is None else class_labels

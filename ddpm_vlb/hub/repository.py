@@ -25,6 +25,7 @@ from typing import Any, cast
 from safetensors import SafetensorError
 
 from ..files import fill_folder
+from ..noise_processes import KEPT_UNDER
 from ..reports.schema import Report, public_report
 from .cards import model_card
 from .eval_results import EVAL_RESULTS, eval_results_file
@@ -132,6 +133,7 @@ def repository_files(
         ValueError: anything that is no `Report`.
     """
     scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
+    scheduler |= scheduler.get(KEPT_UNDER, {})
     report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,

@@ -5,11 +5,13 @@ anything is refused, a word in the place of a number shows when the first image 
 *means* is asked where it is used: unknown names of schedules and variances, betas that make no process.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from ..checks import MAX_TIMESTEPS, is_integer, is_number, shown
 from ..pixel_grid import MAX_PIXEL_LEVELS
@@ -141,3 +143,22 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"`attention_head_dim` must be at most the {min(attended)} channels that attention has in this network, got {head}."
         )
+
+
+class SchedulerConfig(FrozenDict):
+    r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
+
+    diffusers' own means to forbid assigning and does not; an entry that was assigned then has two values, of which its
+    schedulers compute with the attribute, and save the item.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
+            # `from_config` would drop it.
+            self["_use_default_values"] = [other for other in defaults if other != name]
+        object.__setattr__(self, name, value)
+        if not name.startswith("_FrozenDict__"):
+            OrderedDict.__setitem__(self, name, value)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)

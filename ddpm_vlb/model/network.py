@@ -1,15 +1,16 @@
 r"""The network that is scored: all that is asked of one, whatever class it is of.
 
 A `Network` stands for a module in scoring, sampling and training: how many channels and which size its images have, of how many
-classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this file asks a module itself, but for
-what every torch module can do. Another kind of network is a subclass, and a line of `add_network`.
+classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this folder asks a module itself, but for
+what every torch module can do. The kinds of networks are in `kinds.py`.
 """
 
 import copy
 import hashlib
+import inspect
 import json
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from threading import Lock
@@ -17,11 +18,9 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import UNet2DModel
 
-from ..checks import nan_unless_finite
+from ..checks import nan_unless_finite, shown
 from ..words import counted
-from .configuration import NETWORK_RULES, check_configuration
 
 _LOCK = Lock()
 
@@ -68,6 +67,8 @@ class Network:
         out_channels: of its output, `None` where nothing tells.
         num_classes: of a class-conditional network, else `None`.
         takes_fractions: whether it can be asked between timesteps.
+        conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
+        needs: names without which it cannot be asked, and what each is, in words.
     """
 
     channels: int
@@ -75,10 +76,12 @@ class Network:
     out_channels: int | None = None
     num_classes: int | None = None
     takes_fractions: bool = True
+    needs: Mapping[str, str] = {}
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
         self._device = device
+        self.conditions: dict[str, torch.Tensor] = {}
 
     def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
@@ -98,6 +101,58 @@ class Network:
         labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
         on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
         return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
+
+    def with_module(self, module: torch.nn.Module) -> "Network":
+        r"""The same of another module of its kind: a copy in another dtype, say."""
+        return type(self)(module, self._device).with_conditions(self.conditions)
+
+    def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> "Network":
+        r"""Itself, given the same tensors whenever it is asked: a prompt's embeddings, say.
+
+        Args:
+            conditions: by the names of the module's arguments, `(P, ...)` each. With P = 1 all images have the one condition;
+                with more, an image's class is the number of its row. The likelihood is p(x | condition).
+
+        Raises:
+            ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
+        """
+        conditions = dict(conditions or {})
+        known = inspect.signature(self.module.forward).parameters
+        counts = set()
+        for name, rows in conditions.items():
+            if name not in known:
+                raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
+            if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
+                raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
+            counts.add(len(rows))
+        for name, words in self.needs.items():
+            if name not in conditions:
+                raise ValueError(f"`network_kwargs` must hold {name!r} for this network, {words}, got {sorted(conditions)}.")
+        if len(counts) > 1:
+            raise ValueError(f"`network_kwargs` must have as many rows each, got {sorted(counts)}.")
+        count = counts.pop() if counts else 1
+        if count > 1 and self.num_classes is not None:
+            raise ValueError(f"`network_kwargs` must have one row for a network with classes of its own, got {count}.")
+        self.conditions = conditions
+        self.num_classes = count if count > 1 else self.num_classes
+        return self
+
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        r"""What the module is given besides samples and timesteps, on its device."""
+        if not self.conditions:
+            return {} if class_labels is None else {"class_labels": class_labels}
+        arguments: dict[str, torch.Tensor] = {}
+        for name, rows in self.conditions.items():
+            rows = rows.to(samples.device, self.dtype if rows.is_floating_point() else None)
+            arguments[name] = rows.expand(len(samples), *rows.shape[1:]) if len(rows) == 1 else rows[class_labels]
+        if class_labels is not None and all(len(rows) == 1 for rows in self.conditions.values()):
+            arguments["class_labels"] = class_labels
+        return arguments
+
+    @property
+    def condition_sha256(self) -> str | None:
+        r"""SHA-256 of what it is given, `None` of nothing."""
+        return tensors_digest("", self.conditions) if self.conditions else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -184,7 +239,7 @@ class Network:
                 for part in mixed:
                     part.forward = _FORWARD.leave(part) or part.forward
 
-    def check(self, timesteps: Sequence[int], size: Sequence[int] | None) -> None:
+    def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
 
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
@@ -194,6 +249,7 @@ class Network:
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
                 f" variance_type={variance_type!r}, got {self.out_channels}."
+                + (" Further inputs make it conditional on another picture." if self.out_channels < self.channels else "")
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
@@ -219,63 +275,6 @@ class Network:
         return labels
 
 
-class UNetNetwork(Network):
-    r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one.
-
-    Attributes:
-        size_multiple: what height and width must be a multiple of, to be halved between the blocks and doubled again.
-    """
-
-    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
-        super().__init__(module, device)
-        config: Any = module.config
-        check_configuration({name: getattr(config, name) for name in NETWORK_RULES if hasattr(config, name)}, NETWORK_RULES)
-        self.channels = config.in_channels
-        self.out_channels = getattr(config, "out_channels", None)
-        size = getattr(config, "sample_size", None)
-        self.size = size if size is None else tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-        self.num_classes = getattr(config, "num_class_embeds", None)
-        self.size_multiple = 2 ** max(len(getattr(config, "down_block_types", None) or ()) - 1, 0)
-        self._time_embedding = getattr(config, "time_embedding_type", "positional")
-        self._class_embedding = getattr(config, "class_embed_type", None)
-        self._num_timesteps = getattr(config, "num_train_timesteps", None) if self._time_embedding == "learned" else None
-        # A table of embeddings has a row for each timestep, and none between.
-        self.takes_fractions = self._time_embedding != "learned"
-
-    def check(self, timesteps: Sequence[int], size: Sequence[int] | None) -> None:
-        r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
-        if self._class_embedding is not None:
-            raise ValueError(
-                "`unet` must have its classes in a table (num_class_embeds) or none to be scored or sampled from, got"
-                f" class_embed_type={self._class_embedding!r}."
-            )
-        if self._time_embedding == "fourier" and 0 in timesteps:
-            raise ValueError(
-                "`unet` must have an embedding of timestep 0, got time_embedding_type='fourier', which takes the timestep's"
-                " logarithm. `inference_timesteps` can name a grid without 0."
-            )
-        if self._num_timesteps is not None and max(timesteps, default=0) >= self._num_timesteps:
-            raise ValueError(
-                f"`unet` must have an embedding of timestep {max(timesteps)}, got a learned one of"
-                f" {self._num_timesteps} timesteps."
-            )
-        if size is not None and any(length % self.size_multiple for length in size):
-            raise ValueError(
-                f"`unet` must halve the images evenly, got {self.size_multiple.bit_length()} blocks for"
-                f" {size[0]} x {size[1]} pixels."
-            )
-
-    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
-        r"""As `Network.check_class_labels`, of classes in a table alone."""
-        self.check((), None)
-        return super().check_class_labels(class_labels, count)
-
-    def output(self, samples, timesteps, class_labels):
-        r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
-        arguments = {} if class_labels is None else {"class_labels": class_labels}
-        return self.module(samples, timesteps, **arguments).sample
-
-
 # Grey, grey with alpha, RGB, RGB with alpha.
 MAX_PICTURE_CHANNELS = 4
 
@@ -291,17 +290,6 @@ def check_output_type(output_type: Any, channels: int) -> None:
         )
 
 
-# Kinds of networks by the class of their module; the last that fits is taken.
-_KINDS: list[tuple[type, type[Network]]] = [(UNet2DModel, UNetNetwork)]
-# What `from_pretrained` loads where a folder does not say.
-DEFAULT_MODULE = UNet2DModel
-
-
-def add_network(module_class: type, network_class: type[Network]) -> None:
-    r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
-    _KINDS.append((module_class, network_class))
-
-
 def _is_autocast_by_accelerate(part: torch.nn.Module) -> bool:
     r"""Whether `accelerator.prepare` has put mixed precision around a module; `unwrap_model` leaves it there."""
     return type(getattr(part.forward, "__wrapped__", None)).__name__ == "ConvertOutputsToFp32"
@@ -312,25 +300,6 @@ def unwrapped(module: Any) -> Any:
     while isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
         module = module.module
     return module
-
-
-def network_of(module: Any, device: torch.device | None = None) -> Network:
-    r"""The `Network` of a module."""
-    if isinstance(module, Network):
-        return module
-    module = unwrapped(module)
-    # A compiled module stands for the one that it was made from.
-    inner = getattr(module, "_orig_mod", module)
-    # What is none of them is taken for a module that is called like a UNet2DModel.
-    kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
-    return kind(module, device)
-
-
-def known_module_class(library: str, name: str) -> type | None:
-    r"""The class of networks of this name in this library that can be scored, if there is one."""
-    if not (isinstance(library, str) and library):
-        return None
-    return next((cls for cls, _ in _KINDS if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
 
 
 def architecture_digest(network: torch.nn.Module) -> str:
@@ -347,8 +316,13 @@ def _public_config(network: torch.nn.Module) -> str:
 def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
     r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
     whatever file it was loaded from. `None` where the weights are not at hand."""
-    digest = hashlib.sha256(_public_config(network).encode())
-    for name, weight in sorted(network.state_dict().items()):
+    return tensors_digest(_public_config(network), network.state_dict(), dtype)
+
+
+def tensors_digest(config: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a text and of tensors by their names, as `network_digest`."""
+    digest = hashlib.sha256(config.encode())
+    for name, weight in sorted(tensors.items()):
         if weight.is_meta:
             return None
         weight = weight.detach().cpu()

@@ -17,10 +17,12 @@ from .. import __version__
 from ..bound import prior_kl, vlb_terms
 from ..checks import working_dtype
 from ..data.levels import images_to_levels
+from ..noise_processes import are_of_line, describe_process
 from ..parametrizations import PREDICTIONS, decoder_rule
 from ..pixel_grid import check_num_pixel_levels, levels_to_samples
 from ..reverse_process import ReverseProcess
 from .network import Network
+from .preconditioned import preconditioned
 
 # What a report says of the forward process.
 SCHEDULE_NAMES = ("beta_schedule", "trained_betas", "beta_start", "beta_end", "rescale_betas_zero_snr")
@@ -76,6 +78,8 @@ class Scorer:
             "prediction_type": reverse.prediction_type,
             "variance_type": reverse.variance_type,
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
+            "noise_process": schedule.get("noise_process"),
+            "condition_sha256": self.network.condition_sha256,
             "calibration": schedule.get("calibration"),
             "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,
@@ -176,15 +180,20 @@ def make_scorer(
     reverse = scheduler.reverse_process(
         inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
     )
+    network = preconditioned(network, scheduler)
     network.check_out_channels(reverse.learns_variance, reverse.variance_type)
     network.check(reverse.forward.timesteps.tolist(), network.size)
     betas = config.trained_betas
+    on_line = are_of_line(config)
+    betas = None if on_line else betas
+    named = "log_snr_line" if on_line else config.beta_schedule
     schedule = {
-        "beta_schedule": "trained_betas" if betas is not None else config.beta_schedule,
+        "beta_schedule": "trained_betas" if betas is not None else named,
         "trained_betas": None if betas is None else [float(b) for b in betas],
         **{name: config[name] for name in ("beta_start", "beta_end", "timestep_spacing")},
         "rescale_betas_zero_snr": bool(config.rescale_betas_zero_snr),
         "calibration": None if reverse.error_model is None else scheduler.calibration.description,
+        "noise_process": describe_process(config.get("noise_process")),
     }
     overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)
     return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)

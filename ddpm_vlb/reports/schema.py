@@ -118,6 +118,7 @@ FIELDS = (
     Field("solver_error", float, ()),  # of the ODE; old reports have none
     Field("half_precision_bias", dict, ()),
 )
+LATER = ("calibration", "noise_process", "condition_sha256")  # settings of the model that the first reports did not have
 # Cards show the settings in this order. The options of the methods follow.
 SETTINGS = (
     Setting("network_sha256", str | None, required=True, identity=True),  # null where the weights were not at hand
@@ -134,6 +135,9 @@ SETTINGS = (
     Setting("prediction_type", required=True, identity=True, shown="prediction type"),
     Setting("variance_type", required=True, identity=True, shown="reverse variances"),
     Setting("decoder_variance", required=True, identity=True, shown="decoder variance (t = 0)"),
+    # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
+    Setting("noise_process", str | None, identity=True, shown="noise process"),
+    Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
     # the checkpoint, so it is not overridable.
     Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),
@@ -301,8 +305,8 @@ class Report(dict):
         said = self.config.get("overridden") or ()
         overridden = [name for name in settings_that_are("overridable") if name in said]
         for name in settings_that_are("identity"):
-            # Reports from before there were calibrations have none.
-            got, now = self.config.get(name, None if name == "calibration" else "nothing"), settings[name]
+            # Reports from before there were such things have none.
+            got, now = self.config.get(name, None if name in LATER else "nothing"), settings[name]
             if name not in overridden and got != now:
                 got, now = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (got, now))
                 raise ValueError(f"`report` must be of this pipeline, got {name} = {got} for {now}.")

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
-from ddpm_vlb.model.network import Network, network_of
+from ddpm_vlb.model.kinds import network_of
+from ddpm_vlb.model.network import Network
 
 from . import SPACE
 from .texts import Refusal

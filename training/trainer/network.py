@@ -13,7 +13,8 @@ from diffusers import UNet2DModel
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.checks import shown
 from ddpm_vlb.model.configuration import check_network_config
-from ddpm_vlb.model.network import Network, network_of
+from ddpm_vlb.model.kinds import network_of
+from ddpm_vlb.model.network import Network
 
 DEFAULTS = {
     "block_out_channels": (64, 128, 128),
@@ -106,6 +107,12 @@ def load_pretrained(arguments: argparse.Namespace) -> UNet2DModel:
         pipe = VLBDDPMPipeline.from_pretrained(name)
     except Exception as error:  # of diffusers, of the Hub, of a damaged file
         raise ValueError(f"`pretrained_model_name_or_path` must be a DDPM pipeline, got {name!r}: {error}") from error
+    process = pipe.scheduler.config.get("noise_process")
+    if process is not None:
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must be the network of a DDPM to be trained as one, got one of"
+            f" {process['_class_name']}."
+        )
     trained_for = pipe.scheduler.config.prediction_type
     if trained_for != arguments.prediction_type:
         raise ValueError(

@@ -1,0 +1,77 @@
+r"""A network of another noise process, asked about a DDPM's latents: see `noise_processes.py`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..checks import nan_unless_finite, working_dtype
+from ..noise_processes import NoiseProcess, Preconditioning, process_named
+from .network import Network
+
+
+class PreconditionedNetwork(Network):
+    r"""What a network of another process amounts to: a network that predicts the image, from a DDPM's latents and timesteps.
+
+    Args:
+        network: as it was trained.
+        process: for which.
+        config: of the scheduler that it was trained with.
+        log_sigmas: :math:`\ln\sigma` of the DDPM's T timesteps, float64 `(T,)`. Between them it is a straight line.
+    """
+
+    def __init__(self, network: Network, process: NoiseProcess, config: Mapping[str, Any], log_sigmas: torch.Tensor):
+        super().__init__(network.module, network._device)
+        self._network, self._process, self._config, self._log_sigmas = network, process, config, log_sigmas
+        self.channels, self.size, self.out_channels = network.channels, network.size, network.out_channels
+        self.num_classes, self.conditions = network.num_classes, network.conditions
+
+    def with_module(self, module: torch.nn.Module) -> Network:
+        r"""As `Network.with_module`."""
+        return type(self)(self._network.with_module(module), self._process, self._config, self._log_sigmas)
+
+    def preconditioning(self, timesteps: torch.Tensor) -> Preconditioning:
+        r"""How the network is asked at timesteps of any shape, fractions too."""
+        table = self._log_sigmas.to(timesteps.device, working_dtype(timesteps.device))
+        lower = timesteps.floor().long().clamp(0, max(len(table) - 2, 0))
+        upper = (lower + 1).clamp(max=len(table) - 1)
+        log_sigma = torch.lerp(table[lower], table[upper], timesteps.to(table.dtype) - lower)
+        return self._process.precondition(log_sigma.exp(), self._config)
+
+    def __call__(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The predicted image in the dtype of `noisy_samples`, all NaN where some of the output is not finite; arguments as
+        `Network.__call__`."""
+        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
+        at = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        how = self.preconditioning(at)
+        shape = (-1, 1, 1, 1) if at.ndim else ()
+        scale, skip, out = (number.reshape(shape) for number in (how.scale, how.skip, how.out))
+        asked = (scale * noisy_samples + how.shift).to(self.dtype)
+        # Times between integers are no longer right in half precision.
+        output = self._network.output(asked, how.noise.to(torch.promote_types(self.dtype, torch.float32)), labels)
+        image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
+        return nan_unless_finite(image.to(noisy_samples.dtype))
+
+    def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
+        r"""As `Network.check`."""
+        if not self._network.takes_fractions:
+            raise ValueError(
+                f"`unet` must take fractions of a timestep for {self._process.name} networks, got one with a learned table."
+            )
+        asked = self.preconditioning(torch.tensor([float(step) for step in timesteps])).noise.tolist()
+        self._network.check(asked, size)
+
+
+def preconditioned(network: Network, scheduler: Any) -> Network:
+    r"""The network as scoring with this scheduler sees it: itself for a DDPM's."""
+    config = getattr(scheduler, "config", {}).get("noise_process")
+    if config is None or isinstance(network, PreconditionedNetwork):
+        return network
+    process = process_named(config.get("_class_name"))
+    if process is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {config.get('_class_name')!r}.")
+    forward = scheduler.forward_process()
+    log_sigmas = 0.5 * (forward.log_one_minus_alphas_cumprod - forward.log_alphas_cumprod)
+    return PreconditionedNetwork(network, process, config, log_sigmas)
