@@ -13,17 +13,20 @@ from .lazy import names_from
 
 if TYPE_CHECKING:
     from .calibration import calibrate
+    from .checkpoints.loading import upgrade_scheduler
     from .codec import compress, decompress
     from .data import load_images, open_images, quantize
     from .evaluation import compare, evaluate, merge_reports
     from .likelihoods.importance_weighted import importance_weighted_nll
     from .likelihoods.probability_flow import ode_nll
+    from .model.function import FunctionModel
     from .pipeline_vlb_ddpm import VLBDDPMPipeline, VLBOutput
     from .scheduling_vlb_ddpm import VLBDDPMScheduler
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FunctionModel": "model.function",
     "VLBDDPMPipeline": "pipeline_vlb_ddpm",
     "VLBDDPMScheduler": "scheduling_vlb_ddpm",
     "VLBOutput": "pipeline_vlb_ddpm",
@@ -38,8 +41,10 @@ _HOMES = {
     "ode_nll": "likelihoods.probability_flow",
     "open_images": "data",
     "quantize": "data",
+    "upgrade_scheduler": "checkpoints.loading",
 }
 __all__ = [
+    "FunctionModel",
     "VLBDDPMPipeline",
     "VLBDDPMScheduler",
     "VLBOutput",
@@ -55,6 +60,7 @@ __all__ = [
     "ode_nll",
     "open_images",
     "quantize",
+    "upgrade_scheduler",
 ]
 
 # Where modules are that had another place in what was written about this package: old paths give the same modules.

@@ -64,9 +64,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             class label is the number of its row.
     """
 
-    def __init__(
-        self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None
-    ):
+    def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
 

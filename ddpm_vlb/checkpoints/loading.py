@@ -37,7 +37,7 @@ from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
 from ..model.kinds import DEFAULT_MODULE, known_module_class
 from ..model.network import Network
-from ..noise_processes import KEPT_UNDER, process_named
+from ..noise_processes import KEPT_UNDER, as_ddpm, process_named
 from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 
@@ -351,9 +351,11 @@ def is_not_about_num_pixel_levels(record) -> bool:
 NOT_ANOTHER = (None, False, "discrete")
 
 
-def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
+def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMScheduler:
     r"""The `VLBDDPMScheduler` of a DDPM scheduler, or of another whose network is a DDPM's: the same forward process and
-    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
+    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it. Of flow
+    matching, EDM and variance-exploding ones: the DDPM that their network amounts to (`noise_processes.py`), of `num_levels`
+    noise levels, by default `NUM_LEVELS` or what an earlier save had.
 
     Raises:
         ValueError: a scheduler of another family (a consistency model's, say): what it samples has no bound that is known.
@@ -366,7 +368,8 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     stock = getattr(scheduler, "config", {})
     config = {key: getattr(stock, key, value) for key, value in stock.items()}
     if (process := process_named(type(scheduler).__name__)) is not None:
-        read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config({**config, "_class_name": type(scheduler).__name__}))
+        own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
+        read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
         logger.warning(
             f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
             f" {read.config.num_train_timesteps} noise levels that a {process.name} network amounts to."
