@@ -4,9 +4,9 @@ Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \ep
 
 .. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
 
-is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors, the
-same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in the
-latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
+is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
+the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
+the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
 
 .. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
     c_\mathrm{noise}(\sigma)) .

@@ -32,7 +32,7 @@ from .data.frame import Images
 from .hub.push import check_repository, push_folder
 from .hub.repository import saving, strip_paths
 from .likelihoods.full_sweep import sweep_images
-from .model.kinds import DEFAULT_MODULE, network_of
+from .model.kinds import KnownModule, network_of
 from .model.network import Network, check_output_type, unwrapped
 from .model.preconditioned import preconditioned
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
@@ -64,7 +64,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             class label is the number of its row.
     """
 
-    def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
+    def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
 

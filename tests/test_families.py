@@ -18,7 +18,7 @@ from ddpm_vlb.gaussians import nats_to_bits_per_dim
 from ddpm_vlb.likelihoods import methods
 from ddpm_vlb.likelihoods.method import Columns, Method, Option
 from ddpm_vlb.likelihoods.methods import add_method
-from ddpm_vlb.model import network
+from ddpm_vlb.model import kinds
 from ddpm_vlb.model.kinds import add_network, network_of
 from ddpm_vlb.model.network import Network
 
@@ -80,9 +80,9 @@ def read_lines(path) -> ImageSet:
 def families(monkeypatch):
     r"""The families as they are, whatever a test adds."""
     monkeypatch.setattr(methods, "METHODS", methods.METHODS)
-    before = dict(methods.METHODS), list(network._KINDS), list(readers.FORMATS)
+    before = dict(methods.METHODS), list(kinds._KINDS), list(readers.FORMATS)
     yield
-    for family, members in zip((methods.METHODS, network._KINDS, readers.FORMATS), before):
+    for family, members in zip((methods.METHODS, kinds._KINDS, readers.FORMATS), before):
         family.clear()
         family.update(members) if isinstance(family, dict) else family.extend(members)
 
@@ -185,7 +185,7 @@ def test_a_network(families, images, tmp_path, monkeypatch, capsys):
         == 0
     )
     assert main(["card", "mixer", "--num-images", "0"]) == 0 and main(["card", "mixer", "--check"]) == 0
-    network._KINDS.pop()
+    kinds._KINDS.pop()
     assert main(["evaluate", "mixer", "--dataset", "digits"]) == 2
     assert "must name classes of diffusers in its index" in capsys.readouterr().err
 
@@ -273,6 +273,6 @@ def test_what_is_no_method_or_no_number_is_refused(pipe, images):
 
 
 def test_only_whole_names_of_libraries_are_known():
-    known = network.known_module_class
+    known = kinds.known_module_class
     assert known("diffusers", "UNet2DModel") is known("diffusers.models", "UNet2DModel") is not None
     assert not any(known(library, "UNet2DModel") for library in ("d", "", "diffusers.m", None, 3, "torch"))

@@ -18,11 +18,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.schedulers.deprecated import KarrasVeScheduler
+from safetensors.torch import save_file
 from tiny import generator, quiet, tiny_unet
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, upgrade_scheduler
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, calibrate, compare, upgrade_scheduler
+from ddpm_vlb.cli import main
+from ddpm_vlb.hub.cards import model_card
 from ddpm_vlb.model.function import FunctionModel
 from ddpm_vlb.noise_processes import level_betas
+from ddpm_vlb.reports.schema import read_report
 
 BETAS = level_betas(0.02, 40.0, 12)
 
@@ -239,6 +243,48 @@ def test_a_learned_table_of_timesteps_is_refused():
         pipe.evaluate_nll(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
 
 
+def test_a_calibration_fits_and_stays_with_the_process(tmp_path):
+    images = torch.randint(256, (24, 1, 8, 8), generator=generator(4)).to(torch.uint8)
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(1), upgrade_scheduler(FlowMatchEulerDiscreteScheduler(), num_levels=30)))
+    result = calibrate(pipe, images, evaluations=300, num_timesteps=5, quiet=True)
+    better = quiet(VLBDDPMPipeline(pipe.unet, result.scheduler))
+    before, after = (one.evaluate_nll(images, generator=generator()).bits_per_dim.mean() for one in (pipe, better))
+    # Of an untrained network the variances were far too small.
+    assert after < before - 1
+    better.save_pretrained(tmp_path)
+    again = quiet(VLBDDPMPipeline.from_pretrained(tmp_path))
+    assert again.evaluate_nll(images, generator=generator()).bits_per_dim.mean() == after
+    assert type(DDPMPipeline.from_pretrained(tmp_path).scheduler) is FlowMatchEulerDiscreteScheduler
+
+
+def test_models_of_two_processes_are_compared(levels):
+    # The same network in two readings: every difference is rounding.
+    pair = [other(*PROCESSES[0]), other(*PROCESSES[2])]
+    result = compare(pair, levels, max_evaluations=400, quiet=True)
+    assert abs(result["difference"]) < 1e-9 and result["monte_carlo_error"] < 1e-9
+
+
+def test_the_command_line_serves_both(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(256, size=(6, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.array([0, 1, 0, 1, 1, 0]))
+    save_file({"encoder_hidden_states": torch.randn(2, 5, 6, generator=generator(3))}, tmp_path / "prompts.safetensors")
+    DDPMPipeline(tiny_condition(), EDMEulerScheduler()).save_pretrained(tmp_path / "stock")
+    command = ["evaluate", str(tmp_path / "stock"), "--dataset", str(tmp_path / "data.npz"), "--max-evaluations", "300"]
+    report = tmp_path / "report.json"
+    main([*command, "--network-kwargs", str(tmp_path / "prompts.safetensors"), "--output", str(report)])
+    printed = capsys.readouterr()
+    assert "edm (EDMEulerScheduler" in printed.out and "Expected types" not in printed.err
+    read = read_report(report)
+    config = read["config"]
+    assert config["noise_process"].startswith("edm (EDMEulerScheduler") and config["beta_schedule"] == "log_snr_line"
+    assert config["num_class_embeds"] == 2 and config["condition_sha256"]
+    card = str(model_card(read, repository="me/edm"))
+    assert "edm (EDMEulerScheduler" in card and "--network-kwargs prompts.safetensors" in card and str(tmp_path) not in card
+    for given, message in (([], "`network_kwargs` must hold"), (["--network-kwargs", str(report)], "must be a file of safe")):
+        assert main([*command, *given, "--output", str(tmp_path / "other.json")]) == 2
+        assert message in capsys.readouterr().err
+
+
 # Other networks.
 
 
@@ -278,12 +324,6 @@ def tiny_condition(**overrides):
 @pytest.fixture(scope="module")
 def pictures():
     return torch.randint(256, (3, 1, 8, 8), generator=generator(2)).to(torch.uint8)
-
-
-def by_hand(unet, scheduler, levels, **arguments):
-    r"""The terms of the bound from the scheduler alone, image by image, with the pipeline's noise."""
-    pipe = quiet(VLBDDPMPipeline(unet, scheduler, network_kwargs=arguments.pop("network_kwargs", None)))
-    return pipe.evaluate_nll(levels, generator=generator(), **arguments)
 
 
 def test_a_dit_is_scored_class_by_class(pictures, tmp_path):

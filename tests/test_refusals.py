@@ -49,7 +49,7 @@ def every_way(pipe, images, **options):
 @pytest.mark.parametrize("labels", [None, [0, 1, 2, 3, 4]])
 def test_classes_that_are_in_no_table(images, network, labels):
     for way in every_way(never_asked(pipe_of(**network)), images, class_labels=labels):
-        with pytest.raises(ValueError, match=f"`unet` must have its classes in a table.*'{network['class_embed_type']}'"):
+        with pytest.raises(ValueError, match=f"`network_kwargs` must hold 'class_labels'.*'{network['class_embed_type']}'"):
             way()
 
 

@@ -35,7 +35,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
-from ..model.kinds import DEFAULT_MODULE, known_module_class
+from ..model.kinds import DEFAULT_MODULE, known_module_class, known_names
 from ..model.network import Network
 from ..noise_processes import KEPT_UNDER, as_ddpm, process_named
 from ..progress import can_be_redrawn
@@ -192,7 +192,8 @@ def check_network(unet: Any, name: str) -> Any:
     known = known_module_class(type(unet).__module__, type(unet).__name__)
     if type(unet).__module__.startswith("diffusers.") and known is None:
         raise CheckpointError(
-            f"`pretrained_model_name_or_path` must hold a {DEFAULT_MODULE.__name__}, got {name!r} with a {type(unet).__name__}."
+            f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {name!r} with a"
+            f" {type(unet).__name__}."
         )
     unet = restore_single_head(unet)
     if "_name_or_path" in getattr(unet, "config", {}):

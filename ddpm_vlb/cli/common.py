@@ -40,11 +40,25 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
         # Not diffusers' own `to`, which warns of modules that are to stay in float32 though there are none.
         float32_unet, pipe.unet = pipe.unet, copy.deepcopy(pipe.unet)
         torch.nn.Module.to(pipe.unet, dtype=dtype)  # in place
+    pipe.network_kwargs = load_network_kwargs(arguments.network_kwargs)
     if arguments.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
     if arguments.compile:
         pipe.unet.compile(dynamic=False)
     return pipe, float32_unet
+
+
+def load_network_kwargs(file: str | None):
+    r"""The tensors of a file by their names, `None` of none; `ValueError` for what is no such file."""
+    if file is None:
+        return None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"`network_kwargs` must be a file of safetensors, got {file!r}: {error}") from error
 
 
 def load_folder(folder: Path):

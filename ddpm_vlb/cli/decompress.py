@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files import check_output_path, fill_folder, write_atomically, write_png
 from .common import check_library, check_new_folder, hold, load_pipeline
-from .options import DEFAULT, add_checkpoint_options, new_command
+from .options import DEFAULT, add_checkpoint_options, add_network_kwargs_option, new_command
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -26,6 +26,7 @@ def add(commands) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="FOLDER_OR_FILE.npz", help="where the images go")
     parser.add_argument("--batch-size", type=int, default=16, help=f"images per network call {DEFAULT}")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    add_network_kwargs_option(parser)
     parser.set_defaults(dtype="float32", channels_last=False, compile=False)
     return parser
 

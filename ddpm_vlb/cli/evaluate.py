@@ -104,6 +104,7 @@ def score(arguments: argparse.Namespace, output: Path, method: Method, shard: tu
         print(f"{method.name}: {method.cost}".format(dimensions=images[0].numel()), file=sys.stderr)
     journal = journal_beside(output, arguments.restart and not workers.rank)
     context = {"checkpoint": arguments.checkpoint, "revision": arguments.revision, "quantized": arguments.quantize}
+    context |= {} if arguments.network_kwargs is None else {"network_kwargs": arguments.network_kwargs}
     report = evaluate(
         pipe,
         images,

@@ -99,6 +99,16 @@ def add_network_options(parser) -> None:
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--channels-last", action="store_true", help="another layout of the network's memory; can be faster")
     parser.add_argument("--compile", action="store_true", help="compile the network first (torch.compile); can be faster")
+    add_network_kwargs_option(parser)
+
+
+def add_network_kwargs_option(parser) -> None:
+    r"""What the network is given besides."""
+    parser.add_argument(
+        "--network-kwargs",
+        metavar="FILE",
+        help="safetensors with what the network is given besides, such as encoder_hidden_states; a row for each class",
+    )
 
 
 def add_restart_option(parser) -> None:

@@ -38,7 +38,8 @@ class UNetNetwork(Network):
         self.size_multiple = 2 ** max(len(getattr(config, "down_block_types", None) or ()) - 1, 0)
         self._time_embedding = getattr(config, "time_embedding_type", "positional")
         embedding = getattr(config, "class_embed_type", None)
-        if embedding is not None and self.num_classes is None:
+        if embedding is not None:  # in place of a table
+            self.num_classes = None
             self.needs = {"class_labels": f"what class_embed_type={embedding!r} embeds, a row for each class"}
         self._num_timesteps = getattr(config, "num_train_timesteps", None) if self._time_embedding == "learned" else None
         # A table of embeddings has a row for each timestep, and none between.
@@ -123,6 +124,8 @@ _KINDS: list[tuple[type, type[Network]]] = [
     (DiTTransformer2DModel, DiTNetwork),
     (UNet2DConditionModel, ConditionNetwork),
 ]
+# The same for those who read annotations, as diffusers does of its pipelines.
+KnownModule = UNet2DModel | DiTTransformer2DModel | UNet2DConditionModel
 # What `from_pretrained` loads where a folder does not say.
 DEFAULT_MODULE = UNet2DModel
 
@@ -151,3 +154,8 @@ def known_module_class(library: str, name: str) -> type | None:
     if not (isinstance(library, str) and library):
         return None
     return next((cls for cls, _ in _KINDS if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
+
+
+def known_names() -> list[str]:
+    r"""The names of all classes of diffusers that can be scored."""
+    return [cls.__name__ for cls, _ in _KINDS if cls.__module__.startswith("diffusers.")]

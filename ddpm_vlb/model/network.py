@@ -1,8 +1,8 @@
 r"""The network that is scored: all that is asked of one, whatever class it is of.
 
 A `Network` stands for a module in scoring, sampling and training: how many channels and which size its images have, of how many
-classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this folder asks a module itself, but for
-what every torch module can do. The kinds of networks are in `kinds.py`.
+classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this folder asks a module itself, but
+for what every torch module can do. The kinds of networks are in `kinds.py`.
 """
 
 import copy
@@ -117,7 +117,7 @@ class Network:
             ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
         """
         conditions = dict(conditions or {})
-        known = inspect.signature(self.module.forward).parameters
+        known = inspect.signature(self.module.forward).parameters if conditions else {}
         counts = set()
         for name, rows in conditions.items():
             if name not in known:

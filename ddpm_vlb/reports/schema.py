@@ -186,6 +186,7 @@ SETTINGS = (
     Setting("image_seed", int | None, shown="seed of the choice of images", flag="--image-seed"),
     Setting("checkpoint", str | None, free=True, context=True),
     Setting("revision", str | None, context=True, flag="--revision"),
+    Setting("network_kwargs", str | None, context=True, flag="--network-kwargs"),
     Setting("overridden", list),
     Setting("num_class_embeds", int | None),
     Setting("image_shape", list),
@@ -396,6 +397,8 @@ def public_report(report: Report, repository: str) -> dict[str, Any]:
     if config.get("checkpoint") != repository:
         config.pop("revision", None)  # of another repository
     config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
+    if config.get("network_kwargs"):
+        config["network_kwargs"] = public_name(config["network_kwargs"])
     if config.get("command"):
         config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
     fields = {row.name for row in FIELDS if row.public} | set(report.method.columns or ())
@@ -405,7 +408,7 @@ def public_report(report: Report, repository: str) -> dict[str, Any]:
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     r"""Settings whose data set and checkpoints are named, but not where on this machine they lie."""
     config = dict(config)
-    for key in ("dataset", "checkpoint", "checkpoints"):
+    for key in ("dataset", "checkpoint", "checkpoints", "network_kwargs"):
         value = config.get(key)
         if isinstance(value, str):
             config[key] = placeless_name(value)
