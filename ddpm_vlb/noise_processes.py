@@ -179,7 +179,7 @@ def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.nda
     return -np.expm1(np.diff(log_alphas, prepend=0.0))
 
 
-def as_ddpm(config: Mapping[str, Any], num_levels: int | None = None) -> Mapping[str, Any]:
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
     r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
 
     Args:
