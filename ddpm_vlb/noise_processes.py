@@ -62,7 +62,8 @@ class NoiseProcess:
 
     Args:
         name: in words of the field, as reports have it.
-        schedulers: diffusers' classes of it.
+        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
+            known, which loads it).
         needed: what their configuration must say, positive numbers.
         precondition: from :math:`\sigma`, float64, and the configuration.
         ends: lowest and highest :math:`\sigma` of the configuration.
@@ -70,7 +71,7 @@ class NoiseProcess:
     """
 
     name: str
-    schedulers: tuple[str, ...]
+    schedulers: dict[str, str]
     needed: tuple[str, ...]
     precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
     ends: Callable[[Mapping[str, Any]], tuple[float, float]]
@@ -132,7 +133,7 @@ def _exploding_ends(config):
 NOISE_PROCESSES = (
     NoiseProcess(
         "flow_matching",
-        ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
         ("num_train_timesteps", "shift"),
         _flow,
         _flow_ends,
@@ -140,7 +141,7 @@ NOISE_PROCESSES = (
     ),
     NoiseProcess(
         "edm",
-        ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"),
+        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
         ("sigma_min", "sigma_max", "sigma_data"),
         _edm,
         lambda config: (config["sigma_min"], config["sigma_max"]),
@@ -148,7 +149,7 @@ NOISE_PROCESSES = (
     ),
     NoiseProcess(
         "variance_exploding",
-        ("ScoreSdeVeScheduler", "KarrasVeScheduler"),
+        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
         ("sigma_min", "sigma_max"),
         _exploding,
         _exploding_ends,
@@ -159,6 +160,13 @@ NOISE_PROCESSES = (
 def process_named(scheduler: Any) -> NoiseProcess | None:
     r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
     return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
+
+
+def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
+    name = "DDPMScheduler" if config is None else str(config["_class_name"])
+    process = process_named(name)
+    return "DDPMPipeline" if process is None else process.schedulers[name], name
 
 
 def describe_process(config: Mapping[str, Any] | None) -> str | None:

@@ -37,6 +37,7 @@ from .model.network import Network, check_output_type, unwrapped
 from .model.preconditioned import preconditioned
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed
+from .noise_processes import stock_classes
 from .outputs import VLBOutput
 from .progress import progress_bar
 from .reports.schema import Report
@@ -114,8 +115,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
         if type(self.scheduler) is VLBDDPMScheduler:
-            process = self.scheduler.config.get("noise_process")
-            index["scheduler"] = ["diffusers", DDPMScheduler.__name__ if process is None else process["_class_name"]]
+            index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
+            index["scheduler"] = ["diffusers", scheduler]
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:

@@ -468,7 +468,7 @@ def test_schedulers_of_the_same_network_are_taken_as_its_ddpm(hub, client, folde
 
 
 @pytest.mark.parametrize("has_index", [True, False])
-@pytest.mark.parametrize("scheduler", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EulerDiscreteScheduler"])
+@pytest.mark.parametrize("scheduler", ["LCMScheduler", "EulerDiscreteScheduler"])
 def test_schedulers_of_other_models_are_refused(hub, client, folder, scheduler, has_index):
     import diffusers
 
@@ -482,6 +482,20 @@ def test_schedulers_of_other_models_are_refused(hub, client, folder, scheduler, 
     upload(hub, f"others/{scheduler}-{has_index}", folder)
     with pytest.raises(Failure, match=f"`scheduler` must be a DDPMScheduler, or.*got {scheduler}"):
         client.run(LOAD, name=f"others/{scheduler}-{has_index}")
+
+
+def test_another_process_comes_from_the_hub_and_goes_there(hub, client, folder):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    FlowMatchEulerDiscreteScheduler(shift=2.0).save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    upload(hub, "others/flow", folder)
+    pushed = LOAD + "pipe.push_to_hub('me/flow')\nresult = pipe.scheduler.config.trained_betas"
+    betas = client.run(pushed, name="others/flow")
+    again = LOAD + "result = pipe.scheduler.config.trained_betas, pipe.scheduler.config.noise_process['shift']"
+    assert client.run(again, name="me/flow") == [betas, 2.0]
 
 
 # What goes wrong.

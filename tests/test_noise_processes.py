@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDPMPipeline,
+    DiffusionPipeline,
     DiTTransformer2DModel,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -198,7 +200,8 @@ def test_a_folder_of_diffusers_is_scored_sampled_and_saved(scheduler, tmp_path):
     again = quiet(VLBDDPMPipeline.from_pretrained(tmp_path / "own"))
     assert torch.equal(again.evaluate_nll(images, generator=generator(), num_inference_steps=6).bits_per_dim, out.bits_per_dim)
     # For diffusers it is what it was.
-    stock = DDPMPipeline.from_pretrained(tmp_path / "own")
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "own")
+    assert type(stock).__name__ == ("ScoreSdeVePipeline" if isinstance(scheduler, ScoreSdeVeScheduler) else "DDPMPipeline")
     assert type(stock.scheduler) is type(scheduler)
     kept = json.loads((tmp_path / "own" / "scheduler" / "scheduler_config.json").read_text())
     for name, value in json.loads((tmp_path / "stock" / "scheduler" / "scheduler_config.json").read_text()).items():
@@ -234,6 +237,14 @@ def test_a_model_of_other_levels_keeps_them(tmp_path):
 def test_what_has_no_levels_is_refused(scheduler, message):
     with pytest.raises(ValueError, match=message):
         VLBDDPMPipeline(tiny_unet(1), scheduler)
+
+
+def test_what_is_no_denoiser_is_refused(tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
+    DDPMPipeline(vae, EDMEulerScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must hold a UNet2DModel or a DiT.* or a UNet2DCond.*, got .* with a AutoencoderKL"):
+        VLBDDPMPipeline.from_pretrained(tmp_path)
 
 
 def test_a_learned_table_of_timesteps_is_refused():

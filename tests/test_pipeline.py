@@ -608,7 +608,7 @@ def damaged(folder):
     yield "no network configuration", (folder / "unet" / "config.json").unlink, "complete and readable"
     yield "index that is not JSON", lambda: (folder / "model_index.json").write_text("{"), "complete and readable"
     yield "nonsense in the configuration", lambda: set_config(folder, norm_num_groups=0), "complete and readable"
-    yield "another kind of network", lambda: set_config(folder, _class="UNet3DConditionModel"), "hold a UNet2DModel"
+    yield "another kind of network", lambda: set_config(folder, _class="UNet3DConditionModel"), "complete and readable"
     yield "empty folder", lambda: [shutil.rmtree(folder), folder.mkdir()], "without config.json"
 
 
