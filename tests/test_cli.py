@@ -271,7 +271,7 @@ def test_help_says_the_defaults_of_the_code():
         assert inspect.signature(function).parameters["batch_size"].default == options.BATCH_SIZE
     for name in ("evaluate", "compare"):
         text = " ".join(commands.choices[name].format_help().split())
-        assert f"(default: {TARGET_SE} bits/dim)" in text and f"(default: {MAX_EVALUATIONS:,})" in text
+        assert f"(default: {TARGET_SE} bits/dim)" in text and f"(default: {MAX_EVALUATIONS:,}" in text
     text = " ".join(commands.choices["evaluate"].format_help().split())
     for method in METHODS.values():
         assert f"{method.name}: {method.help}" in text and (f"with --method {method.name}:" in text) == bool(method.options)

@@ -23,7 +23,7 @@ from ddpm_vlb.sampled_bound.estimate import MIN_IMAGES, check_rules, estimate_bo
 from ddpm_vlb.sampled_bound.tails import doubt, log_spread, lognormal_kurtosis, pareto_shape
 
 ROOT = Path(__file__).parents[1]
-REPETITIONS = 1000
+REPETITIONS = 500
 # A nominal 95% interval covers within three standard errors of its share of the repetitions; those that were
 # measured are 0.944 to 0.958 (`pytest -s` prints them).
 COVERAGE = 0.95 + 3 * math.sqrt(0.95 * 0.05 / REPETITIONS) * np.array([-1, 1])
