@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, model.kinds, noise_processes, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -33,7 +33,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from diffusers import DDPMPipeline, DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
@@ -472,6 +472,7 @@ SCHEDULER_RULES = {
     "rescale_betas_zero_snr": _SWITCH,
     "num_pixel_levels": _integer(2, MAX_PIXEL_LEVELS),
     "calibration": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
+    "noise_process": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
     "predict_epsilon": _SWITCH,
 }
 NETWORK_RULES = {
@@ -540,6 +541,25 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         )
 
 
+class SchedulerConfig(FrozenDict):
+    r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
+
+    diffusers' own means to forbid assigning and does not; an entry that was assigned then has two values, of which its
+    schedulers compute with the attribute, and save the item.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
+            # `from_config` would drop it.
+            self["_use_default_values"] = [other for other in defaults if other != name]
+        object.__setattr__(self, name, value)
+        if not name.startswith("_FrozenDict__"):
+            OrderedDict.__setitem__(self, name, value)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+
 # ---- ddpm_vlb/words.py ----
 
 r"""Words for numbers."""
@@ -555,8 +575,8 @@ def counted(count: int, noun: str) -> str:
 r"""The network that is scored: all that is asked of one, whatever class it is of.
 
 A `Network` stands for a module in scoring, sampling and training: how many channels and which size its images have, of how many
-classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this file asks a module itself, but for
-what every torch module can do. Another kind of network is a subclass, and a line of `add_network`.
+classes, in which dtype it computes, and what it says of noisy samples. Nothing outside this folder asks a module itself, but
+for what every torch module can do. The kinds of networks are in `kinds.py`.
 """
 
 
@@ -607,6 +627,8 @@ class Network:
         out_channels: of its output, `None` where nothing tells.
         num_classes: of a class-conditional network, else `None`.
         takes_fractions: whether it can be asked between timesteps.
+        conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
+        needs: names without which it cannot be asked, and what each is, in words.
     """
 
     channels: int
@@ -614,10 +636,12 @@ class Network:
     out_channels: int | None = None
     num_classes: int | None = None
     takes_fractions: bool = True
+    needs: Mapping[str, str] = {}
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
         self._device = device
+        self.conditions: dict[str, torch.Tensor] = {}
 
     def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
@@ -637,6 +661,58 @@ class Network:
         labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
         on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
         return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
+
+    def with_module(self, module: torch.nn.Module) -> "Network":
+        r"""The same of another module of its kind: a copy in another dtype, say."""
+        return type(self)(module, self._device).with_conditions(self.conditions)
+
+    def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> "Network":
+        r"""Itself, given the same tensors whenever it is asked: a prompt's embeddings, say.
+
+        Args:
+            conditions: by the names of the module's arguments, `(P, ...)` each. With P = 1 all images have the one condition;
+                with more, an image's class is the number of its row. The likelihood is p(x | condition).
+
+        Raises:
+            ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
+        """
+        conditions = dict(conditions or {})
+        known = inspect.signature(self.module.forward).parameters if conditions else {}
+        counts = set()
+        for name, rows in conditions.items():
+            if name not in known:
+                raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
+            if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
+                raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
+            counts.add(len(rows))
+        for name, words in self.needs.items():
+            if name not in conditions:
+                raise ValueError(f"`network_kwargs` must hold {name!r} for this network, {words}, got {sorted(conditions)}.")
+        if len(counts) > 1:
+            raise ValueError(f"`network_kwargs` must have as many rows each, got {sorted(counts)}.")
+        count = counts.pop() if counts else 1
+        if count > 1 and self.num_classes is not None:
+            raise ValueError(f"`network_kwargs` must have one row for a network with classes of its own, got {count}.")
+        self.conditions = conditions
+        self.num_classes = count if count > 1 else self.num_classes
+        return self
+
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        r"""What the module is given besides samples and timesteps, on its device."""
+        if not self.conditions:
+            return {} if class_labels is None else {"class_labels": class_labels}
+        arguments: dict[str, torch.Tensor] = {}
+        for name, rows in self.conditions.items():
+            rows = rows.to(samples.device, self.dtype if rows.is_floating_point() else None)
+            arguments[name] = rows.expand(len(samples), *rows.shape[1:]) if len(rows) == 1 else rows[class_labels]
+        if class_labels is not None and all(len(rows) == 1 for rows in self.conditions.values()):
+            arguments["class_labels"] = class_labels
+        return arguments
+
+    @property
+    def condition_sha256(self) -> str | None:
+        r"""SHA-256 of what it is given, `None` of nothing."""
+        return tensors_digest("", self.conditions) if self.conditions else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -723,7 +799,7 @@ class Network:
                 for part in mixed:
                     part.forward = _FORWARD.leave(part) or part.forward
 
-    def check(self, timesteps: Sequence[int], size: Sequence[int] | None) -> None:
+    def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
 
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
@@ -733,6 +809,7 @@ class Network:
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
                 f" variance_type={variance_type!r}, got {self.out_channels}."
+                + (" Further inputs make it conditional on another picture." if self.out_channels < self.channels else "")
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
@@ -758,6 +835,80 @@ class Network:
         return labels
 
 
+# Grey, grey with alpha, RGB, RGB with alpha.
+MAX_PICTURE_CHANNELS = 4
+
+
+def check_output_type(output_type: Any, channels: int) -> None:
+    r"""Raise `ValueError` for an unknown kind of images to sample, or for PIL images of more channels than PIL has."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+    if output_type == "pil" and channels > MAX_PICTURE_CHANNELS:
+        raise ValueError(
+            f"`output_type` must be 'np' or 'pt' for images of {channels} channels, of which no picture can be made,"
+            f" got {output_type!r}."
+        )
+
+
+def _is_autocast_by_accelerate(part: torch.nn.Module) -> bool:
+    r"""Whether `accelerator.prepare` has put mixed precision around a module; `unwrap_model` leaves it there."""
+    return type(getattr(part.forward, "__wrapped__", None)).__name__ == "ConvertOutputsToFp32"
+
+
+def unwrapped(module: Any) -> Any:
+    r"""The module in the wrappers of parallel training, which have no configuration and change no output."""
+    while isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        module = module.module
+    return module
+
+
+def architecture_digest(network: torch.nn.Module) -> str:
+    r"""SHA-256 of a network's configuration."""
+    return hashlib.sha256(_public_config(network).encode()).hexdigest()
+
+
+def _public_config(network: torch.nn.Module) -> str:
+    config = getattr(network, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
+    whatever file it was loaded from. `None` where the weights are not at hand."""
+    return tensors_digest(_public_config(network), network.state_dict(), dtype)
+
+
+def tensors_digest(config: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a text and of tensors by their names, as `network_digest`."""
+    digest = hashlib.sha256(config.encode())
+    for name, weight in sorted(tensors.items()):
+        if weight.is_meta:
+            return None
+        weight = weight.detach().cpu()
+        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- ddpm_vlb/model/kinds.py ----
+
+r"""The kinds of networks: one class each, which says what its images are and how it is called, and a line of `_KINDS`.
+
+==========================  ================================================================================================
+`UNet2DModel`               classes in a table, or embedded from numbers or vectors of their own (`class_embed_type`)
+`DiTTransformer2DModel`     classes in a table; timesteps one each
+`UNet2DConditionModel`      what a prompt became, as `encoder_hidden_states`
+==========================  ================================================================================================
+
+What is none of them is taken for a module that is called like a `UNet2DModel`.
+"""
+
+
+
+
+
 class UNetNetwork(Network):
     r"""diffusers' `UNet2DModel`, and any module with such a configuration that is called like one.
 
@@ -776,22 +927,20 @@ class UNetNetwork(Network):
         self.num_classes = getattr(config, "num_class_embeds", None)
         self.size_multiple = 2 ** max(len(getattr(config, "down_block_types", None) or ()) - 1, 0)
         self._time_embedding = getattr(config, "time_embedding_type", "positional")
-        self._class_embedding = getattr(config, "class_embed_type", None)
+        embedding = getattr(config, "class_embed_type", None)
+        if embedding is not None:  # in place of a table
+            self.num_classes = None
+            self.needs = {"class_labels": f"what class_embed_type={embedding!r} embeds, a row for each class"}
         self._num_timesteps = getattr(config, "num_train_timesteps", None) if self._time_embedding == "learned" else None
         # A table of embeddings has a row for each timestep, and none between.
         self.takes_fractions = self._time_embedding != "learned"
 
-    def check(self, timesteps: Sequence[int], size: Sequence[int] | None) -> None:
+    def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
-        if self._class_embedding is not None:
+        if self._time_embedding == "fourier" and min(timesteps, default=1) <= 0:
             raise ValueError(
-                "`unet` must have its classes in a table (num_class_embeds) or none to be scored or sampled from, got"
-                f" class_embed_type={self._class_embedding!r}."
-            )
-        if self._time_embedding == "fourier" and 0 in timesteps:
-            raise ValueError(
-                "`unet` must have an embedding of timestep 0, got time_embedding_type='fourier', which takes the timestep's"
-                " logarithm. `inference_timesteps` can name a grid without 0."
+                f"`unet` must have an embedding of timestep {min(timesteps):g}, got time_embedding_type='fourier', which takes"
+                " the timestep's logarithm. `inference_timesteps` can name a grid without it."
             )
         if self._num_timesteps is not None and max(timesteps, default=0) >= self._num_timesteps:
             raise ValueError(
@@ -804,34 +953,69 @@ class UNetNetwork(Network):
                 f" {size[0]} x {size[1]} pixels."
             )
 
-    def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
-        r"""As `Network.check_class_labels`, of classes in a table alone."""
-        self.check((), None)
-        return super().check_class_labels(class_labels, count)
+    def output(self, samples, timesteps, class_labels):
+        r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
+        return self.module(samples, timesteps, **self.given(samples, class_labels)).sample
+
+
+class DiTNetwork(Network):
+    r"""diffusers' `DiTTransformer2DModel`.
+
+    Attributes:
+        size_multiple: the side of its patches.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        super().__init__(module, device)
+        config: Any = module.config
+        self.channels, self.size = config.in_channels, (config.sample_size, config.sample_size)
+        self.out_channels = config.out_channels or config.in_channels
+        self.num_classes = config.num_embeds_ada_norm
+        self.size_multiple = config.patch_size
+
+    def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
+        r"""As `Network.check`."""
+        if size is not None and any(length % self.size_multiple for length in size):
+            raise ValueError(
+                f"`unet` must have images of whole patches, {self.size_multiple} pixels wide, got {size[0]} x {size[1]} pixels."
+            )
 
     def output(self, samples, timesteps, class_labels):
         r"""`(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned."""
-        arguments = {} if class_labels is None else {"class_labels": class_labels}
-        return self.module(samples, timesteps, **arguments).sample
+        return self.module(samples, timesteps.expand(len(samples)), **self.given(samples, class_labels)).sample
 
 
-# Grey, grey with alpha, RGB, RGB with alpha.
-MAX_PICTURE_CHANNELS = 4
+class ConditionNetwork(UNetNetwork):
+    r"""diffusers' `UNet2DConditionModel`, in pixel space: what it is given is `encoder_hidden_states`, and what else its
+    configuration asks for (`Network.with_conditions`)."""
 
+    def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
+        super().__init__(module, device)
+        config: Any = module.config
+        self._width = config.encoder_hid_dim or config.cross_attention_dim
+        words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
+        self.needs = {**self.needs, "encoder_hidden_states": words}
 
-def check_output_type(output_type: Any, channels: int) -> None:
-    r"""Raise `ValueError` for an unknown kind of images to sample, or for PIL images of more channels than PIL has."""
-    if output_type not in ("pil", "np", "pt"):
-        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
-    if output_type == "pil" and channels > MAX_PICTURE_CHANNELS:
-        raise ValueError(
-            f"`output_type` must be 'np' or 'pt' for images of {channels} channels, of which no picture can be made,"
-            f" got {output_type!r}."
-        )
+    def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> Network:
+        r"""As `Network.with_conditions`."""
+        network = super().with_conditions(conditions)
+        states = self.conditions["encoder_hidden_states"]
+        if states.ndim != 3 or isinstance(self._width, int) and states.shape[2] != self._width:
+            raise ValueError(
+                f"`network_kwargs` must hold {self.needs['encoder_hidden_states']}, got encoder_hidden_states of shape"
+                f" {tuple(states.shape)}."
+            )
+        return network
 
 
 # Kinds of networks by the class of their module; the last that fits is taken.
-_KINDS: list[tuple[type, type[Network]]] = [(UNet2DModel, UNetNetwork)]
+_KINDS: list[tuple[type, type[Network]]] = [
+    (UNet2DModel, UNetNetwork),
+    (DiTTransformer2DModel, DiTNetwork),
+    (UNet2DConditionModel, ConditionNetwork),
+]
+# The same for those who read annotations, as diffusers does of its pipelines.
+KnownModule = UNet2DModel | DiTTransformer2DModel | UNet2DConditionModel
 # What `from_pretrained` loads where a folder does not say.
 DEFAULT_MODULE = UNet2DModel
 
@@ -841,20 +1025,10 @@ def add_network(module_class: type, network_class: type[Network]) -> None:
     _KINDS.append((module_class, network_class))
 
 
-def _is_autocast_by_accelerate(part: torch.nn.Module) -> bool:
-    r"""Whether `accelerator.prepare` has put mixed precision around a module; `unwrap_model` leaves it there."""
-    return type(getattr(part.forward, "__wrapped__", None)).__name__ == "ConvertOutputsToFp32"
-
-
-def unwrapped(module: Any) -> Any:
-    r"""The module in the wrappers of parallel training, which have no configuration and change no output."""
-    while isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
-        module = module.module
-    return module
-
-
-def network_of(module: Any, device: torch.device | None = None) -> Network:
-    r"""The `Network` of a module."""
+def network_of(
+    module: Any, device: torch.device | None = None, conditions: Mapping[str, torch.Tensor] | None = None
+) -> Network:
+    r"""The `Network` of a module, given `conditions` (`Network.with_conditions`)."""
     if isinstance(module, Network):
         return module
     module = unwrapped(module)
@@ -862,7 +1036,7 @@ def network_of(module: Any, device: torch.device | None = None) -> Network:
     inner = getattr(module, "_orig_mod", module)
     # What is none of them is taken for a module that is called like a UNet2DModel.
     kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
-    return kind(module, device)
+    return kind(module, device).with_conditions(conditions)
 
 
 def known_module_class(library: str, name: str) -> type | None:
@@ -872,29 +1046,252 @@ def known_module_class(library: str, name: str) -> type | None:
     return next((cls for cls, _ in _KINDS if cls.__name__ == name and f"{cls.__module__}.".startswith(f"{library}.")), None)
 
 
-def architecture_digest(network: torch.nn.Module) -> str:
-    r"""SHA-256 of a network's configuration."""
-    return hashlib.sha256(_public_config(network).encode()).hexdigest()
+def known_names() -> list[str]:
+    r"""The names of all classes of diffusers that can be scored."""
+    return [cls.__name__ for cls, _ in _KINDS if cls.__module__.startswith("diffusers.")]
 
 
-def _public_config(network: torch.nn.Module) -> str:
-    config = getattr(network, "config", None)
-    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
-    return json.dumps(public, sort_keys=True, default=str)
+# ---- ddpm_vlb/noise_processes.py ----
+
+r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
+
+Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
+
+.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
+
+is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
+the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
+the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
+
+.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
+    c_\mathrm{noise}(\sigma)) .
+
+=======================  ==================================================================================================
+process                  :math:`\sigma` and the network
+=======================  ==================================================================================================
+`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
+                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
+`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
+                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
+                         \sigma_d^2}}` (minus with `v_prediction`)
+`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
+                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
+                         :math:`\hat x = y + 2 \sigma'^2 F`
+=======================  ==================================================================================================
+
+**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
+line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
+decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
+variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
+scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
+"""
 
 
-def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
-    whatever file it was loaded from. `None` where the weights are not at hand."""
-    digest = hashlib.sha256(_public_config(network).encode())
-    for name, weight in sorted(network.state_dict().items()):
-        if weight.is_meta:
-            return None
-        weight = weight.detach().cpu()
-        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+
+
+NUM_LEVELS = 1000
+# Where a saved configuration of the process has the DDPM that was scored.
+KEPT_UNDER = "vlb_ddpm"
+
+
+class Preconditioning(NamedTuple):
+    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
+
+    scale: torch.Tensor  # c_in
+    shift: float  # c_shift
+    noise: torch.Tensor  # c_noise
+    skip: torch.Tensor
+    out: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    r"""A process that networks are trained for.
+
+    Args:
+        name: in words of the field, as reports have it.
+        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
+            known, which loads it).
+        needed: what their configuration must say, positive numbers.
+        precondition: from :math:`\sigma`, float64, and the configuration.
+        ends: lowest and highest :math:`\sigma` of the configuration.
+        rule: raises `ValueError` for a configuration that cannot be scored.
+    """
+
+    name: str
+    schedulers: dict[str, str]
+    needed: tuple[str, ...]
+    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
+    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
+    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        r"""Raise `ValueError` for a configuration that no levels can be made of."""
+        for name in self.needed:
+            if not is_number(config.get(name)) or config[name] <= 0:
+                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
+        self.rule(config)
+        low, high = self.ends(config)
+        if not 0 < low < high:
+            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
+
+
+def _flow(sigma, config):
+    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
+    scale = root / (1 + sigma)
+    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
+
+
+def _check_flow(config):
+    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
+        steps = config["num_train_timesteps"]
+        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
+
+
+def _flow_ends(config):
+    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
+    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
+    return low / (1 - low), high / (1 - high)
+
+
+def _edm(sigma, config):
+    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
+    total = sigma**2 + data**2
+    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
+    inverse = total.rsqrt()
+    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
+
+
+def _check_edm(config):
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
+
+
+def _exploding(sigma, config):
+    root = torch.sqrt(1 + sigma**2)
+    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
+
+
+def _exploding_ends(config):
+    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
+    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
+    return width * config["sigma_min"], width * config["sigma_max"]
+
+
+NOISE_PROCESSES = (
+    NoiseProcess(
+        "flow_matching",
+        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+        ("num_train_timesteps", "shift"),
+        _flow,
+        _flow_ends,
+        _check_flow,
+    ),
+    NoiseProcess(
+        "edm",
+        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
+        ("sigma_min", "sigma_max", "sigma_data"),
+        _edm,
+        lambda config: (config["sigma_min"], config["sigma_max"]),
+        _check_edm,
+    ),
+    NoiseProcess(
+        "variance_exploding",
+        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
+        ("sigma_min", "sigma_max"),
+        _exploding,
+        _exploding_ends,
+    ),
+)
+
+
+def process_named(scheduler: Any) -> NoiseProcess | None:
+    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
+    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
+
+
+def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
+    name = "DDPMScheduler" if config is None else str(config["_class_name"])
+    process = process_named(name)
+    return "DDPMPipeline" if process is None else process.schedulers[name], name
+
+
+def describe_process(config: Mapping[str, Any] | None) -> str | None:
+    r"""In words, what a network was trained for; `None` of a DDPM's."""
+    process = None if config is None else process_named(config.get("_class_name"))
+    if process is None or config is None:
+        return None
+    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
+    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
+
+
+def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
+    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
+    halves the SNR; float64 `(num_levels,)`."""
+    top, bottom = -2 * math.log(high), -2 * math.log(low)
+    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
+    log_alphas = -np.logaddexp(0.0, -log_snr)
+    return -np.expm1(np.diff(log_alphas, prepend=0.0))
+
+
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
+    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
+
+    Args:
+        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
+        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
+
+    Raises:
+        ValueError: a configuration that no levels can be made of.
+    """
+    if process_named(config.get("_class_name")) is None:
+        return config
+    kept = config.get(KEPT_UNDER)
+    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
+    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
+    return {
+        "num_train_timesteps": num_levels,
+        "trained_betas": line_betas(original, num_levels),
+        "prediction_type": "sample",
+        "variance_type": "fixed_small",
+        "clip_sample": False,
+        "timestep_spacing": "linspace",
+        "num_pixel_levels": config.get("num_pixel_levels", 256),
+        **own,
+        "noise_process": original,
+    }
+
+
+def kept_config(own: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Of a `VLBDDPMScheduler`'s configuration what is saved beside that of the other process's scheduler."""
+    kept = {key: value for key, value in own.items() if key != "noise_process"}
+    if are_of_line(own):
+        del kept["trained_betas"]
+    return kept
+
+
+def are_of_line(config: Mapping[str, Any]) -> bool:
+    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
+    process, betas = config.get("noise_process"), config.get("trained_betas")
+    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
+
+
+def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
+    r"""`level_betas` of a scheduler's ends, as a list."""
+    process = process_named(config.get("_class_name"))
+    if process is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
+    process.check(config)
+    num_levels = check_count("num_levels", num_levels)
+    low, high = process.ends(config)
+    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
+        raise ValueError(
+            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
+            f" from {low:g} to {high:g}."
+        )
+    return level_betas(low, high, num_levels).tolist()
 
 
 # ---- ddpm_vlb/progress.py ----
@@ -3462,25 +3859,6 @@ class _Steps(NamedTuple):
     coefficients: dict[int, StepCoefficients]
 
 
-class SchedulerConfig(FrozenDict):
-    r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
-
-    diffusers' own means to forbid assigning and does not; an entry that was assigned then has two values, of which its
-    schedulers compute with the attribute, and save the item.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
-            # `from_config` would drop it.
-            self["_use_default_values"] = [other for other in defaults if other != name]
-        object.__setattr__(self, name, value)
-        if not name.startswith("_FrozenDict__"):
-            OrderedDict.__setitem__(self, name, value)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self, name, value)
-
-
 class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
     r"""
     A `DDPMScheduler` that knows the likelihood of its model: exact posteriors, and every term of the variational bound.
@@ -3518,6 +3896,10 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         calibration (`dict`, *optional*):
             What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
             is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
+        noise_process (`dict`, *optional*):
+            The configuration of the scheduler of another process (flow matching, EDM, variance exploding) that the network
+            was trained for; `from_config` makes it of one. What `step` and the terms are given then is the predicted image,
+            as `pipe.network` makes it of what the network says (`noise_processes.py`).
     """
 
     @register_to_config
@@ -3542,6 +3924,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         rescale_betas_zero_snr: bool = False,
         num_pixel_levels: int = 256,
         calibration: dict[str, Any] | None = None,
+        noise_process: dict[str, Any] | None = None,
     ):
         check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
         super().__init__(
@@ -3565,6 +3948,26 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
         self._build_tables()
         self._steps: _Steps | None = None
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
+        r"""As [`~diffusers.ConfigMixin.from_config`]; of the configuration of a flow-matching, EDM or variance-exploding
+        scheduler the DDPM that its network amounts to.
+
+        Raises:
+            ValueError: a configuration that no levels can be made of.
+        """
+        config = config if config is None else as_ddpm(config)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def to_json_string(self) -> str:
+        r"""The configuration, as JSON; that of the other process's scheduler where there is one, which diffusers alone can
+        sample with, with this one in it."""
+        process = self.config.get("noise_process")
+        if process is None:
+            return super().to_json_string()
+        kept = kept_config(json.loads(super().to_json_string()))
+        return json.dumps({**process, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
@@ -4012,7 +4415,8 @@ def check_network(unet: Any, name: str) -> Any:
     known = known_module_class(type(unet).__module__, type(unet).__name__)
     if type(unet).__module__.startswith("diffusers.") and known is None:
         raise CheckpointError(
-            f"`pretrained_model_name_or_path` must hold a {DEFAULT_MODULE.__name__}, got {name!r} with a {type(unet).__name__}."
+            f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {name!r} with a"
+            f" {type(unet).__name__}."
         )
     unet = restore_single_head(unet)
     if "_name_or_path" in getattr(unet, "config", {}):
@@ -4164,19 +4568,21 @@ def restore_single_head(unet: Any) -> Any:
 
 def is_not_about_num_pixel_levels(record) -> bool:
     r"""A filter of log records: the stock scheduler says that it ignores our key, which it keeps, and which we read."""
-    return "num_pixel_levels" not in record.getMessage()
+    return not any(key in record.getMessage() for key in ("num_pixel_levels", KEPT_UNDER))
 
 
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
 NOT_ANOTHER = (None, False, "discrete")
 
 
-def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
+def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMScheduler:
     r"""The `VLBDDPMScheduler` of a DDPM scheduler, or of another whose network is a DDPM's: the same forward process and
-    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it.
+    prediction, with DDPM's defaults for what the other one does not know, as `DDPMScheduler.from_config` has it. Of flow
+    matching, EDM and variance-exploding ones: the DDPM that their network amounts to (`noise_processes.py`), of `num_levels`
+    noise levels, by default `NUM_LEVELS` or what an earlier save had.
 
     Raises:
-        ValueError: a scheduler of another family (flow matching, EDM): what it samples is not a DDPM that can be scored.
+        ValueError: a scheduler of another family (a consistency model's, say): what it samples has no bound that is known.
     """
     if isinstance(scheduler, VLBDDPMScheduler):
         return scheduler
@@ -4185,6 +4591,14 @@ def upgrade_scheduler(scheduler: Any) -> VLBDDPMScheduler:
     # knows, such as DPM-Solver's infinite `lambda_min_clipped`: they would be saved, and mean nothing.
     stock = getattr(scheduler, "config", {})
     config = {key: getattr(stock, key, value) for key, value in stock.items()}
+    if (process := process_named(type(scheduler).__name__)) is not None:
+        own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
+        read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
+        logger.warning(
+            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
+            f" {read.config.num_train_timesteps} noise levels that a {process.name} network amounts to."
+        )
+        return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
@@ -5295,6 +5709,7 @@ FIELDS = (
     Field("solver_error", float, ()),  # of the ODE; old reports have none
     Field("half_precision_bias", dict, ()),
 )
+LATER = ("calibration", "noise_process", "condition_sha256")  # settings of the model that the first reports did not have
 # Cards show the settings in this order. The options of the methods follow.
 SETTINGS = (
     Setting("network_sha256", str | None, required=True, identity=True),  # null where the weights were not at hand
@@ -5311,6 +5726,9 @@ SETTINGS = (
     Setting("prediction_type", required=True, identity=True, shown="prediction type"),
     Setting("variance_type", required=True, identity=True, shown="reverse variances"),
     Setting("decoder_variance", required=True, identity=True, shown="decoder variance (t = 0)"),
+    # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
+    Setting("noise_process", str | None, identity=True, shown="noise process"),
+    Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
     # the checkpoint, so it is not overridable.
     Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),
@@ -5359,6 +5777,7 @@ SETTINGS = (
     Setting("image_seed", int | None, shown="seed of the choice of images", flag="--image-seed"),
     Setting("checkpoint", str | None, free=True, context=True),
     Setting("revision", str | None, context=True, flag="--revision"),
+    Setting("network_kwargs", str | None, context=True, flag="--network-kwargs"),
     Setting("overridden", list),
     Setting("num_class_embeds", int | None),
     Setting("image_shape", list),
@@ -5478,8 +5897,8 @@ class Report(dict):
         said = self.config.get("overridden") or ()
         overridden = [name for name in settings_that_are("overridable") if name in said]
         for name in settings_that_are("identity"):
-            # Reports from before there were calibrations have none.
-            got, now = self.config.get(name, None if name == "calibration" else "nothing"), settings[name]
+            # Reports from before there were such things have none.
+            got, now = self.config.get(name, None if name in LATER else "nothing"), settings[name]
             if name not in overridden and got != now:
                 got, now = (text if len(text := repr(x)) < 60 else f"{text[:60]}..." for x in (got, now))
                 raise ValueError(f"`report` must be of this pipeline, got {name} = {got} for {now}.")
@@ -5569,6 +5988,8 @@ def public_report(report: Report, repository: str) -> dict[str, Any]:
     if config.get("checkpoint") != repository:
         config.pop("revision", None)  # of another repository
     config |= {"checkpoint": repository, "dataset": public_name(str(config["dataset"]))}
+    if config.get("network_kwargs"):
+        config["network_kwargs"] = public_name(config["network_kwargs"])
     if config.get("command"):
         config["command"] = shlex.join(public_name(word) for word in shlex.split(config["command"]))
     fields = {row.name for row in FIELDS if row.public} | set(report.method.columns or ())
@@ -5578,7 +5999,7 @@ def public_report(report: Report, repository: str) -> dict[str, Any]:
 def without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     r"""Settings whose data set and checkpoints are named, but not where on this machine they lie."""
     config = dict(config)
-    for key in ("dataset", "checkpoint", "checkpoints"):
+    for key in ("dataset", "checkpoint", "checkpoints", "network_kwargs"):
         value = config.get(key)
         if isinstance(value, str):
             config[key] = placeless_name(value)
@@ -6415,6 +6836,7 @@ def repository_files(
         ValueError: anything that is no `Report`.
     """
     scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
+    scheduler |= scheduler.get(KEPT_UNDER, {})
     report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,
@@ -7119,6 +7541,81 @@ def _open_row(column: str, mode: str | None, row: Any, name: str) -> Image.Image
     return open_stored(row[column], name, mode)
 
 
+# ---- ddpm_vlb/model/preconditioned.py ----
+
+r"""A network of another noise process, asked about a DDPM's latents: see `noise_processes.py`."""
+
+
+
+
+
+class PreconditionedNetwork(Network):
+    r"""What a network of another process amounts to: a network that predicts the image, from a DDPM's latents and timesteps.
+
+    Args:
+        network: as it was trained.
+        process: for which.
+        config: of the scheduler that it was trained with.
+        log_sigmas: :math:`\ln\sigma` of the DDPM's T timesteps, float64 `(T,)`. Between them it is a straight line.
+    """
+
+    def __init__(self, network: Network, process: NoiseProcess, config: Mapping[str, Any], log_sigmas: torch.Tensor):
+        super().__init__(network.module, network._device)
+        self._network, self._process, self._config, self._log_sigmas = network, process, config, log_sigmas
+        self.channels, self.size, self.out_channels = network.channels, network.size, network.out_channels
+        self.num_classes, self.conditions = network.num_classes, network.conditions
+
+    def with_module(self, module: torch.nn.Module) -> Network:
+        r"""As `Network.with_module`."""
+        return type(self)(self._network.with_module(module), self._process, self._config, self._log_sigmas)
+
+    def preconditioning(self, timesteps: torch.Tensor) -> Preconditioning:
+        r"""How the network is asked at timesteps of any shape, fractions too."""
+        table = self._log_sigmas.to(timesteps.device, working_dtype(timesteps.device))
+        lower = timesteps.floor().long().clamp(0, max(len(table) - 2, 0))
+        upper = (lower + 1).clamp(max=len(table) - 1)
+        log_sigma = torch.lerp(table[lower], table[upper], timesteps.to(table.dtype) - lower)
+        return self._process.precondition(log_sigma.exp(), self._config)
+
+    def __call__(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The predicted image in the dtype of `noisy_samples`, all NaN where some of the output is not finite; arguments as
+        `Network.__call__`."""
+        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
+        at = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        how = self.preconditioning(at)
+        shape = (-1, 1, 1, 1) if at.ndim else ()
+        scale, skip, out = (number.reshape(shape) for number in (how.scale, how.skip, how.out))
+        asked = (scale * noisy_samples + how.shift).to(self.dtype)
+        # Times between integers are no longer right in half precision.
+        output = self._network.output(asked, how.noise.to(torch.promote_types(self.dtype, torch.float32)), labels)
+        image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
+        return nan_unless_finite(image.to(noisy_samples.dtype))
+
+    def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
+        r"""As `Network.check`."""
+        if not self._network.takes_fractions:
+            raise ValueError(
+                f"`unet` must take fractions of a timestep for {self._process.name} networks, got one with a learned table."
+            )
+        asked = self.preconditioning(torch.tensor([float(step) for step in timesteps])).noise.tolist()
+        self._network.check(asked, size)
+
+
+def preconditioned(network: Network, scheduler: Any) -> Network:
+    r"""The network as scoring with this scheduler sees it: itself for a DDPM's."""
+    config = getattr(scheduler, "config", {}).get("noise_process")
+    if config is None or isinstance(network, PreconditionedNetwork):
+        return network
+    process = process_named(config.get("_class_name"))
+    if process is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {config.get('_class_name')!r}.")
+    forward = scheduler.forward_process()
+    log_sigmas = 0.5 * (forward.log_one_minus_alphas_cumprod - forward.log_alphas_cumprod)
+    return PreconditionedNetwork(network, process, config, log_sigmas)
+
+
 # ---- ddpm_vlb/model/scorer.py ----
 
 r"""A network and the process that is scored: terms of the bound for any images at any timesteps.
@@ -7184,6 +7681,8 @@ class Scorer:
             "prediction_type": reverse.prediction_type,
             "variance_type": reverse.variance_type,
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
+            "noise_process": schedule.get("noise_process"),
+            "condition_sha256": self.network.condition_sha256,
             "calibration": schedule.get("calibration"),
             "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,
@@ -7284,15 +7783,20 @@ def make_scorer(
     reverse = scheduler.reverse_process(
         inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
     )
+    network = preconditioned(network, scheduler)
     network.check_out_channels(reverse.learns_variance, reverse.variance_type)
     network.check(reverse.forward.timesteps.tolist(), network.size)
     betas = config.trained_betas
+    on_line = are_of_line(config)
+    betas = None if on_line else betas
+    named = "log_snr_line" if on_line else config.beta_schedule
     schedule = {
-        "beta_schedule": "trained_betas" if betas is not None else config.beta_schedule,
+        "beta_schedule": "trained_betas" if betas is not None else named,
         "trained_betas": None if betas is None else [float(b) for b in betas],
         **{name: config[name] for name in ("beta_start", "beta_end", "timestep_spacing")},
         "rescale_betas_zero_snr": bool(config.rescale_betas_zero_snr),
         "calibration": None if reverse.error_model is None else scheduler.calibration.description,
+        "noise_process": describe_process(config.get("noise_process")),
     }
     overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)
     return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)
@@ -8779,11 +9283,16 @@ class VLBDDPMPipeline(DDPMPipeline):
             wrapper, where it is in a `DataParallel` or `DistributedDataParallel`.
         scheduler ([`DDPMScheduler`]):
             Any DDPM scheduler, or another of diffusers' for a DDPM's network (DDIM, PNDM, DPM-Solver, Euler ...); it becomes
-            a [`VLBDDPMScheduler`] of the same configuration.
+            a [`VLBDDPMScheduler`] of the same configuration. Or one of flow matching, EDM or a variance-exploding process,
+            whose network is scored as a DDPM (`noise_processes.py`).
+        network_kwargs (`dict[str, torch.Tensor]`, *optional*):
+            What the network is given besides, `(P, ...)` each: `encoder_hidden_states` of prompts, say. With P > 1 an image's
+            class label is the number of its row.
     """
 
-    def __init__(self, unet: DEFAULT_MODULE, scheduler: DDPMScheduler):
+    def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
+        self.network_kwargs = network_kwargs
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -8831,7 +9340,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
         if type(self.scheduler) is VLBDDPMScheduler:
-            index["scheduler"] = ["diffusers", DDPMScheduler.__name__]
+            index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
+            index["scheduler"] = ["diffusers", scheduler]
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:
@@ -9128,7 +9638,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     @property
     def network(self) -> Network:
         r"""The network as scoring sees it."""
-        return network_of(self.unet, self._execution_device)
+        return preconditioned(network_of(self.unet, self._execution_device, self.network_kwargs), self.scheduler)
 
     def scorer(
         self,
