@@ -31,6 +31,7 @@ def estimate_nll(
     evaluations_per_image: int = 32,
     batch_size: int = 256,
     progress: Callable[[int], Any] | None = None,
+    class_labels: Any = None,
 ) -> NLLEstimate:
     r"""The bound of images from a few network evaluations each: a look while training, where a full sweep would take hours.
 
@@ -39,12 +40,13 @@ def estimate_nll(
     networks scored with the same seeds meet the same noise, and their difference has far less error than either number.
 
     Args:
-        pipe: a `VLBDDPMPipeline` with an unconditional network.
+        pipe: a `VLBDDPMPipeline`.
         images: N images of any kind that `evaluate_nll` takes.
         seeds: one per image.
         evaluations_per_image: network evaluations of each image, at least 2; all T make a full sweep.
         batch_size: pairs of image and timestep per network call.
         progress: told of each call of the network, with how many pairs it had.
+        class_labels: `(N,)`, for a class-conditional network.
 
     Raises:
         ValueError: fewer than 2 evaluations (1 where T is 1), images or seeds that do not fit, a network whose output is not
@@ -52,7 +54,7 @@ def estimate_nll(
     """
     scorer = pipe.scorer()
     num_steps = len(scorer.reverse.forward)
-    levels, _ = scorer.read(images)
+    levels, labels = scorer.read(images, class_labels)
     if len(seeds) != len(levels):
         raise ValueError(f"`seeds` must be one per image ({len(levels)}), got {len(seeds)}.")
     if evaluations_per_image < min(2, num_steps):
@@ -69,7 +71,8 @@ def estimate_nll(
         for chunk in torch.arange(len(flat)).split(batch_size):
             pairs = zip(image_of[chunk].tolist(), flat[chunk].tolist())
             noise = keyed_normal([mix(mix(seeds[image], 2**32), step) for image, step in pairs], levels.shape[1:])
-            nats.append(scorer.terms(scorer.samples(levels[image_of[chunk]]), noise, flat[chunk]).cpu().double())
+            own = None if labels is None else labels[image_of[chunk]]
+            nats.append(scorer.terms(scorer.samples(levels[image_of[chunk]]), noise, flat[chunk], own).cpu().double())
             if progress is not None:
                 progress(len(chunk))
 

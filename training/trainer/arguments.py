@@ -58,6 +58,7 @@ def _add_data(add: Callable[..., Any]) -> None:
     )
     add("--dataset_config_name", help="configuration of a data set of the Hub that has several")
     add("--cache_dir", type=Path, help="where data sets of the Hub are kept (default: the datasets library's place)")
+    add("--class_conditional", action=SWITCH, default=False, help="give the network the labels of the data set")
     add("--resolution", type=int, help="bring images to squares of this side; changes the data (default: as they are)")
     add("--center_crop", action=SWITCH, default=False, help="with --resolution, cut out the middle, not a place at random")
     add("--split", help="part to train on; the first of it is kept out for validation (default: train, where there are parts)")

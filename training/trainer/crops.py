@@ -28,6 +28,7 @@ class Squares:
     def __init__(self, images: Any, side: int):
         self._images, self.side = images, side
         self.name, self.split, self.num_pixel_levels = images.name, images.split, images.num_pixel_levels
+        self.labels = images.labels
         if self.num_pixel_levels != 256:
             raise ValueError(
                 f"`resolution` must be left out for images that are not 8-bit, got {self.num_pixel_levels} levels."

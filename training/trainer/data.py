@@ -64,11 +64,15 @@ class Data:
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = a = arguments
         self.validation = self.held_out = None
+        # Classes of all images by their numbers, of the slice, and of the held-out ones; how many there are.
+        self.labels = self.validation_labels = self.held_out_labels = self.num_classes = None
         self.num_validation_images = wanted = 0
         if a.cache_dir is not None:
             _keep_datasets_in(a.cache_dir)
         dataset = f"{a.dataset}:{a.dataset_config_name}" if a.dataset_config_name else a.dataset
         if a.streaming:
+            if a.class_conditional:
+                raise ValueError("`class_conditional` must be left out with `streaming`: a stream has no labels.")
             self.images = stream_images(dataset, a.split, a.shuffle_buffer_size)
             self.count = None
             if a.eval_nll_every:
@@ -87,8 +91,13 @@ class Data:
                     f"`num_validation_images` must leave images to train on, got {wanted} of {len(self.images)} images."
                 )
             self._order = _permutation(mix(a.seed, SLICE), len(self.images))
+            if a.class_conditional:
+                self.labels = class_labels(self.images)
+                self.num_classes = int(self.labels.max()) + 1
             if wanted:
-                self.validation = torch.stack([self.images[index] for index in self._order[self.count :]])
+                kept = self._order[self.count :]
+                self.validation = torch.stack([self.images[index] for index in kept])
+                self.validation_labels = None if self.labels is None else self.labels[kept]
         self.num_validation_images = wanted
         self.shape = tuple(self.images[0].shape)
         if arguments.random_symmetry and self.shape[1] != self.shape[2]:
@@ -105,6 +114,8 @@ class Data:
                 )
             rows = _permutation(mix(a.seed, SLICE), len(held_out))[: a.num_eval_images]
             self.held_out = torch.stack([held_out[index] for index in rows])
+            if a.class_conditional:
+                self.held_out_labels = class_labels(held_out, self.num_classes)[rows]
         # Tells the same images at another place from others.
         some = self.images[0] if self.count is None else torch.stack([self.images[index] for index in self._order[:8]])
         self.fingerprint = hashlib.sha256(some.numpy().tobytes()).hexdigest()[:16]
@@ -125,24 +136,27 @@ class Data:
         return None if a.resolution is None else [a.resolution, "center" if a.center_crop else "random"]
 
     def validation_file(self) -> bytes:
-        r"""The validation slice as an npz file, `images` `(N, H, W, C)`."""
+        r"""The validation slice as an npz file, `images` `(N, H, W, C)` and, where there are classes, `labels` `(N,)`."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=self.validation.permute(0, 2, 3, 1).numpy())
+        labels = {} if self.validation_labels is None else {"labels": self.validation_labels.numpy()}
+        np.savez_compressed(buffer, images=self.validation.permute(0, 2, 3, 1).numpy(), **labels)
         return buffer.getvalue()
 
     def batches(self, plan: Plan, start: int, position: tuple[int, int]) -> Iterator:
-        r"""This process's parts of the global batches from number `start` on: (position, levels `(B, C, H, W)`)."""
+        r"""This process's parts of the global batches from number `start` on: (position, levels `(B, C, H, W)`,
+        classes `(B,)` or `None`)."""
         if self.count is None:
             yield from self._stream(plan, *position)
             return
         workers = self.arguments.dataloader_num_workers
         loader = torch.utils.data.DataLoader(
-            _Readable(self.images), batch_sampler=self._rows(plan, start), collate_fn=_stack, num_workers=workers
+            _Readable(self.images, self.labels), batch_sampler=self._rows(plan, start), collate_fn=_stack, num_workers=workers
         )
-        for levels in loader:
-            if isinstance(levels, ValueError):
-                raise levels
-            yield (0, 0), levels
+        for read in loader:
+            if isinstance(read, ValueError):
+                raise read
+            levels, labels = read
+            yield (0, 0), levels, labels
 
     def _rows(self, plan: Plan, start: int) -> Iterator[list[Any]]:
         epoch = order = None
@@ -170,7 +184,7 @@ class Data:
                     position, decode = next(examples)
                     if place in places:
                         levels.append(decode())
-                yield position, torch.stack(levels)
+                yield position, torch.stack(levels), None
 
     def _endless(self, epoch: int, done: int) -> Iterator:
         while True:
@@ -186,18 +200,37 @@ class Data:
 class _Readable:
     r"""Images by index; a damaged one is handed over as the error it is, for a worker's own would arrive as a traceback."""
 
-    def __init__(self, images):
-        self.images = images
+    def __init__(self, images, labels: torch.Tensor | None):
+        self.images, self.labels = images, labels
 
-    def __getitem__(self, index: Any) -> torch.Tensor | ValueError:
+    def __getitem__(self, index: Any) -> tuple[torch.Tensor, torch.Tensor | None] | ValueError:
         try:
-            return self.images[index]
+            number = index[0] if isinstance(index, tuple) else index
+            return self.images[index], None if self.labels is None else self.labels[number]
         except ValueError as error:
             return error
 
 
-def _stack(levels: list) -> torch.Tensor | ValueError:
-    return next((one for one in levels if isinstance(one, ValueError)), None) or torch.stack(levels)
+def _stack(read: list) -> tuple[torch.Tensor, torch.Tensor | None] | ValueError:
+    damaged = next((one for one in read if isinstance(one, ValueError)), None)
+    if damaged is not None:
+        return damaged
+    levels, labels = zip(*read)
+    return torch.stack(levels), None if labels[0] is None else torch.stack(labels)
+
+
+def class_labels(images: Any, num_classes: int | None = None) -> torch.Tensor:
+    r"""The classes of a data set `(N,)`, or `ValueError`: one that has none, or others than `num_classes` ones from 0 on."""
+    if images.labels is None:
+        raise ValueError(f"`class_conditional` must be left out for images without labels, got {images.name!r}.")
+    labels = torch.as_tensor(images.labels, dtype=torch.int64)
+    if int(labels.min()) < 0 or num_classes is not None and int(labels.max()) >= num_classes:
+        rule = "not be negative" if num_classes is None else f"lie in [0, {num_classes}), as those that are trained on"
+        raise ValueError(
+            f"`class_conditional` must have labels that {rule}, got {int(labels.min())} to {int(labels.max())} in"
+            f" {images.name!r}."
+        )
+    return labels
 
 
 def _keep_datasets_in(folder: Path) -> None:

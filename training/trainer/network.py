@@ -28,15 +28,17 @@ DEFAULTS = {
 MAX_PARAMETERS = 2 * 10**9  # with gradients and Adam's moments 32 GB
 
 
-def build_network(arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool) -> Network:
-    r"""The network for images `(C, H, W)`: one that is trained already, a configuration file's or a small default one, with
+def build_network(
+    arguments: argparse.Namespace, shape: Sequence[int], num_classes: int | None, learns_variance: bool
+) -> Network:
+    r"""The network for images `(C, H, W)`, of so many classes where there are any: one that is trained already, a configuration file's or a small default one, with
     `--unet`'s arguments over its own.
 
     Raises:
         ValueError: arguments that make no network, or none for these images and variances; see also `load_pretrained`.
     """
     pretrained = load_pretrained(arguments) if arguments.pretrained_model_name_or_path else None
-    config = _configuration(arguments, shape, learns_variance, pretrained)
+    config = _configuration(arguments, shape, num_classes, learns_variance, pretrained)
     _check_runs(config, shape)
     unet = UNet2DModel(**config)
     network = network_of(unet)
@@ -67,14 +69,19 @@ def _check_runs(config: dict[str, Any], shape: Sequence[int]) -> None:
                 f"`unet` must halve the images evenly, got {halvings.bit_length()} blocks for {height} x {width} pixels."
             )
         try:
-            unet(torch.zeros(1, *shape), 0)
+            classes = {} if unet.config.num_class_embeds is None else {"class_labels": torch.zeros(1, dtype=torch.int64)}
+            unet(torch.zeros(1, *shape), 0, **classes)
         except Exception as error:
             reason = str(error)[:300]
             raise ValueError(f"`unet` must describe a network that runs, got {shown(config)}: {reason}") from error
 
 
 def _configuration(
-    arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool, pretrained: UNet2DModel | None
+    arguments: argparse.Namespace,
+    shape: Sequence[int],
+    num_classes: int | None,
+    learns_variance: bool,
+    pretrained: UNet2DModel | None,
 ) -> dict[str, Any]:
     r"""Arguments of `UNet2DModel`, checked against the images `(C, H, W)` and the variances."""
     channels, height, width = shape
@@ -91,8 +98,14 @@ def _configuration(
     for name, value in fixed.items():
         if config.setdefault(name, value) not in (value, list(value) if isinstance(value, tuple) else value):
             raise ValueError(f"`unet` must have {name} = {value} for these images and variances, got {config[name]}.")
-    if config.get("num_class_embeds") is not None:
-        raise ValueError(f"`unet` must be unconditional (no num_class_embeds), got {config['num_class_embeds']}.")
+    if num_classes is None and config.get("num_class_embeds") is not None:
+        raise ValueError(
+            f"`unet` must be unconditional (no num_class_embeds) without `class_conditional`, got {config['num_class_embeds']}."
+        )
+    if num_classes is not None and config.setdefault("num_class_embeds", num_classes) != num_classes:
+        raise ValueError(
+            f"`unet` must have num_class_embeds = {num_classes} for these labels, got {config['num_class_embeds']}."
+        )
     return config
 
 
@@ -128,6 +141,8 @@ def take_weights(unet: UNet2DModel, pretrained: UNet2DModel) -> None:
         ValueError: networks of other shapes.
     """
     weights, wanted = pretrained.state_dict(), unet.state_dict()
+    if "class_embedding.weight" in wanted and "class_embedding.weight" not in weights:
+        weights["class_embedding.weight"] = torch.zeros_like(wanted["class_embedding.weight"])  # adds nothing, to begin with
     for name in ("conv_out.weight", "conv_out.bias"):
         if 2 * len(weights[name]) == len(wanted[name]):
             weights[name] = torch.cat([weights[name], torch.zeros_like(weights[name])])

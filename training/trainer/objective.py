@@ -37,7 +37,8 @@ def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLB
 class Objective(torch.nn.Module):
     r"""Network, forward variances and loss as one module, so that every gradient passes through DistributedDataParallel.
 
-    Called with images and noise `(B, C, H, W)` and timesteps `(B,)`; returns the loss of each image, `(B,)`.
+    Called with images and noise `(B, C, H, W)`, timesteps `(B,)` and, where there are any, classes `(B,)`; returns the loss of
+    each image, `(B,)`.
     """
 
     def __init__(self, network: Network, scheduler: VLBDDPMScheduler, loss_type: str, learn_betas: bool):
@@ -47,11 +48,13 @@ class Objective(torch.nn.Module):
         self.scheduler, self.loss_type = scheduler, loss_type
         self.noise_schedule = LearnedNoiseSchedule(scheduler.forward_process()) if learn_betas else None
 
-    def forward(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         forward_process = self.scheduler.forward_process() if self.noise_schedule is None else self.noise_schedule()
         # Formed in float64; autocast, if any, is the network's own affair.
         noisy_images = forward_process.q_sample(images, noise, timesteps)
-        model_output = self.network(noisy_images, timesteps)
+        model_output = self.network(noisy_images, timesteps, class_labels)
         # A clipped prediction has no gradient.
         return self.scheduler.training_loss(
             model_output,

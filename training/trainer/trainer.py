@@ -64,7 +64,7 @@ class Trainer:
         self.no_pictures = why_no_pictures(data.shape[0])
         torch.manual_seed(a.seed)
         scheduler = build_scheduler(a, data.num_pixel_levels)
-        network = build_network(a, data.shape, scheduler.reverse_process().learns_variance)
+        network = build_network(a, data.shape, data.num_classes, scheduler.reverse_process().learns_variance)
         objective = Objective(network, scheduler, a.loss_type, a.learn_betas)
         groups = [{"params": list(network.module.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
         if a.learn_betas:
@@ -153,6 +153,7 @@ class Trainer:
             "mixed_precision": self.accelerator.mixed_precision,
             "validation": self.validates and [self.data.num_validation_images, a.evaluations_per_image],
             "squares": self.data.squares,
+            **({"num_classes": self.data.num_classes} if a.class_conditional else {}),
         }
 
     @property
@@ -250,7 +251,7 @@ class Trainer:
         a, accelerator, plan = self.arguments, self.accelerator, self.plan
         losses, weights, steps = [], [], []
         for part, places in enumerate(plan.parts()):
-            self.position, levels = next(batches)
+            self.position, levels, labels = next(batches)
             images, noise, timesteps, weight = self.examples(levels, places)
             # Dropout, the one thing that the network draws by itself.
             key = mix(mix(mix(a.seed, DROPOUT), self.step), places[0]) % 2**63
@@ -259,7 +260,7 @@ class Trainer:
             else:
                 torch.manual_seed(key)
             with accelerator.no_sync(self.model) if part < plan.num_parts - 1 else nullcontext():
-                loss = self.model(images, noise, timesteps)
+                loss = self.model(images, noise, timesteps, labels)
                 accelerator.backward((loss * weight.to(loss)).mean() / plan.num_parts)
             losses.append(loss.detach())
             weights.append(weight)
@@ -347,10 +348,13 @@ class Trainer:
         r"""Score the validation slice and the held-out images, draw samples, and keep the model if it is the best so far."""
         a, accelerator = self.arguments, self.accelerator
         with self.averaged() as pipe:
-            for split, levels in (("validation", self.data.validation), ("held_out", self.data.held_out)):
+            for split, levels, labels in (
+                ("validation", self.data.validation, self.data.validation_labels),
+                ("held_out", self.data.held_out, self.data.held_out_labels),
+            ):
                 if levels is None:
                     continue
-                values = bits_per_dim(pipe, levels, a, accelerator, split.replace("_", "-"))
+                values = bits_per_dim(pipe, levels, labels, a, accelerator, split.replace("_", "-"))
                 self.metrics.log(self.step, split=split, **values)
                 if split == "validation" and (self.best is None or values["bits_per_dim"] < self.best):
                     self.best = values["bits_per_dim"]

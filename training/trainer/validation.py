@@ -18,9 +18,15 @@ from .data import SAMPLING, SCORING
 
 
 def bits_per_dim(
-    pipe: VLBDDPMPipeline, levels: torch.Tensor, arguments: argparse.Namespace, accelerator: Accelerator, split: str
+    pipe: VLBDDPMPipeline,
+    levels: torch.Tensor,
+    labels: torch.Tensor | None,
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+    split: str,
 ) -> dict[str, float]:
-    r"""Means over the images `levels` `(N, C, H, W)` of a split, in bits/dim, each process scoring its share of them.
+    r"""Means over the images `levels` `(N, C, H, W)` of a split, in bits/dim, each process scoring its share of them, given
+    their classes `labels` `(N,)` where there are any.
 
     Raises:
         ValueError: a network whose output is not finite.
@@ -34,7 +40,8 @@ def bits_per_dim(
         hidden = not accelerator.is_main_process
         with tqdm(total=total, desc=f"scoring {split}", leave=False, mininterval=1.0, disable=hidden) as bar:
             options = (a.evaluations_per_image, a.eval_batch_size, bar.update)
-            estimate = estimate_nll(pipe, levels[list(share)], seeds, *options)
+            classes = None if labels is None else labels[list(share)]
+            estimate = estimate_nll(pipe, levels[list(share)], seeds, *options, class_labels=classes)
         terms[:, list(share)] = torch.stack(estimate[:4])
     # Each column is filled by one process: the sum puts them together, and rounds nothing.
     terms = accelerator.reduce(terms.to(accelerator.device), "sum").cpu()
@@ -59,7 +66,9 @@ def draw_samples(pipe: VLBDDPMPipeline, step: int, arguments: argparse.Namespace
     a = arguments
     generator = torch.Generator().manual_seed(mix(a.seed, SAMPLING) % 2**63)
     steps = min(a.ddpm_num_inference_steps, a.ddpm_num_steps)
-    images = pipe(a.num_sample_images, generator=generator, num_inference_steps=steps).images
+    classes = pipe.network.num_classes
+    labels = None if classes is None else torch.arange(a.num_sample_images) % classes
+    images = pipe(a.num_sample_images, generator=generator, num_inference_steps=steps, class_labels=labels).images
     buffer = io.BytesIO()
     image_grid(images).save(buffer, format="png")
     (a.output_dir / "samples").mkdir(exist_ok=True)
