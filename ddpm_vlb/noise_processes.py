@@ -31,6 +31,7 @@ variances are the posterior's (`fixed_small`), as sampling with many steps amoun
 scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,10 +41,9 @@ import numpy as np
 import torch
 
 from .checks import MAX_TIMESTEPS, check_count, is_integer, is_number, shown
+from .parametrizations import KEPT_UNDER
 
 NUM_LEVELS = 1000
-# Where a saved configuration of the process has the DDPM that was scored.
-KEPT_UNDER = "vlb_ddpm"
 
 
 class Preconditioning(NamedTuple):
@@ -216,12 +216,13 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
     }
 
 
-def kept_config(own: Mapping[str, Any]) -> dict[str, Any]:
-    r"""Of a `VLBDDPMScheduler`'s configuration what is saved beside that of the other process's scheduler."""
-    kept = {key: value for key, value in own.items() if key != "noise_process"}
-    if are_of_line(own):
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other process's scheduler, and
+    in it what is ours, without betas that can be made again."""
+    kept = json.loads(own)
+    if are_of_line(kept):
         del kept["trained_betas"]
-    return kept
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
 
 
 def are_of_line(config: Mapping[str, Any]) -> bool:

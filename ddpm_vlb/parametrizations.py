@@ -165,6 +165,9 @@ VARIANCES = {
 CALIBRATED_DECODER = "as measured, with decoding from the lowest timestep that is scored"
 SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
 
+# Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
+KEPT_UNDER = "vlb_ddpm"
+
 PREDICTION_TYPES = tuple(PREDICTIONS)
 VARIANCE_TYPES = tuple(VARIANCES)
 LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)

@@ -6,7 +6,6 @@ depend on the configuration and on an explicit grid of timesteps alone (`schedul
 """
 
 import inspect
-import json
 import operator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -33,7 +32,7 @@ from .model.stepping import (
     step_coefficients,
     variance_of,
 )
-from .noise_processes import KEPT_UNDER, as_ddpm, kept_config
+from .noise_processes import as_ddpm, as_saved
 from .outputs import VLBDDPMSchedulerOutput
 from .pixel_grid import to_grid
 from .scheduling_bound import BoundMixin, is_default
@@ -159,11 +158,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
     def to_json_string(self) -> str:
         r"""The configuration, as JSON; that of the other process's scheduler where there is one, which diffusers alone can
         sample with, with this one in it."""
-        process = self.config.get("noise_process")
-        if process is None:
-            return super().to_json_string()
-        kept = kept_config(json.loads(super().to_json_string()))
-        return json.dumps({**process, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+        own = super().to_json_string()
+        return own if self.config.get("noise_process") is None else as_saved(own)
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""

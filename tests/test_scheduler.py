@@ -7,9 +7,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EDMEulerScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
 )
 from tiny import generator, quiet, tiny_unet
 
@@ -299,7 +298,7 @@ def test_configurations_go_round_through_disk_and_stock(tmp_path):
 def test_defaults_are_the_parents():
     stock = {k: v for k, v in DDPMScheduler().config.items() if k[0] != "_"}
     ours = {k: v for k, v in VLBDDPMScheduler().config.items() if k[0] != "_"}
-    assert ours == {**stock, "num_pixel_levels": 256, "calibration": None}
+    assert ours == {**stock, "num_pixel_levels": 256, "calibration": None, "noise_process": None}
 
 
 def test_upgrade():
@@ -313,7 +312,7 @@ def test_upgrade():
     assert (learned.config.variance_type, learned.config.prediction_type) == ("learned_range", "v_prediction")
     assert upgrade_scheduler(DPMSolverMultistepScheduler(50, beta_end=0.1)).config.variance_type == "fixed_small"
     assert upgrade_scheduler(EulerDiscreteScheduler(50, beta_end=0.1)).config.beta_end == 0.1
-    for other in (FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler(), DPMSolverMultistepScheduler(use_flow_sigmas=True)):
+    for other in (LCMScheduler(), DPMSolverMultistepScheduler(use_flow_sigmas=True)):
         with pytest.raises(ValueError, match=f"`scheduler` must be a DDPMScheduler, or.*got {type(other).__name__}"):
             upgrade_scheduler(other)
 

@@ -37,7 +37,8 @@ from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
 from ..model.kinds import DEFAULT_MODULE, known_module_class, known_names
 from ..model.network import Network
-from ..noise_processes import KEPT_UNDER, as_ddpm, process_named
+from ..noise_processes import as_ddpm, process_named
+from ..parametrizations import KEPT_UNDER
 from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
 

@@ -25,7 +25,7 @@ from typing import Any, cast
 from safetensors import SafetensorError
 
 from ..files import fill_folder
-from ..noise_processes import KEPT_UNDER
+from ..parametrizations import KEPT_UNDER
 from ..reports.schema import Report, public_report
 from .cards import model_card
 from .eval_results import EVAL_RESULTS, eval_results_file

@@ -102,13 +102,9 @@ def print_table(name: str, folder: Path, calibration_images, split: str, test, t
     pipe.scheduler = result.scheduler
     report = evaluate(pipe, test, target_se=target_se, max_evaluations=budget, quiet=True)
     error = f"{report['bits_per_dim']:.4f} +- {report['monte_carlo_error']:.4f}"
-    print(
-        f"  calibrated, K = {config['num_inference_steps']} by the images seen: {error}; decoding from t = {result.timesteps[-1]}"
-    )
-    print(
-        f"  Monte Carlo errors of the table: at most {worst:.1%} of the number; what lies closer together is not ranked",
-        flush=True,
-    )
+    chosen = f"K = {config['num_inference_steps']} by the images seen"
+    print(f"  calibrated, {chosen}: {error}; decoding from t = {result.timesteps[-1]}")
+    print(f"  Monte Carlo errors of the table: at most {worst:.1%} of the number; closer rows are not ranked", flush=True)
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ MAX_PARAMETERS = 2 * 10**9  # with gradients and Adam's moments 32 GB
 def build_network(
     arguments: argparse.Namespace, shape: Sequence[int], num_classes: int | None, learns_variance: bool
 ) -> Network:
-    r"""The network for images `(C, H, W)`, of so many classes where there are any: one that is trained already, a configuration file's or a small default one, with
-    `--unet`'s arguments over its own.
+    r"""The network for images `(C, H, W)`, of so many classes where there are any: one that is trained already, a
+    configuration file's or a small default one, with `--unet`'s arguments over its own.
 
     Raises:
         ValueError: arguments that make no network, or none for these images and variances; see also `load_pretrained`.
