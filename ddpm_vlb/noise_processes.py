@@ -217,7 +217,7 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
 
 
 def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other process's scheduler, and
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
     in it what is ours, without betas that can be made again."""
     kept = json.loads(own)
     if are_of_line(kept):
