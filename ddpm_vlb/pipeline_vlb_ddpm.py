@@ -31,6 +31,7 @@ from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
 from .hub.push import check_repository, push_folder
 from .hub.repository import saving, strip_paths
+from .likelihoods.classify import classify
 from .likelihoods.full_sweep import sweep_images
 from .model.kinds import KnownModule, network_of
 from .model.network import Network, check_output_type, unwrapped
@@ -367,6 +368,8 @@ class VLBDDPMPipeline(DDPMPipeline):
                 output = self._score_all(scorer, levels, generator, labels, batch_size)
         self.maybe_free_model_hooks()
         return VLBOutput(timesteps=scorer.reverse.forward.timesteps[1:].clone(), config=config, **output)
+
+    classify = classify
 
     def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""

@@ -1,8 +1,9 @@
 r"""Which class an image has: :math:`p(c | x) \propto \pi_c\, p(x | c)`, with the bound in the place of :math:`-\log p(x | c)`.
 
-A class-conditional model is a classifier (Li et al. 2023; Clark & Jaini 2023). Its bounds of one image for all classes differ by
-far less than each varies: they are estimated at the same timesteps with the same noise, and a class is dropped as soon as it has
-lost (`sampled_bound/elimination.py`, where the level is derived). The first term of the bound, :math:`L_T`, is all classes' alike.
+A class-conditional model is a classifier (Li et al. 2023; Clark & Jaini 2023). Its bounds of one image for all classes differ
+by far less than each varies: they are estimated at the same timesteps with the same noise, and a class is dropped as soon as it
+has lost (`sampled_bound/elimination.py`, where the level is derived). The first term of the bound, :math:`L_T`, is the same for
+all classes.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class ClassifierOutput(Shown, BaseOutput):
 
     Args:
         labels (`torch.Tensor` of shape `(N,)`): The most probable class.
-        probabilities (`torch.Tensor` of shape `(N, C)`): p(class | image) from the estimated bounds and the prior; of `classes`.
+        probabilities (`torch.Tensor` of shape `(N, C)`): p(class | image) from the estimates and the prior.
         bits_per_dim (`torch.Tensor` of shape `(N, C)`): The estimated bound for each class, in bits/dim.
         monte_carlo_error (`torch.Tensor` of shape `(N, C)`): Standard error of its difference to the label's, bits/dim.
         decided (`torch.Tensor` of shape `(N,)`): Whether all other classes were dropped, at the confidence asked for.

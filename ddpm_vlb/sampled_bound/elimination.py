@@ -1,22 +1,23 @@
 r"""Which of C classes has the smallest bound: paired draws, and classes dropped one after the other.
 
 For an image and a class c the bound is :math:`L(c) = \sum_t L_t(c)` but for a term that all classes share. A draw is a row t of
-probability :math:`q_t` and a noise, the same for all classes of the image, and :math:`v_c = L_t(c) / q_t` has the mean L(c). What
-decides are differences :math:`d = v_c - v_l - \log(\pi_c / \pi_l)` to the leader l, which share their noise.
+probability :math:`q_t` and a noise, the same for all classes of the image, and :math:`v_c = L_t(c) / q_t` has the mean L(c).
+What decides are differences :math:`d = v_c - v_l - \log(\pi_c / \pi_l)` to the leader l, which share their noise.
 
-**Where to draw.** The variance of d at a given number of draws is smallest at :math:`q_t \propto \sqrt{E\, d_t^2}`. A pilot of some
-images sees one row of each bin for all classes; of each of its pairs (best class, another) what counts is the variance beside
-the squared mean, so that pairs are summed by their squares in units of it. Rows of a bin are alike.
+**Where to draw.** The variance of d at a given number of draws is smallest at :math:`q_t \propto \sqrt{E\, d_t^2}`. A pilot of
+some images sees one row of each bin for all classes; of each of its pairs (best class, another) what counts is the variance
+beside the squared mean, so that pairs are summed by their squares in units of it. Rows of a bin are alike.
 
-**When to drop.** After n draws class c leaves where the mean of d is above :math:`t_{1 - \alpha_k}(\nu)\, s / \sqrt n`. Two draws say
-little of s; the pilot says more: over its pairs :math:`\log s^2` is about a straight line in the logarithm of the mean, with a
-residual like that of :math:`\nu_0` degrees of freedom. Sample and line are put together as in a moderated t-test (Smyth 2004),
+**When to drop.** After n draws class c leaves where the mean of d is above :math:`t_{1 - \alpha_k}(\nu)\, s / \sqrt n`. Two
+draws say little of s; the pilot says more: over its pairs :math:`\log s^2` is about a straight line in the logarithm of the
+mean, with a residual like that of :math:`\nu_0` degrees of freedom. Sample and line are put together as in a moderated t-test
+(Smyth 2004),
 
 .. math:: s^2 = \frac{\nu_0 s_0^2 + (n - 1) s_n^2}{\nu_0 + n - 1}, \qquad \nu = \nu_0 + n - 1 .
 
 **The level.** The best class b is lost only where some class c, then the leader, beats it at some look k. With
-:math:`\alpha_k = \alpha / ((C - 1)\, k (k + 1))` the sum over all k and all c is :math:`\alpha` at the most: a decided image has another
-label than the full sweep with at most this probability, as far as means of differences follow the t distribution.
+:math:`\alpha_k = \alpha / ((C - 1)\, k (k + 1))` the sum over all k and all c is :math:`\alpha` at the most: a decided image
+has another label than the full sweep with at most this probability, as far as means of differences follow the t distribution.
 """
 
 import math
@@ -53,7 +54,7 @@ class Proposal(NamedTuple):
     line: Line
 
     def rows(self, keys: np.ndarray, first: int, last: int) -> np.ndarray:
-        r"""Rows of the draws `first` to `last` of images with these keys, `(N, last - first)`: evenly over the probabilities."""
+        r"""Rows of the draws `first` to `last` of images with these keys, `(N, last - first)`, evenly spread."""
         places = (uniform_array(keys)[:, None] + GOLDEN * np.arange(first, last)) % 1.0
         edges = np.cumsum(self.probabilities)
         return np.searchsorted(edges / edges[-1], places, side="right").clip(max=len(edges) - 1)

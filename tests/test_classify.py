@@ -1,0 +1,189 @@
+r"""Which class: the test that drops classes holds its level, and what comes out is the posterior of a model that is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import generator, quiet, tiny_unet
+
+from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.noise_processes import level_betas
+from ddpm_vlb.sampled_bound.elimination import Line, Race, learn, looks
+
+STEPS, LEVELS = 60, 256
+BETAS = level_betas(0.02, 30.0, STEPS)
+MEANS = torch.tensor([-0.35, -0.1, 0.2], dtype=torch.float64)
+WIDTH = 0.3
+
+
+class Gaussian(torch.nn.Module):
+    r"""The best denoiser for images whose pixels are normal, with a mean for each class: eq. 10 of Ho et al. in closed form."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = torch.nn.Parameter(MEANS)
+        self.alphas = torch.tensor(np.cumprod(1 - BETAS))
+
+    def forward(self, x_t, t, labels):
+        alpha = self.alphas[t].reshape(-1, 1, 1, 1)
+        mean = self.means[labels].reshape(-1, 1, 1, 1)
+        gain = alpha.sqrt() * WIDTH**2 / (alpha * WIDTH**2 + 1 - alpha)
+        return mean + gain * (x_t - alpha.sqrt() * mean)
+
+
+def gaussian_pipe(**overrides):
+    scheduler = VLBDDPMScheduler(STEPS, trained_betas=BETAS.tolist(), prediction_type="sample", clip_sample=False, **overrides)
+    return quiet(VLBDDPMPipeline(FunctionModel(Gaussian(), (1, 4, 4), num_classes=3), scheduler))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    r"""Images of the three classes, on the grid, and the true posterior of each."""
+    own = torch.arange(60) % 3
+    noise = torch.randn(60, 1, 4, 4, generator=generator(3), dtype=torch.float64)
+    x = MEANS[own].reshape(-1, 1, 1, 1) + WIDTH * noise
+    levels = ((x + 1) * 127.5).round().clamp(0, 255)
+    x = levels / 127.5 - 1
+    log_density = torch.stack([-0.5 * ((x - mean) / WIDTH).square().flatten(1).sum(1) for mean in MEANS], dim=1)
+    return levels.to(torch.uint8), log_density.softmax(dim=1), own
+
+
+def test_the_posterior_of_a_known_model(pictures):
+    levels, posterior, _ = pictures
+    out = gaussian_pipe().classify(levels, generator=generator(), confidence=0.99, max_evaluations_per_image=6000)
+    assert torch.allclose(out.probabilities.sum(dim=1), torch.ones(60, dtype=torch.float64))
+    # The bound's gap to the likelihood is nearly that of all classes: where the posterior is clear the label is its own.
+    clear = posterior.max(dim=1).values > 0.9
+    assert clear.sum() > 25 and (out.labels == posterior.argmax(dim=1))[clear].all()
+    # Of a full sweep nothing is left to chance but the noise: in logits, the difference to the true ones is below a few errors.
+    ratio = posterior.log() - posterior.log().gather(1, out.labels[:, None])
+    nats = out.bits_per_dim * 16 * math.log(2)
+    got = nats.gather(1, out.labels[:, None]) - nats
+    error = out.monte_carlo_error * 16 * math.log(2)
+    others = error > 0
+    z = ((got - ratio) / (error + 0.05 * ratio.abs() + 0.02))[others]
+    assert z.abs().max() < 5 and z.square().mean() < 2.5
+
+
+def test_decided_images_are_those_of_the_full_sweep(pictures):
+    levels, _, _ = pictures
+    pipe = gaussian_pipe()
+    many = torch.stack(
+        [
+            pipe.evaluate_nll(levels.repeat(40, 1, 1, 1), 2400, generator(5), class_labels=label)
+            .bits_per_dim.reshape(40, 60)
+            .mean(dim=0)
+            for label in range(3)
+        ],
+        dim=1,
+    )
+    best = many.argmin(dim=1)
+    # Of those whose best class is known beyond doubt.
+    gaps = many.sort(dim=1).values
+    known = gaps[:, 1] - gaps[:, 0] > 0.002
+    wrong = decided = 0
+    for seed in range(12):
+        out = pipe.classify(levels, generator=generator(seed), confidence=0.8)
+        own = out.decided & known
+        wrong, decided = wrong + int((out.labels != best)[own].sum()), decided + int(own.sum())
+    assert decided > 400 and wrong <= stats.binom.ppf(1 - 1e-4, decided, 0.2)
+    print(f"\n{wrong} of {decided} decided images have another label than the full sweep (at most 20 % may)")
+
+
+@pytest.mark.parametrize("spread", ["normal", "skewed"])
+def test_the_level_holds_over_all_looks_and_classes(spread):
+    # Four classes, the best one better by next to nothing: whoever is dropped is dropped by chance.
+    rng = np.random.default_rng(0)
+    count, level = 2000, 0.1
+    race = Race(np.zeros(4), Line(0.0, 0.0, 4.0), count, level)
+    done = 0
+    for number in looks(64):
+        shape = (count, number - done, 4)
+        noise = rng.normal(size=shape) if spread == "normal" else rng.exponential(size=shape) - 1
+        race.add(noise + np.array([0.0, 1e-3, 1e-3, 1e-3]))
+        done = number
+    lost = ~race.active[:, 0]
+    assert lost.mean() <= stats.binom.ppf(1 - 1e-4, count, level) / count
+
+
+def test_a_pilot_says_where_classes_differ():
+    rng = np.random.default_rng(1)
+    edges = np.array([0, 1, 3, 8, 20])
+    # In the third bin alone, per row; means of 5 for each pair.
+    values = np.zeros((200, 4, 3))
+    values[:, 2, 1:] = 1 + 0.5 * rng.normal(size=(200, 2))
+    proposal = learn(values, edges)
+    assert proposal.probabilities.sum() == pytest.approx(1) and (proposal.probabilities > 0).all()
+    assert proposal.probabilities[3:8].sum() > 0.85
+    rows = proposal.rows(np.arange(1000, dtype=np.uint64), 0, 8)
+    counts = np.bincount(rows.ravel(), minlength=20) / rows.size
+    assert np.abs(counts - proposal.probabilities).max() < 0.02
+
+
+def test_the_result_is_the_seeds_whatever_the_batches(pictures):
+    levels, _, _ = pictures
+    pipe = gaussian_pipe()
+    first = pipe.classify(levels, generator=generator(1), batch_size=7)
+    second = pipe.classify(levels, generator=generator(1), batch_size=500)
+    other = pipe.classify(levels, generator=generator(2))
+    assert torch.equal(first.labels, second.labels) and torch.equal(first.evaluations, second.evaluations)
+    assert torch.allclose(first.bits_per_dim, second.bits_per_dim, rtol=1e-9)
+    assert not torch.equal(first.evaluations, other.evaluations)
+    assert first.num_network_evaluations == second.num_network_evaluations > int(first.evaluations.sum())
+    # Easy images end early.
+    assert first.evaluations.min() < 0.3 * first.evaluations.max()
+
+
+def test_priors_and_classes(pictures):
+    levels, _, _ = pictures
+    pipe = gaussian_pipe()
+    two = pipe.classify(levels, classes=[2, 0], generator=generator())
+    assert set(two.labels.tolist()) == {0, 2} and two.probabilities.shape == (60, 2)
+    # So strong a prior that no image says otherwise.
+    sure = pipe.classify(levels, class_prior=[1e-80, 1 - 2e-80, 1e-80], generator=generator())
+    assert (sure.labels == 1).all() and sure.decided.all()
+
+
+def test_a_network_of_diffusers_by_evaluations_and_by_sweep():
+    unet = tiny_unet(1, num_class_embeds=3)
+    with torch.no_grad():
+        unet.class_embedding.weight.mul_(3)
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17)))
+    levels = torch.randint(17, (6, 1, 8, 8), generator=generator(4)).to(torch.uint8)
+    out = pipe.classify(levels, generator=generator(), max_evaluations_per_image=3000, confidence=0.999999)
+    sweeps = [
+        pipe.evaluate_nll(levels.repeat(30, 1, 1, 1), 180, generator(), class_labels=label).bits_per_dim.reshape(30, 6)
+        for label in range(3)
+    ]
+    means = torch.stack([one.mean(dim=0) for one in sweeps], dim=1)
+    errors = torch.stack([one.std(dim=0) / 30**0.5 for one in sweeps], dim=1)
+    assert torch.allclose(out.bits_per_dim, means, atol=6 * (errors.max().item() + out.monte_carlo_error.max().item() + 0.02))
+    assert "labels" in repr(out.to_pandas()) and "decided" in repr(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": [0]}, r"`classes` must be at least two different ones in \[0, 3\), got \[0\]"),
+        ({"classes": [0, 0]}, "`classes` must be at least two different ones"),
+        ({"classes": [0, 3]}, "`classes` must be at least two different ones"),
+        ({"class_prior": [0.5, 0.5]}, "`class_prior` must be 3 positive probabilities"),
+        ({"class_prior": [0.5, 0.3, 0.1]}, "that sum to 1, got shape .* and sum 0.9"),
+        ({"class_prior": [1.0, 0.0, 0.0]}, "`class_prior` must be 3 positive"),
+        ({"confidence": 1.0}, r"`confidence` must lie in \(0, 1\)"),
+        ({"max_evaluations_per_image": 5}, "must be at least two for each of the 3 classes, got 5"),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer"),
+    ],
+)
+def test_what_is_no_choice_is_refused(pictures, options, message):
+    pipe = gaussian_pipe()
+    pipe.unet.function.forward = None  # nothing is asked
+    with pytest.raises(ValueError, match=message):
+        pipe.classify(pictures[0], **options)
+
+
+def test_an_unconditional_network_is_refused(pipe, images):
+    with pytest.raises(ValueError, match="`unet` must be class-conditional"):
+        pipe.classify(images)
