@@ -52,6 +52,7 @@ bench: $(READY) runs/quickstart/report.json
 		| tee runs/benchmarks/calibration.txt
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
 	$(RUN) tests/benchmarks/detect.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/detect.txt
+	$(RUN) tests/benchmarks/classify.py --plot runs/benchmarks/classify.png | tee runs/benchmarks/classify.txt
 	$(RUN) tests/benchmarks/codec.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		--plot runs/benchmarks/codec.png | tee runs/benchmarks/codec.txt
 	$(RUN) tests/benchmarks/demo.py | tee runs/benchmarks/demo.txt

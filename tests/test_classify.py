@@ -1,5 +1,6 @@
 r"""Which class: the test that drops classes holds its level, and what comes out is the posterior of a model that is known."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ from scipy import stats
 from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.cli import main
+from ddpm_vlb.data import load_images
 from ddpm_vlb.noise_processes import level_betas
 from ddpm_vlb.sampled_bound.elimination import Line, Race, learn, looks
 
@@ -187,3 +190,32 @@ def test_what_is_no_choice_is_refused(pictures, options, message):
 def test_an_unconditional_network_is_refused(pipe, images):
     with pytest.raises(ValueError, match="`unet` must be class-conditional"):
         pipe.classify(images)
+
+
+def test_the_command_line(tmp_path, capsys):
+    unet = tiny_unet(1, num_class_embeds=10)
+    VLBDDPMPipeline(unet, VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17)).save_pretrained(tmp_path / "pipeline")
+    command = ["classify", str(tmp_path / "pipeline"), "--dataset", "digits", "--max-images", "30", "--image-seed", "1"]
+    output = tmp_path / "classes.json"
+    paths = ["--output", str(output), "--predictions", str(tmp_path / "p.csv"), "--plot", str(tmp_path / "p.png")]
+    assert main([*command, *paths, "--max-evaluations-per-image", "60"]) == 0
+    result = json.loads(output.read_text())
+    labels, predictions = (np.array(result["per_image"][name]) for name in ("image_labels", "predictions"))
+    truth = load_images("digits", "test").labels.numpy()[result["per_image"]["image_numbers"]]
+    assert (labels == truth).all() and result["accuracy"] == pytest.approx((labels == predictions).mean())
+    assert np.trace(result["confusion"]) == (labels == predictions).sum() and np.sum(result["confusion"]) == 30
+    low, high = result["accuracy_interval"]
+    assert low <= result["accuracy"] <= high and 0 <= result["expected_calibration_error"] <= 1
+    assert result["evaluations_per_image"]["max"] <= 60 and result["num_decided"] == sum(result["per_image"]["decided"])
+    assert (tmp_path / "p.csv").read_text().count("\n") == 31 and (tmp_path / "p.png").stat().st_size > 10_000
+    assert "accuracy" in capsys.readouterr().out
+    # Two of the classes: of data that has others, too, there is no accuracy.
+    for more, message in (
+        (["--classes", "0,1"], "`labels` must be among the classes [0, 1], got [2, 3"),
+        (["--classes", "0;1"], "`classes` must be integers with commas"),
+        (["--class-prior", str(output)], "`class_prior` must be"),
+        (["--confidence", "0"], "`confidence` must lie in (0, 1)"),
+        (["--predictions", "p.txt"], "`predictions` must end in .csv or .parquet"),
+    ):
+        assert main([*command, "--output", str(output), *more]) == 2
+        assert message in capsys.readouterr().err

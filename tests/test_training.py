@@ -14,9 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 from zygote import shared
@@ -838,3 +839,36 @@ def test_a_policy_gradient_moves_the_reward(tmp_path, pipe, capsys):
     arguments = ["--iterations", "1", "--steps", "2", "--output", str(tmp_path / "out")]
     assert policy_gradient.main(arguments) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["after.png", "before.png", "pipeline"]
+
+
+def test_classes_of_the_data_set(tmp_path):
+    config = ROOT / "training" / "configs" / "digits_class.yaml"
+    few = {
+        "max_train_steps": 3,
+        "eval_nll_every": 3,
+        "checkpointing_steps": 3,
+        "ddpm_num_steps": 20,
+        "evaluations_per_image": 4,
+    }
+    few |= {"num_validation_images": 10, "num_eval_images": 4, "num_sample_images": 2, "ddpm_num_inference_steps": 3}
+    run = tmp_path / "run"
+    train(config=config, output_dir=run, unet=TINY | {"attn_norm_num_groups": 2}, **few)
+    pipe = VLBDDPMPipeline.from_pretrained(run / "pipeline")
+    assert pipe.network.num_classes == 10
+    kept = np.load(run / "validation.npz")
+    digits = load_images("digits", "train")
+    known = {image.numpy().tobytes(): label for image, label in zip(digits.images, digits.labels.tolist())}
+    assert [known[image.tobytes()] for image in kept["images"][..., 0]] == kept["labels"].tolist()
+    # A class tells: another one has another loss.
+    scores = [line["bits_per_dim"] for line in metrics(run) if line.get("split") == "held_out"]
+    assert len(scores) == 1
+    # diffusers alone samples with labels.
+    stock = UNet2DModel.from_pretrained(run / "pipeline", subfolder="unet")
+    assert stock(torch.zeros(2, 1, 8, 8), 3, class_labels=torch.tensor([0, 9])).sample.shape == (2, 2, 8, 8)
+    np.savez(tmp_path / "plain.npz", images=np.zeros((40, 8, 8), dtype=np.uint8))
+    for flags, message in (
+        ({"dataset": tmp_path / "plain.npz", "eval_split": "", "num_validation_images": 4}, "must be left out for images without labels"),
+        ({"unet": TINY | {"num_class_embeds": 7}}, "must have num_class_embeds = 10"),
+    ):
+        refused = train(config=config, output_dir=tmp_path / "no", expect=2, **flags)
+        assert message in refused.stderr

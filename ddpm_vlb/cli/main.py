@@ -14,6 +14,7 @@ from .. import __version__
 from . import (
     calibrate,
     card,
+    classify,
     compare,
     compress,
     convert,
@@ -30,6 +31,7 @@ from . import (
 COMMANDS = (
     evaluate,
     compare,
+    classify,
     detect,
     calibrate,
     merge,

@@ -243,10 +243,6 @@ def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         ValueError: a report without scores of its images, or another ending.
     """
-    import pyarrow
-    from pyarrow import csv, parquet
-
-    path = Path(path)
     check_scores_path(path)
     report = Report.of(report)
     if report["per_image"] is None:
@@ -259,16 +255,23 @@ def write_scores(report: Mapping[str, Any], path: str | Path) -> None:
         "monte_carlo_error": report.get("per_image_monte_carlo_error"),
         "degrees_of_freedom": report.get("per_image_degrees_of_freedom"),
     }
-    columns = {name: column for name, column in columns.items() if column is not None}
-    buffer = io.BytesIO()
-    (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(pyarrow.table(columns), buffer)
+    write_table({name: column for name, column in columns.items() if column is not None}, path)
+
+
+def write_table(columns: Mapping[str, Any], path: str | Path) -> None:
+    r"""Columns of one length as a table, CSV or Parquet by the name's ending."""
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    path, buffer = Path(path), io.BytesIO()
+    (csv.write_csv if path.suffix == ".csv" else parquet.write_table)(pyarrow.table(dict(columns)), buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def check_scores_path(path: str | Path) -> None:
+def check_scores_path(path: str | Path, name: str = "scores") -> None:
     r"""Raise `ValueError` unless a name ends as `write_scores` can write it."""
     if Path(path).suffix not in (".csv", ".parquet"):
-        raise ValueError(f"`scores` must end in .csv or .parquet, got {str(path)!r}.")
+        raise ValueError(f"`{name}` must end in .csv or .parquet, got {str(path)!r}.")
 
 
 def image_grid(images: Sequence, columns: int | None = None):

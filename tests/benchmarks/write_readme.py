@@ -40,6 +40,8 @@ def main() -> None:
     pictures.mkdir(exist_ok=True)
     for name in ("terms.png", "samples.png", "trajectories.png"):
         shutil.copy(runs / "quickstart" / name, pictures / name)
+    shutil.copy(runs / "benchmarks" / "codec.png", ROOT / "ddpm_vlb" / "codec" / "rate.png")
+    shutil.copy(runs / "benchmarks" / "classify.png", ROOT / "ddpm_vlb" / "evaluation" / "classify.png")
 
 
 if __name__ == "__main__":
