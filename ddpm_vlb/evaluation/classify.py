@@ -58,8 +58,8 @@ def classify_images(
     check_seed(seed)
     classes = check_classes(pipe.network.num_classes, options.get("classes"))
     network = pipe.scorer(options.get("num_inference_steps"), options.get("inference_timesteps")).network
-    which = {"max_images": max_images, "image_seed": image_seed}
-    source = source_of(images, network, pipe.scheduler.config.num_pixel_levels, classes[0], **which)
+    levels = pipe.scheduler.config.num_pixel_levels
+    source = source_of(images, network, levels, classes[0], max_images=max_images, image_seed=image_seed)
     own = source.image_labels if labels is None else labels
     truth = None if own is None else check_labels(own, classes)
     parts: dict[str, list[np.ndarray]] = {"predictions": [], "probability": [], "decided": [], "evaluations": [], "numbers": []}
