@@ -865,9 +865,10 @@ def test_classes_of_the_data_set(tmp_path):
     # diffusers alone samples with labels.
     stock = UNet2DModel.from_pretrained(run / "pipeline", subfolder="unet")
     assert stock(torch.zeros(2, 1, 8, 8), 3, class_labels=torch.tensor([0, 9])).sample.shape == (2, 2, 8, 8)
-    np.savez(tmp_path / "plain.npz", images=np.zeros((40, 8, 8), dtype=np.uint8))
+    plain = tmp_path / "plain.npz"
+    np.savez(plain, images=np.zeros((40, 8, 8), dtype=np.uint8))
     for flags, message in (
-        ({"dataset": tmp_path / "plain.npz", "eval_split": "", "num_validation_images": 4}, "must be left out for images without labels"),
+        ({"dataset": plain, "eval_split": "", "num_validation_images": 4}, "must be left out for images without labels"),
         ({"unet": TINY | {"num_class_embeds": 7}}, "must have num_class_embeds = 10"),
     ):
         refused = train(config=config, output_dir=tmp_path / "no", expect=2, **flags)
