@@ -224,8 +224,6 @@ def test_the_floor_plan_is_the_floor(page):
         assert (PACKAGE / name[0] / name[1]).is_file(), name
 
 
-
-
 @pytest.mark.parametrize("page", ["ddpm_vlb/README.md", "ddpm_vlb/README.ja.md"])
 def test_recipes_name_files(page):
     recipes = re.split(r"^### ", read(page), flags=re.MULTILINE)[1:]
