@@ -206,7 +206,8 @@ def step_log_prob(
 ) -> torch.Tensor:
     r""":math:`\log p(x_s | x_t)` of a step that was taken: what the first form of the bound sums, and a policy gradient weighs.
 
-    Arguments as `transition_kl`, and:
+    Args:
+        reverse, model_output, noisy_samples, timesteps: as `transition_kl`.
         prev_samples: the latents :math:`x_s` one step of the grid below `timesteps` (the image at the lowest one).
         num_pixel_levels: at the lowest timestep the log-probability of the discretised decoder, for images on the grid of so
             many levels; `None` for the density of its Gaussian, for any images.
