@@ -1,4 +1,6 @@
-r"""Bits/dim as a metric of torchmetrics, for training loops that have theirs there::
+r"""Bits/dim as a metric of torchmetrics, for training loops that have theirs there.
+
+::
 
     metric = BitsPerDim(pipe, target_se=0.01)
     for images in validation_loader:

@@ -1,4 +1,6 @@
-r"""Networks that are nobody's class: any module or function of latents and timesteps, to be scored::
+r"""Networks that are nobody's class: any module or function of latents and timesteps, to be scored.
+
+::
 
     unet = FunctionModel(lambda x, t: network(x, t / 1000), shape=(1, 28, 28))
     scheduler = VLBDDPMScheduler(1000, trained_betas=betas, prediction_type="epsilon", num_pixel_levels=256)
