@@ -43,6 +43,7 @@ from .summary import Account
 
 BAND = 2.0**-34  # of a network's outputs: 5.8e-11, 5,000 times what float64 was seen to differ by
 ARITHMETIC_BAND = 2.0**-42  # of what is made of them: 2.3e-13
+BINS_PER_SCALE = 2  # at least, to a standard deviation
 MEAN_BITS, LEVEL_BITS, COEFFICIENT_BITS = 6, 12, 20
 VARIANCE_UNIT = 2.0**-10
 MAX_LATENT = 2**40
@@ -111,7 +112,7 @@ class Chain:
         zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         for k, timestep in enumerate(forward.timesteps.tolist()):
             above = posterior[k + 1] if k + 1 < count else 1.0
-            width = _power_of_two(min(spread[k], above) / 2)
+            width = _power_of_two(min(spread[k], above) / BINS_PER_SCALE)
             # The bins of what lies below: of the image, of its levels.
             below = steps[k - 1].bin if k else 1.0 / (levels - 1)
             coefficient = round(forward.sqrt_alphas[k].item() * below / width * 2 ** (MEAN_BITS + COEFFICIENT_BITS))

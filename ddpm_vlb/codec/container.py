@@ -109,7 +109,7 @@ class Header:
             numbers.append(timestep - below - 1)
             below = timestep
         body = MAGIC + b"".join(map(write_integer, numbers)) + self.digest
-        return body + _crc(body)
+        return body + crc_of(body)
 
     @classmethod
     def read(cls, reader: Reader) -> "Header":
@@ -202,12 +202,12 @@ def image_check(digest: bytes, index: int, levels: bytes) -> bytes:
 def frame(body: bytes, crc: bytes) -> bytes:
     r"""A block as it stands in the file, after what ended with `crc`."""
     start = BLOCK + write_integer(len(body))
-    return start + body + _crc(start + body, crc)
+    return start + body + crc_of(start + body, crc)
 
 
 def end(crc: bytes) -> bytes:
     r"""The end of a file, after what ended with `crc`."""
-    return END + _crc(END, crc)
+    return END + crc_of(END, crc)
 
 
 def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, Block, bytes]]:
@@ -243,13 +243,14 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, Block, b
         index += 1
 
 
-def _crc(body: bytes, before: bytes | int = 0) -> bytes:
+def crc_of(body: bytes, before: bytes | int = 0) -> bytes:
+    r"""CRC-32 of bytes, after what ended with another."""
     start = before if isinstance(before, int) else int.from_bytes(before, "little")
     return zlib.crc32(body, start).to_bytes(CRC_BYTES, "little")
 
 
 def _check_crc(reader: Reader, body: bytes, before: bytes | int, what: str) -> bytes:
-    expected, found = _crc(body, before), reader.take(CRC_BYTES)
+    expected, found = crc_of(body, before), reader.take(CRC_BYTES)
     if expected != found:
         raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}.")
     return found

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, features
 
 from ddpm_vlb import VLBDDPMPipeline, calibrate, compress, decompress, load_images
-from ddpm_vlb.codec import codec
+from ddpm_vlb.codec import chain, codec, stack
 
 with contextlib.suppress(ImportError):
     import pillow_jxl  # noqa: F401 (registers JPEG XL with Pillow)
@@ -128,6 +128,21 @@ def show(name: str, levels: torch.Tensor, rows: list[dict]) -> None:
         print(f"     {rate:7.4f} {tool}")
 
 
+def choose(pipe: VLBDDPMPipeline, levels: torch.Tensor, steps: int) -> None:
+    r"""What other settings would take of images that are not those that are measured; all other files are of the codec's own."""
+    print(
+        f"\n{len(levels)} training images, {steps} steps: bytes by the bins to a standard deviation, at least, and by the window"
+    )
+    for bins, width in ((chain.BINS_PER_SCALE, stack.POP_WIDTH), (1, 5.0), (4, 5.0), (2, 4.0), (2, 6.0)):
+        own = chain.BINS_PER_SCALE, stack.POP_WIDTH
+        chain.BINS_PER_SCALE, stack.POP_WIDTH = bins, width
+        try:
+            data = compress(pipe, levels, num_inference_steps=steps)
+        finally:
+            chain.BINS_PER_SCALE, stack.POP_WIDTH = own
+        print(f"  {bins} bins, {width:g} standard deviations: {len(data)}", flush=True)
+
+
 def plot(tables: dict[str, list[dict]], path: str) -> None:
     from matplotlib.figure import Figure
 
@@ -154,17 +169,22 @@ def main():
     parser.add_argument("--mnist", help="t10k-images-idx3-ubyte.gz")
     parser.add_argument("--mnist-train", help="train-images-idx3-ubyte.gz")
     parser.add_argument("--mnist-images", type=int, default=1000)
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25, 50], help="of the digits")
+    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 25, 50], help="of the digits")
     parser.add_argument("--mnist-steps", type=int, nargs="+", default=[25])
     parser.add_argument("--mnist-curve-images", type=int, default=0, help="of MNIST, for the rate by the number of steps")
     parser.add_argument("--mnist-curve-steps", type=int, nargs="+", default=[5, 10, 25])
+    parser.add_argument("--choose", type=int, default=0, help="training images of the digits to try other settings on")
     parser.add_argument("--plot", help="a PNG file")
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     tables = {}
-    pipe, levels = calibrated("ddpm-vlb-digits", load_images("digits", "train"), "train"), load_images("digits").images
-    tables["digits"] = [row(pipe, levels, steps) for steps in arguments.steps]
-    show("digits", levels, tables["digits"])
+    train, levels = load_images("digits", "train"), load_images("digits").images
+    pipe = calibrated("ddpm-vlb-digits", train, "train")
+    if arguments.choose:
+        choose(pipe, train.images[: arguments.choose], 10)
+    if arguments.steps:
+        tables["digits"] = [row(pipe, levels, steps) for steps in arguments.steps]
+        show("digits", levels, tables["digits"])
     if arguments.mnist:
         pipe = calibrated("ddpm-vlb-mnist", load_images(arguments.mnist_train), "train")
         for count, grid in (
