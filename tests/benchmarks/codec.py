@@ -129,10 +129,8 @@ def show(name: str, levels: torch.Tensor, rows: list[dict]) -> None:
 
 
 def choose(pipe: VLBDDPMPipeline, levels: torch.Tensor, steps: int) -> None:
-    r"""What other settings would take of images that are not those that are measured; all other files are of the codec's own."""
-    print(
-        f"\n{len(levels)} training images, {steps} steps: bytes by the bins to a standard deviation, at least, and by the window"
-    )
+    r"""What files of other settings than the codec's own would take, for images that are not those that are measured."""
+    print(f"\n{len(levels)} training images, {steps} steps: bins to a standard deviation (at least), window of latents, bytes")
     for bins, width in ((chain.BINS_PER_SCALE, stack.POP_WIDTH), (1, 5.0), (4, 5.0), (2, 4.0), (2, 6.0)):
         own = chain.BINS_PER_SCALE, stack.POP_WIDTH
         chain.BINS_PER_SCALE, stack.POP_WIDTH = bins, width
