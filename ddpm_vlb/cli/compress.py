@@ -79,7 +79,9 @@ def write(arguments: argparse.Namespace, output: Path, account: Path) -> None:
     classes: Any = labels_for(pipe, images)
     kept = None if arguments.images_only or classes is not None or labels is None else [int(label) for label in labels[:count]]
     # What is done so far lies beside the output, block after block.
-    journal = journal_beside(output, arguments.restart) or output
+    journal = journal_beside(output, arguments.restart)
+    if journal is None:
+        raise ValueError(f"`output` must be a file, got {arguments.output!r}.")
     journal.touch()
     with journal.open("r+b") as file, progress_bar(count, desc="compress", unit="image") as bar:
         summary = compress(

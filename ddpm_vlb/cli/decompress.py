@@ -89,6 +89,8 @@ def _write_folder(blocks, output: Path) -> None:
             names = block.names or [f"{first + index:08d}" for index in range(len(levels))]
             for index, (name, image) in enumerate(zip(names, levels.permute(0, 2, 3, 1).numpy())):
                 place = folder / safe_name(name, first + index)
+                while place.exists():  # two names that lead to one place: neither picture is lost
+                    place = place.with_name(f"{place.stem}-{first + index:08d}.png")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_png(place, Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))
 

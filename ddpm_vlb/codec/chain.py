@@ -43,9 +43,12 @@ from .summary import Account
 
 BAND = 2.0**-34  # of a network's outputs: 5.8e-11, 5,000 times what float64 was seen to differ by
 ARITHMETIC_BAND = 2.0**-42  # of what is made of them: 2.3e-13
+BINS_PER_SCALE = 2  # at least, to a standard deviation
 MEAN_BITS, LEVEL_BITS, COEFFICIENT_BITS = 6, 12, 20
 VARIANCE_UNIT = 2.0**-10
 MAX_LATENT = 2**40
+LEAST_BITS = 2  # that a value of the last latent takes: its bins are at most half a standard deviation wide
+MAX_MEAN = 2.0**50  # in the units that means are rounded to
 # How a scorer's description may differ between two who have the same model.
 _NOT_THE_MODEL = ("dtype", "device", "versions", "timestep_spacing", "num_inference_steps", "inference_timesteps")
 
@@ -109,7 +112,7 @@ class Chain:
         zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         for k, timestep in enumerate(forward.timesteps.tolist()):
             above = posterior[k + 1] if k + 1 < count else 1.0
-            width = _power_of_two(min(spread[k], above) / 2)
+            width = _power_of_two(min(spread[k], above) / BINS_PER_SCALE)
             # The bins of what lies below: of the image, of its levels.
             below = steps[k - 1].bin if k else 1.0 / (levels - 1)
             coefficient = round(forward.sqrt_alphas[k].item() * below / width * 2 ** (MEAN_BITS + COEFFICIENT_BITS))
@@ -167,6 +170,9 @@ class Chain:
 
     def pop(self, stack: Stack, shape: tuple[int, ...], class_labels: torch.Tensor | None = None) -> torch.Tensor:
         r"""Pop the images that were pushed last, levels of shape `(B, C, H, W)`."""
+        # Before there is memory for it: a few bytes can claim any number of images.
+        if stack.num_bits < LEAST_BITS * math.prod(shape):
+            raise DamagedFile(f"`data` must hold the bits of its images, got {stack.num_bits} for {math.prod(shape)} values.")
         zeros, last = np.zeros(math.prod(shape), np.int64), self.steps[-1]
         latents = stack.pop(zeros, np.full(zeros.shape, 1 / last.bin))
         for k in range(len(self.steps) - 1, -1, -1):
@@ -211,7 +217,9 @@ class Chain:
         means = (coded.mean.numpy() / bin_width).ravel() + (0 if k else (levels - 1) / 2)
         scales = (0.5 * coded.log_variance).exp().numpy().ravel() / bin_width
         mean_unit = 2.0 ** -(MEAN_BITS if k else LEVEL_BITS)
-        scale_units = np.exp2(np.floor(np.log2(scales)) - SCALE_BITS)
+        if not ((np.abs(means) < MAX_MEAN * mean_unit).all() and (scales > 0).all() and np.isfinite(scales).all()):
+            raise NonFiniteOutput("means or standard deviations that no coder holds", timestep=step.timestep)
+        scale_units = np.ldexp(1.0, np.frexp(scales)[1] - 1 - SCALE_BITS)  # exact, unlike logarithms
         band = ARITHMETIC_BAND / bin_width
         if rounded is round_noting:
             means, multiples = (

@@ -7,6 +7,7 @@ is asked about a batch at once, and all images of a batch need their bits at onc
 
 import copy
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,11 +18,12 @@ import torch
 
 from ..checks import check_count
 from ..data.levels import check_grid, images_to_levels
+from .arguments import check_labels, check_names, check_numbers, check_sizes
 from .chain import BAND, Chain
 from .container import (
     CRC_BYTES,
     DIGEST_BYTES,
-    MAX_BLOCK_IMAGES,
+    MAX_BLOCK_VALUES,
     Block,
     Header,
     Reader,
@@ -29,7 +31,6 @@ from .container import (
     frame,
     image_check,
     read_blocks,
-    write_integer,
 )
 from .network import in_float64
 from .plain import begin, finish
@@ -79,8 +80,6 @@ def compress(
             one for each image; another beginning in `file`; constriction is not installed.
     """
     batch_size, block_size = check_count("batch_size", batch_size), check_count("block_size", block_size)
-    if block_size > MAX_BLOCK_IMAGES:
-        raise ValueError(f"`block_size` must be at most {MAX_BLOCK_IMAGES}, got {block_size}.")
     load_coder()
     if inference_timesteps is None:
         steps = pipe.scorer(num_inference_steps).timesteps
@@ -92,29 +91,32 @@ def compress(
         named = tuple(pipe.scorer(inference_timesteps=inference_timesteps).timesteps)
     read, count, shape = _source(chain, images)
     classes = chain.scorer.network.check_class_labels(class_labels, count)
-    kept = classes.tolist() if classes is not None else None if labels is None else [int(label) for label in labels]
-    for name, values in (("labels", kept), ("names", names)):
-        if values is not None and len(values) != count:
-            raise ValueError(f"`{name}` must be one for each of {count} images, got {len(values)}.")
-    if kept is not None and min(kept) < 0:
-        raise ValueError(f"`labels` must not be negative, got {min(kept)}.")
+    if classes is not None and labels is not None:
+        raise ValueError("`labels` must be left out where there are `class_labels`, which are kept, got both.")
+    kept = check_labels(labels if classes is None else classes.tolist(), count)
+    named_images = check_names(names, count)
+    check_sizes(shape, count, block_size)
+
+    def described(first: int, last: int) -> dict[str, Any]:
+        return {
+            "labels": None if kept is None else kept[first:last],
+            "names": None if named_images is None else named_images[first:last],
+        }
+
     band = round(-torch.tensor(chain.band, dtype=torch.float64).log2().item())
     levels = chain.scorer.num_pixel_levels
     header = Header(shape, levels, chain.digest[:DIGEST_BYTES], len(chain.steps), band, named, classes is not None)
     target = io.BytesIO() if file is None else file
-    start, crc, index = _resume(target, header, chain, read, count, block_size)
-    summary = Summary(0, shape[0] * shape[1] * shape[2], 0, 0, 0, 0, 0, 0, chain.account)
+    start, crc, index = _resume(target, header, chain, read, described, count, block_size)
+    summary = Summary(0, math.prod(shape), 0, 0, 0, 0, 0, 0, chain.account)
     summary.file_bytes = len(header.to_bytes())
     if progress is not None and start:
         progress(start)
     for first in range(start, count, block_size):
         last = min(first + block_size, count)
-        chosen = slice(first, last)
-        block_classes = None if classes is None else classes[chosen]
+        block_classes = None if classes is None else classes[first:last]
         block = encode_block(chain, read(first, last), index, block_classes, batch_size, summary, progress)
-        block = block._replace(
-            labels=None if kept is None else kept[chosen], names=None if names is None else [str(n) for n in names[chosen]]
-        )
+        block = block._replace(**described(first, last))
         body = block.to_bytes()
         framed = frame(body, crc)
         crc, index = framed[-CRC_BYTES:], index + 1
@@ -210,11 +212,7 @@ def decompress(
     if images is None:
         return torch.cat([levels for _, levels, _ in decompress_blocks(pipe, data, batch_size=batch_size)])
     data = data if isinstance(data, (bytes, bytearray, memoryview)) else data.read()  # looked at twice
-    total = sum(block.num_images for _, block in read_info(data)[1])
-    wanted = range(total)[images] if isinstance(images, slice) else [images] if isinstance(images, int) else list(images)
-    wanted = [number + total if number < 0 else number for number in wanted]
-    if not wanted or not all(0 <= number < total for number in wanted):
-        raise ValueError(f"`images` must be numbers of the {total} images of the file, got {images!r}.")
+    wanted = check_numbers(images, sum(block.num_images for _, block in read_info(data)[1]))
     blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, data, set(wanted), batch_size=batch_size)}
     picked = []
     for number in wanted:
@@ -245,8 +243,7 @@ def decompress_blocks(
     load_coder()
     header, reader, crc = read_header(data)
     chain = None
-    for index, first, body, _ in read_blocks(reader, crc):
-        block = Block.parse(body)
+    for index, first, block, _ in read_blocks(reader, crc):
         if wanted is not None and not any(first <= number < first + block.num_images for number in wanted):
             continue
         if chain is None:
@@ -258,6 +255,8 @@ def decode_block(
     chain: Chain, header: Header, block: Block, index: int, progress: Callable[[int], Any] | None = None
 ) -> torch.Tensor:
     r"""The images of a block, levels `(N, C, H, W)`; `DamagedFile` where they are not those that were coded."""
+    if block.num_images * math.prod(header.shape) > MAX_BLOCK_VALUES:
+        raise DamagedFile(f"`data` must hold at most {MAX_BLOCK_VALUES} values in a block, got {block.num_images} images.")
     labels = None
     if header.has_classes:
         if block.labels is None:
@@ -301,10 +300,7 @@ def read_info(data: bytes | BinaryIO) -> tuple[Header, list[tuple[int, Block]]]:
         DamagedFile: a file that is not as it was written.
     """
     header, reader, crc = read_header(data)
-    blocks = []
-    for _, first, body, _ in read_blocks(reader, crc):
-        blocks.append((first, Block.parse(body)._replace(payload=b"")))
-    return header, blocks
+    return header, [(first, block._replace(payload=b"")) for _, first, block, _ in read_blocks(reader, crc)]
 
 
 def chain_of(pipe: "VLBDDPMPipeline", num_steps: int | None = None, timesteps: Sequence[int] | None = None, band: float = BAND):
@@ -321,11 +317,14 @@ def _chain_of_header(pipe: "VLBDDPMPipeline", header: Header) -> Chain:
     try:
         chain = chain_of(pipe, header.num_steps, header.inference_timesteps, 2.0**-header.band)
         digest = chain.digest
+        chain.scorer.network.check((), header.shape[1:])
     except ValueError as error:
         raise ValueError(f"{refusal} one that cannot decode it: {error}") from error
     network, levels = chain.scorer.network, chain.scorer.num_pixel_levels
     if (network.channels, levels) != (header.shape[0], header.num_pixel_levels):
         raise ValueError(f"{refusal} one of {network.channels} channels and {levels} levels.")
+    if (network.num_classes is not None) != header.has_classes:
+        raise ValueError(f"{refusal} one with{'out' * header.has_classes} classes.")
     if digest[:DIGEST_BYTES] != header.digest:
         raise ValueError(f"{refusal} another network, scheduler or calibration: {digest[:DIGEST_BYTES].hex()}.")
     return chain
@@ -354,7 +353,9 @@ def _source(chain: Chain, images: Any) -> tuple[Callable[[int, int], torch.Tenso
     return read, count, (channels, height, width)
 
 
-def _resume(file: BinaryIO, header: Header, chain: Chain, read, count: int, block_size: int) -> tuple[int, bytes, int]:
+def _resume(
+    file: BinaryIO, header: Header, chain: Chain, read, described, count: int, block_size: int
+) -> tuple[int, bytes, int]:
     r"""Write the header, or pass over what is there already; the next image, the last checksum, the next block."""
     start = header.to_bytes()
     crc, first, index = start[-CRC_BYTES:], 0, 0
@@ -362,19 +363,25 @@ def _resume(file: BinaryIO, header: Header, chain: Chain, read, count: int, bloc
         file.write(start)
         return first, crc, index
     file.seek(0)
-    if file.read(len(start)) != start:
-        raise ValueError("`file` must be empty or hold the beginning of the same file, got another.")
+    refusal = "`file` must be empty or hold the beginning of the same file, got"
+    found = file.read(len(start))
+    if not start.startswith(found):
+        raise ValueError(f"{refusal} another.")
+    if found != start:  # not even the header was written
+        file.seek(0)
+        file.write(start)
+        return first, crc, index
     position = len(start)
     try:
-        for _, at, body, block_crc in read_blocks(Reader(file), crc):
-            block = Block.parse(body)
+        for _, at, block, block_crc in read_blocks(Reader(file), crc):
             last = min(at + block_size, count)
-            if block.num_images != last - at or block.check != image_check(
-                chain.digest, index, read(at, last).numpy().tobytes()
-            ):
-                raise ValueError("`file` must be empty or hold the beginning of the same file, got one of other images.")
-            crc, first, index = block_crc, last, index + 1
-            position += 1 + len(write_integer(len(body))) + len(body) + CRC_BYTES
+            if block.num_images != last - at:
+                raise ValueError(f"{refusal} one of blocks of {block.num_images} images.")
+            if block.check != image_check(chain.digest, index, read(at, last).numpy().tobytes()):
+                raise ValueError(f"{refusal} one of other images.")
+            if {"labels": block.labels, "names": block.names} != described(at, last):
+                raise ValueError(f"{refusal} one of other labels or names.")
+            crc, first, index, position = block_crc, last, index + 1, file.tell()
     except DamagedFile:
         pass  # the block that was being written
     file.seek(position)

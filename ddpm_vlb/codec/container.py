@@ -22,6 +22,9 @@ MAX_STEPS = 65_536
 MAX_BLOCK_IMAGES = 65_536
 MAX_BLOCK_BYTES = 2**31
 MAX_DIMENSIONS = 2**26
+MAX_BLOCK_VALUES = 2**28  # a small file can stand for many images that are all alike
+MAX_LABEL = 2**62
+MAX_NAME_BYTES = 4096
 RUN_BASE = 32
 HAS_TIMESTEPS, HAS_CLASSES = 1, 2
 
@@ -106,7 +109,7 @@ class Header:
             numbers.append(timestep - below - 1)
             below = timestep
         body = MAGIC + b"".join(map(write_integer, numbers)) + self.digest
-        return body + _crc(body)
+        return body + crc_of(body)
 
     @classmethod
     def read(cls, reader: Reader) -> "Header":
@@ -163,7 +166,7 @@ class Block(NamedTuple):
     def to_bytes(self) -> bytes:
         r"""Without its frame."""
         labels = b"" if self.labels is None else zlib.compress(b"".join(map(write_integer, self.labels)), 9)
-        names = b"" if self.names is None else zlib.compress(json.dumps(self.names, ensure_ascii=False).encode(), 9)
+        names = b"" if self.names is None else zlib.compress(names_to_bytes(self.names), 9)
         runs = [batches * RUN_BASE + size.bit_length() - 1 for size, batches in self.runs]
         numbers = [self.num_images, 2 * self.num_plain + self.is_counted, len(runs), *runs]
         sizes = [len(labels), len(names)]
@@ -186,6 +189,11 @@ class Block(NamedTuple):
         return cls(count, plain, bool(is_counted), runs, *described, reader.take(CHECK_BYTES), reader.rest())
 
 
+def names_to_bytes(names: list[str]) -> bytes:
+    r"""A JSON list. Names of files may hold what is no character."""
+    return json.dumps(names, ensure_ascii=False).encode(errors="surrogatepass")
+
+
 def image_check(digest: bytes, index: int, levels: bytes) -> bytes:
     r"""Which images these are, at which block of which model: a few bytes of SHA-256."""
     return hashlib.sha256(digest + write_integer(index) + levels).digest()[:CHECK_BYTES]
@@ -194,22 +202,23 @@ def image_check(digest: bytes, index: int, levels: bytes) -> bytes:
 def frame(body: bytes, crc: bytes) -> bytes:
     r"""A block as it stands in the file, after what ended with `crc`."""
     start = BLOCK + write_integer(len(body))
-    return start + body + _crc(start + body, crc)
+    return start + body + crc_of(start + body, crc)
 
 
 def end(crc: bytes) -> bytes:
     r"""The end of a file, after what ended with `crc`."""
-    return END + _crc(END, crc)
+    return END + crc_of(END, crc)
 
 
-def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
-    r"""Blocks of a file after its header, one at a time: index, first image, body and checksum.
+def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, Block, bytes]]:
+    r"""Blocks of a file after its header, one at a time: index, first image, block and checksum.
 
     Raises:
         DamagedFile: a block that is not as it was written or not in its place, and an end that is missing, too early or not the
             end of the file; when the reader comes to it.
     """
     index = first = 0
+    described = None
     while True:
         reader.seen.clear()
         kind = reader.take(1)
@@ -224,18 +233,24 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, bytes, b
             raise DamagedFile(f"`data` must go on with a block or end, got the byte {kind[0]}.")
         body = reader.take(reader.integer("bytes", 1, MAX_BLOCK_BYTES))
         crc = _check_crc(reader, bytes(reader.seen), crc, f"block {index}")
-        yield index, first, body, crc
-        first += Block.parse(body).num_images
+        block = Block.parse(body)
+        kinds = block.labels is not None, block.names is not None
+        if described not in (None, kinds):
+            raise DamagedFile("`data` must have labels, and names, in all of its blocks or in none, got a part.")
+        described = kinds
+        yield index, first, block, crc
+        first += block.num_images
         index += 1
 
 
-def _crc(body: bytes, before: bytes | int = 0) -> bytes:
+def crc_of(body: bytes, before: bytes | int = 0) -> bytes:
+    r"""CRC-32 of bytes, after what ended with another."""
     start = before if isinstance(before, int) else int.from_bytes(before, "little")
     return zlib.crc32(body, start).to_bytes(CRC_BYTES, "little")
 
 
 def _check_crc(reader: Reader, body: bytes, before: bytes | int, what: str) -> bytes:
-    expected, found = _crc(body, before), reader.take(CRC_BYTES)
+    expected, found = crc_of(body, before), reader.take(CRC_BYTES)
     if expected != found:
         raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}.")
     return found
@@ -256,7 +271,7 @@ def _labels(body: bytes, count: int) -> list[int] | None:
     if not body:
         return None
     reader = Reader(_inflate(body, 10 * count, "labels"))
-    labels = [reader.integer("class", 0, 2**62) for _ in range(count)]
+    labels = [reader.integer("class", 0, MAX_LABEL) for _ in range(count)]
     if reader.rest():
         raise DamagedFile(f"`data` must hold a label for each of {count} images, got more.")
     return labels
@@ -266,7 +281,7 @@ def _names(body: bytes, count: int) -> list[str] | None:
     if not body:
         return None
     try:
-        names = json.loads(_inflate(body, 4096 * count, "names"))
+        names = json.loads(_inflate(body, MAX_NAME_BYTES * count, "names"))
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"`data` must hold names, got others: {error}") from error
     if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):

@@ -16,6 +16,7 @@ SCALE_BITS = 8  # of a standard deviation, beside its exponent
 POP_WIDTH = 5.0  # standard deviations to either side; every bin has at least 2^-24, and farther ones would be outliers
 PUSH_WIDTH = 6.0
 MAX_WINDOW = 2**16  # bins to either side
+MAX_EXCESS = 2**32  # bins beyond these
 CHUNK = 2**16
 
 
@@ -79,10 +80,12 @@ class Stack:
         """
         centres, rest, window = _centred(means, scales, PUSH_WIDTH)
         symbols = values - centres
+        if (np.abs(symbols) > window + MAX_EXCESS).any():  # it could be written, and not read
+            raise ValueError(f"`pipe` must predict latents within {MAX_EXCESS} bins, got one that is farther off.")
         clipped = symbols.clip(-window - 1, window + 1)
         # What is beyond the ends lies below the symbols: these are popped first and tell of it.
         for excess in (np.abs(symbols) - window - 1)[np.abs(clipped) > window][::-1]:
-            self.push_integer(int(excess), 2**32)
+            self.push_integer(int(excess), MAX_EXCESS)
         self._push(clipped, -window - 1, window + 1, rest, scales)
 
     def pop(self, means: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -90,7 +93,7 @@ class Stack:
         centres, rest, window = _centred(means, scales, PUSH_WIDTH)
         symbols = self._pop(-window - 1, window + 1, rest, scales)
         for place in np.flatnonzero(np.abs(symbols) > window):
-            symbols[place] += int(np.sign(symbols[place])) * self.pop_integer(2**32)
+            symbols[place] += int(np.sign(symbols[place])) * self.pop_integer(MAX_EXCESS)
         return symbols + centres
 
     def draw(self, means: np.ndarray, scale: float) -> np.ndarray:

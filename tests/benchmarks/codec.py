@@ -1,15 +1,17 @@
 r"""Lossless files against the bound they are to meet: rate by cause and by the number of steps, time, and other tools' rates.
 
     python tests/benchmarks/codec.py [--mnist t10k-images-idx3-ubyte.gz --mnist-train train-images-idx3-ubyte.gz] \
-        [--mnist-images 1000] [--plot codec.png]
+        [--mnist-images 1000] [--mnist-curve-images 60] [--plot codec.png]
 
 The shipped networks, calibrated on the training split first (seconds for the digits, two minutes for MNIST). "file" is all
 bytes of the file over all values of its images; "bound" is the sum of the log-ratios of the trajectories that were coded. Every
 file is decoded and compared. Times are of all that is done, each way, and in brackets over the network's own, in float64.
+JPEG XL is in the table where `pillow-jxl-plugin` is installed.
 """
 
 import argparse
 import bz2
+import contextlib
 import io
 import lzma
 import time
@@ -20,7 +22,10 @@ import torch
 from PIL import Image, features
 
 from ddpm_vlb import VLBDDPMPipeline, calibrate, compress, decompress, load_images
-from ddpm_vlb.codec import codec
+from ddpm_vlb.codec import chain, codec, stack
+
+with contextlib.suppress(ImportError):
+    import pillow_jxl  # noqa: F401 (registers JPEG XL with Pillow)
 
 SHIPPED = Path(__file__).parents[2] / "spaces_demo" / "checkpoints"
 
@@ -41,6 +46,8 @@ def others(levels: torch.Tensor) -> dict[str, float]:
     ways = {"PNG": ("PNG", {"optimize": True})}
     if features.check("webp"):
         ways["WebP"] = ("WEBP", {"lossless": True, "quality": 100, "method": 6, "exact": True})
+    if "JXL" in Image.SAVE or ".jxl" in Image.registered_extensions():
+        ways["JPEG XL"] = ("JXL", {"lossless": True, "effort": 9})
     for name, (kind, options) in ways.items():
         rates[f"{name}, one by one"] = sum(saved(picture, kind, options) for picture in one_by_one)
         rates[f"{name}, one sheet"] = saved(together, kind, options)
@@ -121,6 +128,19 @@ def show(name: str, levels: torch.Tensor, rows: list[dict]) -> None:
         print(f"     {rate:7.4f} {tool}")
 
 
+def choose(pipe: VLBDDPMPipeline, levels: torch.Tensor, steps: int) -> None:
+    r"""What files of other settings than the codec's own would take, for images that are not those that are measured."""
+    print(f"\n{len(levels)} training images, {steps} steps: bins to a standard deviation (at least), window of latents, bytes")
+    for bins, width in ((chain.BINS_PER_SCALE, stack.POP_WIDTH), (1, 5.0), (4, 5.0), (2, 4.0), (2, 6.0)):
+        own = chain.BINS_PER_SCALE, stack.POP_WIDTH
+        chain.BINS_PER_SCALE, stack.POP_WIDTH = bins, width
+        try:
+            data = compress(pipe, levels, num_inference_steps=steps)
+        finally:
+            chain.BINS_PER_SCALE, stack.POP_WIDTH = own
+        print(f"  {bins} bins, {width:g} standard deviations: {len(data)}", flush=True)
+
+
 def plot(tables: dict[str, list[dict]], path: str) -> None:
     from matplotlib.figure import Figure
 
@@ -147,20 +167,33 @@ def main():
     parser.add_argument("--mnist", help="t10k-images-idx3-ubyte.gz")
     parser.add_argument("--mnist-train", help="train-images-idx3-ubyte.gz")
     parser.add_argument("--mnist-images", type=int, default=1000)
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25, 50], help="of the digits")
+    parser.add_argument("--steps", type=int, nargs="*", default=[5, 10, 25, 50], help="of the digits")
     parser.add_argument("--mnist-steps", type=int, nargs="+", default=[25])
+    parser.add_argument("--mnist-curve-images", type=int, default=0, help="of MNIST, for the rate by the number of steps")
+    parser.add_argument("--mnist-curve-steps", type=int, nargs="+", default=[5, 10, 25])
+    parser.add_argument("--choose", type=int, default=0, help="training images of the digits to try other settings on")
     parser.add_argument("--plot", help="a PNG file")
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     tables = {}
-    pipe, levels = calibrated("ddpm-vlb-digits", load_images("digits", "train"), "train"), load_images("digits").images
-    tables["digits"] = [row(pipe, levels, steps) for steps in arguments.steps]
-    show("digits", levels, tables["digits"])
+    train, levels = load_images("digits", "train"), load_images("digits").images
+    pipe = calibrated("ddpm-vlb-digits", train, "train")
+    if arguments.choose:
+        choose(pipe, train.images[: arguments.choose], 10)
+    if arguments.steps:
+        tables["digits"] = [row(pipe, levels, steps) for steps in arguments.steps]
+        show("digits", levels, tables["digits"])
     if arguments.mnist:
         pipe = calibrated("ddpm-vlb-mnist", load_images(arguments.mnist_train), "train")
-        levels = load_images(arguments.mnist, max_images=arguments.mnist_images).images
-        tables["MNIST"] = [row(pipe, levels, steps) for steps in arguments.mnist_steps]
-        show("MNIST", levels, tables["MNIST"])
+        for count, grid in (
+            (arguments.mnist_curve_images, arguments.mnist_curve_steps),
+            (arguments.mnist_images, arguments.mnist_steps),
+        ):
+            if count:
+                levels = load_images(arguments.mnist, max_images=count).images
+                name = f"MNIST, {count} images"
+                tables[name] = [row(pipe, levels, steps) for steps in grid]
+                show("MNIST", levels, tables[name])
     if arguments.plot:
         plot({name: rows for name, rows in tables.items() if len(rows) > 1}, arguments.plot)  # a point is no curve
 
