@@ -25,6 +25,7 @@ from vlb_demo.layout import Tab, guarded, refuse_addresses, refuse_malformed, te
 from vlb_demo.models import Models
 from vlb_demo.tabs import find_tabs
 from vlb_demo.texts import I18N, T
+from vlb_demo.tools import Tools
 from vlb_demo.uploads import MAX_BYTES
 
 DAY = 24 * 60 * 60
@@ -45,6 +46,7 @@ def build(models: Models) -> gr.Blocks:
                     tabs.append(Tab(name, module.ENDPOINT))
                     module.build(tabs[-1], models, model)
         _follow(models, model, tabs)
+        Tools(models).add()
     refuse_addresses(demo)
     refuse_malformed(demo)
     return demo
@@ -107,6 +109,7 @@ def launch(demo: gr.Blocks, **options):
         show_error=False,
         ssr_mode=False,
         share=False,
+        mcp_server=True,
         footer_links=["api", "settings"],
         # What visitors did is kept nowhere, in their browsers neither: it would slow the page down with every move.
         run_history=False,

@@ -1,7 +1,9 @@
 r"""What the demo computes, without a page: against the package, and against the lines of Python that it shows."""
 
+import base64
 import dataclasses
 import html
+import json
 import math
 import os
 import re
@@ -16,11 +18,12 @@ import space_server
 import torch
 from PIL import Image
 from tiny import generator, quiet, tiny_unet
-from vlb_demo import drawing, pictures, tabs, texts, uploads
+from vlb_demo import codec, drawing, pictures, tabs, texts, uploads
 from vlb_demo.models import Models
 from vlb_demo.running import Stopped, Watch, watched
 from vlb_demo.tabs import bound, choose, forward, gaussian, rates, reverse, score
 from vlb_demo.texts import Refusal
+from vlb_demo.tools import Tools
 from zygote import shared
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
@@ -257,6 +260,43 @@ def test_examples_are_held_out_and_scored(models):
     assert abs(models[MNIST].scores.mean() - report["bits_per_dim"]) < 4 * error
 
 
+# Files.
+
+
+def test_what_tools_compress_they_give_back(models):
+    pytest.importorskip("constriction")
+    tools = Tools(models)
+    files = [
+        base64.b64encode((space_server.SPACE / "examples" / "pictures" / f"digit-{number}.png").read_bytes()).decode()
+        for number in range(4)
+    ]
+    packed = json.loads(tools.compress_images(files))
+    data = base64.b64decode(packed["file"])
+    assert packed["file_bytes"] == len(data) < packed["png_bytes"]
+    assert packed["bits_per_dim"] == 8 * len(data) / (4 * 64)
+    unpacked = json.loads(tools.decompress_file(packed["file"]))
+    assert torch.equal(torch.tensor(unpacked["levels"]), models[DIGITS].examples[:4].long())
+    # What it gives is what it takes.
+    assert json.loads(tools.compress_images(unpacked["images"]))["file"] == packed["file"]
+    damaged = base64.b64encode(data[:-9] + b"x" + data[-8:]).decode()
+    with pytest.raises(ValueError, match="^`data` must "):
+        tools.decompress_file(damaged)
+    with pytest.raises(ValueError, match="must be the model that the file was made with"):
+        tools.decompress_file(packed["file"], MNIST)
+
+
+def test_a_file_is_not_believed_before_it_is_read(models):
+    r"""Neither more images nor more steps than a visitor may ask for."""
+    pytest.importorskip("constriction")
+    pipe, images = models[DIGITS].pipe(), models[DIGITS].examples[:1]
+    with pytest.raises(Refusal, match="no more than 100"):
+        codec.decode(models[DIGITS], codec.compress(pipe, images, num_inference_steps=101))
+    with pytest.raises(Refusal, match="no more than 64"):
+        codec.decode(models[DIGITS], codec.compress(pipe, images.expand(65, -1, -1, -1), num_inference_steps=1))
+    with pytest.raises(Refusal, match="at most 1 MiB"):
+        codec.decode(models[DIGITS], bytes(2**20 + 1))
+
+
 # What is refused.
 
 
@@ -435,7 +475,6 @@ def test_what_nobody_waits_for_ends(models):
 
 
 def test_pictures_keep_every_value():
-    import base64
     import io
 
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -58,6 +58,12 @@ def guarded(function: Callable) -> Callable:
     return iterate if _is_generator(function) else call
 
 
+def for_the_page(function: Callable) -> Callable:
+    r"""An event's function that is no tool for agents, who have their own (`tools.py`): it answers with pages of HTML."""
+    function._mcp_type = "page"  # Gradio's server lists what is a "tool", or says nothing
+    return function
+
+
 def _is_generator(function: Callable) -> bool:
     return inspect.isgeneratorfunction(getattr(function, "func", function))
 
@@ -167,7 +173,7 @@ class Tab:
             model: the choice of a model, if it comes with changes to `inputs` (`follows`): the first of the function's
                 arguments, and computed anew once all has followed.
         """
-        event = guarded(compute), inputs if model is None else [model, *inputs], self.outputs
+        event = for_the_page(guarded(compute)), inputs if model is None else [model, *inputs], self.outputs
         if model is not None:
             self.after_model = event
         gr.on(
@@ -188,7 +194,7 @@ class Tab:
             run = gr.Button(T("run"), variant="primary", elem_id=f"{self.name}-run", min_width=100)
             cancel = gr.Button(T("cancel"), elem_id=f"{self.name}-cancel", min_width=100)
         event = run.click(
-            guarded(compute),
+            for_the_page(guarded(compute)),
             inputs,
             self.outputs,
             api_name=self.endpoint,
