@@ -28,6 +28,7 @@ from vlb_demo.texts import I18N, T
 from vlb_demo.tools import Tools
 from vlb_demo.uploads import MAX_BYTES
 
+TITLE = "How likely is this picture? · ddpm_vlb"
 DAY = 24 * 60 * 60
 # Visitors whose pages Gradio remembers, a third of a MiB each; of itself 10,000. Who is forgotten finds the page as it began.
 MAX_SESSIONS = 128
@@ -36,8 +37,16 @@ MAX_SESSIONS = 128
 def build(models: Models) -> gr.Blocks:
     r"""The page."""
     # Uploads do not stay.
-    with gr.Blocks(title="ddpm_vlb", analytics_enabled=False, fill_width=True, delete_cache=(DAY // 24, DAY // 24)) as demo:
+    with gr.Blocks(
+        title=TITLE,
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(DAY // 24, DAY // 24),
+    ) as demo:
         gr.Markdown(T("title"), elem_classes="vlb-title")
+        if report := models[models.names[0]].report:
+            parts = (report[key] for key in ("prior", "transitions_total", "decoder"))
+            gr.HTML(pictures.three_parts(*parts), elem_id="sign", padding=False)
         model = gr.Dropdown(models.names, value=models.names[0], label=T("model"), elem_id="model", render=False)
         tabs = []
         with gr.Tabs():

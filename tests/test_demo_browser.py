@@ -22,7 +22,7 @@ if space_server.CHROMIUM is None:
         "no chromium here (Debian's package is `chromium`): the demo is not tried in a browser", allow_module_level=True
     )
 
-TABS = ("gaussian", "forward", "reverse", "bound", "score", "rates", "choose")
+TABS = ("score", "gaussian", "forward", "reverse", "bound", "rates", "choose")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 DIGIT = space_server.SPACE / "examples" / "pictures" / "digit-3.png"
 
@@ -65,7 +65,7 @@ def open_page(browser, address, language, size, scheme):
     page.on("response", lambda answer: page.problems.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
     page.on("request", lambda asked: page.hosts.add(urlsplit(asked.url).netloc))
     page.goto(address)
-    page.wait_for_selector("#gaussian-picture svg")
+    page.wait_for_selector("#score-picture svg")
     yield page
     context.close()
     assert page.problems == []
@@ -149,6 +149,7 @@ def test_every_tab_is_there_and_fits(any_page, request):
 
 
 def test_sliders_move_the_pictures(page):
+    open_tab(page, "gaussian")
     assert numbers(page, "gaussian")["negative log-likelihood (NLL)"] == "138.037"
     box = page.get_by_label(WORDS["en"]["page"]["points"])
     box.fill("0.5")

@@ -14,8 +14,6 @@ from .models import Model
 from .texts import Refusal
 
 try:
-    import constriction  # noqa: F401
-
     from ddpm_vlb.codec import compress, decompress, read_info
 
     # The single file that stands for the package where that is missing has no codec, and answers any name with itself.

@@ -127,6 +127,7 @@ class Tab:
             self._controls = gr.Column(scale=1, min_width=270)
             with gr.Column(scale=2, min_width=300):
                 self.picture = gr.HTML(label="Picture", elem_id=f"{name}-picture", padding=False)
+        self._below = gr.Column()
         with gr.Accordion(T("code"), open=False):
             self.code = gr.Code(language="python", interactive=False, label="Code", show_label=False, elem_id=f"{name}-code")
         with gr.Accordion(T("numbers"), open=False):
@@ -139,6 +140,10 @@ class Tab:
     def controls(self) -> gr.Column:
         r"""A context for the controls."""
         return self._controls
+
+    def below(self) -> gr.Column:
+        r"""A context for what stands between the results and the code."""
+        return self._below
 
     def seed(self, value: int = 0) -> gr.Number:
         return gr.Number(value, label=T("seed"), precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{self.name}-seed")
