@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from tiny import generator, quiet, tiny_unet
 from vlb_demo import codec, drawing, pictures, tabs, texts, uploads
+from vlb_demo import models as models_module
 from vlb_demo.models import Models
 from vlb_demo.running import Stopped, Watch, watched
 from vlb_demo.tabs import bound, choose, forward, gaussian, rates, reverse, score
@@ -299,6 +300,25 @@ def test_a_file_is_not_believed_before_it_is_read(models):
         codec.decode(models[DIGITS], codec.compress(pipe, images.expand(65, -1, -1, -1), num_inference_steps=1))
     with pytest.raises(Refusal, match="at most 1 MiB"):
         codec.decode(models[DIGITS], bytes(2**20 + 1))
+
+
+def test_a_picture_shares_a_file_with_others(models):
+    pytest.importorskip("constriction")
+    data, page = score.pack(models, DIGITS, "pick", 2, "inverted", 0)
+    levels = codec.decode(models[DIGITS], data)
+    assert torch.equal(levels[0], 16 - models[DIGITS].examples[2]) and len(levels) == 1 + score.COMPANY
+    assert not (levels[1:] == models[DIGITS].examples[2]).flatten(1).all(1).any()
+    assert f".vlb {len(data)} · PNG " in page and page.count(" · WebP ") == 2
+    assert_is_page(page)
+    assert_is_page(score.unpack(models, DIGITS, data))
+    with pytest.raises(Refusal, match="Upload a file first"):
+        score.unpack(models, DIGITS, None)
+
+
+def test_scores_of_another_network_are_not_shown(models):
+    report = models[DIGITS].report
+    assert models_module._scores(360, report["config"]["network_sha256"], report).tolist() == report["per_image"]
+    assert models_module._scores(360, "0" * 64, report, None) is None
 
 
 # What is refused.

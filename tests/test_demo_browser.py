@@ -166,6 +166,22 @@ def test_sliders_move_the_pictures(page):
         page.wait_for_function(f"document.getElementById('forward-picture').innerText.includes('{expected}')")
 
 
+def test_the_page_opens_on_a_score(page):
+    r"""A picture, where it stands in large, and what the three parts are, before anything is pressed."""
+    headline = page.locator("#score-picture .vlb-headline")
+    assert re.fullmatch(r"Likelier than \d+ % of held-out images", headline.inner_text())
+    heights = "all => all.map(one => parseFloat(getComputedStyle(one).fontSize))"
+    assert headline.evaluate_all(heights)[0] > 1.5 * page.locator("#score-picture .vlb-small").evaluate_all(heights)[0]
+    for place in ("#sign", "#score-picture"):
+        assert page.locator(f"{place} .vlb-parts li").count() == page.locator(f"{place} .vlb-bar i").count() == 3
+    shown = numbers(page, "score")
+    bar = page.locator("#score-picture .vlb-bar").get_attribute("aria-label")
+    assert f"L_0 {float(shown['L_0 decoder']):.3f}" in bar
+    # This Space has no package, so no codec, and says so.
+    assert "pip install 'ddpm_vlb[codec]'" in page.locator("#score-no-codec").inner_text()
+    assert "bits/dim" in page.locator(".vlb-title").inner_text() and page.title().startswith("How likely is this picture?")
+
+
 def test_an_upload_is_scored_as_evaluate_nll_does(page):
     pipe = quiet(VLBDDPMPipeline.from_pretrained(space_server.SPACE / "checkpoints" / "ddpm-vlb-digits"))
     image = load_images("digits", "test").images[3:4]

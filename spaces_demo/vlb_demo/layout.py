@@ -125,7 +125,7 @@ class Tab:
         self._row = gr.Row(equal_height=False)
         with self._row:
             self._controls = gr.Column(scale=1, min_width=270)
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=300, elem_classes="vlb-result"):
                 self.picture = gr.HTML(label="Picture", elem_id=f"{name}-picture", padding=False)
         self._below = gr.Column()
         with gr.Accordion(T("code"), open=False):
@@ -207,9 +207,12 @@ class Tab:
             show_progress="hidden",
             **MODEL,
         )
+        # On a narrow page the results stand above or below: whoever asks for them wants to see them.
+        run.click(None, js=SHOW.format(f"{self.name}-picture"), api_visibility="private")
         cancel.click(None, cancels=[event], api_visibility="private")
 
 
+SHOW = "() => {{ if (innerWidth <= 600) document.getElementById('{}').scrollIntoView({{behavior: 'smooth'}}); }}"
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
 

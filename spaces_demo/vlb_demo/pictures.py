@@ -257,6 +257,8 @@ html:lang(ja) .vlb-en, html:not(:lang(ja)) .vlb-ja { display: none; }
 .vlb-progress progress { flex: 1; max-width: 320px; }
 @media (max-width: 600px) {
     .vlb-row { gap: 10px; }
+    /* The page opens on what it is for. */
+    #tab-score .vlb-result { order: -1; }
     /* Long equations go on in the next line. */
     .vlb-text .katex-display > .katex { white-space: normal; font-size: 0.85em; padding: 0 4px; }
     .vlb-text .katex-display .base { margin: 3px 0; }

@@ -9,7 +9,6 @@ import gradio as gr
 import numpy as np
 import torch
 from gradio import processing_utils
-from markupsafe import Markup
 from PIL import Image
 
 from .. import codec, pictures
@@ -250,12 +249,13 @@ def pack(
     data = codec.encode(chosen, together)
     sizes = codec.sizes(chosen, together, data)
     alone = codec.sizes(chosen, levels, codec.encode(chosen, levels))
-    rows = [(f"{name} · ", sizes[key], alone[key]) for name, key in FORMATS]
-    rows = [(Markup("{}{}").format(name, both("bytes_of", count=len(together))), f"{many}") for name, many, _ in rows] + [
-        (Markup("{}{}").format(name, both("bytes_alone")), f"{one}") for name, _, one in rows
-    ]
-    page = pictures.table(rows, strong=(0,)) + pictures.note(both("about_files", rate=f"{sizes['bits_per_dim']:.2f}"))
+    rows = [(both("bytes_of", count=len(together)), _bytes(sizes)), (both("bytes_alone"), _bytes(alone))]
+    page = pictures.table(rows) + pictures.note(both("about_files", rate=f"{sizes['bits_per_dim']:.2f}"))
     return data, page
+
+
+def _bytes(sizes: dict[str, Any]) -> str:
+    return " · ".join(f"{name} {sizes[key]}" for name, key in FORMATS)
 
 
 def unpack(models: Models, model: str, data: bytes | None) -> str:
