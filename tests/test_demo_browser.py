@@ -173,13 +173,15 @@ def test_the_page_opens_on_a_score(page):
     heights = "all => all.map(one => parseFloat(getComputedStyle(one).fontSize))"
     assert headline.evaluate_all(heights)[0] > 1.5 * page.locator("#score-picture .vlb-small").evaluate_all(heights)[0]
     for place in ("#sign", "#score-picture"):
-        assert page.locator(f"{place} .vlb-parts li").count() == page.locator(f"{place} .vlb-bar i").count() == 3
+        assert page.locator(f"{place} .vlb-parts li i").count() == page.locator(f"{place} .vlb-bar i").count() == 3
     shown = numbers(page, "score")
     bar = page.locator("#score-picture .vlb-bar").get_attribute("aria-label")
     assert f"L_0 {float(shown['L_0 decoder']):.3f}" in bar
     # This Space has no package, so no codec, and says so.
     assert "pip install 'ddpm_vlb[codec]'" in page.locator("#score-no-codec").inner_text()
-    assert "bits/dim" in page.locator(".vlb-title").inner_text() and page.title().startswith("How likely is this picture?")
+    assert "bits/dim" in page.locator(".vlb-title").first.inner_text() and page.title().startswith(
+        "How likely is this picture?"
+    )
 
 
 def test_an_upload_is_scored_as_evaluate_nll_does(page):
@@ -256,7 +258,7 @@ def test_cancelling_leaves_what_was_there(page):
     page.get_by_role("option", name="ddpm-vlb-mnist").click()
     page.wait_for_function("document.getElementById('choose-picture').innerText.includes('28 × 28')")
     open_tab(page, "bound")
-    page.get_by_text(WORDS["en"]["said"]["model_changed"]).first.wait_for()
+    page.locator("#bound-picture").get_by_text(WORDS["en"]["said"]["model_changed"]).wait_for()
     move(page, "#bound-steps", 1000)
     page.locator("#bound-run").click()
     page.wait_for_selector("#bound-picture progress")

@@ -212,6 +212,7 @@ def three_parts(prior: float, transitions: float, decoder: float) -> str:
         f'<li><i style="background:{colour}"></i><span><b>{name} {value:.3f}</b> {both(about)}</span></li>'
         for name, value, colour, about in parts
     )
+    keys += f"<li><b>= {prior + transitions + decoder:.3f} bits/dim</b></li>"
     label = f"L_T {prior:.3f}, sum of L_t {transitions:.3f}, L_0 {decoder:.3f} bits/dim"
     return f'<div class="vlb-parts"><div class="vlb-bar" role="img" aria-label="{label}">{bar}</div><ul>{keys}</ul></div>'
 
@@ -259,6 +260,8 @@ html:lang(ja) .vlb-en, html:not(:lang(ja)) .vlb-ja { display: none; }
     .vlb-row { gap: 10px; }
     /* The page opens on what it is for. */
     #tab-score .vlb-result { order: -1; }
+    .vlb-title h1 { font-size: 1.5em; }
+    #sign ul { display: none; }  /* the score says it again */
     /* Long equations go on in the next line. */
     .vlb-text .katex-display > .katex { white-space: normal; font-size: 0.85em; padding: 0 4px; }
     .vlb-text .katex-display .base { margin: 3px 0; }
