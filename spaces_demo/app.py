@@ -25,8 +25,10 @@ from vlb_demo.layout import Tab, guarded, refuse_addresses, refuse_malformed, te
 from vlb_demo.models import Models
 from vlb_demo.tabs import find_tabs
 from vlb_demo.texts import I18N, T
+from vlb_demo.tools import Tools
 from vlb_demo.uploads import MAX_BYTES
 
+TITLE = "How likely is this picture? · ddpm_vlb"
 DAY = 24 * 60 * 60
 # Visitors whose pages Gradio remembers, a third of a MiB each; of itself 10,000. Who is forgotten finds the page as it began.
 MAX_SESSIONS = 128
@@ -35,8 +37,16 @@ MAX_SESSIONS = 128
 def build(models: Models) -> gr.Blocks:
     r"""The page."""
     # Uploads do not stay.
-    with gr.Blocks(title="ddpm_vlb", analytics_enabled=False, fill_width=True, delete_cache=(DAY // 24, DAY // 24)) as demo:
+    with gr.Blocks(
+        title=TITLE,
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(DAY // 24, DAY // 24),
+    ) as demo:
         gr.Markdown(T("title"), elem_classes="vlb-title")
+        if report := models[models.names[0]].report:
+            parts = (report[key] for key in ("prior", "transitions_total", "decoder"))
+            gr.HTML(pictures.three_parts(*parts), elem_id="sign", padding=False)
         model = gr.Dropdown(models.names, value=models.names[0], label=T("model"), elem_id="model", render=False)
         tabs = []
         with gr.Tabs():
@@ -45,6 +55,7 @@ def build(models: Models) -> gr.Blocks:
                     tabs.append(Tab(name, module.ENDPOINT))
                     module.build(tabs[-1], models, model)
         _follow(models, model, tabs)
+        Tools(models).add()
     refuse_addresses(demo)
     refuse_malformed(demo)
     return demo
@@ -107,6 +118,7 @@ def launch(demo: gr.Blocks, **options):
         show_error=False,
         ssr_mode=False,
         share=False,
+        mcp_server=True,
         footer_links=["api", "settings"],
         # What visitors did is kept nowhere, in their browsers neither: it would slow the page down with every move.
         run_history=False,

@@ -22,7 +22,7 @@ if space_server.CHROMIUM is None:
         "no chromium here (Debian's package is `chromium`): the demo is not tried in a browser", allow_module_level=True
     )
 
-TABS = ("gaussian", "forward", "reverse", "bound", "score", "rates", "choose")
+TABS = ("score", "gaussian", "forward", "reverse", "bound", "rates", "choose")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 DIGIT = space_server.SPACE / "examples" / "pictures" / "digit-3.png"
 
@@ -65,7 +65,7 @@ def open_page(browser, address, language, size, scheme):
     page.on("response", lambda answer: page.problems.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
     page.on("request", lambda asked: page.hosts.add(urlsplit(asked.url).netloc))
     page.goto(address)
-    page.wait_for_selector("#gaussian-picture svg")
+    page.wait_for_selector("#score-picture svg")
     yield page
     context.close()
     assert page.problems == []
@@ -149,6 +149,7 @@ def test_every_tab_is_there_and_fits(any_page, request):
 
 
 def test_sliders_move_the_pictures(page):
+    open_tab(page, "gaussian")
     assert numbers(page, "gaussian")["negative log-likelihood (NLL)"] == "138.037"
     box = page.get_by_label(WORDS["en"]["page"]["points"])
     box.fill("0.5")
@@ -163,6 +164,24 @@ def test_sliders_move_the_pictures(page):
         move(page, "#forward-t", t)
         expected = f"{process.forward_process().alphas_cumprod[t].item():.6g}"
         page.wait_for_function(f"document.getElementById('forward-picture').innerText.includes('{expected}')")
+
+
+def test_the_page_opens_on_a_score(page):
+    r"""A picture, where it stands in large, and what the three parts are, before anything is pressed."""
+    headline = page.locator("#score-picture .vlb-headline")
+    assert re.fullmatch(r"Likelier than \d+ % of held-out images", headline.inner_text())
+    heights = "all => all.map(one => parseFloat(getComputedStyle(one).fontSize))"
+    assert headline.evaluate_all(heights)[0] > 1.5 * page.locator("#score-picture .vlb-small").evaluate_all(heights)[0]
+    for place in ("#sign", "#score-picture"):
+        assert page.locator(f"{place} .vlb-parts li i").count() == page.locator(f"{place} .vlb-bar i").count() == 3
+    shown = numbers(page, "score")
+    bar = page.locator("#score-picture .vlb-bar").get_attribute("aria-label")
+    assert f"L_0 {float(shown['L_0 decoder']):.3f}" in bar
+    # This Space has no package, so no codec, and says so.
+    assert "pip install 'ddpm_vlb[codec]'" in page.locator("#score-no-codec").inner_text()
+    assert "bits/dim" in page.locator(".vlb-title").first.inner_text() and page.title().startswith(
+        "How likely is this picture?"
+    )
 
 
 def test_an_upload_is_scored_as_evaluate_nll_does(page):
@@ -239,7 +258,7 @@ def test_cancelling_leaves_what_was_there(page):
     page.get_by_role("option", name="ddpm-vlb-mnist").click()
     page.wait_for_function("document.getElementById('choose-picture').innerText.includes('28 × 28')")
     open_tab(page, "bound")
-    page.get_by_text(WORDS["en"]["said"]["model_changed"]).first.wait_for()
+    page.locator("#bound-picture").get_by_text(WORDS["en"]["said"]["model_changed"]).wait_for()
     move(page, "#bound-steps", 1000)
     page.locator("#bound-run").click()
     page.wait_for_selector("#bound-picture progress")

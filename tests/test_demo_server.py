@@ -1,5 +1,7 @@
 r"""The demo over HTTP, as a Space runs it: its folder alone, without the package, in a process of its own."""
 
+import asyncio
+import base64
 import concurrent.futures
 import http.server
 import json
@@ -25,6 +27,15 @@ from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images, quantize
 
 ENDPOINTS = ["/bound", "/forward", "/gaussian", "/model", "/rate_distortion", "/sample", "/score"]
+TOOLS = {
+    "list_models": set(),
+    "score_image": {"image", "example", "model", "evaluations", "seed"},
+    "bound_of_image": {"example", "model", "steps", "draws", "seed"},
+    "bound_of_model": {"model"},
+    "sample_images": {"num_images", "steps", "model", "seed"},
+    "compress_images": {"images", "model", "steps"},
+    "decompress_file": {"file", "model"},
+}
 PICTURES = space_server.SPACE / "examples" / "pictures"
 
 
@@ -50,8 +61,9 @@ def call(address, endpoint, data, **headers):
 
 def test_every_event_is_a_named_endpoint_with_defaults(client):
     api = client.view_api(return_format="dict", print_info=False)
-    assert sorted(api["named_endpoints"]) == ENDPOINTS and not api["unnamed_endpoints"]
-    for endpoint, info in api["named_endpoints"].items():
+    assert set(api["named_endpoints"]) == {*ENDPOINTS, *(f"/{name}" for name in TOOLS)} and not api["unnamed_endpoints"]
+    for endpoint in ENDPOINTS:
+        info = api["named_endpoints"][endpoint]
         assert all(parameter["parameter_has_default"] for parameter in info["parameters"]), endpoint
         assert info["description"] and [value["label"] for value in info["returns"]] == ["Numbers", "Picture", "Code"]
         numbers, picture, code = client.predict(api_name=endpoint)
@@ -66,6 +78,75 @@ def test_a_score_is_that_of_evaluate_nll(client, digits):
     out = digits.evaluate_nll(images[17:18], generator=generator(3), **options)
     assert numbers["bits_per_dim"] == pytest.approx(out.bits_per_dim.item(), rel=1e-9)
     assert numbers["monte_carlo_error"] == pytest.approx(out.monte_carlo_error.item(), rel=1e-6)
+
+
+def ask_tools(address, *calls):
+    r"""What an agent sees: the tools, and (whether it is an error, the text) of each call, by the real client."""
+    session = pytest.importorskip("mcp").ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def ask():
+        async with streamablehttp_client(f"{address}/gradio_api/mcp/") as (read, write, _), session(read, write) as client:
+            await client.initialize()
+            tools = (await client.list_tools()).tools
+            answers = [await client.call_tool(name, values) for name, values in calls]
+            return tools, [(answer.isError, "".join(part.text for part in answer.content)) for answer in answers]
+
+    return asyncio.run(ask())
+
+
+def test_agents_find_documented_tools(space, digits):
+    picture = base64.b64encode((PICTURES / "digit-3.png").read_bytes()).decode()
+    tools, answers = ask_tools(
+        space[0],
+        ("score_image", {"image": picture, "evaluations": 128, "seed": 3}),
+        ("bound_of_image", {"example": 3, "steps": 20, "draws": 4}),
+        ("bound_of_model", {}),
+        ("sample_images", {"num_images": 2, "steps": 10, "seed": 5}),
+        ("list_models", {}),
+    )
+    assert {tool.name: set(tool.inputSchema["properties"]) for tool in tools} == TOOLS
+    for tool in tools:
+        assert tool.description and "Returns: JSON" in tool.description
+        for name, schema in tool.inputSchema["properties"].items():
+            assert schema["type"] in ("integer", "string", "array") and schema["description"].endswith("."), (tool.name, name)
+    assert not any(failed for failed, _ in answers), answers
+    score, bound, model, sampled, listed = (json.loads(text) for _, text in answers)
+
+    image = load_images("digits", "test").images[3:4]
+    out = digits.evaluate_nll(image, generator=generator(3), method="sampled", evaluations_per_image=128)
+    assert score["bits_per_dim"] == pytest.approx(out.bits_per_dim.item(), rel=1e-9) and score["levels"] == image[0].tolist()
+    for numbers in (score, bound, model):
+        parts = numbers["prior"] + numbers["transitions_total"] + numbers["decoder"]
+        assert parts == pytest.approx(numbers["bits_per_dim"])
+    assert model["num_images"] == listed[0]["num_examples"] == 360
+    images = digits(2, generator(5), 10, output_type="pt").images
+    assert torch.equal((images * 16).round().int(), torch.tensor(sampled["levels"]))
+
+
+def test_agents_are_refused_in_a_sentence(space):
+    wanted = {"images": [base64.b64encode((PICTURES / "digit-3.png").read_bytes()).decode()]}
+    cases = [
+        ("score_image", {"image": "no picture"}, "`image` must be the base64 text of a file."),
+        ("score_image", {"image": base64.b64encode(b"no picture").decode()}, "must be a picture"),
+        ("score_image", {"evaluations": 65}, "even number in 64 to 2048, got 65"),
+        ("score_image", {"example": "x"}, "'x' is not of type 'integer'"),
+        ("score_image", {"example": 360}, "0 to 359, got 360"),
+        ("score_image", {"seed": -1}, "`seed` must lie in 0 to 2147483647, got -1."),
+        ("bound_of_image", {"steps": 1000, "draws": 64}, "2 to 20 draws"),
+        ("bound_of_model", {"model": "../../etc"}, "must be one of ddpm-vlb-digits, ddpm-vlb-mnist, got '../../etc'."),
+        ("sample_images", {"num_images": 17}, "no more than 16"),
+        ("compress_images", {"images": []}, "no more than 64"),
+        # This Space is one without the package, and without the coder.
+        ("compress_images", wanted, "pip install 'ddpm_vlb[codec]'"),
+        ("decompress_file", {"file": ""}, "pip install 'ddpm_vlb[codec]'"),
+    ]
+    _, answers = ask_tools(space[0], *((name, values) for name, values, _ in cases))
+    for (failed, text), (name, _, sentence) in zip(answers, cases):
+        assert failed and sentence in text and "\n" not in text and "Traceback" not in text, (name, text)
+    # The API beside it checks no types by itself.
+    event, answer = call(space[0], "/score_image", ["", 0, ["x"], 64, 0])
+    assert event == "error" and answer["error"] == "`model` must be a text, got ['x']."
 
 
 def test_an_upload_is_scored_as_it_is_shown(client, digits, tmp_path):

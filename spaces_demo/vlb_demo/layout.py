@@ -58,6 +58,12 @@ def guarded(function: Callable) -> Callable:
     return iterate if _is_generator(function) else call
 
 
+def for_the_page(function: Callable) -> Callable:
+    r"""An event's function that is no tool for agents, who have their own (`tools.py`): it answers with pages of HTML."""
+    function._mcp_type = "page"  # Gradio's server lists what is a "tool", or says nothing
+    return function
+
+
 def _is_generator(function: Callable) -> bool:
     return inspect.isgeneratorfunction(getattr(function, "func", function))
 
@@ -119,8 +125,9 @@ class Tab:
         self._row = gr.Row(equal_height=False)
         with self._row:
             self._controls = gr.Column(scale=1, min_width=270)
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=300, elem_classes="vlb-result"):
                 self.picture = gr.HTML(label="Picture", elem_id=f"{name}-picture", padding=False)
+        self._below = gr.Column()
         with gr.Accordion(T("code"), open=False):
             self.code = gr.Code(language="python", interactive=False, label="Code", show_label=False, elem_id=f"{name}-code")
         with gr.Accordion(T("numbers"), open=False):
@@ -133,6 +140,10 @@ class Tab:
     def controls(self) -> gr.Column:
         r"""A context for the controls."""
         return self._controls
+
+    def below(self) -> gr.Column:
+        r"""A context for what stands between the results and the code."""
+        return self._below
 
     def seed(self, value: int = 0) -> gr.Number:
         return gr.Number(value, label=T("seed"), precision=0, minimum=0, maximum=MAX_SEED, elem_id=f"{self.name}-seed")
@@ -167,7 +178,7 @@ class Tab:
             model: the choice of a model, if it comes with changes to `inputs` (`follows`): the first of the function's
                 arguments, and computed anew once all has followed.
         """
-        event = guarded(compute), inputs if model is None else [model, *inputs], self.outputs
+        event = for_the_page(guarded(compute)), inputs if model is None else [model, *inputs], self.outputs
         if model is not None:
             self.after_model = event
         gr.on(
@@ -188,7 +199,7 @@ class Tab:
             run = gr.Button(T("run"), variant="primary", elem_id=f"{self.name}-run", min_width=100)
             cancel = gr.Button(T("cancel"), elem_id=f"{self.name}-cancel", min_width=100)
         event = run.click(
-            guarded(compute),
+            for_the_page(guarded(compute)),
             inputs,
             self.outputs,
             api_name=self.endpoint,
@@ -196,9 +207,12 @@ class Tab:
             show_progress="hidden",
             **MODEL,
         )
+        # On a narrow page the results stand above or below: whoever asks for them wants to see them.
+        run.click(None, js=SHOW.format(f"{self.name}-picture"), api_visibility="private")
         cancel.click(None, cancels=[event], api_visibility="private")
 
 
+SHOW = "() => {{ if (innerWidth <= 600) document.getElementById('{}').scrollIntoView({{behavior: 'smooth'}}); }}"
 LATEX = [{"left": "$$", "right": "$$", "display": True}, {"left": "$", "right": "$", "display": False}]
 
 

@@ -93,6 +93,10 @@ class Model:
             return None
         return self.scores - [complexity(levels, self.num_pixel_levels) for levels in self.examples]
 
+    def held_out(self, number: int | None = None) -> np.ndarray | None:
+        r"""Scores to compare a picture's with: those of all examples, or, of an example, those of all others."""
+        return self.scores if self.scores is None or number is None else np.delete(self.scores, number)
+
     def image(self, number: int) -> torch.Tensor:
         r"""Levels `(1, C, H, W)` of an example."""
         if not 0 <= number < len(self.examples):
@@ -164,7 +168,8 @@ class Models:
             with np.load(EXAMPLES / f"{name}.npz", allow_pickle=False) as archive:
                 examples = torch.from_numpy(archive["images"])
             examples = examples[:, None] if examples.ndim == 3 else examples.permute(0, 3, 1, 2).contiguous()
-            scores = _scores(len(examples), report, _read_json(EXAMPLES / f"{name}.json"))
+            reports = (report, _read_json(EXAMPLES / f"{name}.json"))
+            scores = _scores(len(examples), network.sha256(), *reports)
         else:
             pictures = sorted((EXAMPLES / "pictures").glob("*.png"))
             examples = torch.cat([fit(open_picture(path), shape, pipe.scheduler.config.num_pixel_levels) for path in pictures])
@@ -195,9 +200,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _scores(count: int, *reports: dict[str, Any] | None) -> np.ndarray | None:
-    r"""The images' scores, from the first report that has one for each."""
+def _scores(count: int, sha256: str | None, *reports: dict[str, Any] | None) -> np.ndarray | None:
+    r"""The images' scores, from the first report of this very network that has one for each."""
     for report in reports:
-        if report is not None and report.get("per_image") and len(report["per_image"]) == count:
+        if report is None or report["config"].get("network_sha256") != sha256:
+            continue
+        if report.get("per_image") and len(report["per_image"]) == count:
             return np.array(report["per_image"])
     return None

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, SymmetricalLogLocator
 from PIL import Image
 
-from .texts import letterings_in_both
+from .texts import both, letterings_in_both
 
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b82f6", "#f08c2e", "#2a9d62", "#e5484d", "#9b6cf0"
 # Stands for the colour of the page's text until the SVG is written.
@@ -195,6 +195,28 @@ def note(text: str | Markup, kind: str = "note") -> str:
     return f'<p class="vlb-{kind}">{escape(text)}</p>'
 
 
+def headline(text: str | Markup) -> str:
+    r"""What matters most, in large."""
+    return f'<p class="vlb-headline">{escape(text)}</p>'
+
+
+def three_parts(prior: float, transitions: float, decoder: float) -> str:
+    r"""The bound as a bar of its three parts, bits/dim each, and what each of them means."""
+    parts = [
+        ("L_T", max(prior, 0.0), PURPLE, "about_prior"),
+        ("Σ L_t", max(transitions, 0.0), BLUE, "about_transitions"),
+        ("L_0", max(decoder, 0.0), ORANGE, "about_decoder"),
+    ]
+    bar = "".join(f'<i style="flex:{value:.4f} 0 3px;background:{colour}"></i>' for _, value, colour, _ in parts)
+    keys = "".join(
+        f'<li><i style="background:{colour}"></i><span><b>{name} {value:.3f}</b> {both(about)}</span></li>'
+        for name, value, colour, about in parts
+    )
+    keys += f"<li><b>= {prior + transitions + decoder:.3f} bits/dim</b></li>"
+    label = f"L_T {prior:.3f}, sum of L_t {transitions:.3f}, L_0 {decoder:.3f} bits/dim"
+    return f'<div class="vlb-parts"><div class="vlb-bar" role="img" aria-label="{label}">{bar}</div><ul>{keys}</ul></div>'
+
+
 def progress(done: int, total: int) -> str:
     r"""How far a computation is."""
     return (
@@ -225,10 +247,21 @@ html:lang(ja) .vlb-en, html:not(:lang(ja)) .vlb-ja { display: none; }
 .vlb-note, .vlb-warning { margin: 6px 0; padding: 6px 12px; border-left: 3px solid #3b82f6; }
 .vlb-note { background: rgba(59, 130, 246, 0.08); }
 .vlb-warning { border-left-color: #f08c2e; background: rgba(240, 140, 46, 0.1); }
+.vlb-small { margin: 0 0 10px; opacity: 0.8; font-size: 0.9em; }
+.vlb-headline { margin: 2px 0 4px; font-size: clamp(1.4em, 4vw, 2em); font-weight: 700; line-height: 1.25; }
+.vlb-parts { margin: 4px 0 10px; max-width: 760px; }
+.vlb-bar { display: flex; gap: 2px; height: 26px; border-radius: 5px; overflow: hidden; }
+.vlb-parts ul { list-style: none; margin: 8px 0 0; padding: 0; }
+.vlb-parts li { display: flex; gap: 8px; align-items: baseline; margin: 2px 0; }
+.vlb-parts li > i { flex: 0 0 11px; height: 11px; border-radius: 3px; }
 .vlb-progress { display: flex; gap: 10px; align-items: center; font-variant-numeric: tabular-nums; }
 .vlb-progress progress { flex: 1; max-width: 320px; }
 @media (max-width: 600px) {
     .vlb-row { gap: 10px; }
+    /* The page opens on what it is for. */
+    #tab-score .vlb-result { order: -1; }
+    .vlb-title h1 { font-size: 1.5em; }
+    #sign ul { display: none; }  /* the score says it again */
     /* Long equations go on in the next line. */
     .vlb-text .katex-display > .katex { white-space: normal; font-size: 0.85em; padding: 0 4px; }
     .vlb-text .katex-display .base { margin: 3px 0; }

@@ -1,4 +1,4 @@
-r"""The fifth tab: bits/dim of any picture, with its error, beside those of images the model was not trained on."""
+r"""The first tab: bits/dim of any picture, with its error, beside those of held-out images, and the picture as a file."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,11 +8,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
+from gradio import processing_utils
 from PIL import Image
 
-from .. import pictures
+from .. import codec, pictures
 from ..drawing import blank, pad, to_picture
-from ..layout import Tab
+from ..layout import MODEL, Tab, guarded
 from ..models import Model, Models
 from ..running import Watch, gpu, watched
 from ..texts import Refusal, T, both, lettering
@@ -23,6 +24,8 @@ SOURCES = ("pick", "upload", "draw")
 CHANGES = ("as it is", "inverted", "noise", "constant")
 MIN_EVALUATIONS, MAX_EVALUATIONS = 64, 2048
 BATCH = 64
+COMPANY = 15  # held-out images that a picture shares its file with: one alone cannot pay for the beginning
+FORMATS = ((".vlb", "file_bytes"), ("PNG", "png_bytes"), ("WebP", "webp_bytes"))
 
 CODE = """\
 import torch
@@ -130,9 +133,9 @@ def compute(
     pipe = chosen.pipe(unet=watch.network(chosen.unet))
     options = {"method": "sampled", "evaluations_per_image": evaluations, "generator": torch.Generator().manual_seed(seed)}
     out = yield from watched(lambda: pipe.evaluate_nll(levels, batch_size=BATCH, **options), watch, show)
-    own = source == "pick" and change == "as it is"
-    numbers, result = _result(chosen, levels, out, own)
-    yield numbers, shown + result, code
+    own = number if source == "pick" and change == "as it is" else None
+    numbers, standing, result = _result(chosen, levels, out, own)
+    yield numbers, standing + shown + result, code
 
 
 def _prepared(model: Model, levels: torch.Tensor, before: Image.Image | None) -> str:
@@ -151,9 +154,17 @@ def _prepared(model: Model, levels: torch.Tensor, before: Image.Image | None) ->
     return pictures.row(parts)
 
 
-def _result(model: Model, levels: torch.Tensor, out, own: bool) -> tuple[dict[str, Any], str]:
+def p_value(held_out: np.ndarray, score: float) -> float:
+    r"""Of an image beside held-out ones: at most alpha with probability at most alpha, for every alpha, if it is of their kind
+    (`ddpm_vlb.evaluation.conformal`)."""
+    return (1 + int((held_out >= score).sum())) / (len(held_out) + 1)
+
+
+def _result(model: Model, levels: torch.Tensor, out, own: int | None) -> tuple[dict[str, Any], str, str]:
+    r"""The numbers, where the picture stands, and the rest of the page; `own` is the number of an example as it is."""
     score, error = out.bits_per_dim.item(), out.monte_carlo_error.item()
     size = complexity(levels[0], model.num_pixel_levels)
+    held_out = model.held_out(own)
     numbers = {
         "model": model.name,
         "bits_per_dim": score,
@@ -165,9 +176,25 @@ def _result(model: Model, levels: torch.Tensor, out, own: bool) -> tuple[dict[st
         "levels": levels[0].tolist() if levels.numel() <= 4096 else None,
         "complexity": size,
         "complexity_corrected": None if size is None else score - size,
-        "better_than_share_of_held_out": None if model.scores is None else float((model.scores > score).mean()),
+        "better_than_share_of_held_out": None if held_out is None else float((held_out > score).mean()),
+        "p_value": None if held_out is None else p_value(held_out, score),
+        "num_held_out": None if held_out is None else len(held_out),
         "uniform": float(np.log2(model.num_pixel_levels)),
     }
+    standing = ""
+    if held_out is not None:
+        share, p = 100 * numbers["better_than_share_of_held_out"], numbers["p_value"]
+        standing = pictures.headline(both("standing", share=f"{share:.0f}"))
+        standing += pictures.note(both("p_value", p=f"{p:.3f}", count=len(held_out)), "small")
+    bar = pictures.three_parts(numbers["prior"], numbers["transitions_total"], numbers["decoder"])
+    dimensions = levels.numel()
+    meaning = both(
+        "bits_per_dim",
+        score=f"{score:.2f}",
+        count=dimensions,
+        bytes=f"{score * dimensions / 8:.0f}",
+        uniform=f"{numbers['uniform']:.2f}",
+    )
     rows = [
         (both("prior"), f"{numbers['prior']:.4f}"),
         (both("kl_sum"), f"{numbers['transitions_total']:.4f}"),
@@ -176,14 +203,12 @@ def _result(model: Model, levels: torch.Tensor, out, own: bool) -> tuple[dict[st
     ]
     if size is not None:
         rows += [(both("compressed"), f"{size:.3f}"), (both("corrected"), f"{score - size:+.3f}")]
-    result = pictures.table(rows, strong=(3,))
+    result = bar + pictures.note(meaning) + pictures.table(rows, strong=(3,))
     if model.scores is not None:
         result += _histograms(model, score, error, size)
-        share = numbers["better_than_share_of_held_out"]
-        result += pictures.note(both("place", share=f"{100 * share:.0f}", count=len(model.scores)))
-        if not own:
+        if own is None:
             result += pictures.note(both("simple_scores_better"), "warning")
-    return numbers, result
+    return numbers, standing, result
 
 
 def _histograms(model: Model, score: float, error: float, size: float | None) -> str:
@@ -205,6 +230,42 @@ def _histograms(model: Model, score: float, error: float, size: float | None) ->
     return pictures.plot(
         draw, 1 if corrected is None else 2, "This picture's score on the histogram of held-out scores", height=2.5
     )
+
+
+def pack(
+    models: Models,
+    model: str,
+    source: str,
+    number: int,
+    change: str,
+    seed: int,
+    upload: str | None = None,
+    drawing: dict | None = None,
+) -> tuple[bytes, str]:
+    r"""The picture and some held-out ones as a file, and what that takes beside other formats."""
+    chosen, number = models[model], int(number)
+    levels = prepare(chosen, source, number, upload, drawing, change, int(seed))[0]
+    together = torch.cat([levels, codec.company(chosen, number, COMPANY)])
+    data = codec.encode(chosen, together)
+    sizes = codec.sizes(chosen, together, data)
+    alone = codec.sizes(chosen, levels, codec.encode(chosen, levels))
+    rows = [(both("bytes_of", count=len(together)), _bytes(sizes)), (both("bytes_alone"), _bytes(alone))]
+    page = pictures.table(rows) + pictures.note(both("about_files", rate=f"{sizes['bits_per_dim']:.2f}"))
+    return data, page
+
+
+def _bytes(sizes: dict[str, Any]) -> str:
+    return " · ".join(f"{name} {sizes[key]}" for name, key in FORMATS)
+
+
+def unpack(models: Models, model: str, data: bytes | None) -> str:
+    r"""The pictures of a file."""
+    if data is None:
+        raise Refusal("no_file")
+    chosen = models[model]
+    levels = codec.decode(chosen, bytes(data))
+    sheet = pictures.tiles(pictures.to_bytes(levels, chosen.num_pixel_levels), min(len(levels), 8))
+    return pictures.picture(sheet, both("unpacked", count=len(levels)), 480, "the pictures of the file")
 
 
 DEFAULTS = ("pick", 0, "as it is", 256, 0)
@@ -252,3 +313,32 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
     *_, last = compute(models, model.value, *DEFAULTS)
     tab.show(last)
     tab.long(partial(compute, models), inputs)
+    with tab.below():
+        _build_files(models, [*inputs[:4], *inputs[5:]])
+
+
+def _build_files(models: Models, inputs: list) -> None:
+    r"""A file of the picture that is chosen (`inputs` are those of `pack`), and back."""
+    gr.Markdown(T("files"))
+    if not codec.AVAILABLE:
+        gr.HTML(pictures.note(both("no_codec")), elem_id="score-no-codec")
+        return
+    with gr.Row():
+        with gr.Column(min_width=270):
+            button = gr.Button(T("compress"), elem_id="score-compress")
+            download = gr.File(label=T("download"), interactive=False, height=90, elem_id="score-file", visible=False)
+            packed = gr.HTML(elem_id="score-packed")
+        with gr.Column(min_width=270):
+            upload = gr.File(label=T("decompress"), type="binary", height=120, elem_id="score-unpack")
+            unpacked = gr.HTML(elem_id="score-unpacked")
+
+    def save(*values) -> tuple:
+        data, page = pack(models, *values)
+        # Where Gradio keeps uploads, and deletes them.
+        path = processing_utils.save_bytes_to_cache(data, "pictures.vlb", download.GRADIO_CACHE)
+        return gr.update(value=path, visible=True), page
+
+    # The tools for agents and the API are `compress_images` and `decompress_file`.
+    options = {"api_visibility": "private", **MODEL}
+    button.click(guarded(save), inputs, [download, packed], **options)
+    upload.upload(guarded(partial(unpack, models)), [inputs[0], upload], unpacked, **options)
