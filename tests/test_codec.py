@@ -356,7 +356,7 @@ def forged(data, change):
 
 
 def test_what_was_damaged_before_the_checksums_gives_no_wrong_images(shipped, digits):
-    r"""A hostile file has checksums of its own; `tests/benchmarks/codec_damage.py` tries a thousand."""
+    r"""A hostile file has checksums of its own; `tests/benchmarks/codec_damage.py` tries more."""
     images = digits[:12]
     data = compress(shipped, images, num_inference_steps=3)
     assert read_info(data)[1][0][1].runs
