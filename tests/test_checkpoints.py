@@ -16,7 +16,7 @@ from ddpm_vlb.evaluation import evaluate
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = sorted((ROOT / "spaces_demo" / "checkpoints").iterdir())
-LIMITS = {"ddpm-vlb-digits": 4_000_000, "ddpm-vlb-mnist": 10_000_000}
+LIMITS = {"ddpm-vlb-digits": 4_000_000, "ddpm-vlb-digits-class": 4_000_000, "ddpm-vlb-mnist": 10_000_000}
 
 
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
@@ -46,6 +46,12 @@ def test_layout_and_stock_sampling(folder):
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     assert 0 < size < LIMITS[folder.name] and not list(folder.rglob("*.bin"))
     pipes = [quiet(cls.from_pretrained(folder)) for cls in (DDPMPipeline, VLBDDPMPipeline)]
+    if pipes[1].network.num_classes is not None:
+        # The stock pipeline has no argument for classes; the stock network has.
+        sample, t, labels = torch.zeros(2, *pipes[1].network.image_shape), 5, torch.tensor([3, 7])
+        outputs = [pipe.unet(sample, t, class_labels=labels).sample for pipe in pipes]
+        assert torch.equal(*outputs) and len(pipes[1](2, num_inference_steps=5, class_labels=labels).images) == 2
+        return
     arguments = {"batch_size": 2, "num_inference_steps": 5, "output_type": "np"}
     images = [pipe(generator=torch.Generator().manual_seed(0), **arguments).images for pipe in pipes]
     assert abs(images[0] - images[1]).max() < 1e-3

@@ -124,6 +124,10 @@ class Models:
 
     def __init__(self, more: tuple[str, ...] = ()):
         self._sources = {path.parent.name: str(path.parent) for path in sorted(CHECKPOINTS.glob("*/model_index.json"))}
+        for name, source in list(self._sources.items()):
+            # A classifier travels with the others, and is none for the tabs.
+            if (_read_json(Path(source) / "unet" / "config.json") or {}).get("num_class_embeds") is not None:
+                del self._sources[name]
         # Before anything is loaded: a name that is taken would show one model under the name of another.
         for source in more:
             name = Path(source).resolve().name if Path(source).exists() else source

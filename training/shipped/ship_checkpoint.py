@@ -13,6 +13,7 @@ import io
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,12 +28,13 @@ from ddpm_vlb.reports.schema import Report
 CARDS = Path(__file__).parents[2] / "model_cards"
 
 
-def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, arguments: argparse.Namespace) -> Report:
-    r"""The report of several full sweeps' mean, with each image's own Monte Carlo error from how the sweeps differ."""
+def score_by_sweeps(pipe: VLBDDPMPipeline, images: torch.Tensor, labels: Any, arguments: argparse.Namespace) -> Report:
+    r"""The report of several full sweeps' mean, with each image's own Monte Carlo error from how the sweeps differ; given the
+    images' classes, where the network has any."""
     sweeps = []
     for sweep in range(arguments.sweeps):
         generator = torch.Generator().manual_seed(arguments.seed + sweep)
-        sweeps.append(pipe.evaluate_nll(images, batch_size=arguments.batch_size, generator=generator))
+        sweeps.append(pipe.evaluate_nll(images, batch_size=arguments.batch_size, generator=generator, class_labels=labels))
     names = ("bits_per_dim", "prior", "transitions", "transitions_total", "decoder")
     means = {name: torch.stack([sweep[name] for sweep in sweeps]).mean(dim=0) for name in names}
     evaluations = sum(sweep.num_network_evaluations for sweep in sweeps)
@@ -65,12 +67,20 @@ def main() -> None:
     pipe = VLBDDPMPipeline.from_pretrained(arguments.pipeline)
     pipe.set_progress_bar_config(mininterval=5.0)
     source = open_images(arguments.dataset, arguments.split)
+    classes = pipe.network.num_classes
+    labels = None if classes is None else torch.as_tensor(source.labels)
     if arguments.target_se is not None:
         report = evaluate(
-            pipe, source, target_se=arguments.target_se, batch_size=arguments.batch_size, seed=arguments.seed, quiet=True
+            pipe,
+            source,
+            target_se=arguments.target_se,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            class_labels=labels,
+            quiet=True,
         )
     else:
-        report = score_by_sweeps(pipe, torch.stack([source[row] for row in range(len(source))]), arguments)
+        report = score_by_sweeps(pipe, torch.stack([source[row] for row in range(len(source))]), labels, arguments)
     name = arguments.output.name
     dataset = arguments.dataset_name or arguments.dataset
     what = [f"{arguments.output}" if word == str(arguments.pipeline) else word for word in sys.argv[1:]]
@@ -86,9 +96,10 @@ def main() -> None:
         pipe.save_pretrained(folder)
         write_report(report, folder / "report.json")
         buffer = io.BytesIO()
-        image_grid(pipe(arguments.num_sample_images, generator=torch.Generator().manual_seed(arguments.seed)).images).save(
-            buffer, format="png"
-        )
+        drawn = None if classes is None else torch.arange(arguments.num_sample_images) % classes
+        generator = torch.Generator().manual_seed(arguments.seed)
+        samples = pipe(arguments.num_sample_images, generator=generator, class_labels=drawn).images
+        image_grid(samples).save(buffer, format="png")
         write_atomically(folder / "samples.png", buffer.getvalue())
         plot_terms(report, folder / "terms.png")
         pictures = [(caption, name) for name, caption in PICTURES.items() if (folder / name).exists()]
