@@ -22,7 +22,7 @@ from ddpm_vlb.cli.decompress import _write_folder, safe_name
 from ddpm_vlb.codec import DamagedFile, codec, read_info
 from ddpm_vlb.codec.arguments import check_numbers, check_sizes
 from ddpm_vlb.codec.chain import BAND, Chain
-from ddpm_vlb.codec.container import Block, Header, frame, write_integer
+from ddpm_vlb.codec.container import CodedBlock, Header, frame, write_integer
 from ddpm_vlb.codec.rounding import Notes, round_as_noted, round_noting
 from ddpm_vlb.codec.stack import Stack
 
@@ -352,7 +352,7 @@ def test_a_thousand_damaged_files_are_refused(written):
 def forged(data, change):
     r"""A file whose first block is another, its checksums right."""
     header, body, *_ = parts(data)
-    return sealed(header, change(Block.parse(body)))
+    return sealed(header, change(CodedBlock.parse(body)))
 
 
 def test_what_was_damaged_before_the_checksums_gives_no_wrong_images(shipped, digits):
@@ -392,7 +392,7 @@ def test_a_header_that_claims_other_images_is_refused(shipped, written):
 def test_labels_in_a_part_of_the_blocks_are_refused(written):
     data, _ = written
     header, first, second = parts(data)
-    labelled = Block.parse(first)._replace(labels=[1] * 14).to_bytes()
+    labelled = CodedBlock.parse(first)._replace(labels=[1] * 14).to_bytes()
     with pytest.raises(DamagedFile, match="in all of its blocks or in none"):
         read_info(sealed(header, labelled, second))
 
@@ -413,7 +413,7 @@ def test_huge_sizes_are_refused_at_once(shipped, written):
         read_info(header.to_bytes())
     bomb = zlib.compress(bytes(10**7))
     with pytest.raises(DamagedFile):
-        Block.parse(b"\x01\x02\x00" + write_integer(len(bomb)) + b"\x00" + bomb + bytes(8))
+        CodedBlock.parse(b"\x01\x02\x00" + write_integer(len(bomb)) + b"\x00" + bomb + bytes(8))
 
 
 def test_blocks_in_another_order_are_refused(written):
@@ -488,7 +488,7 @@ def test_pictures_keep_their_names(tmp_path, monkeypatch):
 
 def test_pictures_whose_names_lead_to_one_place_are_all_kept(tmp_path, tiny):
     pictures = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 8, 8)
-    block = Block(4, 4, False, [], None, ["a", "a.png", "./a.png", "../a"], b"", b"")
+    block = CodedBlock(4, 4, False, [], None, ["a", "a.png", "./a.png", "../a"], b"", b"")
     _write_folder([(0, pictures, block)], tmp_path / "out")
     found = {path.name: int(np.asarray(Image.open(path))[0, 0]) for path in (tmp_path / "out").iterdir()}
     assert found == {"a.png": 0, "a-00000001.png": 1, "a-00000002.png": 2, "00000003.png": 3}

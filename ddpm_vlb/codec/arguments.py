@@ -46,7 +46,7 @@ def check_names(names: Sequence[str] | None, count: int) -> list[str] | None:
     return kept
 
 
-def check_numbers(images: Sequence[int] | slice | int, total: int) -> list[int]:
+def check_image_numbers(images: Sequence[int] | slice | int, total: int) -> list[int]:
     r"""Numbers in [0, total), in the order in which they were asked for; one may be there twice."""
     refusal = f"`images` must be numbers of the {total} images of the file, got {images!r}."
     if isinstance(images, slice):

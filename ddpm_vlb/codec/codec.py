@@ -18,13 +18,13 @@ import torch
 
 from ..checks import check_count
 from ..data.levels import check_grid, images_to_levels
-from .arguments import check_labels, check_names, check_numbers, check_sizes
+from .arguments import check_image_numbers, check_labels, check_names, check_sizes
 from .chain import BAND, Chain
 from .container import (
     CRC_BYTES,
     DIGEST_BYTES,
     MAX_BLOCK_VALUES,
-    Block,
+    CodedBlock,
     Header,
     Reader,
     end,
@@ -138,7 +138,7 @@ def encode_block(
     batch_size: int,
     summary: Summary,
     progress: Callable[[int], Any] | None = None,
-) -> Block:
+) -> CodedBlock:
     r"""A block of images, levels `(N, C, H, W)`; what it took is added to `summary`."""
     count, dimensions = len(levels), levels[0].numel()
     num_levels, key = chain.scorer.num_pixel_levels, chain.digest
@@ -183,7 +183,7 @@ def encode_block(
     check = image_check(chain.digest, index, levels.numpy().tobytes())
     if progress is not None:
         progress(count - sum(batches))
-    return Block(count, plain, is_counted, runs, None, None, check, payload)
+    return CodedBlock(count, plain, is_counted, runs, None, None, check, payload)
 
 
 def decompress(
@@ -212,7 +212,7 @@ def decompress(
     if images is None:
         return torch.cat([levels for _, levels, _ in decompress_blocks(pipe, data, batch_size=batch_size)])
     data = data if isinstance(data, (bytes, bytearray, memoryview)) else data.read()  # looked at twice
-    wanted = check_numbers(images, sum(block.num_images for _, block in read_info(data)[1]))
+    wanted = check_image_numbers(images, sum(block.num_images for _, block in read_info(data)[1]))
     blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, data, set(wanted), batch_size=batch_size)}
     picked = []
     for number in wanted:
@@ -227,7 +227,7 @@ def decompress_blocks(
     wanted: set[int] | None = None,
     progress: Callable[[int], Any] | None = None,
     batch_size: int = BATCH_SIZE,
-) -> Iterator[tuple[int, torch.Tensor, Block]]:
+) -> Iterator[tuple[int, torch.Tensor, CodedBlock]]:
     r"""The blocks of a file one at a time, in bounded memory: the number of their first image, their levels, and the rest.
 
     Args:
@@ -252,7 +252,7 @@ def decompress_blocks(
 
 
 def decode_block(
-    chain: Chain, header: Header, block: Block, index: int, progress: Callable[[int], Any] | None = None
+    chain: Chain, header: Header, block: CodedBlock, index: int, progress: Callable[[int], Any] | None = None
 ) -> torch.Tensor:
     r"""The images of a block, levels `(N, C, H, W)`; `DamagedFile` where they are not those that were coded."""
     if block.num_images * math.prod(header.shape) > MAX_BLOCK_VALUES:
@@ -293,7 +293,7 @@ def read_header(data: bytes | BinaryIO) -> tuple[Header, Reader, bytes]:
     return header, reader, bytes(reader.seen[-CRC_BYTES:])
 
 
-def read_info(data: bytes | BinaryIO) -> tuple[Header, list[tuple[int, Block]]]:
+def read_info(data: bytes | BinaryIO) -> tuple[Header, list[tuple[int, CodedBlock]]]:
     r"""What is in a file, without its model: the header, and (first image, block) of every block, their payloads left out.
 
     Raises:

@@ -17,7 +17,7 @@ from .stack import DamagedFile
 MAGIC = b"\x89VLB\x01"
 VERSION = 1
 DIGEST_BYTES, CHECK_BYTES, CRC_BYTES = 8, 8, 4
-BLOCK, END = b"B", b"E"
+CODED_BLOCK, END = b"B", b"E"
 MAX_STEPS = 65_536
 MAX_BLOCK_IMAGES = 65_536
 MAX_BLOCK_BYTES = 2**31
@@ -140,7 +140,7 @@ class Header:
         return cls(shape, levels, digest, steps, band, named, bool(flags & HAS_CLASSES))
 
 
-class Block(NamedTuple):
+class CodedBlock(NamedTuple):
     r"""Images that are decoded together.
 
     Args:
@@ -173,7 +173,7 @@ class Block(NamedTuple):
         return b"".join(map(write_integer, [*numbers, *sizes])) + labels + names + self.check + self.payload
 
     @classmethod
-    def parse(cls, body: bytes) -> "Block":
+    def parse(cls, body: bytes) -> "CodedBlock":
         r"""Read one, or `DamagedFile`."""
         reader = Reader(body)
         count = reader.integer("images", 1, MAX_BLOCK_IMAGES)
@@ -201,7 +201,7 @@ def image_check(digest: bytes, index: int, levels: bytes) -> bytes:
 
 def frame(body: bytes, crc: bytes) -> bytes:
     r"""A block as it stands in the file, after what ended with `crc`."""
-    start = BLOCK + write_integer(len(body))
+    start = CODED_BLOCK + write_integer(len(body))
     return start + body + crc_of(start + body, crc)
 
 
@@ -210,7 +210,7 @@ def end(crc: bytes) -> bytes:
     return END + crc_of(END, crc)
 
 
-def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, Block, bytes]]:
+def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, CodedBlock, bytes]]:
     r"""Blocks of a file after its header, one at a time: index, first image, block and checksum.
 
     Raises:
@@ -229,11 +229,11 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, Block, b
             if reader.rest()[:1]:
                 raise DamagedFile("`data` must end where its images do, got further bytes.")
             return
-        if kind != BLOCK:
+        if kind != CODED_BLOCK:
             raise DamagedFile(f"`data` must go on with a block or end, got the byte {kind[0]}.")
         body = reader.take(reader.integer("bytes", 1, MAX_BLOCK_BYTES))
         crc = _check_crc(reader, bytes(reader.seen), crc, f"block {index}")
-        block = Block.parse(body)
+        block = CodedBlock.parse(body)
         kinds = block.labels is not None, block.names is not None
         if described not in (None, kinds):
             raise DamagedFile("`data` must have labels, and names, in all of its blocks or in none, got a part.")

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1]
 # This module itself; what it gives to others is written into the file.
 HERE = "hub.standalone"
 # What models and the demo need; nothing that imports more than a model does.
-DEFAULT_MODULES = ("pipeline_vlb_ddpm", "likelihoods.rate_distortion", "data.complexity")
+DEFAULT_MODULES = ("pipeline_vlb_ddpm", "likelihoods.rate_distortion", "data.complexity", "codec.codec")
 
 HEADER = '''\
 # ddpm_vlb {version}, its modules {modules} in one file; made by ddpm_vlb, not meant to be edited.

@@ -1,7 +1,8 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, model.kinds, noise_processes, progress, gaussians, forward_process, parametrizations, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.draws, sampled_bound.design, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
+import bz2
 import copy
 import ctypes
 import difflib
@@ -12,6 +13,7 @@ import importlib
 import inspect
 import io
 import json
+import lzma
 import math
 import numbers
 import numpy as np
@@ -28,6 +30,7 @@ import tempfile
 import time
 import torch
 import yaml
+import zlib
 from PIL import ExifTags, Image, ImageOps
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +38,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import FrozenDict, register_to_config
+from diffusers.models.embeddings import GaussianFourierProjection, Timesteps
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
@@ -44,12 +48,13 @@ from glob import escape
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, EvalResultEntry, HfApi, ModelCard, ModelCardData, _CACHED_NO_EXIST, eval_result_entries_to_yaml, get_hf_file_metadata, hf_hub_download, hf_hub_url, parse_eval_result_entries, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from itertools import islice, zip_longest
+from itertools import groupby, islice, zip_longest
 from pathlib import Path, PurePath
 from safetensors import SafetensorError
+from scipy.stats import t as student
 from threading import Lock
 from tqdm.auto import tqdm
-from typing import Any, Literal, NamedTuple, NoReturn, TYPE_CHECKING, cast, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TYPE_CHECKING, cast, get_args
 from urllib.parse import urlunsplit
 from weakref import WeakKeyDictionary
 
@@ -1051,6 +1056,196 @@ def known_names() -> list[str]:
     return [cls.__name__ for cls, _ in _KINDS if cls.__module__.startswith("diffusers.")]
 
 
+# ---- ddpm_vlb/parametrizations.py ----
+
+r"""What a network's output means, a row each: its prediction, and the variance of its reverse steps.
+
+**Predictions.** Whatever the network says, with :math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon` it
+amounts to an image that is linear in what it saw and in what it said:
+
+================  ============================  =============================================================================
+prediction type   the network's target          the image it amounts to
+================  ============================  =============================================================================
+`epsilon`         :math:`\epsilon`              :math:`\hat x = (x_t - \sqrt{1 - \bar\alpha_t}\, o) / \sqrt{\bar\alpha_t}`
+`sample`          :math:`x`                     :math:`\hat x = o`
+`v_prediction`    :math:`\sqrt{\bar\alpha_t}\,  :math:`\hat x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, o`
+                  \epsilon - \sqrt{1 -
+                  \bar\alpha_t}\, x`
+================  ============================  =============================================================================
+
+**Variances.** With :math:`\tilde\beta_t` the posterior variance and :math:`v` the network's second half of channels, the
+logarithm of the variance is a straight line in v:
+
+=====================  ======================================================================================================
+`fixed_small(_log)`    :math:`\log\tilde\beta_t`
+`fixed_large(_log)`    :math:`\log\beta_t`
+`learned`              :math:`v`
+`learned_range`        :math:`\tfrac{v + 1}{2} \log\beta_t + \tfrac{1 - v}{2} \log\tilde\beta_t` (eq. 15, Improved DDPM)
+=====================  ======================================================================================================
+
+At the lowest step :math:`\tilde\beta` is the next step's (`reverse_process.py`). The kinds `_log` name the same two Gaussians.
+
+A row is read by scoring (`reverse_process.py`, float64), by sampling (`model/stepping.py`, Python floats and the stock
+scheduler's order of operations, at whose rounding diffusers' own tests look), by the flow, the losses and the calibration. What
+a place does with it, and with how many digits, is its own: the rows share what is meant, not the arithmetic.
+"""
+
+
+# No torch: cards and the command line read the rows before it is there. Tensors bring their own operations.
+
+
+@dataclass(frozen=True)
+class Prediction:
+    r"""A prediction type.
+
+    Args:
+        name: as `prediction_type`.
+        original: the image, from `ForwardProcess`, :math:`x_t`, the output `(B, C, H, W)` and timesteps.
+        target: what the network is trained to say, from `ForwardProcess`, x, :math:`\epsilon` and timesteps.
+        step: the image in `step`, from the sample, the output and `StepCoefficients`.
+        flow: the image on the probability-flow ODE, from :math:`u = x_t / \sqrt{\bar\alpha}`, :math:`x_t`, the output,
+            :math:`\sigma` and :math:`\sqrt{\bar\alpha}`.
+        needs_signal: whether there is no image where :math:`\bar\alpha_t = 0`.
+    """
+
+    name: str
+    original: Callable[..., Any]
+    target: Callable[..., Any]
+    step: Callable[..., Any]
+    flow: Callable[..., Any]
+    needs_signal: bool = False
+
+    def check_signal(self, alphas_cumprod: float, timestep: int) -> None:
+        r"""Raise `ValueError` where no image can be predicted from latents of this :math:`\bar\alpha_t`."""
+        if self.needs_signal and alphas_cumprod == 0:
+            raise ValueError(
+                f"`prediction_type` must not be {self.name!r} where the terminal SNR is zero: at timestep {timestep}"
+                " alphas_cumprod = 0 and the latent holds nothing of the image, so that the noise determines no image. Use"
+                " prediction_type='v_prediction' (and a network trained for it)."
+            )
+
+
+def _sample_itself(forward, x_t, output, timesteps):
+    forward.rows(timesteps, len(x_t))  # refuses timesteps that are none
+    return output
+
+
+PREDICTIONS = {
+    row.name: row
+    for row in (
+        Prediction(
+            "epsilon",
+            original=lambda forward, x_t, output, t: forward.predict_original_from_epsilon(x_t, output, t),
+            target=lambda forward, x, epsilon, t: epsilon,
+            step=lambda x_t, output, c: x_t.sub(output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
+            flow=lambda u, x_t, output, sigma, root: u - sigma * output,
+            needs_signal=True,
+        ),
+        Prediction(
+            "sample",
+            original=_sample_itself,
+            target=lambda forward, x, epsilon, t: x,
+            step=lambda x_t, output, c: output,
+            flow=lambda u, x_t, output, sigma, root: output,
+        ),
+        Prediction(
+            "v_prediction",
+            original=lambda forward, x_t, output, t: forward.predict_original_from_velocity(x_t, output, t),
+            target=lambda forward, x, epsilon, t: forward.velocity(x, epsilon, t),
+            step=lambda x_t, output, c: x_t.mul(c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
+            flow=lambda u, x_t, output, sigma, root: root * x_t - sigma * root * output,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Variance:
+    r"""A variance type; `low` and `high` are :math:`\log\tilde\beta_t` and :math:`\log\beta_t`.
+
+    Args:
+        name: as `variance_type`.
+        decoder: what the decoder's variance is, in words.
+        log_variance: from `ends`, whose `low` and `high` are looked up when they are asked for, and v (`None` where variances
+            are fixed).
+        line: offset and slope of :math:`\log\sigma` in v, from low and high; `None` where variances are fixed.
+        above: how far the log-variance lies above low, from v, low and high; `None` where variances are fixed.
+        is_large: of the fixed ones, whether it is :math:`\beta_t` above the lowest step.
+        for_stock: whether diffusers' own scheduler samples correctly with it.
+    """
+
+    name: str
+    decoder: str
+    log_variance: Callable[..., Any]
+    line: Callable[[float, float], tuple[float, float]] | None = None
+    above: Callable[..., Any] | None = None
+    is_large: bool = False
+    for_stock: bool = True
+
+    @property
+    def is_learned(self) -> bool:
+        r"""Whether the network has a second half of channels for it."""
+        return self.line is not None
+
+    def error_numbers(self, one_minus_alphas_cumprod: float) -> tuple[float, float, float]:
+        r"""The numbers a, b and g of the error model (`error_model.py`) that amount to it on the chain of all steps."""
+        return one_minus_alphas_cumprod if self.is_large else 0.0, 0.0, float(self.is_learned)
+
+
+NEXT_STEP = "the posterior variance of the next step"
+VARIANCES = {
+    row.name: row
+    for row in (
+        Variance("fixed_small", NEXT_STEP, lambda ends, v: ends.low),
+        Variance("fixed_small_log", NEXT_STEP, lambda ends, v: ends.low),
+        Variance("fixed_large", NEXT_STEP, lambda ends, v: ends.high, is_large=True),
+        # The stock scheduler takes a log-variance for a variance here.
+        Variance("fixed_large_log", NEXT_STEP, lambda ends, v: ends.high, is_large=True, for_stock=False),
+        Variance(
+            "learned",
+            "the network's log-variance",
+            log_variance=lambda ends, v: v,
+            line=lambda low, high: (0.0, 0.5),
+            above=lambda v, low, high: v - low,
+            for_stock=False,  # takes the square root of a log-variance
+        ),
+        Variance(
+            "learned_range",
+            "between the posterior variance of the next step and the step's own beta, as the network says",
+            log_variance=lambda ends, v: ends.low + 0.5 * (v + 1.0) * (ends.high - ends.low),
+            line=lambda low, high: (0.25 * (high + low), 0.25 * (high - low)),
+            above=lambda v, low, high: (v + 1).mul_(0.5 * (high - low)),
+        ),
+    )
+}
+# What the decoder's variance is, where no row tells.
+CALIBRATED_DECODER = "as measured, with decoding from the lowest timestep that is scored"
+SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
+
+# Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
+KEPT_UNDER = "vlb_ddpm"
+
+PREDICTION_TYPES = tuple(PREDICTIONS)
+VARIANCE_TYPES = tuple(VARIANCES)
+LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)
+
+
+def row_named(rows: dict[str, Any], argument: str, name: Any) -> Any:
+    r"""The row of a name, or `ValueError`, whatever stands in its place."""
+    if not isinstance(name, str) or name not in rows:
+        raise ValueError(f"`{argument}` must be one of {tuple(rows)}, got {name!r}.")
+    return rows[name]
+
+
+def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
+    r"""What the decoder's variance is in a model of so many steps, in words."""
+    if calibrated:
+        return CALIBRATED_DECODER
+    row = VARIANCES[variance_type]
+    # A log-variance that is the network's own is it at any step.
+    return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
+
+
 # ---- ddpm_vlb/noise_processes.py ----
 
 r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
@@ -1090,8 +1285,6 @@ scheduler ends at pure noise (flow matching at s = 1), the line ends one of its 
 
 
 NUM_LEVELS = 1000
-# Where a saved configuration of the process has the DDPM that was scored.
-KEPT_UNDER = "vlb_ddpm"
 
 
 class Preconditioning(NamedTuple):
@@ -1264,12 +1457,13 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
     }
 
 
-def kept_config(own: Mapping[str, Any]) -> dict[str, Any]:
-    r"""Of a `VLBDDPMScheduler`'s configuration what is saved beside that of the other process's scheduler."""
-    kept = {key: value for key, value in own.items() if key != "noise_process"}
-    if are_of_line(own):
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
+    in it what is ours, without betas that can be made again."""
+    kept = json.loads(own)
+    if are_of_line(kept):
         del kept["trained_betas"]
-    return kept
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
 
 
 def are_of_line(config: Mapping[str, Any]) -> bool:
@@ -1890,193 +2084,6 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
         if lower >= higher:
             raise ValueError(f"`inference_timesteps` must be strictly descending, got {higher} before {lower}.")
     return steps
-
-
-# ---- ddpm_vlb/parametrizations.py ----
-
-r"""What a network's output means, a row each: its prediction, and the variance of its reverse steps.
-
-**Predictions.** Whatever the network says, with :math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon` it
-amounts to an image that is linear in what it saw and in what it said:
-
-================  ============================  =============================================================================
-prediction type   the network's target          the image it amounts to
-================  ============================  =============================================================================
-`epsilon`         :math:`\epsilon`              :math:`\hat x = (x_t - \sqrt{1 - \bar\alpha_t}\, o) / \sqrt{\bar\alpha_t}`
-`sample`          :math:`x`                     :math:`\hat x = o`
-`v_prediction`    :math:`\sqrt{\bar\alpha_t}\,  :math:`\hat x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, o`
-                  \epsilon - \sqrt{1 -
-                  \bar\alpha_t}\, x`
-================  ============================  =============================================================================
-
-**Variances.** With :math:`\tilde\beta_t` the posterior variance and :math:`v` the network's second half of channels, the
-logarithm of the variance is a straight line in v:
-
-=====================  ======================================================================================================
-`fixed_small(_log)`    :math:`\log\tilde\beta_t`
-`fixed_large(_log)`    :math:`\log\beta_t`
-`learned`              :math:`v`
-`learned_range`        :math:`\tfrac{v + 1}{2} \log\beta_t + \tfrac{1 - v}{2} \log\tilde\beta_t` (eq. 15, Improved DDPM)
-=====================  ======================================================================================================
-
-At the lowest step :math:`\tilde\beta` is the next step's (`reverse_process.py`). The kinds `_log` name the same two Gaussians.
-
-A row is read by scoring (`reverse_process.py`, float64), by sampling (`model/stepping.py`, Python floats and the stock
-scheduler's order of operations, at whose rounding diffusers' own tests look), by the flow, the losses and the calibration. What
-a place does with it, and with how many digits, is its own: the rows share what is meant, not the arithmetic.
-"""
-
-
-# No torch: cards and the command line read the rows before it is there. Tensors bring their own operations.
-
-
-@dataclass(frozen=True)
-class Prediction:
-    r"""A prediction type.
-
-    Args:
-        name: as `prediction_type`.
-        original: the image, from `ForwardProcess`, :math:`x_t`, the output `(B, C, H, W)` and timesteps.
-        target: what the network is trained to say, from `ForwardProcess`, x, :math:`\epsilon` and timesteps.
-        step: the image in `step`, from the sample, the output and `StepCoefficients`.
-        flow: the image on the probability-flow ODE, from :math:`u = x_t / \sqrt{\bar\alpha}`, :math:`x_t`, the output,
-            :math:`\sigma` and :math:`\sqrt{\bar\alpha}`.
-        needs_signal: whether there is no image where :math:`\bar\alpha_t = 0`.
-    """
-
-    name: str
-    original: Callable[..., Any]
-    target: Callable[..., Any]
-    step: Callable[..., Any]
-    flow: Callable[..., Any]
-    needs_signal: bool = False
-
-    def check_signal(self, alphas_cumprod: float, timestep: int) -> None:
-        r"""Raise `ValueError` where no image can be predicted from latents of this :math:`\bar\alpha_t`."""
-        if self.needs_signal and alphas_cumprod == 0:
-            raise ValueError(
-                f"`prediction_type` must not be {self.name!r} where the terminal SNR is zero: at timestep {timestep}"
-                " alphas_cumprod = 0 and the latent holds nothing of the image, so that the noise determines no image. Use"
-                " prediction_type='v_prediction' (and a network trained for it)."
-            )
-
-
-def _sample_itself(forward, x_t, output, timesteps):
-    forward.rows(timesteps, len(x_t))  # refuses timesteps that are none
-    return output
-
-
-PREDICTIONS = {
-    row.name: row
-    for row in (
-        Prediction(
-            "epsilon",
-            original=lambda forward, x_t, output, t: forward.predict_original_from_epsilon(x_t, output, t),
-            target=lambda forward, x, epsilon, t: epsilon,
-            step=lambda x_t, output, c: x_t.sub(output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
-            flow=lambda u, x_t, output, sigma, root: u - sigma * output,
-            needs_signal=True,
-        ),
-        Prediction(
-            "sample",
-            original=_sample_itself,
-            target=lambda forward, x, epsilon, t: x,
-            step=lambda x_t, output, c: output,
-            flow=lambda u, x_t, output, sigma, root: output,
-        ),
-        Prediction(
-            "v_prediction",
-            original=lambda forward, x_t, output, t: forward.predict_original_from_velocity(x_t, output, t),
-            target=lambda forward, x, epsilon, t: forward.velocity(x, epsilon, t),
-            step=lambda x_t, output, c: x_t.mul(c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
-            flow=lambda u, x_t, output, sigma, root: root * x_t - sigma * root * output,
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Variance:
-    r"""A variance type; `low` and `high` are :math:`\log\tilde\beta_t` and :math:`\log\beta_t`.
-
-    Args:
-        name: as `variance_type`.
-        decoder: what the decoder's variance is, in words.
-        log_variance: from `ends`, whose `low` and `high` are looked up when they are asked for, and v (`None` where variances
-            are fixed).
-        line: offset and slope of :math:`\log\sigma` in v, from low and high; `None` where variances are fixed.
-        above: how far the log-variance lies above low, from v, low and high; `None` where variances are fixed.
-        is_large: of the fixed ones, whether it is :math:`\beta_t` above the lowest step.
-        for_stock: whether diffusers' own scheduler samples correctly with it.
-    """
-
-    name: str
-    decoder: str
-    log_variance: Callable[..., Any]
-    line: Callable[[float, float], tuple[float, float]] | None = None
-    above: Callable[..., Any] | None = None
-    is_large: bool = False
-    for_stock: bool = True
-
-    @property
-    def is_learned(self) -> bool:
-        r"""Whether the network has a second half of channels for it."""
-        return self.line is not None
-
-    def error_numbers(self, one_minus_alphas_cumprod: float) -> tuple[float, float, float]:
-        r"""The numbers a, b and g of the error model (`error_model.py`) that amount to it on the chain of all steps."""
-        return one_minus_alphas_cumprod if self.is_large else 0.0, 0.0, float(self.is_learned)
-
-
-NEXT_STEP = "the posterior variance of the next step"
-VARIANCES = {
-    row.name: row
-    for row in (
-        Variance("fixed_small", NEXT_STEP, lambda ends, v: ends.low),
-        Variance("fixed_small_log", NEXT_STEP, lambda ends, v: ends.low),
-        Variance("fixed_large", NEXT_STEP, lambda ends, v: ends.high, is_large=True),
-        # The stock scheduler takes a log-variance for a variance here.
-        Variance("fixed_large_log", NEXT_STEP, lambda ends, v: ends.high, is_large=True, for_stock=False),
-        Variance(
-            "learned",
-            "the network's log-variance",
-            log_variance=lambda ends, v: v,
-            line=lambda low, high: (0.0, 0.5),
-            above=lambda v, low, high: v - low,
-            for_stock=False,  # takes the square root of a log-variance
-        ),
-        Variance(
-            "learned_range",
-            "between the posterior variance of the next step and the step's own beta, as the network says",
-            log_variance=lambda ends, v: ends.low + 0.5 * (v + 1.0) * (ends.high - ends.low),
-            line=lambda low, high: (0.25 * (high + low), 0.25 * (high - low)),
-            above=lambda v, low, high: (v + 1).mul_(0.5 * (high - low)),
-        ),
-    )
-}
-# What the decoder's variance is, where no row tells.
-CALIBRATED_DECODER = "as measured, with decoding from the lowest timestep that is scored"
-SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
-
-PREDICTION_TYPES = tuple(PREDICTIONS)
-VARIANCE_TYPES = tuple(VARIANCES)
-LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)
-
-
-def row_named(rows: dict[str, Any], argument: str, name: Any) -> Any:
-    r"""The row of a name, or `ValueError`, whatever stands in its place."""
-    if not isinstance(name, str) or name not in rows:
-        raise ValueError(f"`{argument}` must be one of {tuple(rows)}, got {name!r}.")
-    return rows[name]
-
-
-def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
-    r"""What the decoder's variance is in a model of so many steps, in words."""
-    if calibrated:
-        return CALIBRATED_DECODER
-    row = VARIANCES[variance_type]
-    # A log-variance that is the network's own is it at any step.
-    return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
 
 
 # ---- ddpm_vlb/error_model.py ----
@@ -2925,7 +2932,8 @@ def step_log_prob(
 ) -> torch.Tensor:
     r""":math:`\log p(x_s | x_t)` of a step that was taken: what the first form of the bound sums, and a policy gradient weighs.
 
-    Arguments as `transition_kl`, and:
+    Args:
+        reverse, model_output, noisy_samples, timesteps: as `transition_kl`.
         prev_samples: the latents :math:`x_s` one step of the grid below `timesteps` (the image at the lowest one).
         num_pixel_levels: at the lowest timestep the log-probability of the discretised decoder, for images on the grid of so
             many levels; `None` for the density of its Gaussian, for any images.
@@ -3963,11 +3971,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
     def to_json_string(self) -> str:
         r"""The configuration, as JSON; that of the other process's scheduler where there is one, which diffusers alone can
         sample with, with this one in it."""
-        process = self.config.get("noise_process")
-        if process is None:
-            return super().to_json_string()
-        kept = kept_config(json.loads(super().to_json_string()))
-        return json.dumps({**process, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+        own = super().to_json_string()
+        return own if self.config.get("noise_process") is None else as_saved(own)
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
@@ -7856,251 +7861,6 @@ def check_calibration(scheduler: Any, network: Network) -> None:
         )
 
 
-# ---- ddpm_vlb/likelihoods/full_sweep.py ----
-
-r"""The full sweep: every image at every step, and what a report needs of it, in memory that grows by four numbers an image.
-
-At each step the mean over images and the sum of squares about it are kept, and put together batch by batch (Chan's formula).
-"""
-
-
-
-
-
-def sweep(
-    scorer: Scorer,
-    levels: torch.Tensor,
-    seeds: Sequence[int],
-    labels: torch.Tensor | None = None,
-    step: Callable[[], Any] = lambda: None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Every step for a batch of images, in nats and on the device.
-
-    Args:
-        scorer: what is scored.
-        levels: images, `(B, C, H, W)`.
-        seeds: of their noise, `B` integers.
-        labels: classes, `(B,)`.
-        step: called once a step.
-
-    Returns:
-        The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
-        not finite.
-    """
-    samples = scorer.samples(levels)
-    labels = None if labels is None else labels.to(scorer.device)
-    timesteps = scorer.reverse.forward.timesteps
-    terms = []
-    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
-    for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
-        terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
-        step()
-    return scorer.prior(samples), torch.stack(terms, dim=1)
-
-
-def sweep_images(
-    scorer: Scorer,
-    levels: torch.Tensor,
-    seeds: Sequence[int],
-    labels: torch.Tensor | None,
-    batch_size: int,
-    step: Callable[[], Any],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""As `sweep`, batch after batch, in bits/dim and on the CPU.
-
-    Raises:
-        ValueError: a network whose output is not finite.
-    """
-    parts = []
-    for start in range(0, len(levels), batch_size):
-        rows = slice(start, start + batch_size)
-        parts.append(sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], step))
-    # The one copy from the device, after the last batch.
-    prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), levels[0].numel()) for x in zip(*parts))
-    check_finite(terms, scorer.timesteps, scorer.dtype)
-    return prior, terms
-
-
-class SeedSequence:
-    r"""`seeds[number]`: the seeds that `evaluate_nll` gives to its images when its generator starts from this seed."""
-
-    def __init__(self, seed: int):
-        self._seed, self._drawn = seed, []
-
-    def __getitem__(self, number: int) -> int:
-        if number >= len(self._drawn):
-            self._drawn = draw_seeds(max(1024, 2 * (number + 1)), torch.Generator().manual_seed(self._seed))
-        return self._drawn[number]
-
-
-def sums_of_batch(prior: torch.Tensor, terms: torch.Tensor, num_dimensions: int) -> dict[str, Any]:
-    r"""What is kept of a batch, in bits/dim, as plain values.
-
-    Args:
-        prior, terms: of `sweep`, `(B,)` and `(B, K)`, in nats.
-        num_dimensions: of an image.
-    """
-    prior, terms = (nats_to_bits_per_dim(x.cpu().double(), num_dimensions) for x in (prior, terms))
-    bad = (~torch.isfinite(terms)).nonzero()
-    means = terms.mean(dim=0)
-    return {
-        "bad": bad[0].tolist() if len(bad) else None,
-        "prior": prior.tolist(),
-        "decoder": terms[:, 0].tolist(),
-        "transitions": terms[:, 1:].sum(dim=1).tolist(),
-        "means": means.tolist(),
-        "squares": (terms - means).square().sum(dim=0).tolist(),
-    }
-
-
-class Sweeps:
-    r"""The sums over all batches so far, of a grid of `steps` steps."""
-
-    def __init__(self, steps: int):
-        self.prior, self.decoder, self.transitions = [], [], []
-        self.count, self.means, self.squares = 0, *torch.zeros(2, steps, dtype=torch.float64)
-
-    def add(self, sums: dict[str, Any], numbers: list[int], timesteps: list[int], dtype: torch.dtype) -> None:
-        r"""Take in a batch of images with these numbers, scored by a network of this dtype.
-
-        Raises:
-            ValueError: a term that is not finite.
-        """
-        if sums["bad"] is not None:
-            image, row = sums["bad"]
-            raise NonFiniteOutput("a term that is not", image=numbers[image], timestep=timesteps[row], dtype=dtype)
-        for name in ("prior", "decoder", "transitions"):
-            getattr(self, name).extend(sums[name])
-        count, means = len(sums["prior"]), torch.tensor(sums["means"], dtype=torch.float64)
-        gap, both = means - self.means, self.count + count
-        self.squares += torch.tensor(sums["squares"], dtype=torch.float64) + gap.square() * self.count * count / both
-        self.means += gap * count / both
-        self.count = both
-
-    def mean_and_error(self, more: list[dict[str, Any]]) -> tuple[float, float] | tuple[()]:
-        r"""The mean so far with the sums of some more batches, and its standard error; nothing for less than two images."""
-        parts = [(self.prior, self.decoder, self.transitions), *((s["prior"], s["decoder"], s["transitions"]) for s in more)]
-        values = torch.tensor([sum(terms) for part in parts for terms in zip(*part)], dtype=torch.float64)
-        return (values.mean().item(), (values.var() / len(values)).sqrt().item()) if len(values) > 1 else ()
-
-    @property
-    def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        r"""Prior, decoder and sum of the transitions of each image, `(N,)`."""
-        prior, decoder, transitions = (
-            torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions)
-        )
-        return prior, decoder, transitions
-
-
-# ---- ddpm_vlb/sampled_bound/control_variates.py ----
-
-r"""Cheap functions of an image and of its noise that go with the terms of the bound, and whose mean is known.
-
-A term :math:`\ell_t(x, \epsilon)` costs a network evaluation. What it has in common with a function
-:math:`m_t(x, \epsilon) = \phi(x)^\top b_t + h_t(x, \epsilon)^\top c_t` of known mean need not be estimated:
-
-.. math:: E[\ell_t] = E[m_t] + E[\ell_t - m_t], \qquad E[m_t] = \bar\phi^\top b_t ,
-
-and only the second part, of less variance, is left to chance. (Survey sampling calls it the difference estimator.) With b and
-c fixed beforehand the estimate is unbiased whatever they are.
-
-- :math:`\phi(x)`, of each image: how much of it lies between black and white, how rough it is, how bright. Their mean over
-  the data set is a sum over its images. An image's bits go with its edges.
-- :math:`h_t(x, \epsilon)`, of mean zero given x. While the noise is faint, the network's error is the noise that it could not
-  tell from the image: the energy :math:`\sum_d w_d (\epsilon_d^2 - 1)`, over all pixels, over those between the extremes
-  (at the extremes it knows the answer) and over the rough ones. When the noise is strong, it is the error of the best linear
-  denoiser, the Wiener filter: diagonal in the basis of the discrete cosine transform, with gain
-  :math:`G_k = \sqrt{\bar\alpha_t} S_k / (\bar\alpha_t S_k + 1 - \bar\alpha_t)` for a coefficient
-  :math:`z_k` of mean :math:`\mu_k` and variance :math:`S_k` over the data,
-
-  .. math:: \hat z_k - z_k = G_k \sqrt{1 - \bar\alpha_t}\, e_k - r_k, \qquad r_k = (1 - \sqrt{\bar\alpha_t} G_k)(z_k - \mu_k),
-
-  whose square has the mean :math:`r_k^2 + G_k^2 (1 - \bar\alpha_t)` over the noise :math:`e`.
-
-Each is divided by a constant of t that brings its standard deviation near 1.
-"""
-
-
-
-
-class ControlVariates:
-    r"""The functions :math:`h_t` for images that resemble some given ones.
-
-    Args:
-        alphas_cumprod: signal levels :math:`\bar\alpha_t` of the steps that are scored, `(K,)`.
-        samples: images from which the spectrum and the scales are taken, `(M, C, H, W)`, in [-1, 1].
-    """
-
-    def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor):
-        samples = samples.double().cpu()
-        self._alphas_cumprod = alphas_cumprod.detach().double().cpu()
-        self._transforms = [_cosine_transform(size) for size in samples.shape[1:]]
-        spectrum = self._transform(samples)
-        self._mean = spectrum.mean(dim=0)
-        self._variance = spectrum.var(dim=0, unbiased=False)
-        # For the energies; the variance of the sum of w (e^2 - 1) is 2 times the sum of w^2.
-        self._scales = torch.stack([(2 * w.square().flatten(1).sum(dim=1).mean()).sqrt() for w in _weights(samples)])
-
-    def noise_features(self, samples: torch.Tensor, noise: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        r""":math:`h_t(x, \epsilon)`, of mean zero over the noise.
-
-        Args:
-            samples, noise: images and standard normal noise, `(B, C, H, W)`.
-            rows: steps of each, indices into `alphas_cumprod`, `(B,)`.
-
-        Returns:
-            float64, `(B, 4)`.
-        """
-        samples, noise = samples.double().cpu(), noise.double().cpu()
-        energy = noise.square() - 1
-        columns = [
-            (w * energy).flatten(1).sum(dim=1) / scale if scale > 0 else torch.zeros(len(samples), dtype=torch.float64)
-            for w, scale in zip(_weights(samples), self._scales)
-        ]
-        alpha_bar = self._alphas_cumprod[rows].reshape(-1, 1, 1, 1)
-        gain = alpha_bar.sqrt() * self._variance / (alpha_bar * self._variance + 1 - alpha_bar)
-        spread = gain * (1 - alpha_bar).sqrt()
-        rest = 1 - alpha_bar.sqrt() * gain
-        e = self._transform(noise)
-        bias = rest * (self._transform(samples) - self._mean)
-        error = (spread.square() * (e.square() - 1) - 2 * bias * spread * e).flatten(1).sum(dim=1)
-        variance = (2 * spread**4 + 4 * (rest * spread).square() * self._variance).flatten(1).sum(dim=1)
-        columns.append(torch.where(variance > 0, error / variance.sqrt().clamp(min=1e-150), 0.0))
-        return torch.stack(columns, dim=1)
-
-    def _transform(self, values: torch.Tensor) -> torch.Tensor:
-        # Along channels, rows and columns; of colours, the first coefficient is the brightness.
-        return torch.einsum("bchw,ic,jh,kw->bijk", values, *self._transforms)
-
-
-def image_features(samples: torch.Tensor) -> torch.Tensor:
-    r""":math:`\phi(x)` of images `(B, C, H, W)` in [-1, 1]: float64, `(B, 4)`, the first a constant 1."""
-    samples = samples.double().cpu()
-    _, between, rough = _weights(samples)
-    columns = [torch.ones(len(samples), dtype=torch.float64)]
-    columns += [values.flatten(1).mean(dim=1) for values in (between, rough, samples)]
-    return torch.stack(columns, dim=1)
-
-
-def _weights(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""Weights of the pixels, `(B, C, H, W)` each: all, those between the extremes, and the rough ones by how rough."""
-    rough = torch.zeros_like(samples)
-    for dim in (2, 3):
-        steps = samples.diff(dim=dim).abs()
-        size = samples.shape[dim]
-        rough.narrow(dim, 1, size - 1).add_(steps)
-        rough.narrow(dim, 0, size - 1).add_(steps)
-    return torch.ones_like(samples), (samples.abs() < 1).to(samples.dtype), rough
-
-
-def _cosine_transform(size: int) -> torch.Tensor:
-    r"""The orthonormal discrete cosine transform (type II) of `size` numbers, `(size, size)`."""
-    k = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi / size * k[:, None] * (k + 0.5)) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis
-
-
 # ---- ddpm_vlb/sampled_bound/draws.py ----
 
 r"""What the estimator asks for and what it answers."""
@@ -8363,6 +8123,647 @@ def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
     floor = first_probabilities(edges)
     total = spread.sum()
     return FLOOR * floor + (1 - FLOOR) * (spread / total if total > 0 else floor)
+
+
+# ---- ddpm_vlb/sampled_bound/elimination.py ----
+
+r"""Which of C classes has the smallest bound: paired draws, and classes dropped one after the other.
+
+For an image and a class c the bound is :math:`L(c) = \sum_t L_t(c)` but for a term that all classes share. A draw is a row t of
+probability :math:`q_t` and a noise, the same for all classes of the image, and :math:`v_c = L_t(c) / q_t` has the mean L(c).
+What decides are differences :math:`d = v_c - v_l - \log(\pi_c / \pi_l)` to the leader l, which share their noise.
+
+**Where to draw.** The variance of d at a given number of draws is smallest at :math:`q_t \propto \sqrt{E\, d_t^2}`. A pilot of
+some images sees one row of each bin for all classes; of each of its pairs (best class, another) what counts is the variance
+beside the squared mean, so that pairs are summed by their squares in units of it. Rows of a bin are alike.
+
+**When to drop.** After n draws class c leaves where the mean of d is above :math:`t_{1 - \alpha_k}(\nu)\, s / \sqrt n`. Two
+draws say little of s; the pilot says more: over its pairs :math:`\log s^2` is about a straight line in the logarithm of the
+mean, with a residual like that of :math:`\nu_0` degrees of freedom. Sample and line are put together as in a moderated t-test
+(Smyth 2004),
+
+.. math:: s^2 = \frac{\nu_0 s_0^2 + (n - 1) s_n^2}{\nu_0 + n - 1}, \qquad \nu = \nu_0 + n - 1 .
+
+**The level.** The best class b is lost only where some class c, then the leader, beats it at some look k. With
+:math:`\alpha_k = \alpha / ((C - 1)\, k (k + 1))` the sum over all k and all c is :math:`\alpha` at the most: a decided image
+has another label than the full sweep with at most this probability, as far as means of differences follow the t distribution.
+"""
+
+
+
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+MIN_SHARE = 0.1  # of the draws, spread over all rows alike
+FREEDOM = (1.0, 30.0)  # between which the line's degrees of freedom are
+TINY = 1e-12
+
+
+class Line(NamedTuple):
+    r""":math:`\log s^2` over the logarithm of a mean difference, and its degrees of freedom."""
+
+    offset: float
+    slope: float
+    freedom: float
+
+    def variance(self, mean: np.ndarray) -> np.ndarray:
+        r""":math:`s_0^2` at mean differences of any shape."""
+        return np.exp(self.offset + self.slope * np.log(np.maximum(np.abs(mean), TINY)))
+
+
+class Proposal(NamedTuple):
+    r"""Probabilities of rows, `(T,)`, and what the pilot says of variances under them."""
+
+    probabilities: np.ndarray
+    line: Line
+
+    def rows(self, keys: np.ndarray, first: int, last: int) -> np.ndarray:
+        r"""Rows of the draws `first` to `last` of images with these keys, `(N, last - first)`, evenly spread."""
+        places = (uniform_array(keys)[:, None] + GOLDEN * np.arange(first, last)) % 1.0
+        edges = np.cumsum(self.probabilities)
+        return np.searchsorted(edges / edges[-1], places, side="right").clip(max=len(edges) - 1)
+
+
+def learn(values: np.ndarray, edges: np.ndarray) -> Proposal:
+    r"""From a pilot's terms `(images, bins, C)`, one row of each bin, where to draw and how differences vary.
+
+    Args:
+        values: nats, of the same row and noise for all classes.
+        edges: of the bins, from 0 to T.
+    """
+    widths = np.diff(edges).astype(np.float64)
+    totals = (values * widths[:, None]).sum(axis=1)
+    best = totals.argmin(axis=1)
+    differences = values - np.take_along_axis(values, best[:, None, None], axis=2)
+    others = np.arange(values.shape[2]) != best[:, None]
+    pairs = differences.transpose(0, 2, 1)[others]  # (pairs, bins)
+    means = np.maximum((pairs * widths).sum(axis=1), TINY)
+    # Of a bin, per row; bins of one row have nothing to average over.
+    squares = (np.square(pairs / means[:, None])).mean(axis=0)
+    density = np.sqrt(squares) + TINY
+    shares = density * widths
+    shares = (1 - MIN_SHARE) * shares / shares.sum() + MIN_SHARE * widths / widths.sum()
+    probabilities = np.repeat(shares / widths, np.diff(edges))
+    # Under these probabilities: E v^2 less the squared mean.
+    second = (np.square(pairs) * widths * (widths / shares)).sum(axis=1)
+    variances = np.maximum(second - np.square(means), 0.1 * second) + TINY
+    return Proposal(probabilities, _line(np.log(means), np.log(variances)))
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> Line:
+    spread = np.var(x)
+    slope = float(np.clip(np.cov(x, y, bias=True)[0, 1] / spread, 0.0, 2.0)) if len(x) > 2 and spread > 1e-9 else 1.0
+    residual = y - slope * x
+    # The variance of the logarithm of chi^2 / nu is about 2 / nu.
+    freedom = float(np.clip(2 / max(np.var(residual), TINY), *FREEDOM))
+    return Line(float(np.log(np.mean(np.exp(residual)))), slope, freedom)
+
+
+def looks(most: int) -> list[int]:
+    r"""Numbers of draws at which to look: 2, 3, 4, 6, 8 and so on, four thirds of the last, up to `most`."""
+    counts = [2]
+    while counts[-1] < most:
+        counts.append(min(most, max(counts[-1] + 1, round(counts[-1] * 4 / 3))))
+    return counts
+
+
+@dataclass(eq=False)
+class Race:
+    r"""N images whose classes are dropped one after the other.
+
+    Args:
+        log_prior: :math:`\log \pi_c`, `(C,)`.
+        line: of the pilot.
+        count: N.
+        level: :math:`\alpha`.
+    """
+
+    log_prior: np.ndarray
+    line: Line
+    count: int
+    level: float
+
+    def __post_init__(self):
+        self.active = np.ones((self.count, len(self.log_prior)), dtype=bool)
+        # Of draws, those of dropped classes NaN from then on.
+        self.values = np.empty((self.count, 0, len(self.log_prior)))
+        self._look = 0
+
+    @property
+    def running(self) -> np.ndarray:
+        r"""Images of which more than one class is left, `(N,)`."""
+        return self.active.sum(axis=1) > 1
+
+    def add(self, values: np.ndarray) -> None:
+        r"""More draws, `(N, n, C)` nats, NaN where none was made; then look."""
+        self.values = np.concatenate([self.values, values], axis=1)
+        self._look += 1
+        level = self.level / max(len(self.log_prior) - 1, 1) / (self._look * (self._look + 1))
+        images = np.flatnonzero(self.running & ~np.isnan(self.values[:, -1]).all(axis=1))
+        if not len(images):
+            return
+        own, active = self.values[images], self.active[images]
+        means = np.where(active, own.mean(axis=1), np.inf) - self.log_prior
+        leader = means.argmin(axis=1)
+        n = own.shape[1]
+        difference = own - np.take_along_axis(own, leader[:, None, None], axis=2)
+        mean = difference.mean(axis=1) - (self.log_prior - self.log_prior[leader][:, None])
+        freedom = self.line.freedom + n - 1
+        squares = np.square(difference - difference.mean(axis=1, keepdims=True)).sum(axis=1)
+        variance = (self.line.freedom * self.line.variance(mean) + squares) / freedom
+        far = mean > student.ppf(1 - level, freedom) * np.sqrt(variance / n)
+        far[np.arange(len(images)), leader] = False
+        self.active[images] = active & ~(far & active)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        r"""The leaders `(N,)`, the estimates of :math:`L(c)` `(N, C)`, and the standard errors of their differences to the
+        leader's `(N, C)`, all in nats; a class that was dropped is known as well as it was then."""
+        counted = ~np.isnan(self.values)
+        n = counted.sum(axis=1)
+        means = np.nansum(self.values, axis=1) / n
+        leader = np.where(self.active, means - self.log_prior, np.inf).argmin(axis=1)
+        own = np.take_along_axis(self.values, leader[:, None, None], axis=2)
+        difference = self.values - own
+        mean = np.nansum(difference, axis=1) / n
+        squares = np.nansum(np.square(difference - mean[:, None]), axis=1)
+        freedom = self.line.freedom + n - 1
+        error = np.sqrt((self.line.freedom * self.line.variance(mean) + squares) / freedom / n)
+        rows = np.arange(self.count)
+        error[rows, leader] = 0.0
+        return leader, means[rows, leader][:, None] + mean, error
+
+
+# ---- ddpm_vlb/likelihoods/classify.py ----
+
+r"""Which class an image has: :math:`p(c | x) \propto \pi_c\, p(x | c)`, with the bound in the place of :math:`-\log p(x | c)`.
+
+A class-conditional model is a classifier (Li et al. 2023; Clark & Jaini 2023). Its bounds of one image for all classes differ
+by far less than each varies: they are estimated at the same timesteps with the same noise, and a class is dropped as soon as it
+has lost (`sampled_bound/elimination.py`, where the level is derived). The first term of the bound, :math:`L_T`, is the same for
+all classes.
+"""
+
+
+
+
+
+PILOT_IMAGES = 16
+SWEEPS = 100  # evaluations of each class at the most, where nothing is said
+FRAME_VALUES = 20_000_000  # draws of classes that are kept at once
+PILOT, RACE = range(2)  # what the seed is mixed with
+
+
+@dataclass(repr=False)
+class ClassifierOutput(Shown, BaseOutput):
+    r"""
+    What [`~VLBDDPMPipeline.classify`] says of N images and C classes.
+
+    Args:
+        labels (`torch.Tensor` of shape `(N,)`): The most probable class.
+        probabilities (`torch.Tensor` of shape `(N, C)`): p(class | image) from the estimates and the prior.
+        bits_per_dim (`torch.Tensor` of shape `(N, C)`): The estimated bound for each class, in bits/dim.
+        monte_carlo_error (`torch.Tensor` of shape `(N, C)`): Standard error of its difference to the label's, bits/dim.
+        decided (`torch.Tensor` of shape `(N,)`): Whether all other classes were dropped, at the confidence asked for.
+        evaluations (`torch.Tensor` of shape `(N,)`): Network evaluations of each image.
+        num_network_evaluations (`int`): Of all images, the pilot's included.
+        config (`dict`): What was scored, and how.
+    """
+
+    labels: torch.Tensor
+    probabilities: torch.Tensor
+    bits_per_dim: torch.Tensor
+    monte_carlo_error: torch.Tensor
+    decided: torch.Tensor
+    evaluations: torch.Tensor
+    num_network_evaluations: int
+    config: dict[str, Any]
+
+    def _head(self) -> dict[str, Any]:
+        count = len(self.labels)
+        return {"images": count, "decided": int(self.decided.sum()), "network evaluations": self.num_network_evaluations}
+
+    def _details(self) -> dict[str, Any]:
+        return {"evaluations of an image": self.evaluations.double().mean().item()}
+
+    def _columns(self) -> dict[str, Any]:
+        own = self.probabilities.max(dim=1).values
+        names = ("labels", "decided", "evaluations")
+        return {"image": range(len(self.labels)), **{name: self[name] for name in names}, "probability": own}
+
+
+@torch.no_grad()
+def classify(
+    pipe: "VLBDDPMPipeline",
+    images: Any,
+    *,
+    classes: Sequence[int] | None = None,
+    class_prior: Sequence[float] | torch.Tensor | None = None,
+    confidence: float = 0.95,
+    max_evaluations_per_image: int | None = None,
+    batch_size: int = 64,
+    generator: torch.Generator | None = None,
+    num_inference_steps: int | None = None,
+    inference_timesteps: Sequence[int] | None = None,
+) -> ClassifierOutput:
+    r"""
+    The class of each image, from the bounds that a class-conditional network gives it.
+
+    Args:
+        images:
+            As [`~VLBDDPMPipeline.evaluate_nll`].
+        classes (`list[int]`, *optional*):
+            Those to choose from, in this order in what is returned; all of the network's by default. Leave a class out that
+            stands for "no label", as networks trained for guidance have.
+        class_prior (`list[float]`, *optional*):
+            Probabilities of `classes`; equal ones by default.
+        confidence (`float`, defaults to 0.95):
+            An image is `decided` where the label is that of the full sweep with at least this probability.
+        max_evaluations_per_image (`int`, *optional*):
+            Where to stop undecided; 100 for each class by default.
+        batch_size (`int`, defaults to 64):
+            Evaluations per network call; they mix images, classes and timesteps. Nothing depends on it beyond rounding.
+        generator (`torch.Generator`, *optional*):
+            Makes the result reproducible.
+        num_inference_steps (`int`, *optional*), inference_timesteps (`list[int]`, *optional*):
+            Of the K-step model, as [`~VLBDDPMPipeline.evaluate_nll`].
+
+    Returns:
+        [`ClassifierOutput`]: tensors on the CPU.
+
+    Raises:
+        ValueError: an unconditional network, fewer than two classes, classes that it has not or that are given twice, a prior
+            that is none, images that do not fit, a network whose output is not finite.
+    """
+    scorer = pipe.scorer(num_inference_steps, inference_timesteps)
+    chosen = check_classes(scorer.network.num_classes, classes)
+    log_prior = check_prior(class_prior, len(chosen))
+    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
+    batch_size = check_count("batch_size", batch_size)
+    most = SWEEPS * len(chosen) if max_evaluations_per_image is None else max_evaluations_per_image
+    if check_count("max_evaluations_per_image", most) < 2 * len(chosen):
+        raise ValueError(f"`max_evaluations_per_image` must be at least two for each of the {len(chosen)} classes, got {most}.")
+    levels, _ = scorer.read(images, chosen[0])
+    config = scorer.config(
+        classes=chosen, confidence=confidence, max_evaluations_per_image=most, seed=fresh_seed(generator), batch_size=batch_size
+    )
+    (seed,) = draw_seeds(1, generator)
+    asker = _Asker(scorer, levels, chosen, batch_size)
+    with scorer.network.evaluating():
+        proposal = asker.pilot(mix(seed, PILOT))
+        draws = most // 2
+        size = max(1, FRAME_VALUES // (len(chosen) * draws))
+        parts = [
+            asker.race(np.arange(start, min(start + size, len(levels))), proposal, mix(seed, RACE), log_prior, confidence, most)
+            for start in range(0, len(levels), size)
+        ]
+    pipe.maybe_free_model_hooks()
+    leader, nats, error, decided, evaluations = (np.concatenate(part) for part in zip(*parts))
+    dimensions = levels[0].numel()
+    logits = torch.from_numpy(log_prior - nats)
+    shared = torch.cat([scorer.prior(scorer.samples(part)).cpu().double() for part in levels.split(1024)])
+    return ClassifierOutput(
+        labels=torch.tensor(chosen)[torch.from_numpy(leader)],
+        probabilities=logits.softmax(dim=1),
+        bits_per_dim=nats_to_bits_per_dim(shared[:, None] + torch.from_numpy(nats), dimensions),
+        monte_carlo_error=nats_to_bits_per_dim(torch.from_numpy(error), dimensions),
+        decided=torch.from_numpy(decided),
+        evaluations=torch.from_numpy(evaluations),
+        num_network_evaluations=asker.num_evaluations,
+        config=config,
+    )
+
+
+def check_classes(num_classes: int | None, classes: Sequence[int] | None) -> list[int]:
+    r"""The classes to choose from, or `ValueError`."""
+    if num_classes is None:
+        raise ValueError("`unet` must be class-conditional to classify by, got an unconditional network.")
+    chosen = list(range(num_classes)) if classes is None else [int(one) for one in classes]
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not all(0 <= one < num_classes for one in chosen):
+        raise ValueError(f"`classes` must be at least two different ones in [0, {num_classes}), got {chosen}.")
+    return chosen
+
+
+def check_prior(prior: Sequence[float] | torch.Tensor | None, count: int) -> np.ndarray:
+    r"""The logarithms of the classes' probabilities `(C,)`, or `ValueError`."""
+    if prior is None:
+        return np.full(count, -np.log(count))
+    values = np.asarray(prior, dtype=np.float64)
+    if values.shape != (count,) or not (values > 0).all() or abs(values.sum() - 1) > 1e-6:
+        raise ValueError(
+            f"`class_prior` must be {count} positive probabilities that sum to 1, got shape {values.shape} and sum"
+            f" {values.sum():.6g}."
+        )
+    return np.log(values)
+
+
+class _Asker:
+    r"""Asks the network about images, rows and classes, and counts."""
+
+    def __init__(self, scorer: Scorer, levels: torch.Tensor, classes: list[int], batch_size: int):
+        self.scorer, self.levels, self.batch_size = scorer, levels, batch_size
+        self.classes = torch.tensor(classes)
+        self.num_evaluations = 0
+
+    def terms(self, images: np.ndarray, rows: np.ndarray, keys: np.ndarray, active: np.ndarray) -> np.ndarray:
+        r"""Terms of D draws in nats, `(D, C)`, NaN where a class is not `active` `(D, C)`.
+
+        Args:
+            images, rows, keys: of each draw, `(D,)`: which image, which row of the grid, and the key of its noise.
+        """
+        scorer, timesteps = self.scorer, self.scorer.reverse.forward.timesteps
+        draws, classes = (torch.from_numpy(part) for part in np.nonzero(active))
+        parts = []
+        for chunk in torch.arange(len(draws)).split(self.batch_size):
+            own, place = draws[chunk].unique_consecutive(return_inverse=True)
+            noise = keyed_normal(keys[own.numpy()].tolist(), self.levels.shape[1:])
+            samples = scorer.samples(self.levels[images[own.numpy()]])
+            labels = self.classes[classes[chunk]].to(scorer.device)
+            at = timesteps[rows[draws[chunk].numpy()]]
+            nats = scorer.terms(samples[place.to(samples.device)], noise[place], at, labels).cpu().double()
+            check_finite(nats_to_bits_per_dim(nats[:, None], samples[0].numel()), at[:1].tolist(), scorer.dtype)
+            parts.append(nats)
+        self.num_evaluations += len(draws)
+        values = np.full(active.shape, np.nan)
+        values[active] = torch.cat(parts).numpy()
+        return values
+
+    def pilot(self, key: int) -> Proposal:
+        r"""One row of each bin for some of the images and all classes."""
+        edges = bin_edges(len(self.scorer.timesteps))
+        numbers = np.arange(len(self.levels))
+        images = np.argsort(mix_array(key, numbers), kind="stable")[:PILOT_IMAGES]
+        keys = mix_array(mix_array(key, images)[:, None], np.arange(len(edges) - 1))
+        rows = edges[:-1] + (uniform_array(keys) * np.diff(edges)).astype(np.int64)
+        active = np.ones((keys.size, len(self.classes)), dtype=bool)
+        values = self.terms(images.repeat(len(edges) - 1), rows.ravel(), keys.ravel(), active)
+        return learn(values.reshape(*keys.shape, -1), edges)
+
+    def race(
+        self, images: np.ndarray, proposal: Proposal, key: int, log_prior: np.ndarray, confidence: float, most: int
+    ) -> tuple[np.ndarray, ...]:
+        r"""Leaders, nats, errors, whether decided and evaluations of some images."""
+        race = Race(log_prior, proposal.line, len(images), 1 - confidence)
+        own, spent, done = mix_array(key, images), np.zeros(len(images), dtype=np.int64), 0
+        for count in looks(most // 2):
+            cost = race.active.sum(axis=1) * (count - done)
+            going = np.flatnonzero(race.running & (spent + cost <= most))
+            if not len(going):
+                break
+            rows = proposal.rows(own[going], done, count)
+            keys = mix_array(own[going][:, None], np.arange(done, count))
+            active = race.active[going].repeat(count - done, axis=0)
+            new = np.full((len(images), count - done, len(log_prior)), np.nan)
+            nats = self.terms(images[going].repeat(count - done), rows.ravel(), keys.ravel(), active)
+            new[going] = (nats / proposal.probabilities[rows.ravel()][:, None]).reshape(len(going), count - done, -1)
+            spent[going] += cost[going]
+            race.add(new)
+            done = count
+        return (*race.result(), ~race.running, spent)
+
+
+# ---- ddpm_vlb/likelihoods/full_sweep.py ----
+
+r"""The full sweep: every image at every step, and what a report needs of it, in memory that grows by four numbers an image.
+
+At each step the mean over images and the sum of squares about it are kept, and put together batch by batch (Chan's formula).
+"""
+
+
+
+
+
+def sweep(
+    scorer: Scorer,
+    levels: torch.Tensor,
+    seeds: Sequence[int],
+    labels: torch.Tensor | None = None,
+    step: Callable[[], Any] = lambda: None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Every step for a batch of images, in nats and on the device.
+
+    Args:
+        scorer: what is scored.
+        levels: images, `(B, C, H, W)`.
+        seeds: of their noise, `B` integers.
+        labels: classes, `(B,)`.
+        step: called once a step.
+
+    Returns:
+        The prior term `(B,)` and, ascending in t, decoder and transitions `(B, K)`, NaN where the network's output was
+        not finite.
+    """
+    samples = scorer.samples(levels)
+    labels = None if labels is None else labels.to(scorer.device)
+    timesteps = scorer.reverse.forward.timesteps
+    terms = []
+    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
+    for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
+        terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
+        step()
+    return scorer.prior(samples), torch.stack(terms, dim=1)
+
+
+def sweep_images(
+    scorer: Scorer,
+    levels: torch.Tensor,
+    seeds: Sequence[int],
+    labels: torch.Tensor | None,
+    batch_size: int,
+    step: Callable[[], Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""As `sweep`, batch after batch, in bits/dim and on the CPU.
+
+    Raises:
+        ValueError: a network whose output is not finite.
+    """
+    parts = []
+    for start in range(0, len(levels), batch_size):
+        rows = slice(start, start + batch_size)
+        parts.append(sweep(scorer, levels[rows], seeds[rows], None if labels is None else labels[rows], step))
+    # The one copy from the device, after the last batch.
+    prior, terms = (nats_to_bits_per_dim(torch.cat(x).cpu().double(), levels[0].numel()) for x in zip(*parts))
+    check_finite(terms, scorer.timesteps, scorer.dtype)
+    return prior, terms
+
+
+class SeedSequence:
+    r"""`seeds[number]`: the seeds that `evaluate_nll` gives to its images when its generator starts from this seed."""
+
+    def __init__(self, seed: int):
+        self._seed, self._drawn = seed, []
+
+    def __getitem__(self, number: int) -> int:
+        if number >= len(self._drawn):
+            self._drawn = draw_seeds(max(1024, 2 * (number + 1)), torch.Generator().manual_seed(self._seed))
+        return self._drawn[number]
+
+
+def sums_of_batch(prior: torch.Tensor, terms: torch.Tensor, num_dimensions: int) -> dict[str, Any]:
+    r"""What is kept of a batch, in bits/dim, as plain values.
+
+    Args:
+        prior, terms: of `sweep`, `(B,)` and `(B, K)`, in nats.
+        num_dimensions: of an image.
+    """
+    prior, terms = (nats_to_bits_per_dim(x.cpu().double(), num_dimensions) for x in (prior, terms))
+    bad = (~torch.isfinite(terms)).nonzero()
+    means = terms.mean(dim=0)
+    return {
+        "bad": bad[0].tolist() if len(bad) else None,
+        "prior": prior.tolist(),
+        "decoder": terms[:, 0].tolist(),
+        "transitions": terms[:, 1:].sum(dim=1).tolist(),
+        "means": means.tolist(),
+        "squares": (terms - means).square().sum(dim=0).tolist(),
+    }
+
+
+class Sweeps:
+    r"""The sums over all batches so far, of a grid of `steps` steps."""
+
+    def __init__(self, steps: int):
+        self.prior, self.decoder, self.transitions = [], [], []
+        self.count, self.means, self.squares = 0, *torch.zeros(2, steps, dtype=torch.float64)
+
+    def add(self, sums: dict[str, Any], numbers: list[int], timesteps: list[int], dtype: torch.dtype) -> None:
+        r"""Take in a batch of images with these numbers, scored by a network of this dtype.
+
+        Raises:
+            ValueError: a term that is not finite.
+        """
+        if sums["bad"] is not None:
+            image, row = sums["bad"]
+            raise NonFiniteOutput("a term that is not", image=numbers[image], timestep=timesteps[row], dtype=dtype)
+        for name in ("prior", "decoder", "transitions"):
+            getattr(self, name).extend(sums[name])
+        count, means = len(sums["prior"]), torch.tensor(sums["means"], dtype=torch.float64)
+        gap, both = means - self.means, self.count + count
+        self.squares += torch.tensor(sums["squares"], dtype=torch.float64) + gap.square() * self.count * count / both
+        self.means += gap * count / both
+        self.count = both
+
+    def mean_and_error(self, more: list[dict[str, Any]]) -> tuple[float, float] | tuple[()]:
+        r"""The mean so far with the sums of some more batches, and its standard error; nothing for less than two images."""
+        parts = [(self.prior, self.decoder, self.transitions), *((s["prior"], s["decoder"], s["transitions"]) for s in more)]
+        values = torch.tensor([sum(terms) for part in parts for terms in zip(*part)], dtype=torch.float64)
+        return (values.mean().item(), (values.var() / len(values)).sqrt().item()) if len(values) > 1 else ()
+
+    @property
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        r"""Prior, decoder and sum of the transitions of each image, `(N,)`."""
+        prior, decoder, transitions = (
+            torch.tensor(x, dtype=torch.float64) for x in (self.prior, self.decoder, self.transitions)
+        )
+        return prior, decoder, transitions
+
+
+# ---- ddpm_vlb/sampled_bound/control_variates.py ----
+
+r"""Cheap functions of an image and of its noise that go with the terms of the bound, and whose mean is known.
+
+A term :math:`\ell_t(x, \epsilon)` costs a network evaluation. What it has in common with a function
+:math:`m_t(x, \epsilon) = \phi(x)^\top b_t + h_t(x, \epsilon)^\top c_t` of known mean need not be estimated:
+
+.. math:: E[\ell_t] = E[m_t] + E[\ell_t - m_t], \qquad E[m_t] = \bar\phi^\top b_t ,
+
+and only the second part, of less variance, is left to chance. (Survey sampling calls it the difference estimator.) With b and
+c fixed beforehand the estimate is unbiased whatever they are.
+
+- :math:`\phi(x)`, of each image: how much of it lies between black and white, how rough it is, how bright. Their mean over
+  the data set is a sum over its images. An image's bits go with its edges.
+- :math:`h_t(x, \epsilon)`, of mean zero given x. While the noise is faint, the network's error is the noise that it could not
+  tell from the image: the energy :math:`\sum_d w_d (\epsilon_d^2 - 1)`, over all pixels, over those between the extremes
+  (at the extremes it knows the answer) and over the rough ones. When the noise is strong, it is the error of the best linear
+  denoiser, the Wiener filter: diagonal in the basis of the discrete cosine transform, with gain
+  :math:`G_k = \sqrt{\bar\alpha_t} S_k / (\bar\alpha_t S_k + 1 - \bar\alpha_t)` for a coefficient
+  :math:`z_k` of mean :math:`\mu_k` and variance :math:`S_k` over the data,
+
+  .. math:: \hat z_k - z_k = G_k \sqrt{1 - \bar\alpha_t}\, e_k - r_k, \qquad r_k = (1 - \sqrt{\bar\alpha_t} G_k)(z_k - \mu_k),
+
+  whose square has the mean :math:`r_k^2 + G_k^2 (1 - \bar\alpha_t)` over the noise :math:`e`.
+
+Each is divided by a constant of t that brings its standard deviation near 1.
+"""
+
+
+
+
+class ControlVariates:
+    r"""The functions :math:`h_t` for images that resemble some given ones.
+
+    Args:
+        alphas_cumprod: signal levels :math:`\bar\alpha_t` of the steps that are scored, `(K,)`.
+        samples: images from which the spectrum and the scales are taken, `(M, C, H, W)`, in [-1, 1].
+    """
+
+    def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor):
+        samples = samples.double().cpu()
+        self._alphas_cumprod = alphas_cumprod.detach().double().cpu()
+        self._transforms = [_cosine_transform(size) for size in samples.shape[1:]]
+        spectrum = self._transform(samples)
+        self._mean = spectrum.mean(dim=0)
+        self._variance = spectrum.var(dim=0, unbiased=False)
+        # For the energies; the variance of the sum of w (e^2 - 1) is 2 times the sum of w^2.
+        self._scales = torch.stack([(2 * w.square().flatten(1).sum(dim=1).mean()).sqrt() for w in _weights(samples)])
+
+    def noise_features(self, samples: torch.Tensor, noise: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        r""":math:`h_t(x, \epsilon)`, of mean zero over the noise.
+
+        Args:
+            samples, noise: images and standard normal noise, `(B, C, H, W)`.
+            rows: steps of each, indices into `alphas_cumprod`, `(B,)`.
+
+        Returns:
+            float64, `(B, 4)`.
+        """
+        samples, noise = samples.double().cpu(), noise.double().cpu()
+        energy = noise.square() - 1
+        columns = [
+            (w * energy).flatten(1).sum(dim=1) / scale if scale > 0 else torch.zeros(len(samples), dtype=torch.float64)
+            for w, scale in zip(_weights(samples), self._scales)
+        ]
+        alpha_bar = self._alphas_cumprod[rows].reshape(-1, 1, 1, 1)
+        gain = alpha_bar.sqrt() * self._variance / (alpha_bar * self._variance + 1 - alpha_bar)
+        spread = gain * (1 - alpha_bar).sqrt()
+        rest = 1 - alpha_bar.sqrt() * gain
+        e = self._transform(noise)
+        bias = rest * (self._transform(samples) - self._mean)
+        error = (spread.square() * (e.square() - 1) - 2 * bias * spread * e).flatten(1).sum(dim=1)
+        variance = (2 * spread**4 + 4 * (rest * spread).square() * self._variance).flatten(1).sum(dim=1)
+        columns.append(torch.where(variance > 0, error / variance.sqrt().clamp(min=1e-150), 0.0))
+        return torch.stack(columns, dim=1)
+
+    def _transform(self, values: torch.Tensor) -> torch.Tensor:
+        # Along channels, rows and columns; of colours, the first coefficient is the brightness.
+        return torch.einsum("bchw,ic,jh,kw->bijk", values, *self._transforms)
+
+
+def image_features(samples: torch.Tensor) -> torch.Tensor:
+    r""":math:`\phi(x)` of images `(B, C, H, W)` in [-1, 1]: float64, `(B, 4)`, the first a constant 1."""
+    samples = samples.double().cpu()
+    _, between, rough = _weights(samples)
+    columns = [torch.ones(len(samples), dtype=torch.float64)]
+    columns += [values.flatten(1).mean(dim=1) for values in (between, rough, samples)]
+    return torch.stack(columns, dim=1)
+
+
+def _weights(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Weights of the pixels, `(B, C, H, W)` each: all, those between the extremes, and the rough ones by how rough."""
+    rough = torch.zeros_like(samples)
+    for dim in (2, 3):
+        steps = samples.diff(dim=dim).abs()
+        size = samples.shape[dim]
+        rough.narrow(dim, 1, size - 1).add_(steps)
+        rough.narrow(dim, 0, size - 1).add_(steps)
+    return torch.ones_like(samples), (samples.abs() < 1).to(samples.dtype), rough
+
+
+def _cosine_transform(size: int) -> torch.Tensor:
+    r"""The orthonormal discrete cosine transform (type II) of `size` numbers, `(size, size)`."""
+    k = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi / size * k[:, None] * (k + 0.5)) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
 
 
 # ---- ddpm_vlb/sampled_bound/tails.py ----
@@ -9593,6 +9994,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         self.maybe_free_model_hooks()
         return VLBOutput(timesteps=scorer.reverse.forward.timesteps[1:].clone(), config=config, **output)
 
+    classify = classify
+
     def _score_all(self, scorer: Scorer, levels, generator, labels, batch_size: int) -> dict[str, Any]:
         r"""The full sweep: the fields of a `VLBOutput`."""
         seeds = draw_seeds(len(levels), generator)
@@ -9875,3 +10278,1528 @@ def _file_size(array: np.ndarray, options: dict) -> int:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array)).save(buffer, **options)
     return buffer.tell()
+
+
+# ---- ddpm_vlb/codec/stack.py ----
+
+r"""A stack of bits, from which symbols are popped and onto which they are pushed: asymmetric numeral systems (Duda 2015).
+
+The coder is `constriction`'s. Its arithmetic is its own in every part, the error function too, so that the same numbers in give
+the same bits on every machine. What it is given here is therefore made of integers: a mean in 64ths of a bin, a standard
+deviation of `SCALE_BITS` bits, a window that follows from them.
+
+To pop a symbol and to push it again under the same distribution leaves the stack as it was; that is all that bits-back needs.
+"""
+
+
+
+SCALE_BITS = 8  # of a standard deviation, beside its exponent
+POP_WIDTH = 5.0  # standard deviations to either side; every bin has at least 2^-24, and farther ones would be outliers
+PUSH_WIDTH = 6.0
+MAX_WINDOW = 2**16  # bins to either side
+MAX_EXCESS = 2**32  # bins beyond these
+CHUNK = 2**16
+
+
+class DamagedFile(ValueError):
+    r"""A file that is not as it was written, or that this machine does not compute alike."""
+
+
+def load_coder() -> Any:
+    r"""The library of the coder, or `ValueError` where it is not installed."""
+    try:
+        import constriction
+    except ImportError as error:
+        raise ValueError("`codec` needs constriction: pip install constriction.") from error
+    return getattr(constriction, "stream")  # noqa: B009 (no types tell of it)
+
+
+class Stack:
+    r"""Bits, the last of them on top.
+
+    Args:
+        words: uint32, what lies on it first; nothing, and no mark either, where it is `None`.
+        is_sealed: `False` puts a mark on them, so that they can be told from what comes after; `True` where it is there.
+    """
+
+    def __init__(self, words: np.ndarray | None = None, is_sealed: bool = False):
+        stream = load_coder()
+        self._model = stream.model
+        if words is None:
+            self._coder = stream.stack.AnsCoder()
+            return
+        try:
+            self._coder = stream.stack.AnsCoder(words.astype(np.uint32), seal=not is_sealed)
+        except (ValueError, AssertionError) as error:  # the top word is 0
+            raise DamagedFile(f"`data` must hold a stack of bits, got one that is none: {error}") from error
+
+    @property
+    def num_bits(self) -> int:
+        r"""How many there are."""
+        return self._coder.num_valid_bits()
+
+    def words(self) -> np.ndarray:
+        r"""All that is on the stack, uint32."""
+        return self._coder.get_compressed()
+
+    def unsealed(self) -> np.ndarray:
+        r"""What lay on it first, once everything else is popped."""
+        try:
+            return self._coder.get_compressed(unseal=True)
+        except (ValueError, AssertionError) as error:
+            raise DamagedFile("`data` must leave what was coded first, got other bits.") from error
+
+    # Integers around a mean, the distribution a Gaussian over the bins, whose ends are open.
+
+    def push(self, values: np.ndarray, means: np.ndarray, scales: np.ndarray) -> None:
+        r"""Push integers under Gaussians; what lies outside of the window costs some bits more.
+
+        Args:
+            values: int64, `(M,)`.
+            means: in 64ths, int64, `(M,)`.
+            scales: standard deviations in bins, each of `SCALE_BITS` bits, `(M,)`.
+        """
+        centres, rest, window = _centred(means, scales, PUSH_WIDTH)
+        symbols = values - centres
+        if (np.abs(symbols) > window + MAX_EXCESS).any():  # it could be written, and not read
+            raise ValueError(f"`pipe` must predict latents within {MAX_EXCESS} bins, got one that is farther off.")
+        clipped = symbols.clip(-window - 1, window + 1)
+        # What is beyond the ends lies below the symbols: these are popped first and tell of it.
+        for excess in (np.abs(symbols) - window - 1)[np.abs(clipped) > window][::-1]:
+            self.push_integer(int(excess), MAX_EXCESS)
+        self._push(clipped, -window - 1, window + 1, rest, scales)
+
+    def pop(self, means: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        r"""What `push` pushed."""
+        centres, rest, window = _centred(means, scales, PUSH_WIDTH)
+        symbols = self._pop(-window - 1, window + 1, rest, scales)
+        for place in np.flatnonzero(np.abs(symbols) > window):
+            symbols[place] += int(np.sign(symbols[place])) * self.pop_integer(MAX_EXCESS)
+        return symbols + centres
+
+    def draw(self, means: np.ndarray, scale: float) -> np.ndarray:
+        r"""Pop integers within some standard deviations of their means, which the bits on the stack choose."""
+        scales = np.full(means.shape, scale)
+        centres, rest, window = _centred(means, scales, POP_WIDTH)
+        return self._pop(-window, window, rest, scales) + centres
+
+    def give_back(self, values: np.ndarray, means: np.ndarray, scale: float) -> None:
+        r"""Push what `draw` popped, and with it the bits that chose it."""
+        scales = np.full(means.shape, scale)
+        centres, rest, window = _centred(means, scales, POP_WIDTH)
+        symbols = values - centres
+        if (np.abs(symbols) > window).any():
+            raise DamagedFile("`data` must hold latents that the forward process gives, got others.")
+        self._push(symbols, -window, window, rest, scales)
+
+    def push_levels(self, levels: np.ndarray, num_levels: int, means: np.ndarray, scales: np.ndarray) -> None:
+        r"""Push levels under the discretised decoder; `means` and `scales` are in levels, float64."""
+        self._push(levels, 0, num_levels - 1, means, scales)
+
+    def pop_levels(self, num_levels: int, means: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        r"""What `push_levels` pushed."""
+        return self._pop(0, num_levels - 1, means, scales)
+
+    # Symbols with weights of their own.
+
+    def push_weighed(self, symbol: int, weights: np.ndarray) -> None:
+        r"""Push a symbol, its probability in proportion to its weight."""
+        self._coder.encode_reverse(symbol, self._model.Categorical(weights, perfect=False))
+
+    def pop_weighed(self, weights: np.ndarray) -> int:
+        r"""What `push_weighed` pushed."""
+        return int(self._coder.decode(self._model.Categorical(weights, perfect=False)))
+
+    # Integers that are all alike, and counts that are nearly always 0.
+
+    def push_integer(self, value: int, size: int) -> None:
+        r"""Push an integer in [0, size)."""
+        for chunk in _chunks(size):
+            self._coder.encode_reverse(value % chunk, self._model.Uniform(chunk))
+            value //= chunk
+
+    def pop_integer(self, size: int) -> int:
+        r"""What `push_integer` pushed."""
+        value = 0
+        for chunk in reversed(_chunks(size)):
+            value = value * chunk + int(self._coder.decode(self._model.Uniform(chunk)))
+        return value
+
+    def push_count(self, count: int, rarity: int) -> None:
+        r"""Push a count, which is above 0 with a probability of 2^-rarity."""
+        if count:
+            self.push_integer(count - 1, 2**32) if count > 15 else None
+            self._coder.encode_reverse(min(count, 16) - 1, self._counts)
+        self._coder.encode_reverse(int(count > 0), self._rare(rarity))
+
+    def pop_count(self, rarity: int) -> int:
+        r"""What `push_count` pushed."""
+        if not int(self._coder.decode(self._rare(rarity))):
+            return 0
+        count = int(self._coder.decode(self._counts)) + 1
+        return count if count < 16 else self.pop_integer(2**32) + 1
+
+    @property
+    def _counts(self):
+        # Halved from one to the next, exactly.
+        return self._model.Categorical(np.exp2(-np.arange(1.0, 17.0).clip(max=15.0)), perfect=False)
+
+    def _rare(self, rarity: int):
+        return self._model.Categorical(np.array([1 - 2.0**-rarity, 2.0**-rarity]), perfect=False)
+
+    def _push(self, symbols, lowest: int, highest: int, means, scales) -> None:
+        model = self._model.QuantizedGaussian(lowest, highest)
+        self._coder.encode_reverse(symbols.astype(np.int32), model, means.astype(np.float64), scales.astype(np.float64))
+
+    def _pop(self, lowest: int, highest: int, means, scales) -> np.ndarray:
+        if self._coder.is_empty():
+            raise DamagedFile("`data` must hold the bits of its images, got too few.")
+        model = self._model.QuantizedGaussian(lowest, highest)
+        return self._coder.decode(model, means.astype(np.float64), scales.astype(np.float64)).astype(np.int64)
+
+
+def _centred(means: np.ndarray, scales: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray, int]:
+    r"""The bins next to the means, what is left of these, and how many bins are looked at to either side."""
+    centres = (means + 32) >> 6
+    window = min(max(math.ceil(width * float(scales.max())), 1), MAX_WINDOW)
+    return centres, (means - (centres << 6)) / 64.0, window
+
+
+def _chunks(size: int) -> list[int]:
+    r"""Sizes of the digits in which an integer in [0, size) is written, the lowest first."""
+    chunks = []
+    while size > CHUNK:
+        chunks.append(CHUNK)
+        size = -(-size // CHUNK)
+    return [*chunks, max(size, 2)]
+
+
+def words_to_bytes(words: np.ndarray) -> bytes:
+    r"""Words as bytes, little-endian."""
+    return words.astype("<u4").tobytes()
+
+
+def words_of_bytes(body: bytes) -> np.ndarray:
+    r"""Words of bytes; zeros at the end may be left out."""
+    return np.frombuffer(body + bytes(-len(body) % 4), "<u4").astype(np.uint32)
+
+
+# ---- ddpm_vlb/codec/container.py ----
+
+r"""The bytes of a `.vlb` file, version 1. The page beside this file has them in a table.
+
+Integers are LEB128: seven bits a byte, the lowest first, the highest bit set where more follow. Checksums of bytes are CRC-32,
+little-endian, each begun with the one before it, so that a block is right in its place alone.
+"""
+
+
+
+MAGIC = b"\x89VLB\x01"
+VERSION = 1
+DIGEST_BYTES, CHECK_BYTES, CRC_BYTES = 8, 8, 4
+CODED_BLOCK, END = b"B", b"E"
+MAX_STEPS = 65_536
+MAX_BLOCK_IMAGES = 65_536
+MAX_BLOCK_BYTES = 2**31
+MAX_DIMENSIONS = 2**26
+MAX_BLOCK_VALUES = 2**28  # a small file can stand for many images that are all alike
+MAX_LABEL = 2**62
+MAX_NAME_BYTES = 4096
+RUN_BASE = 32
+HAS_TIMESTEPS, HAS_CLASSES = 1, 2
+
+
+def write_integer(value: int) -> bytes:
+    r"""LEB128."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+class Reader:
+    r"""Reads a file, or some bytes, from front to back; `DamagedFile` where they end too early.
+
+    Args:
+        source: a binary file, or bytes.
+    """
+
+    def __init__(self, source: BinaryIO | bytes):
+        self._file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
+        self.seen = bytearray()
+
+    def take(self, count: int) -> bytes:
+        r"""The next bytes, whole."""
+        found = bytearray()
+        while len(found) < count:  # no memory for what a damaged length says, before it is there
+            some = self._file.read(min(count - len(found), 2**20))
+            if not some:
+                raise DamagedFile(f"`data` must hold all of its bytes, got an end where {count - len(found)} more belong.")
+            found += some
+        self.seen += found
+        return bytes(found)
+
+    def integer(self, name: str, least: int, most: int) -> int:
+        r"""The next integer, from `least` to `most`."""
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128 or shift > 63:
+                break
+        if byte > 127 or not least <= value <= most:
+            raise DamagedFile(f"`data` must have a number of {name} from {least} to {most}, got {value}.")
+        return value
+
+    def rest(self) -> bytes:
+        r"""All that follows."""
+        return self._file.read()
+
+
+@dataclass(frozen=True)
+class Header:
+    r"""What a file says of its images and its model.
+
+    Args:
+        shape: (C, H, W).
+        num_pixel_levels: of their grid.
+        digest: the first bytes of the model's.
+        num_steps: K.
+        band: -log2 of the guard band.
+        inference_timesteps: where the grid was named, ascending.
+        has_classes: whether the network was told the classes.
+    """
+
+    shape: tuple[int, int, int]
+    num_pixel_levels: int
+    digest: bytes
+    num_steps: int
+    band: int
+    inference_timesteps: tuple[int, ...] | None = None
+    has_classes: bool = False
+
+    def to_bytes(self) -> bytes:
+        r"""With its checksum."""
+        flags = (HAS_TIMESTEPS if self.inference_timesteps is not None else 0) | (HAS_CLASSES if self.has_classes else 0)
+        numbers = [flags, *self.shape, self.num_pixel_levels - 2, self.num_steps, self.band]
+        below = -1
+        for timestep in self.inference_timesteps or ():
+            numbers.append(timestep - below - 1)
+            below = timestep
+        body = MAGIC + b"".join(map(write_integer, numbers)) + self.digest
+        return body + crc_of(body)
+
+    @classmethod
+    def read(cls, reader: Reader) -> "Header":
+        r"""Read one, or `DamagedFile`."""
+        if reader.take(4) != MAGIC[:4]:
+            raise DamagedFile("`data` must begin as a .vlb file does, got other bytes.")
+        version = reader.take(1)[0]
+        if version != VERSION:
+            raise DamagedFile(f"`data` must be of version {VERSION} of the format, got {version}. Another ddpm_vlb wrote it.")
+        flags = reader.integer("flags", 0, HAS_TIMESTEPS | HAS_CLASSES)
+        shape = (
+            reader.integer("channels", 1, 65_536),
+            reader.integer("rows", 1, 65_536),
+            reader.integer("columns", 1, 65_536),
+        )
+        levels = reader.integer("levels beyond two", 0, 65_534) + 2
+        steps = reader.integer("steps", 1, MAX_STEPS)
+        band = reader.integer("bits of the guard band", 1, 60)
+        timesteps, below = [], -1
+        for _ in range(steps if flags & HAS_TIMESTEPS else 0):
+            below += reader.integer("timesteps between", 0, 1_000_000) + 1
+            timesteps.append(below)
+        digest = reader.take(DIGEST_BYTES)
+        _check_crc(reader, bytes(reader.seen), 0, "header")
+        if shape[0] * shape[1] * shape[2] > MAX_DIMENSIONS:
+            raise DamagedFile(f"`data` must hold images of at most {MAX_DIMENSIONS} values, got {shape}.")
+        named = tuple(timesteps) if flags & HAS_TIMESTEPS else None
+        return cls(shape, levels, digest, steps, band, named, bool(flags & HAS_CLASSES))
+
+
+class CodedBlock(NamedTuple):
+    r"""Images that are decoded together.
+
+    Args:
+        num_images: in all.
+        num_plain: of them, those that begin the block and are coded without the network.
+        is_counted: whether by `plain.py`'s small model, not by another tool.
+        runs: (images to a batch, a power of two; batches) of the others, in the order in which they were pushed.
+        labels: classes, or `None`.
+        names: of the images, or `None`.
+        check: of the images, by `image_check`.
+        payload: the stack of bits.
+    """
+
+    num_images: int
+    num_plain: int
+    is_counted: bool
+    runs: list[tuple[int, int]]
+    labels: list[int] | None
+    names: list[str] | None
+    check: bytes
+    payload: bytes
+
+    def to_bytes(self) -> bytes:
+        r"""Without its frame."""
+        labels = b"" if self.labels is None else zlib.compress(b"".join(map(write_integer, self.labels)), 9)
+        names = b"" if self.names is None else zlib.compress(names_to_bytes(self.names), 9)
+        runs = [batches * RUN_BASE + size.bit_length() - 1 for size, batches in self.runs]
+        numbers = [self.num_images, 2 * self.num_plain + self.is_counted, len(runs), *runs]
+        sizes = [len(labels), len(names)]
+        return b"".join(map(write_integer, [*numbers, *sizes])) + labels + names + self.check + self.payload
+
+    @classmethod
+    def parse(cls, body: bytes) -> "CodedBlock":
+        r"""Read one, or `DamagedFile`."""
+        reader = Reader(body)
+        count = reader.integer("images", 1, MAX_BLOCK_IMAGES)
+        plain, is_counted = divmod(reader.integer("plain images", 0, 2 * count + 1), 2)
+        most = RUN_BASE * (count + 1)
+        told = [divmod(reader.integer("batches", RUN_BASE, most), RUN_BASE) for _ in range(reader.integer("runs", 0, count))]
+        runs = [(1 << exponent, batches) for batches, exponent in told]
+        if plain + sum(size * batches for size, batches in runs) != count:
+            raise DamagedFile(f"`data` must have the batches of its {count} images, got others.")
+        sizes = [reader.integer("bytes", 0, MAX_BLOCK_BYTES) for _ in range(2)]
+        labels, names = (reader.take(size) for size in sizes)
+        described = _labels(labels, count), _names(names, count)
+        return cls(count, plain, bool(is_counted), runs, *described, reader.take(CHECK_BYTES), reader.rest())
+
+
+def names_to_bytes(names: list[str]) -> bytes:
+    r"""A JSON list. Names of files may hold what is no character."""
+    return json.dumps(names, ensure_ascii=False).encode(errors="surrogatepass")
+
+
+def image_check(digest: bytes, index: int, levels: bytes) -> bytes:
+    r"""Which images these are, at which block of which model: a few bytes of SHA-256."""
+    return hashlib.sha256(digest + write_integer(index) + levels).digest()[:CHECK_BYTES]
+
+
+def frame(body: bytes, crc: bytes) -> bytes:
+    r"""A block as it stands in the file, after what ended with `crc`."""
+    start = CODED_BLOCK + write_integer(len(body))
+    return start + body + crc_of(start + body, crc)
+
+
+def end(crc: bytes) -> bytes:
+    r"""The end of a file, after what ended with `crc`."""
+    return END + crc_of(END, crc)
+
+
+def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, CodedBlock, bytes]]:
+    r"""Blocks of a file after its header, one at a time: index, first image, block and checksum.
+
+    Raises:
+        DamagedFile: a block that is not as it was written or not in its place, and an end that is missing, too early or not the
+            end of the file; when the reader comes to it.
+    """
+    index = first = 0
+    described = None
+    while True:
+        reader.seen.clear()
+        kind = reader.take(1)
+        if kind == END:
+            _check_crc(reader, bytes(reader.seen), crc, "end")
+            if not first:
+                raise DamagedFile("`data` must hold an image, got none.")
+            if reader.rest()[:1]:
+                raise DamagedFile("`data` must end where its images do, got further bytes.")
+            return
+        if kind != CODED_BLOCK:
+            raise DamagedFile(f"`data` must go on with a block or end, got the byte {kind[0]}.")
+        body = reader.take(reader.integer("bytes", 1, MAX_BLOCK_BYTES))
+        crc = _check_crc(reader, bytes(reader.seen), crc, f"block {index}")
+        block = CodedBlock.parse(body)
+        kinds = block.labels is not None, block.names is not None
+        if described not in (None, kinds):
+            raise DamagedFile("`data` must have labels, and names, in all of its blocks or in none, got a part.")
+        described = kinds
+        yield index, first, block, crc
+        first += block.num_images
+        index += 1
+
+
+def crc_of(body: bytes, before: bytes | int = 0) -> bytes:
+    r"""CRC-32 of bytes, after what ended with another."""
+    start = before if isinstance(before, int) else int.from_bytes(before, "little")
+    return zlib.crc32(body, start).to_bytes(CRC_BYTES, "little")
+
+
+def _check_crc(reader: Reader, body: bytes, before: bytes | int, what: str) -> bytes:
+    expected, found = crc_of(body, before), reader.take(CRC_BYTES)
+    if expected != found:
+        raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}.")
+    return found
+
+
+def _inflate(body: bytes, most: int, what: str) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        found = inflater.decompress(body, most + 1)
+    except zlib.error as error:
+        raise DamagedFile(f"`data` must hold {what}, got bytes that are none: {error}") from error
+    if len(found) > most or not inflater.eof:
+        raise DamagedFile(f"`data` must hold at most {most} bytes of {what}, got more, or a part.")
+    return found
+
+
+def _labels(body: bytes, count: int) -> list[int] | None:
+    if not body:
+        return None
+    reader = Reader(_inflate(body, 10 * count, "labels"))
+    labels = [reader.integer("class", 0, MAX_LABEL) for _ in range(count)]
+    if reader.rest():
+        raise DamagedFile(f"`data` must hold a label for each of {count} images, got more.")
+    return labels
+
+
+def _names(body: bytes, count: int) -> list[str] | None:
+    if not body:
+        return None
+    try:
+        names = json.loads(_inflate(body, MAX_NAME_BYTES * count, "names"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"`data` must hold names, got others: {error}") from error
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
+        raise DamagedFile(f"`data` must hold a name for each of {count} images, got others.")
+    return names
+
+
+# ---- ddpm_vlb/codec/arguments.py ----
+
+r"""What `compress` and `decompress` ask of their arguments: nothing is written that could not be read."""
+
+
+
+
+def check_sizes(shape: tuple[int, int, int], count: int, block_size: int) -> None:
+    r"""Raise `ValueError` for images of (C, H, W), or blocks of them, that are larger than a file may say."""
+    values = math.prod(shape)
+    if values > MAX_DIMENSIONS:
+        raise ValueError(f"`images` must have at most {MAX_DIMENSIONS} values each, got {shape}.")
+    most = min(MAX_BLOCK_IMAGES, MAX_BLOCK_VALUES // values)
+    if min(count, block_size) > most:
+        raise ValueError(f"`block_size` must be at most {most} for images of {shape}, got {block_size}.")
+
+
+def check_labels(labels: Sequence[int] | None, count: int) -> list[int] | None:
+    r"""Labels as integers that a file can hold."""
+    if labels is None:
+        return None
+    try:
+        kept = [operator.index(label) for label in labels]
+    except TypeError as error:
+        raise ValueError(f"`labels` must be integers, got {reprlib.repr(labels)}.") from error
+    if len(kept) != count:
+        raise ValueError(f"`labels` must be one for each of {count} images, got {len(kept)}.")
+    if not 0 <= min(kept) <= max(kept) <= MAX_LABEL:
+        raise ValueError(f"`labels` must lie in [0, 2^62], got values from {min(kept)} to {max(kept)}.")
+    return kept
+
+
+def check_names(names: Sequence[str] | None, count: int) -> list[str] | None:
+    r"""Names that a file can hold."""
+    if names is None:
+        return None
+    kept = [str(name) for name in names]
+    if len(kept) != count:
+        raise ValueError(f"`names` must be one for each of {count} images, got {len(kept)}.")
+    longest = max(kept, key=lambda name: len(names_to_bytes([name])))
+    if len(names_to_bytes([longest])) > MAX_NAME_BYTES:
+        raise ValueError(f"`names` must take at most {MAX_NAME_BYTES} bytes each, got {reprlib.repr(longest)}.")
+    return kept
+
+
+def check_image_numbers(images: Sequence[int] | slice | int, total: int) -> list[int]:
+    r"""Numbers in [0, total), in the order in which they were asked for; one may be there twice."""
+    refusal = f"`images` must be numbers of the {total} images of the file, got {images!r}."
+    if isinstance(images, slice):
+        wanted = list(range(total)[images])
+    else:
+        listed = list(images) if isinstance(images, Iterable) and getattr(images, "ndim", 1) else [images]
+        # A mask would be read as numbers 0 and 1.
+        if any(isinstance(n, bool) or "bool" in str(getattr(n, "dtype", "")) for n in listed):
+            raise ValueError(refusal)
+        try:
+            wanted = [operator.index(number) for number in listed]
+        except TypeError as error:
+            raise ValueError(refusal) from error
+    if not wanted or not all(-total <= number < total for number in wanted):
+        raise ValueError(refusal)
+    return [number % total for number in wanted]
+
+
+# ---- ddpm_vlb/codec/rounding.py ----
+
+r"""Rounding that two machines agree on.
+
+A network's outputs differ in their last digits from machine to machine, and between batch sizes and numbers of threads on one.
+What enters the coder must not. So every output y is rounded to a multiple of some unit, which is coarse beside the differences
+and fine beside what the rate would notice. Two machines that differ by less than `band` can then disagree only about a y that
+lies within `band` of the middle between two multiples: the encoder writes down which way it went for each of these, and the
+decoder, wherever *its* y lies, goes there.
+
+The encoder notes y where :math:`|y / u - \lfloor y / u \rfloor - 1/2| \le b / u`. If the decoder has :math:`|y' - y| < b`, it
+rounds what was not noted to the same multiple, since no middle lies between y and y'; and what was noted has the same floor,
+as long as :math:`2 b < u / 2`.
+"""
+
+
+
+
+@dataclass
+class Notes:
+    r"""Which way some of the values of one network evaluation went.
+
+    Args:
+        places: where they are among all values of the evaluation, in the order in which these are rounded.
+        is_up: whether it was up.
+        size: how many values there are.
+    """
+
+    places: list[int] = field(default_factory=list)
+    is_up: list[bool] = field(default_factory=list)
+    size: int = 0
+
+
+def round_noting(values: np.ndarray, units: np.ndarray | float, bands: np.ndarray | float, notes: Notes) -> np.ndarray:
+    r"""Multiples of `units` next to `values`, float64 integers of the same shape; the doubtful ones are added to `notes`."""
+    floors, halves = _split(values, units)
+    is_up = halves >= 0
+    places = np.flatnonzero((np.abs(halves) <= bands / units).ravel())
+    notes.places += (notes.size + places).tolist()
+    notes.is_up += is_up.ravel()[places].tolist()
+    notes.size += values.size
+    return floors + is_up
+
+
+def round_as_noted(values: np.ndarray, units: np.ndarray | float, notes: Notes) -> np.ndarray:
+    r"""What `round_noting` returned, by what it noted; `notes.size` counts the values that were rounded so far."""
+    floors, halves = _split(values, units)
+    is_up = (halves >= 0).ravel()
+    for place, up in zip(notes.places, notes.is_up):
+        if notes.size <= place < notes.size + values.size:
+            is_up[place - notes.size] = up
+    notes.size += values.size
+    return floors + is_up.reshape(values.shape)
+
+
+def _split(values, units):
+    scaled = values / units
+    floors = np.floor(scaled)
+    return floors, scaled - floors - 0.5
+
+
+# ---- ddpm_vlb/codec/summary.py ----
+
+r"""Where the bits of a file went: every one of them, and what the bound asked for."""
+
+
+
+@dataclass
+class Account:
+    r"""Where bits went, summed over images.
+
+    Args:
+        images: that were coded.
+        bound: bits that the model asks for: the log-ratios of the trajectories.
+        net: bits by which stacks grew.
+        notes: of these, bits that tell where values near the middle between two went.
+        num_notes: how many there were.
+    """
+
+    images: int = 0
+    bound: float = 0.0
+    net: float = 0.0
+    notes: float = 0.0
+    num_notes: int = 0
+
+
+@dataclass
+class Summary:
+    r"""What a file took, and for what.
+
+    Args:
+        num_images, num_dimensions: of the file, and of an image.
+        num_blocks, num_plain: blocks, and images without the network.
+        file_bytes: all of it.
+        described_bytes: of it, labels and names.
+        stack_bits, plain_bits: of it, the stacks, and what of these was there before the first image was pushed.
+        account: of the images that were pushed.
+    """
+
+    num_images: int
+    num_dimensions: int
+    num_blocks: int
+    num_plain: int
+    file_bytes: int
+    described_bytes: int
+    stack_bits: int
+    plain_bits: int
+    account: Account
+
+    def as_dict(self) -> dict[str, Any]:
+        r"""Bits per dimension, all bits of the file over all values of its images, and what the bound leaves to explain.
+
+        `bound` is that of the trajectories that were coded, `None` where no image was. The parts of `overhead` sum to
+        `bits_per_dim - bound`.
+        """
+        values, account = self.num_images * self.num_dimensions, self.account
+        coded = account.images * self.num_dimensions
+        bound = account.bound / coded if coded else None
+        container = 8 * (self.file_bytes - self.described_bytes) - self.stack_bits
+        parts = {
+            "container": container,
+            "labels and names": 8 * self.described_bytes,
+            "initial bits": self.plain_bits - (bound or 0.0) * self.num_plain * self.num_dimensions,
+            "guard band": account.notes,
+            "quantisation": account.net - account.notes - account.bound,
+        }
+        return {
+            "num_images": self.num_images,
+            "num_blocks": self.num_blocks,
+            "num_plain": self.num_plain,
+            "num_notes": account.num_notes,
+            "file_bytes": self.file_bytes,
+            "bits_per_dim": 8 * self.file_bytes / values,
+            "net_bits_per_dim": account.net / coded if coded else None,
+            "bound": bound,
+            "overhead": {name: bits / values for name, bits in parts.items()},
+        }
+
+
+# ---- ddpm_vlb/codec/chain.py ----
+
+r"""Images on a stack of bits, at the price of the variational bound: Bit-Swap (Kingma, Abbeel & Ho 2019) along a DDPM's chain.
+
+An image x is pushed with all its latents :math:`x_0, \dots, x_{K-1}`, and what chooses the latents is popped: their bits come
+back when the image is decoded. On a grid of K timesteps, the lowest first,
+
+.. math::
+    \text{pop } x_k \sim q(x_k | x_{k-1}), \quad \text{push } x_{k-1} \text{ under } p(x_{k-1} | x_k), \qquad k = 0, \dots, K-1,
+
+with the image in the place of :math:`x_{-1}`; last, :math:`x_{K-1}` is pushed under
+:math:`N(0, I)`. The stack has then grown by
+
+.. math:: \log\frac{q(x_0, \dots, x_{K-1} | x)}{p(x, x_0, \dots, x_{K-1})},
+
+whose mean is the bound. To decode is to do the same backwards. Never more than two latents are in the air, so that only the
+first two pops need bits that must lie on the stack already.
+
+**Bins.** A latent is an integer multiple of :math:`\delta_k`, the power of two at or below half of the least standard
+deviation that it is popped or pushed with. Densities then cost what they should to the fourth order in
+:math:`\delta / \sigma`, since a bin's mass is the density of a Gaussian that is wider by just what rounding adds.
+
+**What two machines must agree on.** The forward process is integer arithmetic here: any q serves, as long as both sides have
+the same. A reverse step is made of a network's output, which is rounded by `rounding.py`; what follows is some float64
+arithmetic, and its results are rounded in the same way, with a far narrower band. Constants are rounded once, and part of
+the digest by which a decoder knows its model.
+"""
+
+
+
+
+BAND = 2.0**-34  # of a network's outputs: 5.8e-11, 5,000 times what float64 was seen to differ by
+ARITHMETIC_BAND = 2.0**-42  # of what is made of them: 2.3e-13
+BINS_PER_SCALE = 2  # at least, to a standard deviation
+MEAN_BITS, LEVEL_BITS, COEFFICIENT_BITS = 6, 12, 20
+VARIANCE_UNIT = 2.0**-10
+MAX_LATENT = 2**40
+LEAST_BITS = 2  # that a value of the last latent takes: its bins are at most half a standard deviation wide
+MAX_MEAN = 2.0**50  # in the units that means are rounded to
+# How a scorer's description may differ between two who have the same model.
+_NOT_THE_MODEL = ("dtype", "device", "versions", "timestep_spacing", "num_inference_steps", "inference_timesteps")
+
+
+class Step(NamedTuple):
+    r"""The constants of a latent: exact, and the same on every machine.
+
+    Args:
+        timestep: of the network.
+        bin: width :math:`\delta_k`, a power of two.
+        coefficient: from the latent below (or from 2 level - n + 1) to the mean of q in 2^-26 bins, an integer.
+        scale: standard deviation of q, in bins.
+        unit: that the network's output is rounded to, a power of two.
+    """
+
+    timestep: int
+    bin: float
+    coefficient: int
+    scale: float
+    unit: float
+
+    @property
+    def bits(self) -> float:
+        r"""Bits of a draw from q, for each dimension."""
+        return math.log2(math.sqrt(2 * math.pi * math.e) * self.scale)
+
+
+def _power_of_two(value: float) -> float:
+    return 2.0 ** math.floor(math.log2(value))
+
+
+def _rounded_scale(value: float) -> float:
+    unit = _power_of_two(value) * 2.0**-SCALE_BITS
+    return round(value / unit) * unit
+
+
+@dataclass
+class Chain:
+    r"""A model as a codec.
+
+    Args:
+        scorer: what is scored, its network in float64.
+        network_sha256: of the network as it was.
+        band: by how much less outputs may differ between the machine that encodes and the one that decodes.
+        batch_size: images that the network is asked about at once, at most.
+    """
+
+    scorer: Scorer
+    network_sha256: str | None
+    band: float = BAND
+    batch_size: int = 2**20
+    account: Account = field(default_factory=Account)
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        r"""The constants of the latents, the lowest first."""
+        reverse = self.scorer.reverse
+        forward, levels = reverse.forward, self.scorer.num_pixel_levels
+        spread, posterior = forward.betas.sqrt().tolist(), forward.posterior_variance.sqrt().tolist()
+        count, steps = len(forward), []
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        for k, timestep in enumerate(forward.timesteps.tolist()):
+            above = posterior[k + 1] if k + 1 < count else 1.0
+            width = _power_of_two(min(spread[k], above) / BINS_PER_SCALE)
+            # The bins of what lies below: of the image, of its levels.
+            below = steps[k - 1].bin if k else 1.0 / (levels - 1)
+            coefficient = round(forward.sqrt_alphas[k].item() * below / width * 2 ** (MEAN_BITS + COEFFICIENT_BITS))
+            original = reverse.prediction.original
+            slope = float(original(forward, zero, zero + 1, timestep) - original(forward, zero, zero, timestep))
+            slope *= forward.posterior_mean_coef1[k].item()
+            scale = posterior[k] if k else 1.0 / (levels - 1)
+            unit = min(max(_power_of_two(scale / (128 * abs(slope))), 2.0**-30), 2.0**-4)
+            if not 8 * self.band < unit:
+                raise ValueError(f"`band` must be less than an eighth of the unit {unit} at t = {timestep}, got {self.band}.")
+            steps.append(Step(timestep, width, coefficient, _rounded_scale(spread[k] / width), unit))
+        return steps
+
+    @cached_property
+    def digest(self) -> bytes:
+        r"""SHA-256 of the model: its network, its settings, its constants."""
+        described = {key: value for key, value in self.scorer.describe().items() if key not in _NOT_THE_MODEL}
+        said = [self.network_sha256, described, self.steps, self.band]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
+
+    @property
+    def start_bits(self) -> float:
+        r"""Bits for each dimension that must lie on the stack before an image is pushed, about."""
+        return sum(step.bits for step in self.steps[:2])
+
+    # Encoding and decoding of a batch.
+
+    def push(self, stack: Stack, levels: torch.Tensor, class_labels: torch.Tensor | None = None) -> int:
+        r"""Push images, levels `(B, C, H, W)`; returns by how many bits the stack was lower in between."""
+        lowest = start = stack.num_bits
+        shape = tuple(levels.shape)
+        below = levels.numpy().astype(np.int64).ravel()
+        log_ratio = 0.0
+        for k, step in enumerate(self.steps):
+            means = self._means(k, below)
+            latents = stack.draw(means, step.scale)
+            lowest = min(lowest, stack.num_bits)
+            notes = Notes()
+            reverse = self._reverse(k, latents, shape, class_labels, notes, round_noting)
+            log_ratio += self._log_ratio(k, below, latents, reverse)
+            self._push_reverse(stack, k, below, reverse)
+            before = stack.num_bits
+            self._push_notes(stack, k, notes)
+            self.account.notes += stack.num_bits - before
+            self.account.num_notes += len(notes.places)
+            below = latents
+        last = self.steps[-1]
+        zeros = np.zeros_like(below)
+        stack.push(below, zeros, np.full(below.shape, 1 / last.bin))
+        log_ratio -= normal_log_density(torch.from_numpy(below * last.bin), 0.0, 0.0).sum().item()
+        self.account.images += shape[0]
+        self.account.bound += log_ratio / LN_2
+        self.account.net += stack.num_bits - start
+        return start - lowest
+
+    def pop(self, stack: Stack, shape: tuple[int, ...], class_labels: torch.Tensor | None = None) -> torch.Tensor:
+        r"""Pop the images that were pushed last, levels of shape `(B, C, H, W)`."""
+        # Before there is memory for it: a few bytes can claim any number of images.
+        if stack.num_bits < LEAST_BITS * math.prod(shape):
+            raise DamagedFile(f"`data` must hold the bits of its images, got {stack.num_bits} for {math.prod(shape)} values.")
+        zeros, last = np.zeros(math.prod(shape), np.int64), self.steps[-1]
+        latents = stack.pop(zeros, np.full(zeros.shape, 1 / last.bin))
+        for k in range(len(self.steps) - 1, -1, -1):
+            if np.abs(latents).max() > MAX_LATENT:
+                raise DamagedFile("`data` must hold latents of the model, got larger ones.")
+            notes = self._pop_notes(stack, k, math.prod(shape))
+            reverse = self._reverse(k, latents, shape, class_labels, notes, round_as_noted)
+            below = self._pop_reverse(stack, k, reverse)
+            stack.give_back(latents, self._means(k, below), self.steps[k].scale)
+            latents = below
+        dtype = torch.uint8 if self.scorer.num_pixel_levels <= 256 else torch.int32
+        return torch.from_numpy(latents).reshape(shape).to(dtype)
+
+    # The two processes.
+
+    def _means(self, k: int, below: np.ndarray) -> np.ndarray:
+        r"""Means of q in 64ths of a bin, in integer arithmetic."""
+        values = below if k else 2 * below - (self.scorer.num_pixel_levels - 1)
+        return (values * self.steps[k].coefficient + (1 << (COEFFICIENT_BITS - 1))) >> COEFFICIENT_BITS
+
+    @torch.no_grad()
+    def _reverse(self, k: int, latents: np.ndarray, shape, class_labels, notes: Notes, rounded) -> "_Reverse":
+        r"""p(x_{k-1} | x_k), as the network has it and as it is coded with."""
+        scorer, step = self.scorer, self.steps[k]
+        noisy = torch.from_numpy(latents * step.bin).reshape(shape)
+        # As many at once as fit here; who encoded may have had more memory, or less.
+        inputs = noisy.split(self.batch_size)
+        labels = [None] * len(inputs) if class_labels is None else class_labels.split(self.batch_size)
+        parts = [scorer.network(part.to(scorer.device), step.timestep, own) for part, own in zip(inputs, labels)]
+        output = torch.cat(parts)
+        if not bool(torch.isfinite(output).all()):
+            raise NonFiniteOutput("NaN or infinity", timestep=step.timestep)
+        output, channels = output.cpu(), shape[1]
+        units = torch.full((1, output.shape[1], 1, 1), VARIANCE_UNIT, dtype=torch.float64)
+        units[:, :channels] = step.unit
+        how = (units.numpy(), self.band, notes)
+        multiples = rounded(output.numpy(), *how) if rounded is round_noting else rounded(output.numpy(), how[0], notes)
+        coded = scorer.reverse.p_mean_variance(torch.from_numpy(multiples) * units, noisy, step.timestep)
+        # In bins of what lies below, or in levels.
+        levels = scorer.num_pixel_levels
+        bin_width = self.steps[k - 1].bin if k else 2 / (levels - 1)
+        means = (coded.mean.numpy() / bin_width).ravel() + (0 if k else (levels - 1) / 2)
+        scales = (0.5 * coded.log_variance).exp().numpy().ravel() / bin_width
+        mean_unit = 2.0 ** -(MEAN_BITS if k else LEVEL_BITS)
+        if not ((np.abs(means) < MAX_MEAN * mean_unit).all() and (scales > 0).all() and np.isfinite(scales).all()):
+            raise NonFiniteOutput("means or standard deviations that no coder holds", timestep=step.timestep)
+        scale_units = np.ldexp(1.0, np.frexp(scales)[1] - 1 - SCALE_BITS)  # exact, unlike logarithms
+        band = ARITHMETIC_BAND / bin_width
+        if rounded is round_noting:
+            means, multiples = (
+                rounded(means, mean_unit, band, notes),
+                rounded(scales, scale_units, ARITHMETIC_BAND * scales, notes),
+            )
+        else:
+            means, multiples = rounded(means, mean_unit, notes), rounded(scales, scale_units, notes)
+        return _Reverse(output, noisy, means, multiples * scale_units)
+
+    def _push_reverse(self, stack: Stack, k: int, below: np.ndarray, reverse: "_Reverse") -> None:
+        if k:
+            stack.push(below, reverse.means.astype(np.int64), reverse.scales)
+        else:
+            stack.push_levels(below, self.scorer.num_pixel_levels, reverse.means * 2.0**-LEVEL_BITS, reverse.scales)
+
+    def _pop_reverse(self, stack: Stack, k: int, reverse: "_Reverse") -> np.ndarray:
+        if k:
+            return stack.pop(reverse.means.astype(np.int64), reverse.scales)
+        return stack.pop_levels(self.scorer.num_pixel_levels, reverse.means * 2.0**-LEVEL_BITS, reverse.scales)
+
+    # Notes on the stack.
+
+    def _rarity(self, k: int, dimensions: int) -> int:
+        r"""-log2 of how often there is something to note, about."""
+        expected = 2 * dimensions * self.band / self.steps[k].unit
+        return min(max(-math.ceil(math.log2(expected)), 1), 20)
+
+    def _push_notes(self, stack: Stack, k: int, notes: Notes) -> None:
+        size = self._size(notes.size)
+        for place, is_up in reversed(list(zip(notes.places, notes.is_up))):
+            stack.push_integer(2 * place + is_up, size)
+        stack.push_count(len(notes.places), self._rarity(k, notes.size))
+
+    def _pop_notes(self, stack: Stack, k: int, dimensions: int) -> Notes:
+        # The outputs, the means and the standard deviations of an evaluation.
+        total = dimensions * (4 if self.scorer.reverse.learns_variance else 3)
+        count = stack.pop_count(self._rarity(k, total))
+        if count > total:
+            raise DamagedFile("`data` must note a value once, got more notes than values.")
+        found = [stack.pop_integer(self._size(total)) for _ in range(count)]
+        return Notes([value >> 1 for value in found], [bool(value & 1) for value in found])
+
+    @staticmethod
+    def _size(count: int) -> int:
+        return 2 * count
+
+    # What the bound says.
+
+    def _log_ratio(self, k: int, below: np.ndarray, latents: np.ndarray, reverse: "_Reverse") -> float:
+        r"""log q(x_k | x_{k-1}) - log p(x_{k-1} | x_k) of the model, nats, summed; densities, and the decoder at k = 0."""
+        scorer, forward, step = self.scorer, self.scorer.reverse.forward, self.steps[k]
+        exact = scorer.reverse.p_mean_variance(reverse.output, reverse.noisy, step.timestep)
+        levels = scorer.num_pixel_levels
+        under = torch.from_numpy(below.reshape(reverse.noisy.shape))
+        under = under * self.steps[k - 1].bin if k else under * (2.0 / (levels - 1)) - 1
+        q = normal_log_density(reverse.noisy, forward.sqrt_alphas[k].item() * under, forward.log_betas[k].item())
+        if k:
+            p = normal_log_density(under, exact.mean, exact.log_variance)
+        else:
+            how = {"mean": exact.mean, "log_variance": exact.log_variance, "num_pixel_levels": levels}
+            p = discretized_gaussian_log_likelihood(under, **how, validate_args=False)
+        return (q - p).sum().item()
+
+
+class _Reverse(NamedTuple):
+    r"""The network's output and its latents; means in 64ths of a bin (in 2^-12 levels), scales in bins (in levels)."""
+
+    output: torch.Tensor
+    noisy: torch.Tensor
+    means: np.ndarray
+    scales: np.ndarray
+
+
+# ---- ddpm_vlb/codec/network.py ----
+
+r"""A network in float64, in every part.
+
+`module.double()` leaves one part behind: diffusers makes the embedding of timesteps in float32, whose sines and exponentials
+differ by 1e-7 from one library to another. Here it is float64, too.
+"""
+
+
+
+
+
+class Float64Timesteps(torch.nn.Module):
+    r"""diffusers' `Timesteps`, the sinusoidal embedding of Ho et al., computed in float64.
+
+    Args:
+        like: the one that it stands for.
+    """
+
+    def __init__(self, like: Timesteps):
+        super().__init__()
+        self.like = like
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        r"""Embedding of timesteps `(B,)`, `(B, num_channels)`."""
+        like, half = self.like, self.like.num_channels // 2
+        exponents = torch.arange(half, dtype=torch.float64) / (half - like.downscale_freq_shift)
+        frequencies = torch.exp(-math.log(10_000) * exponents).to(timesteps.device)
+        angles = like.scale * timesteps.double()[:, None] * frequencies
+        parts = (angles.cos(), angles.sin()) if like.flip_sin_to_cos else (angles.sin(), angles.cos())
+        return torch.nn.functional.pad(torch.cat(parts, dim=1), (0, like.num_channels % 2))
+
+
+def in_float64(network: Network) -> Network:
+    r"""A copy of a network that computes in float64.
+
+    Raises:
+        ValueError: a device without float64; an embedding of timesteps that diffusers makes in float32 alone.
+    """
+    if network.device.type == "mps":
+        raise ValueError(f"`pipe` must be on a device that has float64, got {network.device.type}.")
+    module = network.in_float32().double().eval()
+    for name, part in list(module.named_modules()):
+        if isinstance(part, GaussianFourierProjection):
+            raise ValueError("`unet` must have time_embedding_type='positional' or 'learned' to be coded with, got 'fourier'.")
+        if isinstance(part, Timesteps):
+            parent, _, own = name.rpartition(".")
+            setattr(module.get_submodule(parent), own, Float64Timesteps(part))
+    return network.with_module(module)
+
+
+# ---- ddpm_vlb/codec/plain.py ----
+
+r"""Images without a network: the bytes that bits-back needs to begin with.
+
+They are the first images of a block, by whichever is shortest of some general tools and of a small model: how often each level
+was seen so far, beside dark, middling and bright neighbours. A stream of theirs is no sequence of fair coins: it is mixed with
+one that both sides know, so that latents popped from it are as the model has them.
+"""
+
+
+
+
+FILTERS: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 0, "pb": 0, "dict_size": 2**24}]
+MAX_COUNTED = 2**16  # values; the small model looks at them one by one
+MAX_ALIKE = 64  # levels; where there are no more, a level that is seen makes its neighbours likelier
+
+
+def begin(levels: torch.Tensor, num_levels: int, key: bytes) -> tuple[Stack, bool]:
+    r"""A stack that holds images `(M, C, H, W)`, and whether the small model put them there; `key` mixes others."""
+    body = levels.numpy().astype("<u2" if _width(num_levels) == 2 else np.uint8).tobytes()
+    ways = [zlib.compress(body, 9, -15), lzma.compress(body, lzma.FORMAT_RAW, filters=FILTERS), bz2.compress(body, 9)]
+    best = min(range(len(ways)), key=lambda way: len(ways[way]))
+    message = write_integer(len(ways) * len(ways[best]) + best) + ways[best]
+    stack = Stack(words_of_bytes(_mixed(message + bytes(-len(message) % 4), key)))
+    if levels.numel() > MAX_COUNTED:
+        return stack, False
+    counted = _count(levels.numpy().astype(np.int64), num_levels)
+    return (counted, True) if counted.num_bits <= stack.num_bits else (stack, False)
+
+
+def finish(stack: Stack, is_counted: bool, shape: tuple[int, ...], num_levels: int, key: bytes) -> torch.Tensor:
+    r"""The images of `shape` on a stack as `begin` left it, or `DamagedFile`."""
+    dtype = np.uint8 if num_levels <= 256 else np.int32
+    if is_counted:
+        if math.prod(shape) > MAX_COUNTED:
+            raise DamagedFile(f"`data` must hold at most {MAX_COUNTED} values that were counted, got {math.prod(shape)}.")
+        return torch.from_numpy(_uncount(stack, shape, num_levels).astype(dtype))
+    reader = Reader(_mixed(words_to_bytes(stack.unsealed()), key))
+    length, way = divmod(reader.integer("bytes", 0, 2**40), 3)
+    body, size = reader.take(length), math.prod(shape) * _width(num_levels)
+    tools = (zlib.decompressobj(-15), lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=FILTERS), bz2.BZ2Decompressor())
+    try:
+        found = tools[way].decompress(body, size + 1)  # no more than the images are: a small stream can stand for much
+    except (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DamagedFile(f"`data` must hold its plain images, got bytes that are none: {error}") from error
+    if len(found) != size:
+        raise DamagedFile(f"`data` must hold {shape[0]} plain images, got {len(found)} of {size} bytes.")
+    values = np.frombuffer(found, "<u2" if _width(num_levels) == 2 else np.uint8).reshape(shape)
+    return torch.from_numpy(values.astype(dtype))
+
+
+class _Counts:
+    r"""How often levels were seen, beside neighbours to the left and above; counts are multiples of a quarter, and exact."""
+
+    def __init__(self, num_levels: int):
+        self.beside = np.full((9, num_levels), 2.0**-7)
+        self.overall = np.full(num_levels, 2.0**-7)
+        self._levels = num_levels
+
+    def place(self, images: np.ndarray, n: int, c: int, i: int, j: int) -> int:
+        r"""Which neighbours a value has."""
+        left = int(images[n, c, i, j - 1]) if j else 0
+        above = int(images[n, c, i - 1, j]) if i else 0
+        most = self._levels - 1
+        return (2 * left + most - 1) // most * 3 + (2 * above + most - 1) // most
+
+    def weights(self, place: int) -> np.ndarray:
+        r"""What the next value's probabilities are in proportion to."""
+        return self.beside[place] + self.overall * (2 / self.overall.sum())
+
+    def see(self, place: int, value: int) -> None:
+        r"""Count a value."""
+        for away in (-2, -1, 0, 1, 2) if self._levels <= MAX_ALIKE else (0,):
+            if 0 <= value + away < self._levels:
+                self.beside[place, value + away] += 2.0 ** -abs(away)
+                self.overall[value + away] += 2.0 ** -abs(away)
+
+
+def _count(images: np.ndarray, num_levels: int) -> Stack:
+    counts, weights = _Counts(num_levels), []
+    for place in np.ndindex(*images.shape):
+        beside, value = counts.place(images, *place), int(images[place])
+        weights.append(counts.weights(beside))
+        counts.see(beside, value)
+    stack = Stack()
+    for value, given in zip(images.ravel()[::-1], reversed(weights)):  # the first is popped first
+        stack.push_weighed(int(value), given)
+    return stack
+
+
+def _uncount(stack: Stack, shape: tuple[int, ...], num_levels: int) -> np.ndarray:
+    counts, images = _Counts(num_levels), np.zeros(shape, np.int64)
+    for place in np.ndindex(*shape):
+        beside = counts.place(images, *place)
+        images[place] = stack.pop_weighed(counts.weights(beside))
+        counts.see(beside, int(images[place]))
+    if stack.num_bits:
+        raise DamagedFile(f"`data` must leave nothing once its images are there, got {stack.num_bits} bits.")
+    return images
+
+
+def _width(num_levels: int) -> int:
+    return 1 if num_levels <= 256 else 2
+
+
+def _mixed(body: bytes, key: bytes) -> bytes:
+    stream = hashlib.shake_256(key).digest(len(body))
+    return np.bitwise_xor(np.frombuffer(body, np.uint8), np.frombuffer(stream, np.uint8)).tobytes()
+
+
+# ---- ddpm_vlb/codec/codec.py ----
+
+r"""`compress` and `decompress`: images to a file and back, block by block.
+
+A block is a stack of bits of its own (`chain.py`). It begins with a few images without the network, as many as the first pops
+need; then one image at a time is pushed, and, as the stack grows, batches of them, as far as there are bits for: the network
+is asked about a batch at once, and all images of a batch need their bits at once.
+"""
+
+
+
+
+
+BATCH_SIZE, BLOCK_SIZE = 16, 1024
+SPARE_BITS = 32  # that the stack keeps below what a batch needs
+
+
+def compress(
+    pipe: "VLBDDPMPipeline",
+    images: Any,
+    *,
+    num_inference_steps: int | None = None,
+    inference_timesteps: Sequence[int] | None = None,
+    class_labels: int | Sequence[int] | torch.Tensor | None = None,
+    labels: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+    block_size: int = BLOCK_SIZE,
+    file: BinaryIO | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Any:
+    r"""Images as a file that `decompress` gives back to the last bit, nearly as short as the variational bound.
+
+    Args:
+        pipe: a `VLBDDPMPipeline`; left as it is. Its network is evaluated in float64, whatever its dtype.
+        images: as `VLBDDPMPipeline.evaluate_nll`; of a set that `open_images` returns no more than a block is in memory.
+        num_inference_steps, inference_timesteps: the chain, as `evaluate_nll`: fewer steps are faster and longer.
+        class_labels: of a class-conditional network, as `evaluate_nll`; kept in the file.
+        labels, names: of the images, integers and words to be kept in the file beside them.
+        batch_size: images per network call, at most.
+        block_size: images per block: what has to be decoded for one of them, and what shares the cost of beginning.
+        file: a binary file to write to, in place of memory. One that can be read, too, and holds the beginning of the same file
+            goes on where it stopped.
+        progress: called with the number of images, each time some are done.
+
+    Returns:
+        `bytes`; with `file`, a `Summary` of what was written (in this call).
+
+    Raises:
+        ValueError: images that do not fit the model or are none; a model that cannot be scored; labels or names that are not
+            one for each image; another beginning in `file`; constriction is not installed.
+    """
+    batch_size, block_size = check_count("batch_size", batch_size), check_count("block_size", block_size)
+    load_coder()
+    if inference_timesteps is None:
+        steps = pipe.scorer(num_inference_steps).timesteps
+        chain, named = chain_of(pipe, len(steps)), None
+        if [step.timestep for step in chain.steps] != steps:
+            chain, named = chain_of(pipe, timesteps=steps), tuple(steps)
+    else:
+        chain = chain_of(pipe, timesteps=sorted(inference_timesteps))
+        named = tuple(pipe.scorer(inference_timesteps=inference_timesteps).timesteps)
+    read, count, shape = _source(chain, images)
+    classes = chain.scorer.network.check_class_labels(class_labels, count)
+    if classes is not None and labels is not None:
+        raise ValueError("`labels` must be left out where there are `class_labels`, which are kept, got both.")
+    kept = check_labels(labels if classes is None else classes.tolist(), count)
+    named_images = check_names(names, count)
+    check_sizes(shape, count, block_size)
+
+    def described(first: int, last: int) -> dict[str, Any]:
+        return {
+            "labels": None if kept is None else kept[first:last],
+            "names": None if named_images is None else named_images[first:last],
+        }
+
+    band = round(-torch.tensor(chain.band, dtype=torch.float64).log2().item())
+    levels = chain.scorer.num_pixel_levels
+    header = Header(shape, levels, chain.digest[:DIGEST_BYTES], len(chain.steps), band, named, classes is not None)
+    target = io.BytesIO() if file is None else file
+    start, crc, index = _resume(target, header, chain, read, described, count, block_size)
+    summary = Summary(0, math.prod(shape), 0, 0, 0, 0, 0, 0, chain.account)
+    summary.file_bytes = len(header.to_bytes())
+    if progress is not None and start:
+        progress(start)
+    for first in range(start, count, block_size):
+        last = min(first + block_size, count)
+        block_classes = None if classes is None else classes[first:last]
+        block = encode_block(chain, read(first, last), index, block_classes, batch_size, summary, progress)
+        block = block._replace(**described(first, last))
+        body = block.to_bytes()
+        framed = frame(body, crc)
+        crc, index = framed[-CRC_BYTES:], index + 1
+        summary.described_bytes += len(body) - len(block._replace(labels=None, names=None).to_bytes())
+        summary.file_bytes += len(framed)
+        target.write(framed)
+        target.flush()
+    closing = end(crc)
+    summary.file_bytes += len(closing)
+    target.write(closing)
+    return target.getvalue() if isinstance(target, io.BytesIO) and file is None else summary
+
+
+def encode_block(
+    chain: Chain,
+    levels: torch.Tensor,
+    index: int,
+    class_labels: torch.Tensor | None,
+    batch_size: int,
+    summary: Summary,
+    progress: Callable[[int], Any] | None = None,
+) -> CodedBlock:
+    r"""A block of images, levels `(N, C, H, W)`; what it took is added to `summary`."""
+    count, dimensions = len(levels), levels[0].numel()
+    num_levels, key = chain.scorer.num_pixel_levels, chain.digest
+    need = chain.start_bits * dimensions
+    plain, before = 0, copy.copy(chain.account)
+    with chain.scorer.network.evaluating():
+        while True:
+            plain, (stack, is_counted) = _enough_plain(levels, plain + 1, need, num_levels, key)
+            place, batches = plain, []
+            plain_bits = stack.num_bits
+            while place < count:
+                # Powers of two, so that they are soon told.
+                size = 1 << (
+                    int(min(batch_size, count - place, max((stack.num_bits - SPARE_BITS) // need, 1))).bit_length() - 1
+                )
+                chosen, there = slice(place, place + size), stack.num_bits
+                low = chain.push(stack, levels[chosen], None if class_labels is None else class_labels[chosen])
+                if low + 32 > there:
+                    break  # popped from an empty stack: right, but long
+                need = low / size if not batches else max(need, low / size)
+                place += size
+                batches.append(size)
+                if progress is not None:
+                    progress(size)
+            if place >= count:
+                break
+            need *= 1.1
+            vars(chain.account).update(vars(before))
+            if progress is not None:
+                progress(-sum(batches))
+    whole, whole_counted = begin(levels, num_levels, key)
+    if whole.num_bits <= stack.num_bits:
+        stack, is_counted, plain, batches, plain_bits = whole, whole_counted, count, [], whole.num_bits
+        vars(chain.account).update(vars(before))
+    payload = words_to_bytes(stack.words()).rstrip(b"\0")
+    summary.num_images += count
+    summary.num_plain += plain
+    summary.num_blocks += 1
+    summary.plain_bits += plain_bits + (8 * len(payload) - stack.num_bits)
+    summary.stack_bits += 8 * len(payload)
+    runs = [(size, len(list(group))) for size, group in groupby(batches)]
+    check = image_check(chain.digest, index, levels.numpy().tobytes())
+    if progress is not None:
+        progress(count - sum(batches))
+    return CodedBlock(count, plain, is_counted, runs, None, None, check, payload)
+
+
+def decompress(
+    pipe: "VLBDDPMPipeline",
+    data: bytes | BinaryIO,
+    images: Sequence[int] | slice | int | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> torch.Tensor:
+    r"""The images of a file that `compress` made.
+
+    Args:
+        pipe: the model that it was made with: the same network, scheduler and calibration, on any machine.
+        data: the file's bytes, or a binary file.
+        images: which ones, by their numbers or as a slice; only their blocks are decoded. By default all.
+        batch_size: images per network call, at most; need not be that of `compress`.
+
+    Returns:
+        Levels `(N, C, H, W)`, as `images_to_levels` gives them.
+
+    Raises:
+        DamagedFile: a file that is not as it was written, or a machine whose network differs by more than the guard band; never
+            wrong images. It is a `ValueError`.
+        ValueError: another model; numbers that are not those of images; constriction is not installed.
+    """
+    if images is None:
+        return torch.cat([levels for _, levels, _ in decompress_blocks(pipe, data, batch_size=batch_size)])
+    data = data if isinstance(data, (bytes, bytearray, memoryview)) else data.read()  # looked at twice
+    wanted = check_image_numbers(images, sum(block.num_images for _, block in read_info(data)[1]))
+    blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, data, set(wanted), batch_size=batch_size)}
+    picked = []
+    for number in wanted:
+        first = max(start for start in blocks if start <= number)
+        picked.append(blocks[first][number - first])
+    return torch.stack(picked)
+
+
+def decompress_blocks(
+    pipe: "VLBDDPMPipeline",
+    data: bytes | BinaryIO,
+    wanted: set[int] | None = None,
+    progress: Callable[[int], Any] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[int, torch.Tensor, CodedBlock]]:
+    r"""The blocks of a file one at a time, in bounded memory: the number of their first image, their levels, and the rest.
+
+    Args:
+        pipe, data: as `decompress`.
+        wanted: numbers of images; blocks without any are passed over.
+        progress: called with the number of images, each time some are decoded.
+        batch_size: as `decompress`.
+
+    Raises:
+        ValueError: as `decompress`.
+    """
+    batch_size = check_count("batch_size", batch_size)
+    load_coder()
+    header, reader, crc = read_header(data)
+    chain = None
+    for index, first, block, _ in read_blocks(reader, crc):
+        if wanted is not None and not any(first <= number < first + block.num_images for number in wanted):
+            continue
+        if chain is None:
+            chain = replace(_chain_of_header(pipe, header), batch_size=batch_size)
+        yield first, decode_block(chain, header, block, index, progress), block
+
+
+def decode_block(
+    chain: Chain, header: Header, block: CodedBlock, index: int, progress: Callable[[int], Any] | None = None
+) -> torch.Tensor:
+    r"""The images of a block, levels `(N, C, H, W)`; `DamagedFile` where they are not those that were coded."""
+    if block.num_images * math.prod(header.shape) > MAX_BLOCK_VALUES:
+        raise DamagedFile(f"`data` must hold at most {MAX_BLOCK_VALUES} values in a block, got {block.num_images} images.")
+    labels = None
+    if header.has_classes:
+        if block.labels is None:
+            raise DamagedFile("`data` must hold the classes of its images, got none.")
+        labels = chain.scorer.network.check_class_labels(block.labels, block.num_images)
+    found, place = [], block.num_images
+    with _as_damage(), chain.scorer.network.evaluating():
+        stack = Stack(words_of_bytes(block.payload), True)
+        for size, count in reversed(block.runs):
+            for _ in range(count):
+                classes = None if labels is None else labels[place - size : place]
+                found.append(chain.pop(stack, (size, *header.shape), classes))
+                place -= size
+                if progress is not None:
+                    progress(size)
+        shape = (block.num_plain, *header.shape)
+        if block.num_plain:
+            found.append(finish(stack, block.is_counted, shape, header.num_pixel_levels, chain.digest))
+    levels = torch.cat(found[::-1])
+    if image_check(chain.digest, index, levels.numpy().tobytes()) != block.check:
+        raise DamagedFile(
+            f"`data` must give the images that were coded, got others in block {index}: this machine computes the network too"
+            " differently."
+        )
+    if progress is not None:
+        progress(block.num_plain)
+    return levels
+
+
+def read_header(data: bytes | BinaryIO) -> tuple[Header, Reader, bytes]:
+    r"""The header, the reader behind it, and its checksum."""
+    reader = Reader(data)
+    header = Header.read(reader)
+    return header, reader, bytes(reader.seen[-CRC_BYTES:])
+
+
+def read_info(data: bytes | BinaryIO) -> tuple[Header, list[tuple[int, CodedBlock]]]:
+    r"""What is in a file, without its model: the header, and (first image, block) of every block, their payloads left out.
+
+    Raises:
+        DamagedFile: a file that is not as it was written.
+    """
+    header, reader, crc = read_header(data)
+    return header, [(first, block._replace(payload=b"")) for _, first, block, _ in read_blocks(reader, crc)]
+
+
+def chain_of(pipe: "VLBDDPMPipeline", num_steps: int | None = None, timesteps: Sequence[int] | None = None, band: float = BAND):
+    r"""The codec of a pipeline's model on the chain of so many steps, or on a named one, ascending."""
+    if timesteps is None and num_steps == pipe.scheduler.config.num_train_timesteps:
+        timesteps = range(pipe.scheduler.config.num_train_timesteps)
+    scorer = pipe.scorer(num_steps) if timesteps is None else pipe.scorer(inference_timesteps=list(timesteps)[::-1])
+    network = scorer.network
+    return Chain(replace(scorer, network=in_float64(network)), network.sha256(torch.float32), band)
+
+
+def _chain_of_header(pipe: "VLBDDPMPipeline", header: Header) -> Chain:
+    refusal = "`pipe` must be the model that the file was made with, got"
+    try:
+        chain = chain_of(pipe, header.num_steps, header.inference_timesteps, 2.0**-header.band)
+        digest = chain.digest
+        chain.scorer.network.check((), header.shape[1:])
+    except ValueError as error:
+        raise ValueError(f"{refusal} one that cannot decode it: {error}") from error
+    network, levels = chain.scorer.network, chain.scorer.num_pixel_levels
+    if (network.channels, levels) != (header.shape[0], header.num_pixel_levels):
+        raise ValueError(f"{refusal} one of {network.channels} channels and {levels} levels.")
+    if (network.num_classes is not None) != header.has_classes:
+        raise ValueError(f"{refusal} one with{'out' * header.has_classes} classes.")
+    if digest[:DIGEST_BYTES] != header.digest:
+        raise ValueError(f"{refusal} another network, scheduler or calibration: {digest[:DIGEST_BYTES].hex()}.")
+    return chain
+
+
+def _source(chain: Chain, images: Any) -> tuple[Callable[[int, int], torch.Tensor], int, tuple[int, int, int]]:
+    r"""What reads images from one number to another, how many there are, and their (C, H, W)."""
+    scorer = chain.scorer
+    if hasattr(images, "num_pixel_levels") and hasattr(images, "__len__"):
+        check_grid(images, scorer.num_pixel_levels)
+        how = {"channels": scorer.network.channels, "size": scorer.network.size}
+
+        def read(first: int, last: int) -> torch.Tensor:
+            return images_to_levels([images[i] for i in range(first, last)], scorer.num_pixel_levels, **how)
+
+        count, one = len(images), read(0, min(1, len(images)))
+    else:
+        levels = images_to_levels(images, scorer.num_pixel_levels, channels=scorer.network.channels, size=scorer.network.size)
+        count, one = len(levels), levels
+
+        def read(first: int, last: int) -> torch.Tensor:
+            return levels[first:last]
+
+    scorer.network.check((), one.shape[2:])
+    channels, height, width = one.shape[1:]
+    return read, count, (channels, height, width)
+
+
+def _resume(
+    file: BinaryIO, header: Header, chain: Chain, read, described, count: int, block_size: int
+) -> tuple[int, bytes, int]:
+    r"""Write the header, or pass over what is there already; the next image, the last checksum, the next block."""
+    start = header.to_bytes()
+    crc, first, index = start[-CRC_BYTES:], 0, 0
+    if not (file.seekable() and file.readable()) or not file.seek(0, io.SEEK_END):
+        file.write(start)
+        return first, crc, index
+    file.seek(0)
+    refusal = "`file` must be empty or hold the beginning of the same file, got"
+    found = file.read(len(start))
+    if not start.startswith(found):
+        raise ValueError(f"{refusal} another.")
+    if found != start:  # not even the header was written
+        file.seek(0)
+        file.write(start)
+        return first, crc, index
+    position = len(start)
+    try:
+        for _, at, block, block_crc in read_blocks(Reader(file), crc):
+            last = min(at + block_size, count)
+            if block.num_images != last - at:
+                raise ValueError(f"{refusal} one of blocks of {block.num_images} images.")
+            if block.check != image_check(chain.digest, index, read(at, last).numpy().tobytes()):
+                raise ValueError(f"{refusal} one of other images.")
+            if {"labels": block.labels, "names": block.names} != described(at, last):
+                raise ValueError(f"{refusal} one of other labels or names.")
+            crc, first, index, position = block_crc, last, index + 1, file.tell()
+    except DamagedFile:
+        pass  # the block that was being written
+    file.seek(position)
+    file.truncate()
+    return first, crc, index
+
+
+def _enough_plain(levels, least: int, need: float, num_levels: int, key: bytes) -> tuple[int, tuple[Stack, bool]]:
+    r"""How many images without the network give the bits for one with it, at least so many; and the block's beginning."""
+    plain = min(least, len(levels))
+    while True:
+        begun = begin(levels[:plain], num_levels, key)
+        if plain == len(levels) or begun[0].num_bits >= need + SPARE_BITS:
+            return plain, begun
+        plain += 1
+
+
+@contextmanager
+def _as_damage() -> Iterator[None]:
+    r"""What a coder says to bits that are none of its own, as `DamagedFile`."""
+    refusal = "`data` must hold bits that this model and this machine can decode, got others"
+    try:
+        yield
+    except DamagedFile:
+        raise
+    except (ValueError, AssertionError, OverflowError, IndexError, FloatingPointError) as error:
+        raise DamagedFile(f"{refusal}: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the coder
+            raise
+        raise DamagedFile(f"{refusal}.") from error
