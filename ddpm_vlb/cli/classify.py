@@ -39,7 +39,10 @@ def add(commands) -> argparse.ArgumentParser:
     parser.add_argument("--classes", help="those to choose from, as 0,1,2 (default: all of the network's)")
     parser.add_argument("--class-prior", metavar="FILE", help="their probabilities, a JSON list (default: all alike)")
     parser.add_argument(
-        "--confidence", type=float, default=0.95, help=f"with which a decided label is that of the full sweep {DEFAULT}"
+        "--confidence",
+        type=float,
+        default=0.95,
+        help=f"of all images at most 1 - C are decided otherwise than a full sweep would {DEFAULT}",
     )
     parser.add_argument(
         "--max-evaluations-per-image", type=int, metavar="M", help="where to stop undecided (default: 100 for each class)"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from ..checks import check_count, check_finite
+from ..checks import NonFiniteOutput, check_count, check_integer
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
 from ..noise import draw_seeds, fresh_seed, keyed_normal, mix, mix_array, uniform_array
@@ -95,7 +95,8 @@ def classify(
         class_prior (`list[float]`, *optional*):
             Probabilities of `classes`; equal ones by default.
         confidence (`float`, defaults to 0.95):
-            An image is `decided` where the label is that of the full sweep with at least this probability.
+            Of all images, at most a share of 1 - confidence is expected to be `decided` for another class than the full
+            sweep's.
         max_evaluations_per_image (`int`, *optional*):
             Where to stop undecided; 100 for each class by default.
         batch_size (`int`, defaults to 64):
@@ -123,7 +124,12 @@ def classify(
         raise ValueError(f"`max_evaluations_per_image` must be at least two for each of the {len(chosen)} classes, got {most}.")
     levels, _ = scorer.read(images, chosen[0])
     config = scorer.config(
-        classes=chosen, confidence=confidence, max_evaluations_per_image=most, seed=fresh_seed(generator), batch_size=batch_size
+        classes=chosen,
+        class_prior=np.exp(log_prior).tolist(),
+        confidence=confidence,
+        max_evaluations_per_image=most,
+        seed=fresh_seed(generator),
+        batch_size=batch_size,
     )
     (seed,) = draw_seeds(1, generator)
     asker = _Asker(scorer, levels, chosen, batch_size)
@@ -156,7 +162,7 @@ def check_classes(num_classes: int | None, classes: Sequence[int] | None) -> lis
     r"""The classes to choose from, or `ValueError`."""
     if num_classes is None:
         raise ValueError("`unet` must be class-conditional to classify by, got an unconditional network.")
-    chosen = list(range(num_classes)) if classes is None else [int(one) for one in classes]
+    chosen = list(range(num_classes)) if classes is None else [check_integer("classes", one) for one in classes]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not all(0 <= one < num_classes for one in chosen):
         raise ValueError(f"`classes` must be at least two different ones in [0, {num_classes}), got {chosen}.")
     return chosen
@@ -199,7 +205,16 @@ class _Asker:
             labels = self.classes[classes[chunk]].to(scorer.device)
             at = timesteps[rows[draws[chunk].numpy()]]
             nats = scorer.terms(samples[place.to(samples.device)], noise[place], at, labels).cpu().double()
-            check_finite(nats_to_bits_per_dim(nats[:, None], samples[0].numel()), at[:1].tolist(), scorer.dtype)
+            bad = (~torch.isfinite(nats)).nonzero().flatten()
+            if len(bad):
+                first = int(bad[0])
+                raise NonFiniteOutput(
+                    f"a term of {nats[first].item()} nats for class {int(labels[first])}",
+                    image=int(images[draws[chunk[first]]]),
+                    timestep=int(at[first]),
+                    share=f"{len(bad)} of {len(nats)} terms are not finite",
+                    dtype=scorer.dtype,
+                )
             parts.append(nats)
         self.num_evaluations += len(draws)
         values = np.full(active.shape, np.nan)
@@ -228,13 +243,14 @@ class _Asker:
             going = np.flatnonzero(race.running & (spent + cost <= most))
             if not len(going):
                 break
-            rows = proposal.rows(own[going], done, count)
+            rows = np.zeros((len(images), count - done), dtype=np.int64)
+            rows[going] = proposal.rows(own[going], done, count)
             keys = mix_array(own[going][:, None], np.arange(done, count))
             active = race.active[going].repeat(count - done, axis=0)
             new = np.full((len(images), count - done, len(log_prior)), np.nan)
-            nats = self.terms(images[going].repeat(count - done), rows.ravel(), keys.ravel(), active)
-            new[going] = (nats / proposal.probabilities[rows.ravel()][:, None]).reshape(len(going), count - done, -1)
+            nats = self.terms(images[going].repeat(count - done), rows[going].ravel(), keys.ravel(), active)
+            new[going] = (nats / proposal.probabilities[rows[going].ravel()][:, None]).reshape(len(going), count - done, -1)
             spent[going] += cost[going]
-            race.add(new)
+            race.add(new, rows)
             done = count
         return (*race.result(), ~race.running, spent)
