@@ -27,8 +27,8 @@ off), and a share :math:`\rho` of it is left between neighbours. Both are put to
     \nu = \nu_0 + \nu_n .
 
 **The level.** The best class b is lost only where some class c, then the leader, beats it at some look k. With
-:math:`\alpha_k = \alpha / ((C - 1)\, k (k + 1))` the sum over all k and all c is :math:`\alpha` at the most: an image is decided,
-and for another class than the full sweep's, with at most this probability, as far as means of differences follow the t
+:math:`\alpha_k = \alpha / ((C - 1)\, k (k + 1))` the sum over all k and all c is :math:`\alpha` at the most: an image is
+decided, and for another class than the full sweep's, with at most this probability, as far as means of differences follow the t
 distribution. Of N images that are :math:`\alpha N` at most. It says less of the decided ones alone: of images that hang between
 two classes few are decided, and about half of those either way.
 """

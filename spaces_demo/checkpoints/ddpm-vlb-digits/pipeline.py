@@ -8135,18 +8135,31 @@ What decides are differences :math:`d = v_c - v_l - \log(\pi_c / \pi_l)` to the 
 
 **Where to draw.** The variance of d at a given number of draws is smallest at :math:`q_t \propto \sqrt{E\, d_t^2}`. A pilot of
 some images sees one row of each bin for all classes; of each of its pairs (best class, another) what counts is the variance
-beside the squared mean, so that pairs are summed by their squares in units of it. Rows of a bin are alike.
+beside the squared mean, so that pairs are summed by their squares in units of it. Rows of a bin are alike. The rows of an image
+are a golden-ratio sequence with a random start: each draw has the distribution q, and any number of them are spread evenly.
+
+**How draws vary.** How d changes from row to row averages out over evenly spread rows. What is left is how draws differ from
+their neighbours on the time axis (von Neumann 1941; the usual variance of a systematic sample),
+
+.. math:: s_n^2 = \frac{1}{2 (n - 1)} \sum_i (d_{(i + 1)} - d_{(i)})^2, \qquad \nu_n = \frac{2 (n - 1)^2}{3 n - 4} ,
+
+in the order of the rows, with the degrees of freedom of normal draws. Of the variance between rows itself n draws keep at most
+:math:`1 / (n \sin^2 \pi g)`, g the golden ratio, where it is a wave over the time axis, and about 3 / n where it is a straight
+line; what jumps up and down from row to row, in step with g, nobody sees.
 
 **When to drop.** After n draws class c leaves where the mean of d is above :math:`t_{1 - \alpha_k}(\nu)\, s / \sqrt n`. Two
-draws say little of s; the pilot says more: over its pairs :math:`\log s^2` is about a straight line in the logarithm of the
-mean, with a residual like that of :math:`\nu_0` degrees of freedom. Sample and line are put together as in a moderated t-test
-(Smyth 2004),
+draws say little of s; the pilot says more: over its pairs :math:`\log s_0^2`, rows included, is about a straight line in the
+logarithm of the mean, with a residual like that of :math:`\nu_0` degrees of freedom (the pilot's own :math:`2 / \nu` is taken
+off), and a share :math:`\rho` of it is left between neighbours. Both are put together as in a moderated t-test (Smyth 2004),
 
-.. math:: s^2 = \frac{\nu_0 s_0^2 + (n - 1) s_n^2}{\nu_0 + n - 1}, \qquad \nu = \nu_0 + n - 1 .
+.. math:: s^2 = \frac{\nu_0\, \rho s_0^2 + \nu_n s_n^2}{\nu_0 + \nu_n} + (1 - \rho) s_0^2 \min(1, 3 / n), \qquad
+    \nu = \nu_0 + \nu_n .
 
 **The level.** The best class b is lost only where some class c, then the leader, beats it at some look k. With
-:math:`\alpha_k = \alpha / ((C - 1)\, k (k + 1))` the sum over all k and all c is :math:`\alpha` at the most: a decided image
-has another label than the full sweep with at most this probability, as far as means of differences follow the t distribution.
+:math:`\alpha_k = \alpha / ((C - 1)\, k (k + 1))` the sum over all k and all c is :math:`\alpha` at the most: an image is
+decided, and for another class than the full sweep's, with at most this probability, as far as means of differences follow the t
+distribution. Of N images that are :math:`\alpha N` at most. It says less of the decided ones alone: of images that hang between
+two classes few are decided, and about half of those either way.
 """
 
 
@@ -8154,16 +8167,17 @@ has another label than the full sweep with at most this probability, as far as m
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 MIN_SHARE = 0.1  # of the draws, spread over all rows alike
-FREEDOM = (1.0, 30.0)  # between which the line's degrees of freedom are
+FREEDOM = (1.0, 15.0)  # between which the line's degrees of freedom are; of fewer images no more than there are
 TINY = 1e-12
 
 
 class Line(NamedTuple):
-    r""":math:`\log s^2` over the logarithm of a mean difference, and its degrees of freedom."""
+    r""":math:`\log s_0^2` over the logarithm of a mean difference, its degrees of freedom, and :math:`\rho`."""
 
     offset: float
     slope: float
     freedom: float
+    share: float = 1.0
 
     def variance(self, mean: np.ndarray) -> np.ndarray:
         r""":math:`s_0^2` at mean differences of any shape."""
@@ -8203,18 +8217,26 @@ def learn(values: np.ndarray, edges: np.ndarray) -> Proposal:
     shares = density * widths
     shares = (1 - MIN_SHARE) * shares / shares.sum() + MIN_SHARE * widths / widths.sum()
     probabilities = np.repeat(shares / widths, np.diff(edges))
-    # Under these probabilities: E v^2 less the squared mean.
-    second = (np.square(pairs) * widths * (widths / shares)).sum(axis=1)
+    # Under these probabilities: E v^2 less the squared mean, and how much of it is left between neighbouring bins.
+    draws = pairs * (widths / shares)
+    second = (np.square(draws) * shares).sum(axis=1)
     variances = np.maximum(second - np.square(means), 0.1 * second) + TINY
-    return Proposal(probabilities, _line(np.log(means), np.log(variances)))
+    weights = (shares[1:] + shares[:-1]) / 2
+    between = (np.square(np.diff(draws, axis=1)) * weights).sum(axis=1) / 2
+    kept = float(np.clip(np.mean(between / variances), 0.1, 1.0)) if len(shares) > 2 else 1.0
+    # The variance of a variance's logarithm is about 2 / nu, of unequal weights twice the sum of their squares.
+    line = _line(np.log(means), np.log(variances), noise=2 * np.square(shares).sum(), most=min(len(values), FREEDOM[1]))
+    return Proposal(probabilities, line._replace(share=kept))
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> Line:
+def _line(x: np.ndarray, y: np.ndarray, noise: float, most: float) -> Line:
+    r"""The line through logarithms of means and variances, `(pairs,)`, of at `most` so many degrees of freedom; `noise` is the
+    variance of a single y about its own."""
     spread = np.var(x)
     slope = float(np.clip(np.cov(x, y, bias=True)[0, 1] / spread, 0.0, 2.0)) if len(x) > 2 and spread > 1e-9 else 1.0
     residual = y - slope * x
     # The variance of the logarithm of chi^2 / nu is about 2 / nu.
-    freedom = float(np.clip(2 / max(np.var(residual), TINY), *FREEDOM))
+    freedom = float(np.clip(2 / max(np.var(residual) - noise, TINY), FREEDOM[0], most))
     return Line(float(np.log(np.mean(np.exp(residual)))), slope, freedom)
 
 
@@ -8246,6 +8268,7 @@ class Race:
         self.active = np.ones((self.count, len(self.log_prior)), dtype=bool)
         # Of draws, those of dropped classes NaN from then on.
         self.values = np.empty((self.count, 0, len(self.log_prior)))
+        self.rows = np.empty((self.count, 0), dtype=np.int64)
         self._look = 0
 
     @property
@@ -8253,9 +8276,10 @@ class Race:
         r"""Images of which more than one class is left, `(N,)`."""
         return self.active.sum(axis=1) > 1
 
-    def add(self, values: np.ndarray) -> None:
-        r"""More draws, `(N, n, C)` nats, NaN where none was made; then look."""
+    def add(self, values: np.ndarray, rows: np.ndarray) -> None:
+        r"""More draws, `(N, n, C)` nats, NaN where none was made, and their rows, `(N, n)`; then look."""
         self.values = np.concatenate([self.values, values], axis=1)
+        self.rows = np.concatenate([self.rows, rows], axis=1)
         self._look += 1
         level = self.level / max(len(self.log_prior) - 1, 1) / (self._look * (self._look + 1))
         images = np.flatnonzero(self.running & ~np.isnan(self.values[:, -1]).all(axis=1))
@@ -8267,12 +8291,23 @@ class Race:
         n = own.shape[1]
         difference = own - np.take_along_axis(own, leader[:, None, None], axis=2)
         mean = difference.mean(axis=1) - (self.log_prior - self.log_prior[leader][:, None])
-        freedom = self.line.freedom + n - 1
-        squares = np.square(difference - difference.mean(axis=1, keepdims=True)).sum(axis=1)
-        variance = (self.line.freedom * self.line.variance(mean) + squares) / freedom
+        variance, freedom = self._variance(difference, self.rows[images], mean)
         far = mean > student.ppf(1 - level, freedom) * np.sqrt(variance / n)
         far[np.arange(len(images)), leader] = False
         self.active[images] = active & ~(far & active)
+
+    def _variance(self, difference: np.ndarray, rows: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r""":math:`s^2` of differences `(N, n, C)`, NaN where a class was dropped, and its degrees of freedom, `(N, C)` each."""
+        made = ~np.isnan(difference)
+        order = np.where(made, rows[:, :, None], np.iinfo(rows.dtype).max).argsort(axis=1, kind="stable")
+        steps = np.diff(np.take_along_axis(difference, order, axis=1), axis=1)
+        count = made.sum(axis=1)
+        own = np.nansum(np.square(steps), axis=1) / (2 * (count - 1))
+        own_freedom = 2 * np.square(count - 1) / (3 * count - 4)
+        freedom = self.line.freedom + own_freedom
+        all_rows = self.line.variance(mean)
+        pooled = (self.line.freedom * self.line.share * all_rows + own_freedom * own) / freedom
+        return pooled + (1 - self.line.share) * all_rows * np.minimum(1.0, 3.0 / count), freedom
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""The leaders `(N,)`, the estimates of :math:`L(c)` `(N, C)`, and the standard errors of their differences to the
@@ -8284,9 +8319,7 @@ class Race:
         own = np.take_along_axis(self.values, leader[:, None, None], axis=2)
         difference = self.values - own
         mean = np.nansum(difference, axis=1) / n
-        squares = np.nansum(np.square(difference - mean[:, None]), axis=1)
-        freedom = self.line.freedom + n - 1
-        error = np.sqrt((self.line.freedom * self.line.variance(mean) + squares) / freedom / n)
+        error = np.sqrt(self._variance(difference, self.rows, mean)[0] / n)
         rows = np.arange(self.count)
         error[rows, leader] = 0.0
         return leader, means[rows, leader][:, None] + mean, error
@@ -8376,7 +8409,8 @@ def classify(
         class_prior (`list[float]`, *optional*):
             Probabilities of `classes`; equal ones by default.
         confidence (`float`, defaults to 0.95):
-            An image is `decided` where the label is that of the full sweep with at least this probability.
+            Of all images, at most a share of 1 - confidence is expected to be `decided` for another class than the full
+            sweep's.
         max_evaluations_per_image (`int`, *optional*):
             Where to stop undecided; 100 for each class by default.
         batch_size (`int`, defaults to 64):
@@ -8404,7 +8438,12 @@ def classify(
         raise ValueError(f"`max_evaluations_per_image` must be at least two for each of the {len(chosen)} classes, got {most}.")
     levels, _ = scorer.read(images, chosen[0])
     config = scorer.config(
-        classes=chosen, confidence=confidence, max_evaluations_per_image=most, seed=fresh_seed(generator), batch_size=batch_size
+        classes=chosen,
+        class_prior=np.exp(log_prior).tolist(),
+        confidence=confidence,
+        max_evaluations_per_image=most,
+        seed=fresh_seed(generator),
+        batch_size=batch_size,
     )
     (seed,) = draw_seeds(1, generator)
     asker = _Asker(scorer, levels, chosen, batch_size)
@@ -8437,7 +8476,7 @@ def check_classes(num_classes: int | None, classes: Sequence[int] | None) -> lis
     r"""The classes to choose from, or `ValueError`."""
     if num_classes is None:
         raise ValueError("`unet` must be class-conditional to classify by, got an unconditional network.")
-    chosen = list(range(num_classes)) if classes is None else [int(one) for one in classes]
+    chosen = list(range(num_classes)) if classes is None else [check_integer("classes", one) for one in classes]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not all(0 <= one < num_classes for one in chosen):
         raise ValueError(f"`classes` must be at least two different ones in [0, {num_classes}), got {chosen}.")
     return chosen
@@ -8480,7 +8519,16 @@ class _Asker:
             labels = self.classes[classes[chunk]].to(scorer.device)
             at = timesteps[rows[draws[chunk].numpy()]]
             nats = scorer.terms(samples[place.to(samples.device)], noise[place], at, labels).cpu().double()
-            check_finite(nats_to_bits_per_dim(nats[:, None], samples[0].numel()), at[:1].tolist(), scorer.dtype)
+            bad = (~torch.isfinite(nats)).nonzero().flatten()
+            if len(bad):
+                first = int(bad[0])
+                raise NonFiniteOutput(
+                    f"a term of {nats[first].item()} nats for class {int(labels[first])}",
+                    image=int(images[draws[chunk[first]]]),
+                    timestep=int(at[first]),
+                    share=f"{len(bad)} of {len(nats)} terms are not finite",
+                    dtype=scorer.dtype,
+                )
             parts.append(nats)
         self.num_evaluations += len(draws)
         values = np.full(active.shape, np.nan)
@@ -8509,14 +8557,15 @@ class _Asker:
             going = np.flatnonzero(race.running & (spent + cost <= most))
             if not len(going):
                 break
-            rows = proposal.rows(own[going], done, count)
+            rows = np.zeros((len(images), count - done), dtype=np.int64)
+            rows[going] = proposal.rows(own[going], done, count)
             keys = mix_array(own[going][:, None], np.arange(done, count))
             active = race.active[going].repeat(count - done, axis=0)
             new = np.full((len(images), count - done, len(log_prior)), np.nan)
-            nats = self.terms(images[going].repeat(count - done), rows.ravel(), keys.ravel(), active)
-            new[going] = (nats / proposal.probabilities[rows.ravel()][:, None]).reshape(len(going), count - done, -1)
+            nats = self.terms(images[going].repeat(count - done), rows[going].ravel(), keys.ravel(), active)
+            new[going] = (nats / proposal.probabilities[rows[going].ravel()][:, None]).reshape(len(going), count - done, -1)
             spent[going] += cost[going]
-            race.add(new)
+            race.add(new, rows)
             done = count
         return (*race.result(), ~race.running, spent)
 
