@@ -177,8 +177,9 @@ def test_the_page_opens_on_a_score(page):
     shown = numbers(page, "score")
     bar = page.locator("#score-picture .vlb-bar").get_attribute("aria-label")
     assert f"L_0 {float(shown['L_0 decoder']):.3f}" in bar
-    # This Space has no package, so no codec, and says so.
-    assert "pip install 'ddpm_vlb[codec]'" in page.locator("#score-no-codec").inner_text()
+    # And as a file, beside what others take.
+    page.locator("#score-compress button, button#score-compress").click()
+    page.wait_for_function("() => document.querySelector('#score-packed').innerText.includes('PNG')", timeout=60_000)
     assert "bits/dim" in page.locator(".vlb-title").first.inner_text() and page.title().startswith(
         "How likely is this picture?"
     )
