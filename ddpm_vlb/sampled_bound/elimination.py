@@ -89,7 +89,9 @@ def learn(values: np.ndarray, edges: np.ndarray) -> Proposal:
     pairs = differences.transpose(0, 2, 1)[others]  # (pairs, bins)
     means = np.maximum((pairs * widths).sum(axis=1), TINY)
     # Of a bin, per row; bins of one row have nothing to average over.
-    squares = (np.square(pairs / means[:, None])).mean(axis=0)
+    # In units of its size, noise included: means that come out near zero would outweigh all others.
+    sizes = (np.square(pairs) * widths).sum(axis=1, keepdims=True)
+    squares = (np.square(pairs) / np.maximum(sizes, TINY)).mean(axis=0)
     density = np.sqrt(squares) + TINY
     shares = density * widths
     shares = (1 - MIN_SHARE) * shares / shares.sum() + MIN_SHARE * widths / widths.sum()
@@ -98,6 +100,8 @@ def learn(values: np.ndarray, edges: np.ndarray) -> Proposal:
     draws = pairs * (widths / shares)
     second = (np.square(draws) * shares).sum(axis=1)
     variances = np.maximum(second - np.square(means), 0.1 * second) + TINY
+    # A mean that came out near zero by chance is none to draw a line through.
+    means = np.maximum(means, 0.3 * np.sqrt(second))
     weights = (shares[1:] + shares[:-1]) / 2
     between = (np.square(np.diff(draws, axis=1)) * weights).sum(axis=1) / 2
     kept = float(np.clip(np.mean(between / variances), 0.1, 1.0)) if len(shares) > 2 else 1.0

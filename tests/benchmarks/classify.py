@@ -97,7 +97,7 @@ def main() -> None:
         labels, spent = stages(bound, last)
         show("stages, bound", spent, labels)
     agreed = []
-    for confidence, most in ((0.05, 100), (0.05, 200), (0.5, 300), (0.95, 1000)):
+    for confidence, most in ((0.05, 150), (0.5, 200), (0.5, 400), (0.95, 1000)):
         out = pipe.classify(
             digits.images,
             confidence=confidence,
