@@ -20,7 +20,7 @@ from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, compress, decompress, lo
 from ddpm_vlb.cli import main
 from ddpm_vlb.cli.decompress import _write_folder, safe_name
 from ddpm_vlb.codec import DamagedFile, codec, read_info
-from ddpm_vlb.codec.arguments import check_numbers, check_sizes
+from ddpm_vlb.codec.arguments import check_image_numbers, check_sizes
 from ddpm_vlb.codec.chain import BAND, Chain
 from ddpm_vlb.codec.container import CodedBlock, Header, frame, write_integer
 from ddpm_vlb.codec.rounding import Notes, round_as_noted, round_noting
@@ -212,9 +212,11 @@ def test_one_image_costs_one_block(shipped, written, monkeypatch):
 def test_images_are_asked_for_by_any_integers(shipped, written):
     data, images = written
     for numbers in ([3, 3, -24], np.array([3, 3, -24]), torch.tensor([3, 3, -24]), (3, np.int64(3), 0)):
-        assert check_numbers(numbers, 24) == [3, 3, 0]
+        assert check_image_numbers(numbers, 24) == [3, 3, 0]
     assert torch.equal(decompress(shipped, data, images=np.array([3, 3, -24])), images[[3, 3, 0]])
-    assert check_numbers(np.int64(5), 24) == check_numbers(5, 24) == [5] and check_numbers(slice(9, 3, -3), 24) == [9, 6]
+    assert check_image_numbers(np.int64(5), 24) == check_image_numbers(5, 24) == [5] and check_image_numbers(
+        slice(9, 3, -3), 24
+    ) == [9, 6]
     # A mask would be read as numbers 0 and 1.
     for numbers in ([True, False], np.ones(24, bool), torch.ones(24, dtype=torch.bool), [1.0], [-25], [], slice(5, 5), "a"):
         with pytest.raises(ValueError, match="`images` must be numbers of the 24 images"):

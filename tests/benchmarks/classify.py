@@ -5,7 +5,7 @@ r"""Accuracy over network evaluations: fixed numbers of draws, stages (Li et al.
 The shipped class-conditional digits, 360 held-out images, 10 classes. "fixed" takes the class of the smallest mean over n draws
 that all classes see, "stages" keeps half of the classes after 4 draws, two after 8 more and decides after n, both at timesteps
 drawn evenly and once with the mean squared error of the noise, as published, once with the bound. "ours" is `classify`, whose
-pilot is counted. The last lines are how often a decided label is that of the largest fixed number.
+pilot is counted. The last line is how often a decided label is that of nearly a full sweep.
 """
 
 import argparse
@@ -77,7 +77,6 @@ def main() -> None:
     digits = load_images("digits", "test")
     truth = digits.labels.numpy()
     bound, simple = table(pipe, digits.images)
-    full = bound.mean(axis=1).argmin(axis=1)
     print(f"digits, {len(truth)} test images, {CLASSES} classes; network evaluations of an image, and accuracy")
     curves: dict[str, list[tuple[float, float]]] = {}
 
@@ -96,6 +95,11 @@ def main() -> None:
     for last in (16, 32, DRAWS):
         labels, spent = stages(bound, last)
         show("stages, bound", spent, labels)
+    # What a full sweep would say, nearly: other noise, until next to nothing is in doubt.
+    options = {"batch_size": 128, "confidence": 1 - 1e-6, "max_evaluations_per_image": 1500}
+    out = pipe.classify(digits.images, generator=torch.Generator().manual_seed(1), **options)
+    full = out.labels.numpy()
+    show("ours, nearly a full sweep", out.num_network_evaluations / len(truth), full)
     agreed = []
     for confidence, most in ((0.05, 150), (0.5, 200), (0.5, 400), (0.95, 1000)):
         out = pipe.classify(
@@ -108,13 +112,16 @@ def main() -> None:
         own, decided = out.labels.numpy(), out.decided.numpy()
         show("ours", out.num_network_evaluations / len(truth), own, f"  confidence {confidence}, at most {most}")
         agreed.append(f"{int((own == full)[decided].sum())} of {int(decided.sum())} at {confidence}")
-    print(f"  decided, and as {CLASSES * DRAWS} evaluations of each image have it: {'; '.join(agreed)}")
+    print(f"  decided, and as nearly a full sweep has it: {'; '.join(agreed)}")
     if arguments.plot:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for name, points in curves.items():
+            if "nearly" in name:
+                axes.axhline(points[0][1], linestyle=":", color="grey", label="the bound's full sweep, nearly")
+                continue
             axes.plot(*zip(*sorted(points)), "o-", label=name, linewidth=2.5 if name == "ours" else 1.2)
         axes.set(xscale="log", xlabel="network evaluations of an image", ylabel="accuracy", title="digits, 10 classes")
         axes.grid(alpha=0.3)

@@ -29,7 +29,7 @@ MAX_PARAMETERS = 2 * 10**9  # with gradients and Adam's moments 32 GB
 
 
 def build_network(
-    arguments: argparse.Namespace, shape: Sequence[int], num_classes: int | None, learns_variance: bool
+    arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool, num_classes: int | None = None
 ) -> Network:
     r"""The network for images `(C, H, W)`, of so many classes where there are any: one that is trained already, a
     configuration file's or a small default one, with `--unet`'s arguments over its own.

@@ -64,7 +64,7 @@ class Trainer:
         self.no_pictures = why_no_pictures(data.shape[0])
         torch.manual_seed(a.seed)
         scheduler = build_scheduler(a, data.num_pixel_levels)
-        network = build_network(a, data.shape, data.num_classes, scheduler.reverse_process().learns_variance)
+        network = build_network(a, data.shape, scheduler.reverse_process().learns_variance, data.num_classes)
         objective = Objective(network, scheduler, a.loss_type, a.learn_betas)
         groups = [{"params": list(network.module.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
         if a.learn_betas:
