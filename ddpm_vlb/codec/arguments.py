@@ -4,6 +4,7 @@ import math
 import operator
 import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .container import MAX_BLOCK_IMAGES, MAX_BLOCK_VALUES, MAX_DIMENSIONS, MAX_LABEL, MAX_NAME_BYTES, names_to_bytes
 
@@ -52,7 +53,7 @@ def check_image_numbers(images: Sequence[int] | slice | int, total: int) -> list
     if isinstance(images, slice):
         wanted = list(range(total)[images])
     else:
-        listed = list(images) if isinstance(images, Iterable) and getattr(images, "ndim", 1) else [images]
+        listed: list[Any] = list(images) if isinstance(images, Iterable) and getattr(images, "ndim", 1) else [images]
         # A mask would be read as numbers 0 and 1.
         if any(isinstance(n, bool) or "bool" in str(getattr(n, "dtype", "")) for n in listed):
             raise ValueError(refusal)

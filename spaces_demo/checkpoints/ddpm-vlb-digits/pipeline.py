@@ -10873,7 +10873,7 @@ def check_image_numbers(images: Sequence[int] | slice | int, total: int) -> list
     if isinstance(images, slice):
         wanted = list(range(total)[images])
     else:
-        listed = list(images) if isinstance(images, Iterable) and getattr(images, "ndim", 1) else [images]
+        listed: list[Any] = list(images) if isinstance(images, Iterable) and getattr(images, "ndim", 1) else [images]
         # A mask would be read as numbers 0 and 1.
         if any(isinstance(n, bool) or "bool" in str(getattr(n, "dtype", "")) for n in listed):
             raise ValueError(refusal)
