@@ -95,6 +95,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             The configuration of the scheduler of another process (flow matching, EDM, variance exploding) that the network
             was trained for; `from_config` makes it of one. What `step` and the terms are given then is the predicted image,
             as `pipe.network` makes it of what the network says (`noise_processes.py`).
+        unlabelled_class (`int`, *optional*):
+            The class that stands for "no label", of a network trained for guidance: none to choose by `classify`.
     """
 
     @register_to_config
@@ -120,6 +122,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         num_pixel_levels: int = 256,
         calibration: dict[str, Any] | None = None,
         noise_process: dict[str, Any] | None = None,
+        unlabelled_class: int | None = None,
     ):
         check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
         super().__init__(

@@ -346,7 +346,7 @@ def restore_single_head(unet: Any) -> Any:
 
 def is_not_about_num_pixel_levels(record) -> bool:
     r"""A filter of log records: the stock scheduler says that it ignores our key, which it keeps, and which we read."""
-    return not any(key in record.getMessage() for key in ("num_pixel_levels", KEPT_UNDER))
+    return not any(key in record.getMessage() for key in ("num_pixel_levels", "unlabelled_class", KEPT_UNDER))
 
 
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.

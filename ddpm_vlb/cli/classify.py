@@ -7,12 +7,22 @@ from typing import Any
 
 from ..files import check_output_path, write_atomically, write_png
 from ..reports.show import check_scores_path, write_table
-from .common import check_library, data_settings, hold, load_pipeline, on_grid, open_data, set_levels
+from .common import (
+    check_library,
+    data_settings,
+    hold,
+    journal_beside,
+    load_pipeline,
+    on_grid,
+    open_data,
+    set_levels,
+)
 from .options import (
     DEFAULT,
     add_checkpoint_options,
     add_data_options,
     add_network_options,
+    add_restart_option,
     add_steps_option,
     check_data_options,
     check_model_options,
@@ -27,11 +37,13 @@ def add(commands) -> argparse.ArgumentParser:
         "classify",
         help="which class, by the bounds that a class-conditional network gives",
         description="Classify images by p(class | image) from the bounds of all classes, estimated at the same timesteps with"
-        " the same noise; a class is dropped as soon as it has lost. Says of each image whether the answer is settled.",
+        " the same noise; a class is dropped as soon as it has lost. Says of each image whether the answer is settled. What was"
+        " stopped goes on where the same command is given again; `accelerate launch -m ddpm_vlb classify ...` shares the work.",
         examples=(
             "spaces_demo/checkpoints/ddpm-vlb-digits-class --dataset digits --plot classes.png",
             "runs/digits-class/pipeline --dataset digits --classes 3,5,8 --confidence 0.99 --predictions predictions.csv",
             "runs/classes/pipeline --dataset photos --class-prior prior.json --max-evaluations-per-image 500",
+            "runs/classes/pipeline --dataset photos --score simple",
         ),
     )
     add_checkpoint_options(parser)
@@ -47,8 +59,15 @@ def add(commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-evaluations-per-image", type=int, metavar="M", help="where to stop undecided (default: 100 for each class)"
     )
+    parser.add_argument(
+        "--score",
+        choices=("bound", "simple"),
+        default="bound",
+        help=f"what the classes race by; simple: squared errors of the noise, which are no likelihood {DEFAULT}",
+    )
     add_steps_option(parser)
     add_network_options(parser)
+    add_restart_option(parser)
     parser.add_argument("--output", default="classes.json", help=f"where the result goes, JSON {DEFAULT}")
     parser.add_argument("--predictions", help="where a table of the images goes: .csv or .parquet")
     parser.add_argument("--plot", help="where a plot of confusion and reliability goes, a PNG file; of labelled images")
@@ -101,15 +120,13 @@ def classify(arguments: argparse.Namespace, output: Path, options: dict[str, Any
     from ..progress import progress_bar
 
     workers, data = open_data(arguments)
-    if workers.count > 1:
-        raise ValueError(f"`classify` must run in one process, got {workers.count}.")
     labelled = getattr(data, "labels", None) is not None
     if arguments.plot is not None and not labelled:
         raise ValueError(f"`plot` must be left out for images without labels, got {data.name!r}.")
-    pipe, _ = load_pipeline(arguments, arguments.checkpoint, arguments.revision)
-    pipe.set_progress_bar_config(disable=True)
+    pipe, float32_unet = load_pipeline(arguments, arguments.checkpoint, arguments.revision, workers.device)
     set_levels(pipe, arguments.num_pixel_levels)
-    with progress_bar(unit="image", desc="classify") as bar:
+    journal = journal_beside(output, arguments.restart and not workers.rank)
+    with progress_bar(unit="image", desc="classify", disable=workers.rank > 0) as bar:
 
         def step(count: int, accuracy: float | None) -> None:
             if accuracy is not None:
@@ -127,8 +144,14 @@ def classify(arguments: argparse.Namespace, output: Path, options: dict[str, Any
             max_evaluations_per_image=arguments.max_evaluations_per_image,
             batch_size=arguments.batch_size,
             num_inference_steps=arguments.num_inference_steps,
+            score=arguments.score,
+            float32_unet=float32_unet,
+            journal=journal,
+            workers=workers,
             **options,
         )
+    if workers.rank:
+        return
     settings = {"checkpoint": arguments.checkpoint, "revision": arguments.revision, **data_settings(data)}
     result["config"] |= settings | {"quantized": arguments.quantize}
     write_atomically(output, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
@@ -136,6 +159,8 @@ def classify(arguments: argparse.Namespace, output: Path, options: dict[str, Any
         write_table(table_of(result), arguments.predictions)
     if arguments.plot is not None:
         write_png(arguments.plot, draw_classification(result))
+    if journal is not None:
+        journal.unlink(missing_ok=True)
     print("\n".join(lines_of(result)))
     print(f"classes: {output}")
 
@@ -144,7 +169,7 @@ def table_of(result: dict[str, Any]) -> dict[str, list]:
     r"""The images' columns."""
     about = result["per_image"]
     columns = {"image": about["image_numbers"], "name": about.get("image_names"), "label": about.get("image_labels")}
-    columns |= {"prediction": about["predictions"], "probability": about["probability"], "decided": about["decided"]}
+    columns |= {"prediction": about["predictions"], **{name: about[name] for name in ("probability", "decided", "evaluations")}}
     return {name: values for name, values in columns.items() if values is not None}
 
 
@@ -157,6 +182,12 @@ def lines_of(result: dict[str, Any]) -> list[str]:
             f"accuracy {result['accuracy']:.4f} ({low:.4f} to {high:.4f}, 95%)",
             f"expected calibration error {result['expected_calibration_error']:.4f}",
         ]
+    if "half_precision_bias" in result:
+        bias = result["half_precision_bias"]
+        lines.append(
+            f"half precision moves differences between classes by {bias['nats']:+.3g} nats, {bias['largest_nats']:.3g} at the"
+            f" most, and the label of {bias['num_labels_changed']} of {bias['num_images']} pilot images"
+        )
     of, each = result["num_images"], result["evaluations_per_image"]
     return [
         *lines,

@@ -4,11 +4,15 @@ A class-conditional model is a classifier (Li et al. 2023; Clark & Jaini 2023). 
 by far less than each varies: they are estimated at the same timesteps with the same noise, and a class is dropped as soon as it
 has lost (`sampled_bound/elimination.py`, where the level is derived). The first term of the bound, :math:`L_T`, is the same for
 all classes.
+
+With `score="simple"` the classes race by :math:`\frac{1}{K} \sum_t E \|\epsilon - \hat\epsilon(x_t, c)\|^2` instead, the sum
+of squared errors of the noise averaged over the timesteps, as Li et al. have it. That is no likelihood: its probabilities are
+those of a softmax, and it has no bits/dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +29,11 @@ from ..sampled_bound.elimination import Proposal, Race, learn, looks
 if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
-PILOT_IMAGES = 16
+PILOT_IMAGES, PILOT_CLASSES = 16, 16  # at most
 SWEEPS = 100  # evaluations of each class at the most, where nothing is said
 FRAME_VALUES = 20_000_000  # draws of classes that are kept at once
 PILOT, RACE = range(2)  # what the seed is mixed with
+SCORES = ("bound", "simple")
 
 
 @dataclass(repr=False)
@@ -39,8 +44,10 @@ class ClassifierOutput(Shown, BaseOutput):
     Args:
         labels (`torch.Tensor` of shape `(N,)`): The most probable class.
         probabilities (`torch.Tensor` of shape `(N, C)`): p(class | image) from the estimates and the prior.
-        bits_per_dim (`torch.Tensor` of shape `(N, C)`): The estimated bound for each class, in bits/dim.
-        monte_carlo_error (`torch.Tensor` of shape `(N, C)`): Standard error of its difference to the label's, bits/dim.
+        bits_per_dim (`torch.Tensor` of shape `(N, C)`): The estimated bound for each class, in bits/dim; `None` with
+            `score="simple"`.
+        monte_carlo_error (`torch.Tensor` of shape `(N, C)`): Standard error of its difference to the label's, bits/dim; `None`
+            with `score="simple"`.
         decided (`torch.Tensor` of shape `(N,)`): Whether all other classes were dropped, at the confidence asked for.
         evaluations (`torch.Tensor` of shape `(N,)`): Network evaluations of each image.
         num_network_evaluations (`int`): Of all images, the pilot's included.
@@ -49,8 +56,8 @@ class ClassifierOutput(Shown, BaseOutput):
 
     labels: torch.Tensor
     probabilities: torch.Tensor
-    bits_per_dim: torch.Tensor
-    monte_carlo_error: torch.Tensor
+    bits_per_dim: torch.Tensor | None
+    monte_carlo_error: torch.Tensor | None
     decided: torch.Tensor
     evaluations: torch.Tensor
     num_network_evaluations: int
@@ -82,6 +89,7 @@ def classify(
     generator: torch.Generator | None = None,
     num_inference_steps: int | None = None,
     inference_timesteps: Sequence[int] | None = None,
+    score: str = "bound",
 ) -> ClassifierOutput:
     r"""
     The class of each image, from the bounds that a class-conditional network gives it.
@@ -90,8 +98,8 @@ def classify(
         images:
             As [`~VLBDDPMPipeline.evaluate_nll`].
         classes (`list[int]`, *optional*):
-            Those to choose from, in this order in what is returned; all of the network's by default. Leave a class out that
-            stands for "no label", as networks trained for guidance have.
+            Those to choose from, in this order in what is returned; all of the network's by default, but for the one that
+            stands for "no label" where the scheduler's `unlabelled_class` names it.
         class_prior (`list[float]`, *optional*):
             Probabilities of `classes`; equal ones by default.
         confidence (`float`, defaults to 0.95):
@@ -105,6 +113,8 @@ def classify(
             Makes the result reproducible.
         num_inference_steps (`int`, *optional*), inference_timesteps (`list[int]`, *optional*):
             Of the K-step model, as [`~VLBDDPMPipeline.evaluate_nll`].
+        score (`str`, defaults to `"bound"`):
+            `"simple"` compares squared errors of the noise instead, for comparison with others' numbers.
 
     Returns:
         [`ClassifierOutput`]: tensors on the CPU.
@@ -113,56 +123,51 @@ def classify(
         ValueError: an unconditional network, fewer than two classes, classes that it has not or that are given twice, a prior
             that is none, images that do not fit, a network whose output is not finite.
     """
+    options = {
+        "classes": classes,
+        "class_prior": class_prior,
+        "confidence": confidence,
+        "max_evaluations_per_image": max_evaluations_per_image,
+        "batch_size": batch_size,
+        "score": score,
+    }
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
-    chosen = check_classes(scorer.network.num_classes, classes)
-    log_prior = check_prior(class_prior, len(chosen))
-    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
-    batch_size = check_count("batch_size", batch_size)
-    most = SWEEPS * len(chosen) if max_evaluations_per_image is None else max_evaluations_per_image
-    if check_count("max_evaluations_per_image", most) < 2 * len(chosen):
-        raise ValueError(f"`max_evaluations_per_image` must be at least two for each of the {len(chosen)} classes, got {most}.")
-    levels, _ = scorer.read(images, chosen[0])
-    config = scorer.config(
-        classes=chosen,
-        class_prior=np.exp(log_prior).tolist(),
-        confidence=confidence,
-        max_evaluations_per_image=most,
-        seed=fresh_seed(generator),
-        batch_size=batch_size,
-    )
+    unlabelled = pipe.scheduler.config.get("unlabelled_class")
+    classifier = Classifier.of(scorer, unlabelled_class=unlabelled, **options)
+    levels, _ = scorer.read(images, classifier.classes[0])
+    config = classifier.config(seed=fresh_seed(generator))
     (seed,) = draw_seeds(1, generator)
-    asker = _Asker(scorer, levels, chosen, batch_size)
     with scorer.network.evaluating():
-        proposal = asker.pilot(mix(seed, PILOT))
-        draws = most // 2
-        size = max(1, FRAME_VALUES // (len(chosen) * draws))
-        parts = [
-            asker.race(np.arange(start, min(start + size, len(levels))), proposal, mix(seed, RACE), log_prior, confidence, most)
-            for start in range(0, len(levels), size)
-        ]
+        numbers = np.arange(len(levels))
+        chosen = classifier.pilot_images(numbers, seed)
+        pilot = classifier.pilot(levels[torch.from_numpy(chosen)], chosen, seed)
+        raced = classifier.race(levels, numbers, classifier.proposal(pilot), seed)
     pipe.maybe_free_model_hooks()
-    leader, nats, error, decided, evaluations = (np.concatenate(part) for part in zip(*parts))
-    dimensions = levels[0].numel()
-    logits = torch.from_numpy(log_prior - nats)
     shared = torch.cat([scorer.prior(scorer.samples(part)).cpu().double() for part in levels.split(1024)])
+    evaluations = torch.from_numpy(raced.evaluations)
+    bits = {
+        "bits_per_dim": shared[:, None] + torch.from_numpy(raced.nats),
+        "monte_carlo_error": torch.from_numpy(raced.error),
+    }
     return ClassifierOutput(
-        labels=torch.tensor(chosen)[torch.from_numpy(leader)],
-        probabilities=logits.softmax(dim=1),
-        bits_per_dim=nats_to_bits_per_dim(shared[:, None] + torch.from_numpy(nats), dimensions),
-        monte_carlo_error=nats_to_bits_per_dim(torch.from_numpy(error), dimensions),
-        decided=torch.from_numpy(decided),
-        evaluations=torch.from_numpy(evaluations),
-        num_network_evaluations=asker.num_evaluations,
+        labels=torch.from_numpy(raced.labels),
+        probabilities=torch.from_numpy(raced.probabilities),
+        **{name: nats_to_bits_per_dim(x, levels[0].numel()) if score == "bound" else None for name, x in bits.items()},
+        decided=torch.from_numpy(raced.decided),
+        evaluations=evaluations,
+        num_network_evaluations=pilot.size + int(evaluations.sum()),
         config=config,
     )
 
 
-def check_classes(num_classes: int | None, classes: Sequence[int] | None) -> list[int]:
-    r"""The classes to choose from, or `ValueError`."""
+def check_classes(num_classes: int | None, classes: Sequence[int] | None, unlabelled: int | None = None) -> list[int]:
+    r"""The classes to choose from, all but the `unlabelled` one by default, or `ValueError`."""
     if num_classes is None:
         raise ValueError("`unet` must be class-conditional to classify by, got an unconditional network.")
-    chosen = list(range(num_classes)) if classes is None else [check_integer("classes", one) for one in classes]
+    if classes is None:
+        chosen = [one for one in range(num_classes) if one != unlabelled]
+    else:
+        chosen = [check_integer("classes", one) for one in classes]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen) or not all(0 <= one < num_classes for one in chosen):
         raise ValueError(f"`classes` must be at least two different ones in [0, {num_classes}), got {chosen}.")
     return chosen
@@ -181,76 +186,187 @@ def check_prior(prior: Sequence[float] | torch.Tensor | None, count: int) -> np.
     return np.log(values)
 
 
-class _Asker:
-    r"""Asks the network about images, rows and classes, and counts."""
+class Raced(NamedTuple):
+    r"""N images after the race of C classes.
 
-    def __init__(self, scorer: Scorer, levels: torch.Tensor, classes: list[int], batch_size: int):
-        self.scorer, self.levels, self.batch_size = scorer, levels, batch_size
-        self.classes = torch.tensor(classes)
-        self.num_evaluations = 0
+    Args:
+        labels: `(N,)`, the class itself.
+        probabilities: `(N, C)`.
+        nats: estimates of what is compared, `(N, C)`, and the standard `error` of their differences to the label's.
+        decided, evaluations: `(N,)`.
+    """
 
-    def terms(self, images: np.ndarray, rows: np.ndarray, keys: np.ndarray, active: np.ndarray) -> np.ndarray:
-        r"""Terms of D draws in nats, `(D, C)`, NaN where a class is not `active` `(D, C)`.
+    labels: np.ndarray
+    probabilities: np.ndarray
+    nats: np.ndarray
+    error: np.ndarray
+    decided: np.ndarray
+    evaluations: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    r"""Asks the network about images, rows and classes. What is drawn for an image is keyed by (seed, its number) alone.
+
+    Args:
+        scorer: the model.
+        classes: to choose from.
+        log_prior: their :math:`\log \pi_c`, `(C,)`.
+        confidence, max_evaluations_per_image, batch_size, score: as `classify`.
+    """
+
+    scorer: Scorer
+    classes: list[int]
+    log_prior: np.ndarray
+    confidence: float
+    max_evaluations_per_image: int
+    batch_size: int
+    score: str
+
+    @classmethod
+    def of(
+        cls,
+        scorer: Scorer,
+        *,
+        unlabelled_class: int | None = None,
+        classes: Sequence[int] | None = None,
+        class_prior: Sequence[float] | torch.Tensor | None = None,
+        confidence: float = 0.95,
+        max_evaluations_per_image: int | None = None,
+        batch_size: int = 64,
+        score: str = "bound",
+    ) -> "Classifier":
+        r"""With the arguments of `classify`, or `ValueError`."""
+        chosen = check_classes(scorer.network.num_classes, classes, unlabelled_class)
+        log_prior = check_prior(class_prior, len(chosen))
+        if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+            raise ValueError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
+        if score not in SCORES:
+            raise ValueError(f"`score` must be 'bound' or 'simple', got {score!r}.")
+        batch_size = check_count("batch_size", batch_size)
+        most = SWEEPS * len(chosen) if max_evaluations_per_image is None else max_evaluations_per_image
+        if check_count("max_evaluations_per_image", most) < 2 * len(chosen):
+            raise ValueError(
+                f"`max_evaluations_per_image` must be at least two for each of the {len(chosen)} classes, got {most}."
+            )
+        return cls(scorer, chosen, log_prior, confidence, most, batch_size, score)
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        r"""What a report says of it."""
+        own = {"classes": self.classes, "class_prior": np.exp(self.log_prior).tolist()}
+        own |= {name: getattr(self, name) for name in ("confidence", "max_evaluations_per_image", "batch_size", "score")}
+        return self.scorer.config(**own, **more)
+
+    def pilot_images(self, numbers: np.ndarray, seed: int) -> np.ndarray:
+        r"""Which of the images with these numbers the pilot is of."""
+        return numbers[np.argsort(mix_array(mix(seed, PILOT), numbers), kind="stable")[:PILOT_IMAGES]]
+
+    def pilot(self, levels: torch.Tensor, numbers: np.ndarray, seed: int) -> np.ndarray:
+        r"""Terms at one row of each bin for some images and some classes, `(N, bins, classes)`: all of them, if they are few."""
+        edges = bin_edges(len(self.scorer.timesteps))
+        keys = mix_array(mix_array(mix(seed, PILOT), numbers)[:, None], np.arange(len(edges) - 1))
+        rows = edges[:-1] + (uniform_array(keys) * np.diff(edges)).astype(np.int64)
+        count = len(self.classes)
+        some = np.sort(np.argsort(mix_array(mix(seed, PILOT), np.arange(count)), kind="stable")[:PILOT_CLASSES])
+        active = np.isin(np.arange(count), some)[None].repeat(keys.size, axis=0)
+        own = np.arange(len(numbers)).repeat(len(edges) - 1)
+        values = self._terms(levels, numbers, own, rows.ravel(), keys.ravel(), active)
+        return values[:, some].reshape(*keys.shape, -1)
+
+    def proposal(self, pilot: np.ndarray) -> Proposal:
+        r"""Where to draw, after a pilot."""
+        return learn(pilot, bin_edges(len(self.scorer.timesteps)))
+
+    def race(
+        self,
+        levels: torch.Tensor,
+        numbers: np.ndarray,
+        proposal: Proposal,
+        seed: int,
+        each_look: Callable[[Raced], Any] = lambda so_far: None,
+    ) -> Raced:
+        r"""The race of all classes for images with these numbers.
 
         Args:
-            images, rows, keys: of each draw, `(D,)`: which image, which row of the grid, and the key of its noise.
+            levels: of the images, `(N, C, H, W)`.
+            numbers: `(N,)`.
+            proposal: where to draw.
+            seed: of all that is drawn.
+            each_look: called with what is known after each look, where all images fit into one frame.
+        """
+        size = max(1, FRAME_VALUES // (len(self.classes) * (self.max_evaluations_per_image // 2)))
+        parts = [
+            self._race(levels[first : first + size], numbers[first : first + size], proposal, seed, each_look)
+            for first in range(0, len(levels), size)
+        ]
+        return Raced(*(np.concatenate(part) for part in zip(*parts)))
+
+    def _race(self, levels, numbers, proposal: Proposal, seed: int, each_look) -> Raced:
+        count, most = len(numbers), self.max_evaluations_per_image
+        race = Race(self.log_prior, proposal.line, count, 1 - self.confidence)
+        own, spent, done = mix_array(mix(seed, RACE), numbers), np.zeros(count, dtype=np.int64), 0
+        for draws in looks(most // 2):
+            cost = race.active.sum(axis=1) * (draws - done)
+            going = np.flatnonzero(race.running & (spent + cost <= most))
+            if not len(going):
+                break
+            rows = np.zeros((count, draws - done), dtype=np.int64)
+            rows[going] = proposal.rows(own[going], done, draws)
+            keys = mix_array(own[going][:, None], np.arange(done, draws))
+            active = race.active[going].repeat(draws - done, axis=0)
+            at = rows[going].ravel()
+            nats = self._terms(levels, numbers, going.repeat(draws - done), at, keys.ravel(), active)
+            new = np.full((count, draws - done, len(self.classes)), np.nan)
+            new[going] = (nats / proposal.probabilities[at][:, None]).reshape(len(going), draws - done, -1)
+            spent[going] += cost[going]
+            race.add(new, rows)
+            done = draws
+            each_look(self._raced(race, spent))
+        return self._raced(race, spent)
+
+    def _raced(self, race: Race, spent: np.ndarray) -> Raced:
+        leader, nats, error = race.result()
+        probabilities = torch.from_numpy(self.log_prior - nats).softmax(dim=1).numpy()
+        return Raced(np.array(self.classes)[leader], probabilities, nats, error, ~race.running, spent.copy())
+
+    def _terms(
+        self,
+        levels: torch.Tensor,
+        numbers: np.ndarray,
+        images: np.ndarray,
+        rows: np.ndarray,
+        keys: np.ndarray,
+        active: np.ndarray,
+    ) -> np.ndarray:
+        r"""Terms of D draws, `(D, C)`, NaN where a class is not `active` `(D, C)`.
+
+        Args:
+            levels, numbers: of the images.
+            images, rows, keys: of each draw, `(D,)`: which of them, which row of the grid, and the key of its noise.
         """
         scorer, timesteps = self.scorer, self.scorer.reverse.forward.timesteps
         draws, classes = (torch.from_numpy(part) for part in np.nonzero(active))
-        parts = []
+        chosen, parts = torch.tensor(self.classes), []
+        ask = scorer.terms if self.score == "bound" else scorer.squared_errors
         for chunk in torch.arange(len(draws)).split(self.batch_size):
             own, place = draws[chunk].unique_consecutive(return_inverse=True)
-            noise = keyed_normal(keys[own.numpy()].tolist(), self.levels.shape[1:])
-            samples = scorer.samples(self.levels[images[own.numpy()]])
-            labels = self.classes[classes[chunk]].to(scorer.device)
+            noise = keyed_normal(keys[own.numpy()].tolist(), levels.shape[1:])
+            samples = scorer.samples(levels[images[own.numpy()]])
+            labels = chosen[classes[chunk]].to(scorer.device)
             at = timesteps[rows[draws[chunk].numpy()]]
-            nats = scorer.terms(samples[place.to(samples.device)], noise[place], at, labels).cpu().double()
+            nats = ask(samples[place.to(samples.device)], noise[place], at, labels).cpu().double()
             bad = (~torch.isfinite(nats)).nonzero().flatten()
             if len(bad):
                 first = int(bad[0])
                 raise NonFiniteOutput(
                     f"a term of {nats[first].item()} nats for class {int(labels[first])}",
-                    image=int(images[draws[chunk[first]]]),
+                    image=int(numbers[images[draws[chunk[first]]]]),
                     timestep=int(at[first]),
                     share=f"{len(bad)} of {len(nats)} terms are not finite",
                     dtype=scorer.dtype,
                 )
             parts.append(nats)
-        self.num_evaluations += len(draws)
         values = np.full(active.shape, np.nan)
         values[active] = torch.cat(parts).numpy()
-        return values
-
-    def pilot(self, key: int) -> Proposal:
-        r"""One row of each bin for some of the images and all classes."""
-        edges = bin_edges(len(self.scorer.timesteps))
-        numbers = np.arange(len(self.levels))
-        images = np.argsort(mix_array(key, numbers), kind="stable")[:PILOT_IMAGES]
-        keys = mix_array(mix_array(key, images)[:, None], np.arange(len(edges) - 1))
-        rows = edges[:-1] + (uniform_array(keys) * np.diff(edges)).astype(np.int64)
-        active = np.ones((keys.size, len(self.classes)), dtype=bool)
-        values = self.terms(images.repeat(len(edges) - 1), rows.ravel(), keys.ravel(), active)
-        return learn(values.reshape(*keys.shape, -1), edges)
-
-    def race(
-        self, images: np.ndarray, proposal: Proposal, key: int, log_prior: np.ndarray, confidence: float, most: int
-    ) -> tuple[np.ndarray, ...]:
-        r"""Leaders, nats, errors, whether decided and evaluations of some images."""
-        race = Race(log_prior, proposal.line, len(images), 1 - confidence)
-        own, spent, done = mix_array(key, images), np.zeros(len(images), dtype=np.int64), 0
-        for count in looks(most // 2):
-            cost = race.active.sum(axis=1) * (count - done)
-            going = np.flatnonzero(race.running & (spent + cost <= most))
-            if not len(going):
-                break
-            rows = np.zeros((len(images), count - done), dtype=np.int64)
-            rows[going] = proposal.rows(own[going], done, count)
-            keys = mix_array(own[going][:, None], np.arange(done, count))
-            active = race.active[going].repeat(count - done, axis=0)
-            new = np.full((len(images), count - done, len(log_prior)), np.nan)
-            nats = self.terms(images[going].repeat(count - done), rows[going].ravel(), keys.ravel(), active)
-            new[going] = (nats / proposal.probabilities[rows[going].ravel()][:, None]).reshape(len(going), count - done, -1)
-            spent[going] += cost[going]
-            race.add(new, rows)
-            done = count
-        return (*race.result(), ~race.running, spent)
+        # The squared errors' mean over the rows, as a sum of terms.
+        return values if self.score == "bound" else values / len(timesteps)

@@ -77,6 +77,7 @@ SCHEDULER_RULES = {
     "rescale_betas_zero_snr": _SWITCH,
     "num_pixel_levels": _integer(2, MAX_PIXEL_LEVELS),
     "calibration": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
+    "unlabelled_class": _integer(0, 10**9).or_null(),
     "noise_process": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
     "predict_epsilon": _SWITCH,
 }

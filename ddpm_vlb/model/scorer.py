@@ -137,14 +137,34 @@ class Scorer:
         Returns:
             Nats, `(B,)`, on the device; NaN where the network's output is not finite.
         """
-        if self.device.type == "cuda" and noise.device.type == "cpu":
-            noise = noise.pin_memory().to(self.device, non_blocking=True)
-        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
-        model_output = self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
+        noisy_samples, model_output = self._ask(samples, noise, timesteps, class_labels, on_device)
         # The levels were checked once, on the CPU.
         return vlb_terms(
             self.reverse, model_output, samples, noisy_samples, timesteps, self.num_pixel_levels, validate_args=False
         )
+
+    def squared_errors(
+        self,
+        samples: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: int | torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r""":math:`\|\epsilon - \hat\epsilon(x_t)\|^2` summed over the pixels, `(B,)`, by what the network says of the image,
+        after clipping; arguments as `terms`."""
+        noisy_samples, model_output = self._ask(samples, noise, timesteps, class_labels)
+        predicted, _ = self.reverse.predict(model_output, noisy_samples, timesteps)
+        # The noise that is in x_t for an image has its error, times sqrt(SNR).
+        forward = self.reverse.forward
+        snr = forward.snr[forward.rows(timesteps, len(samples))].to(samples.device)
+        return (samples - predicted).square().flatten(1).sum(dim=1) * snr
+
+    def _ask(self, samples, noise, timesteps, class_labels, on_device=None) -> tuple[torch.Tensor, torch.Tensor]:
+        r""":math:`x_t` and what the network says of it."""
+        if self.device.type == "cuda" and noise.device.type == "cpu":
+            noise = noise.pin_memory().to(self.device, non_blocking=True)
+        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
+        return noisy_samples, self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
 
 
 def make_scorer(

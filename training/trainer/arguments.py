@@ -59,6 +59,7 @@ def _add_data(add: Callable[..., Any]) -> None:
     add("--dataset_config_name", help="configuration of a data set of the Hub that has several")
     add("--cache_dir", type=Path, help="where data sets of the Hub are kept (default: the datasets library's place)")
     add("--class_conditional", action=SWITCH, default=False, help="give the network the labels of the data set")
+    add("--class_dropout", type=float, default=0.0, help="share of examples whose label is kept from the network")
     add("--resolution", type=int, help="bring images to squares of this side; changes the data (default: as they are)")
     add("--center_crop", action=SWITCH, default=False, help="with --resolution, cut out the middle, not a place at random")
     add("--split", help="part to train on; the first of it is kept out for validation (default: train, where there are parts)")
@@ -231,7 +232,7 @@ COUNTS = {
     "checkpointing_steps": (1, 10**12),
     "checkpoints_total_limit": (1, 10**9),
 }
-SHARES = ("ema_max_decay", "random_shift", "random_symmetry", "adam_beta1", "adam_beta2")
+SHARES = ("ema_max_decay", "random_shift", "random_symmetry", "class_dropout", "adam_beta1", "adam_beta2")
 POSITIVE = ("learning_rate", "learning_rate_betas", "max_grad_norm", "ema_inv_gamma", "ema_power", "adam_epsilon")
 NUMBERS = ("adam_weight_decay", "beta_start", "beta_end", "log_snr_max", "log_snr_min", "augment_above_log_snr")
 
@@ -268,6 +269,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     for name in ("num_epochs", "save_images_epochs", "save_model_epochs", "resolution"):
         if a.streaming and getattr(a, name) is not None:
             raise ValueError(f"`{name}` must be left out for a stream, got {getattr(a, name)}.")
+    if a.class_dropout and not a.class_conditional:
+        raise ValueError(f"`class_dropout` must go with `class_conditional`, got {a.class_dropout} without.")
     if a.center_crop and a.resolution is None:
         raise ValueError("`center_crop` must go with a `resolution`, got none.")
     if (a.lr_step_rules is not None) != (a.lr_scheduler == "piecewise_constant"):

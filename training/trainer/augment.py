@@ -2,12 +2,22 @@ r"""Images moved, mirrored and turned: more to learn from, where the flags ask f
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ddpm_vlb.noise import keyed_uniform
 
-from .data import FLIP, SHIFT, SYMMETRY, example_keys
+from .data import FLIP, LABEL, SHIFT, SYMMETRY, example_keys
+
+
+def drop_labels(labels: Any, unlabelled: int | None, arguments: argparse.Namespace, step: int, places: range) -> Any:
+    r"""Classes `(B,)`, a share `--class_dropout` of them the `unlabelled` one; `None` of none."""
+    if labels is None or unlabelled is None:
+        return labels
+    keys = example_keys(arguments.seed, LABEL, step, places)
+    dropped = torch.tensor([keyed_uniform(key) < arguments.class_dropout for key in keys])
+    return labels.masked_fill(dropped, unlabelled)
 
 
 def augment_examples(

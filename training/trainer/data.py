@@ -17,7 +17,7 @@ from ddpm_vlb.noise import mix
 from .crops import Squares
 
 # What a seed is mixed with, for streams of numbers that have nothing to do with each other.
-ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT, SYMMETRY, CROP = range(11)
+ORDER, TIMESTEPS, NOISE, DROPOUT, FLIP, SLICE, SCORING, SAMPLING, SHIFT, SYMMETRY, CROP, LABEL = range(12)
 # Kept out of training to choose the best weights, where nothing is said: enough to tell them apart, or what can be spared.
 NUM_VALIDATION_IMAGES, VALIDATION_SHARE = 128, 0.1
 
@@ -124,6 +124,16 @@ class Data:
         for images in (at_hand, self.validation, self.held_out):
             if images is not None:
                 images_to_levels(images, self.num_pixel_levels, channels=self.shape[0], size=self.shape[1:])
+
+    @property
+    def unlabelled_class(self) -> int | None:
+        r"""The class that stands for no label, where there is one: the one after the data set's own."""
+        return self.num_classes if self.arguments.class_dropout else None
+
+    @property
+    def num_embeddings(self) -> int | None:
+        r"""Classes that the network has."""
+        return None if self.num_classes is None else self.num_classes + (self.unlabelled_class is not None)
 
     def _open(self, source: str, split: str | None, **options: Any) -> Any:
         images = open_images(source, split, **options)

@@ -12,7 +12,9 @@ from ddpm_vlb.noise_schedules import STOCK_SCHEDULES, LearnedNoiseSchedule, line
 from .network import public_config
 
 
-def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLBDDPMScheduler:
+def build_scheduler(
+    arguments: argparse.Namespace, num_pixel_levels: int, unlabelled_class: int | None = None
+) -> VLBDDPMScheduler:
     r"""The scheduler that the flags describe, checked to be one that can be scored."""
     config = {
         "num_train_timesteps": arguments.ddpm_num_steps,
@@ -20,6 +22,7 @@ def build_scheduler(arguments: argparse.Namespace, num_pixel_levels: int) -> VLB
         "prediction_type": arguments.prediction_type,
         "variance_type": arguments.variance_type,
         "num_pixel_levels": num_pixel_levels,
+        "unlabelled_class": unlabelled_class,
     }
     if arguments.beta_schedule == "linear_log_snr":
         process = linear_log_snr(arguments.ddpm_num_steps, arguments.log_snr_max, arguments.log_snr_min)

@@ -22,13 +22,13 @@ from ddpm_vlb.pixel_grid import levels_to_samples
 from ddpm_vlb.progress import progress_bar
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
 
-from .augment import augment_examples
+from .augment import augment_examples, drop_labels
 from .checkpoints import Checkpoints, read_state, reading
 from .data import DROPOUT, NOISE, TIMESTEPS, Data, Plan, example_keys
 from .metrics import Metrics
 from .network import build_network
 from .objective import Objective, build_scheduler
-from .validation import bits_per_dim, draw_samples, why_no_pictures
+from .validation import MOST_CLASSES, accuracy, bits_per_dim, draw_samples, why_no_pictures
 
 
 class Stop:
@@ -63,8 +63,8 @@ class Trainer:
         )
         self.no_pictures = why_no_pictures(data.shape[0])
         torch.manual_seed(a.seed)
-        scheduler = build_scheduler(a, data.num_pixel_levels)
-        network = build_network(a, data.shape, scheduler.reverse_process().learns_variance, data.num_classes)
+        scheduler = build_scheduler(a, data.num_pixel_levels, data.unlabelled_class)
+        network = build_network(a, data.shape, scheduler.reverse_process().learns_variance, data.num_embeddings)
         objective = Objective(network, scheduler, a.loss_type, a.learn_betas)
         groups = [{"params": list(network.module.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
         if a.learn_betas:
@@ -154,6 +154,7 @@ class Trainer:
             "validation": self.validates and [self.data.num_validation_images, a.evaluations_per_image],
             "squares": self.data.squares,
             **({"num_classes": self.data.num_classes} if a.class_conditional else {}),
+            **({"class_dropout": a.class_dropout} if a.class_dropout else {}),
         }
 
     @property
@@ -260,7 +261,8 @@ class Trainer:
             else:
                 torch.manual_seed(key)
             with accelerator.no_sync(self.model) if part < plan.num_parts - 1 else nullcontext():
-                loss = self.model(images, noise, timesteps, labels)
+                given = drop_labels(labels, self.data.unlabelled_class, a, self.step, places)
+                loss = self.model(images, noise, timesteps, given)
                 accelerator.backward((loss * weight.to(loss)).mean() / plan.num_parts)
             losses.append(loss.detach())
             weights.append(weight)
@@ -355,6 +357,8 @@ class Trainer:
                 if levels is None:
                     continue
                 values = bits_per_dim(pipe, levels, labels, a, accelerator, split.replace("_", "-"))
+                if labels is not None and self.data.num_classes <= MOST_CLASSES:
+                    values["accuracy"] = accuracy(pipe, levels, labels, a, accelerator)
                 self.metrics.log(self.step, split=split, **values)
                 if split == "validation" and (self.best is None or values["bits_per_dim"] < self.best):
                     self.best = values["bits_per_dim"]

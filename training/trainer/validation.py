@@ -16,6 +16,9 @@ from ddpm_vlb.noise import mix
 
 from .data import SAMPLING, SCORING
 
+MOST_CLASSES = 100  # to find an image's class among, on the way
+EVALUATIONS_OF_A_CLASS = 8
+
 
 def bits_per_dim(
     pipe: VLBDDPMPipeline,
@@ -50,6 +53,27 @@ def bits_per_dim(
     if len(levels) > 1:
         values["standard_error"] = (terms[0].var() / len(levels)).sqrt().item()
     return values | {"num_images": len(levels)}
+
+
+def accuracy(
+    pipe: VLBDDPMPipeline,
+    levels: torch.Tensor,
+    labels: torch.Tensor,
+    arguments: argparse.Namespace,
+    accelerator: Accelerator,
+) -> float:
+    r"""Share of the images `levels` `(N, C, H, W)` whose class `labels` `(N,)` `classify` finds, each process taking a share of
+    them; of few evaluations, hence a lower one than of many."""
+    a = arguments
+    share = list(range(accelerator.process_index, len(levels), accelerator.num_processes))
+    right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    if share:
+        classes = pipe.network.num_classes or 0
+        generator = torch.Generator().manual_seed(mix(mix(a.seed, SCORING), accelerator.process_index) % 2**63)
+        limits = {"confidence": 0.5, "max_evaluations_per_image": EVALUATIONS_OF_A_CLASS * classes}
+        out = pipe.classify(levels[share], batch_size=a.eval_batch_size, generator=generator, **limits)
+        right += (out.labels == labels[share]).sum()
+    return int(accelerator.reduce(right, "sum")) / len(levels)
 
 
 def why_no_pictures(channels: int) -> str | None:
