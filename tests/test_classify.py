@@ -2,17 +2,22 @@ r"""Which class: the test that drops classes holds its level, and what comes out
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from tiny import generator, quiet, tiny_unet
+from zygote import shared
 
 from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import load_images
+from ddpm_vlb.evaluation.classify import classify_images
+from ddpm_vlb.losses import simple_loss
 from ddpm_vlb.noise_processes import level_betas
+from ddpm_vlb.sampled_bound.design import bin_edges
 from ddpm_vlb.sampled_bound.elimination import Line, Proposal, Race, learn, looks
 
 STEPS, LEVELS = 60, 256
@@ -219,6 +224,135 @@ def test_a_network_of_diffusers_by_evaluations_and_by_sweep():
     assert "labels" in repr(out.to_pandas()) and "decided" in repr(out)
 
 
+@pytest.fixture
+def in_small_parts(monkeypatch):
+    r"""Every 8 images are told and kept."""
+    monkeypatch.setattr("ddpm_vlb.evaluation.classify.PART", 8)
+    monkeypatch.setattr("ddpm_vlb.evaluation.run.SECONDS_BETWEEN_EXCHANGES", 0.0)
+
+
+def plain(result):
+    r"""What does not depend on who does the work."""
+    return result | {"config": {name: value for name, value in result["config"].items() if name != "num_processes"}}
+
+
+def test_a_run_that_was_stopped_goes_on(pictures, tmp_path, in_small_parts):
+    levels, _, own = pictures
+    pipe, journal, done = gaussian_pipe(), tmp_path / "journal", []
+    options = {"labels": own.tolist(), "max_evaluations_per_image": 90, "seed": 5}
+    whole = classify_images(pipe, levels, **options)
+    assert whole["num_network_evaluations"] == whole["num_pilot_evaluations"] + sum(whole["per_image"]["evaluations"])
+    # In one piece or image by image, it is the same.
+    alone = pipe.classify(levels, generator=generator(5), max_evaluations_per_image=90)
+    assert alone.num_network_evaluations > 0 and whole["accuracy"] > 0.4
+
+    def stop(count, accuracy):
+        done.append(count)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classify_images(pipe, levels, journal=journal, step=stop, **options)
+    asked = []
+    pipe.unet.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    again = classify_images(pipe, levels, journal=journal, **options)
+    assert plain(again) == plain(whole)
+    # The pilot and two parts at least were not asked again.
+    assert (
+        0
+        < sum(asked)
+        <= whole["num_network_evaluations"] - whole["num_pilot_evaluations"] - sum(whole["per_image"]["evaluations"][:16])
+    )
+    with pytest.raises(ValueError, match="`images` must be those of the journal"):
+        classify_images(pipe, levels.flip(0), journal=journal, **options)
+    with pytest.raises(ValueError, match="journal of another evaluation beside it.* differs in seed"):
+        classify_images(pipe, levels, journal=journal, **options | {"seed": 6})
+
+
+def test_two_processes_give_the_classes_of_one(tmp_path):
+    unet = tiny_unet(1, num_class_embeds=3)
+    folder = tmp_path / "pipeline"
+    VLBDDPMPipeline(unet, VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17)).save_pretrained(folder)
+    images = torch.randint(17, (20, 8, 8), generator=generator(4)).to(torch.uint8)
+    np.savez(tmp_path / "images.npz", images=images.numpy(), labels=(torch.arange(20) % 3).numpy())
+    code = (
+        "import sys, ddpm_vlb.evaluation.classify as c; c.PART = 4; from ddpm_vlb.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["-c", code, "classify", folder, "--dataset", tmp_path / "images.npz", "--max-evaluations-per-image", "12"]
+    ranks = shared().run_ranks(2, *command, "--output", tmp_path / "two.json", env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert [rank.returncode for rank in ranks] == [0, 0] and "accuracy" in ranks[0].stdout and not ranks[1].stdout
+    assert main([*map(str, command[2:]), "--output", str(tmp_path / "one.json")]) == 0
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert (one["config"]["num_processes"], two["config"]["num_processes"]) == (1, 2)
+    assert one["per_image"]["predictions"] == two["per_image"]["predictions"]
+    assert one["num_network_evaluations"] == two["num_network_evaluations"]
+    assert not list(tmp_path.glob("*.journal"))
+
+
+def test_squared_errors_are_those_of_the_simple_loss():
+    unet = tiny_unet(1, num_class_embeds=3)
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17, clip_sample=False)))
+    scorer = pipe.scorer()
+    x = torch.rand(5, 1, 8, 8, generator=generator(1)) * 2 - 1
+    noise, t, labels = torch.randn(5, 1, 8, 8, generator=generator(2)), torch.tensor([0, 3, 7, 12, 19]), torch.arange(5) % 3
+    with torch.no_grad():
+        got = scorer.squared_errors(x.double(), noise, t, labels)
+        noisy = scorer.reverse.forward.q_sample(x.double(), noise, t)
+        loss = simple_loss(scorer.reverse, scorer.network(noisy, t, labels), x.double(), noise, t)
+    assert torch.allclose(got, 64 * loss.double(), rtol=1e-5)
+
+
+def test_by_squared_errors(pictures):
+    levels, _, _ = pictures
+    pipe = gaussian_pipe()
+    out = pipe.classify(levels[:6], generator=generator(), score="simple", confidence=0.9999, max_evaluations_per_image=9000)
+    assert out.bits_per_dim is None and out.monte_carlo_error is None and out.config["score"] == "simple"
+    assert torch.allclose(out.probabilities.sum(dim=1), torch.ones(6, dtype=torch.float64))
+    # The posterior mean is off by a share of the noise that is known, and by what the class's mean is off.
+    alphas, x = torch.tensor(np.cumprod(1 - BETAS)), levels[:6].double().flatten(1) / 127.5 - 1
+    gain = alphas * WIDTH**2 / (alphas * WIDTH**2 + 1 - alphas)
+    off = torch.stack([(x - mean).square().sum(dim=1) for mean in MEANS], dim=1)
+    expected = (off[:, :, None] * (1 - gain) ** 2 + 16 * gain**2 * (1 - alphas) / alphas) * alphas / (1 - alphas)
+    logits = -expected.mean(dim=2)
+    best = out.labels == logits.argmax(dim=1)
+    gap = logits.sort(dim=1).values
+    assert best[(gap[:, -1] - gap[:, -2]) > 1].all()
+    pairs = (out.probabilities.log() - logits) - (out.probabilities.log() - logits).mean(dim=1, keepdim=True)
+    assert pairs[out.probabilities > 0.05].abs().max() < 0.6
+
+
+def test_no_label_is_no_class_to_choose(pictures):
+    pipe = gaussian_pipe(unlabelled_class=1)
+    assert pipe.classify(pictures[0], generator=generator()).config["classes"] == [0, 2]
+    assert pipe.classify(pictures[0], classes=[0, 1], generator=generator()).config["classes"] == [0, 1]
+
+
+def test_half_precision_says_what_it_moves(tmp_path, capsys):
+    unet = tiny_unet(1, num_class_embeds=3)
+    pipe = VLBDDPMPipeline(unet, VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17))
+    pipe.save_pretrained(tmp_path / "pipeline")
+    images = torch.randint(17, (6, 8, 8), generator=generator(4)).to(torch.uint8)
+    np.savez(tmp_path / "images.npz", images=images.numpy())
+    command = ["classify", str(tmp_path / "pipeline"), "--dataset", str(tmp_path / "images.npz"), "--dtype", "bfloat16"]
+    assert main([*command, "--output", str(tmp_path / "out.json"), "--max-evaluations-per-image", "12"]) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    bias = result["half_precision_bias"]
+    assert 0 < bias["largest_nats"] and abs(bias["nats"]) <= bias["largest_nats"] and bias["num_images"] == 6
+    assert bias["includes_rounding_of_weights"] and "half precision moves differences" in capsys.readouterr().out
+    # As the two pipelines say, asked the same at all rows.
+    exact = pipe.classify(images[:, None], generator=generator(), max_evaluations_per_image=3000).bits_per_dim
+    assert bias["largest_nats"] < 0.2 * (exact.max() - exact.min()) * 64 * math.log(2) + 2
+
+
+def test_a_pilot_of_many_classes_asks_some(monkeypatch):
+    unet = tiny_unet(1, num_class_embeds=40)
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17)))
+    levels = torch.randint(17, (2, 1, 8, 8), generator=generator(4)).to(torch.uint8)
+    out = pipe.classify(levels, generator=generator(), max_evaluations_per_image=160)
+    pilot = out.num_network_evaluations - int(out.evaluations.sum())
+    assert pilot == 2 * (len(bin_edges(20)) - 1) * 16 and out.probabilities.shape == (2, 40)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -231,6 +365,7 @@ def test_a_network_of_diffusers_by_evaluations_and_by_sweep():
         ({"class_prior": [1.0, 0.0, 0.0]}, "`class_prior` must be 3 positive"),
         ({"confidence": 1.0}, r"`confidence` must lie in \(0, 1\)"),
         ({"max_evaluations_per_image": 5}, "must be at least two for each of the 3 classes, got 5"),
+        ({"score": "mse"}, "`score` must be 'bound' or 'simple', got 'mse'"),
         ({"batch_size": 0}, "`batch_size` must be a positive integer"),
     ],
 )

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -841,6 +842,27 @@ def test_a_policy_gradient_moves_the_reward(tmp_path, pipe, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["after.png", "before.png", "pipeline"]
 
 
+def test_labels_are_dropped_by_chance(script):
+    from trainer.arguments import parse_arguments
+    from trainer.augment import drop_labels
+
+    labels, arguments = torch.arange(4000) % 10, Namespace(seed=0, class_dropout=0.1)
+    places = range(0, 4000)
+    dropped = drop_labels(labels, 10, arguments, 3, places)
+    lost = dropped == 10
+    assert (dropped == labels)[~lost].all() and abs(int(lost.sum()) - 400) < 5 * 360**0.5
+    # By the place in the global batch, whoever has it.
+    assert torch.equal(drop_labels(labels[1000:2000], 10, arguments, 3, range(1000, 2000)), dropped[1000:2000])
+    assert not torch.equal(drop_labels(labels, 10, arguments, 4, places), dropped)
+    assert drop_labels(labels, None, arguments, 3, places) is labels
+    for flags, message in (
+        (["--class_conditional", "--class_dropout", "1.5"], r"`class_dropout` must lie in \[0, 1\], got 1.5"),
+        (["--class_dropout", "0.1"], "`class_dropout` must go with `class_conditional`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_arguments(["--dataset", "digits", "--output_dir", "run", *flags])
+
+
 def test_classes_of_the_data_set(tmp_path):
     config = ROOT / "training" / "configs" / "digits_class.yaml"
     few = {
@@ -852,16 +874,19 @@ def test_classes_of_the_data_set(tmp_path):
     }
     few |= {"num_validation_images": 10, "num_eval_images": 4, "num_sample_images": 2, "ddpm_num_inference_steps": 3}
     run = tmp_path / "run"
-    train(config=config, output_dir=run, unet=TINY | {"attn_norm_num_groups": 2}, **few)
+    train(config=config, output_dir=run, unet=TINY | {"attn_norm_num_groups": 2}, class_dropout=0.2, **few)
     pipe = VLBDDPMPipeline.from_pretrained(run / "pipeline")
-    assert pipe.network.num_classes == 10
+    # Some labels are kept from it: one class more, which is none to choose.
+    assert pipe.network.num_classes == 11 and pipe.scheduler.config.unlabelled_class == 10
     kept = np.load(run / "validation.npz")
     digits = load_images("digits", "train")
     known = {image.numpy().tobytes(): label for image, label in zip(digits.images, digits.labels.tolist())}
     assert [known[image.tobytes()] for image in kept["images"][..., 0]] == kept["labels"].tolist()
-    # A class tells: another one has another loss.
+    assert pipe.classify(kept["images"][:2], max_evaluations_per_image=20).probabilities.shape == (2, 10)
     scores = [line["bits_per_dim"] for line in metrics(run) if line.get("split") == "held_out"]
     assert len(scores) == 1
+    rates = [line["accuracy"] for line in metrics(run) if "accuracy" in line]
+    assert len(rates) == 2 and all(0 <= rate <= 1 for rate in rates)
     # diffusers alone samples with labels.
     stock = UNet2DModel.from_pretrained(run / "pipeline", subfolder="unet")
     assert stock(torch.zeros(2, 1, 8, 8), 3, class_labels=torch.tensor([0, 9])).sample.shape == (2, 2, 8, 8)

@@ -262,7 +262,7 @@ class Classifier:
         return numbers[np.argsort(mix_array(mix(seed, PILOT), numbers), kind="stable")[:PILOT_IMAGES]]
 
     def pilot(self, levels: torch.Tensor, numbers: np.ndarray, seed: int) -> np.ndarray:
-        r"""Terms at one row of each bin for some images and some classes, `(N, bins, classes)`: all of them, if they are few."""
+        r"""Terms at one row of each bin for some images and classes, `(N, bins, classes)`: all classes, if they are few."""
         edges = bin_edges(len(self.scorer.timesteps))
         keys = mix_array(mix_array(mix(seed, PILOT), numbers)[:, None], np.arange(len(edges) - 1))
         rows = edges[:-1] + (uniform_array(keys) * np.diff(edges)).astype(np.int64)
