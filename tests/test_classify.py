@@ -3,6 +3,7 @@ r"""Which class: the test that drops classes holds its level, and what comes out
 import json
 import math
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.evaluation.classify import classify_images
+from ddpm_vlb.hub.cards import model_card
 from ddpm_vlb.losses import simple_loss
 from ddpm_vlb.noise_processes import level_betas
+from ddpm_vlb.reports.schema import read_report
 from ddpm_vlb.sampled_bound.design import bin_edges
 from ddpm_vlb.sampled_bound.elimination import Line, Proposal, Race, learn, looks
 
@@ -222,6 +225,39 @@ def test_a_network_of_diffusers_by_evaluations_and_by_sweep():
     errors = torch.stack([one.std(dim=0) / 30**0.5 for one in sweeps], dim=1)
     assert torch.allclose(out.bits_per_dim, means, atol=6 * (errors.max().item() + out.monte_carlo_error.max().item() + 0.02))
     assert "labels" in repr(out.to_pandas()) and "decided" in repr(out)
+
+
+def test_a_card_says_how_well_it_tells_classes(tmp_path, capsys):
+    folder, classes = tmp_path / "pipeline", tmp_path / "classes.json"
+    VLBDDPMPipeline(tiny_unet(1, num_class_embeds=10), VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17)).save_pretrained(
+        folder
+    )
+    data = [str(folder), "--dataset", "digits", "--max-images", "12"]
+    assert main(["evaluate", *data, "--max-evaluations", "200", "--output", str(folder / "report.json")]) == 0
+    assert main(["classify", *data, "--max-evaluations-per-image", "40", "--output", str(classes)]) == 0
+    result = json.loads(classes.read_text())
+    command = ["card", str(folder), "--num-images", "0", "--repository", "me/classes"]
+    assert main([*command, "--classes", str(classes)]) == 0
+    card = (folder / "README.md").read_text()
+    assert f"**accuracy {result['accuracy']:.4f}**" in card and "image-classification" in card
+    assert main(["card", "--check", str(folder)]) == 0
+    # The command of the card gives its number.
+    said = next(line for line in card.splitlines() if line.startswith("ddpm-vlb classify"))
+    words = shlex.split(said.replace("me/classes", str(folder)))[1:]
+    assert main([*words, "--output", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text())["per_image"] == result["per_image"]
+    # Another number is no report's, and another network's is refused.
+    (folder / "README.md").write_text(card.replace(f"accuracy {result['accuracy']:.4f}", "accuracy 0.9999"))
+    assert main(["card", "--check", str(folder)]) == 2
+    classes.write_text(json.dumps(result | {"config": result["config"] | {"network_sha256": "0" * 64}}))
+    assert main([*command, "--classes", str(classes)]) == 2
+    assert "`classes` must be of the report's network" in capsys.readouterr().err
+    classes.write_text("[]")
+    assert main([*command, "--classes", str(classes)]) == 2
+    report = read_report(folder / "report.json")
+    for change, message in (({"accuracy": 2.0}, "inside its interval"), ({"accuracy": "1"}, "of its kind for 'accuracy'")):
+        with pytest.raises(ValueError, match=message):
+            model_card(report | {"classification": report["classification"] | change}, repository="me/classes")
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 r"""`ddpm-vlb card`."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from ..files import write_atomically
+from ..reports.classes import with_classes
 from ..reports.schema import Report, read_report
 from ..reports.show import write_report
 from .common import SAMPLES, card_pictures, draw_samples, load_folder, save_grid
@@ -20,12 +23,14 @@ def add(commands) -> argparse.ArgumentParser:
         " terms, and the number where the Hub looks for results; or check those that are there.",
         examples=(
             'runs/quickstart/pipeline --description "A small DDPM of handwritten digits."',
+            "runs/digits-class/pipeline --classes classes.json",
             "--check runs/quickstart/pipeline",
         ),
     )
     folder = "a pipeline's folder; with --check, one with README.md and report.json"
     parser.add_argument("folder", metavar="FOLDER", help=folder)
     parser.add_argument("--report", help="what `ddpm-vlb evaluate` wrote (default: FOLDER/report.json)")
+    parser.add_argument("--classes", help="what `ddpm-vlb classify` wrote, for the card to say too; kept in the report")
     parser.add_argument("--repository", metavar="REPO", help="name on the Hub (default: your-name/FOLDER)")
     parser.add_argument("--description", help="what only you know; kept in the report")
     parser.add_argument("--num-images", type=int, default=NUM_SAMPLES, help=f"samples to draw for it; 0: none {DEFAULT}")
@@ -37,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     r"""Check a card, or make one."""
     if arguments.num_images < 0:
         raise ValueError(f"`num_images` must not be negative, got {arguments.num_images}.")
-    for name in ("repository", "description"):
+    for name in ("repository", "description", "classes"):
         if arguments.check and getattr(arguments, name) is not None:
             raise ValueError(f"`{name}` must be left out with --check, which writes nothing, got {getattr(arguments, name)!r}.")
     folder = Path(arguments.folder)
@@ -46,6 +51,17 @@ def run(arguments: argparse.Namespace) -> None:
         check(folder, report)
     else:
         write(folder, report, arguments)
+
+
+def read_classes(file: str) -> dict[str, Any]:
+    r"""What `ddpm-vlb classify` wrote, or `ValueError`."""
+    try:
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+        if "num_decided" not in result:
+            raise ValueError("no such entries")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"`classes` must be a file that `ddpm-vlb classify` wrote, got {file!r}: {error}.") from error
+    return result
 
 
 def check(folder: Path, report: Report) -> None:
@@ -80,6 +96,8 @@ def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     repository = arguments.repository or f"your-name/{folder.resolve().name}"
     if arguments.description is not None:
         report = report.with_settings(description=arguments.description)
+    if arguments.classes is not None:
+        report = with_classes(report, read_classes(arguments.classes))
     model_card(report, repository=repository)  # refused, if it is, before the work
     pipe = load_folder(folder)
     pipe.check_report(report)

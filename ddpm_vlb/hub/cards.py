@@ -18,12 +18,13 @@ from ..likelihoods.method import Method
 from ..likelihoods.methods import method_named
 from ..parametrizations import VARIANCES
 from ..reports.checks import check_plain
-from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report
+from ..reports.classes import check_classification
+from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_name, public_report
 from .standalone import card_template
 
 LONGEST_LIST = 32
 METADATA_KEYS = ("license", "library_name", "pipeline_tag", "tags", "model-index")
-TASK = "unconditional-image-generation"
+TASK, CLASS_TASK = "unconditional-image-generation", "image-classification"
 METRIC = "bits_per_dim"
 TAGS = ("diffusers", "ddpm", "likelihood", "bits-per-dim")
 BOUND = "an upper bound on the\nnegative log-likelihood"
@@ -111,7 +112,22 @@ def _scored(report: Report, repository: str) -> dict[str, Any]:
         "terms": "\n".join(_term_rows(shown, method)),
         "settings": "\n".join(_setting_rows(shown)),
         "command": reproducing_command(shown, repository),
+        "classes": _classes(report, repository),
     }
+
+
+def _classes(report: Report, repository: str) -> dict[str, Any] | None:
+    r"""What a card says of the model as a classifier, `None` where nothing is known."""
+    if "classification" not in report:
+        return None
+    found = check_classification(report["classification"])
+    dataset = public_name(found["dataset"])
+    words = [repository, "--dataset", dataset, *(["--split", found["split"]] if found["split"] else [])]
+    names = ("confidence", "max_evaluations_per_image", "max_images", "image_seed", "num_inference_steps", "score", "seed")
+    said = {f"--{name.replace('_', '-')}": str(found[name]) for name in names if found[name] is not None}
+    words += [word for pair in said.items() for word in pair]
+    shown = f"{dataset} ({found['split']} split)" if found["split"] else dataset
+    return found | {"dataset": dataset, "of": shown, "command": shlex.join(["ddpm-vlb", "classify", *words])}
 
 
 def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:
@@ -122,7 +138,9 @@ def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {config[name]}" for name, is_wrong in wrong.items() if is_wrong]
 
 
-def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = "", **_: Any) -> ModelCardData:
+def _card_data(
+    name: str, report: dict[str, Any] | None = None, metric: str = "", classes: dict[str, Any] | None = None, **_: Any
+) -> ModelCardData:
     data: dict[str, Any] = dict(license="apache-2.0", library_name="diffusers", pipeline_tag=TASK, tags=list(TAGS))
     if report is None:
         return ModelCardData(**data)
@@ -137,7 +155,13 @@ def _card_data(name: str, report: dict[str, Any] | None = None, metric: str = ""
         metric_value=report["bits_per_dim"],
         metric_args=_metric_arguments(report),
     )
-    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=[result])
+    results = [result]
+    if classes is not None:
+        of = {f"dataset_{key}": classes[name] for key, name in (("type", "dataset"), ("name", "dataset"), ("split", "split"))}
+        arguments = {key: classes[key] for key in ("accuracy_interval", "num_images", "num_network_evaluations", "confidence")}
+        value = {"metric_type": "accuracy", "metric_name": "accuracy", "metric_value": classes["accuracy"]}
+        results.append(EvalResult(task_type=CLASS_TASK, **of, **value, metric_args=arguments))
+    return ModelCardData(**data, datasets=[config["dataset"]], model_name=name, eval_results=results)
 
 
 def _metric_arguments(report: dict[str, Any]) -> dict[str, Any]:

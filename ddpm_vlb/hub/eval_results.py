@@ -37,7 +37,7 @@ def eval_result_entries(report: Mapping[str, Any], repository: str) -> list[Eval
         validate_repo_id(dataset)
     except ValueError:
         return []
-    return [
+    entries = [
         EvalResultEntry(
             dataset_id=dataset,
             # The bound is the metric by that name; of another method's number its name says so.
@@ -48,6 +48,13 @@ def eval_result_entries(report: Mapping[str, Any], repository: str) -> list[Eval
             notes=_notes(shown, report.method.metric, repository),
         )
     ]
+    found = report.get("classification")
+    if found is not None and found["dataset"] == dataset:
+        low, high = found["accuracy_interval"]
+        notes = f"95% interval {low!r} to {high!r}; {found['num_images']} images; confidence {found['confidence']!r}"
+        where = {"source_url": entries[0].source_url, "source_name": entries[0].source_name, "notes": notes}
+        entries.append(EvalResultEntry(dataset_id=dataset, task_id="accuracy", value=found["accuracy"], **where))
+    return entries
 
 
 def eval_results_file(report: Mapping[str, Any], repository: str) -> bytes | None:

@@ -36,7 +36,8 @@ def merge_reports(reports: Sequence[Mapping[str, Any]]) -> Report:
     """
     if len(reports) < 2:
         raise ValueError(f"`reports` must be at least two, got {len(reports)}.")
-    reports = [Report.of(report) for report in reports]
+    # What one of them says of the model as a classifier was measured on its own images.
+    reports = [Report.of({key: value for key, value in report.items() if key != "classification"}) for report in reports]
     for report in reports:
         if not report.method.merges:
             raise ValueError(f"`reports` must be of a method whose reports can be merged, got {report['method']!r}.")

@@ -117,6 +117,7 @@ FIELDS = (
     Field("per_image_degrees_of_freedom", list | None, ()),  # of these errors; old reports have none
     Field("solver_error", float, ()),  # of the ODE; old reports have none
     Field("half_precision_bias", dict, ()),
+    Field("classification", dict, ()),  # the model as a classifier, `reports/classes.py`
 )
 LATER = ("calibration", "noise_process", "condition_sha256")  # settings of the model that the first reports did not have
 # Cards show the settings in this order. The options of the methods follow.

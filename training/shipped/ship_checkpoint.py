@@ -10,6 +10,7 @@ error of `--target_se`. Every number of the card comes from the report of this r
 import argparse
 import dataclasses
 import io
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from ddpm_vlb.evaluation import evaluate, format_report, image_grid, make_report
 from ddpm_vlb.files import new_folder, write_atomically
 from ddpm_vlb.hub.cards import model_card
 from ddpm_vlb.hub.repository import PICTURES
+from ddpm_vlb.reports.classes import with_classes
 from ddpm_vlb.reports.schema import Report
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_sample_images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--classes", type=Path, help="what `ddpm-vlb classify` wrote of this pipeline, for the card")
     parser.add_argument("--description", default="A DDPM trained on the variational bound.")
     arguments = parser.parse_args()
 
@@ -91,6 +94,9 @@ def main() -> None:
         description=arguments.description,
         command="python training/shipped/ship_checkpoint.py " + shlex.join(what),
     )
+
+    if arguments.classes is not None:
+        report = with_classes(report, json.loads(arguments.classes.read_text(encoding="utf-8")))
 
     with new_folder(arguments.output) as folder:
         pipe.save_pretrained(folder)
