@@ -46,7 +46,16 @@ def test_idx_files(tmp_path, zipped):
     path = tmp_path / ("images-idx3-ubyte" + ".gz" * zipped)
     write_idx(path, GREY, gzip.open if zipped else open)
     loaded = load_images(path)
-    assert np.array_equal(loaded.images[:, 0].numpy(), GREY) and loaded.num_pixel_levels == 256
+    assert np.array_equal(loaded.images[:, 0].numpy(), GREY) and loaded.num_pixel_levels == 256 and loaded.labels is None
+    # The labels of MNIST lie beside its images, packed or not.
+    write_idx(tmp_path / "labels-idx1-ubyte", np.array([3, 1, 4, 1, 5], dtype=np.uint8))
+    assert load_images(path).labels.tolist() == [3, 1, 4, 1, 5] and load_images(path, max_images=2).labels.tolist() == [3, 1]
+    write_idx(tmp_path / "labels-idx1-ubyte", np.array([3, 1], dtype=np.uint8))
+    with pytest.raises(ValueError, match="`dataset` must have one label per image, got 2 in .*labels-idx1-ubyte.* for the 5"):
+        load_images(path)
+    write_idx(tmp_path / "labels-idx1-ubyte", GREY)
+    with pytest.raises(ValueError, match=r"got the file .*labels-idx1-ubyte' that starts with b'.x00.x00.x08.x03'"):
+        load_images(path)
 
 
 def test_npz_files(tmp_path):

@@ -7,6 +7,7 @@ A new format is a row, `add_format(file_format("a toy file", (".toy",), read))`,
 import gzip
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -28,6 +29,9 @@ DIGITS_NUM_TRAIN = 1437
 # What is unpacked is held in memory. Larger files can be unpacked on the disk first.
 MAX_UNPACKED_BYTES = 2**32
 MAX_RATIO = 1032  # of zlib's format
+
+
+_IDX_IMAGES = re.compile(r"images([-.])idx[34]")
 
 
 def read_digits(split: str) -> ImageSet:
@@ -171,21 +175,38 @@ def _too_large(path: Path, size: int) -> ValueError:
 
 
 def read_idx(path: Path) -> ImageSet:
-    r"""The idx format of MNIST: two zero bytes, the type (8 = uint8), the number of dimensions, their sizes, the data."""
+    r"""The idx format of MNIST: two zero bytes, the type (8 = uint8), the number of dimensions, their sizes, the data. Of
+    `x-images-idx3-ubyte` the labels are `x-labels-idx1-ubyte`, where that lies beside it."""
+    array = _idx_file(path, (3, 4))
+    beside = _IDX_IMAGES.sub(r"labels\1idx1", path.name)
+    names = [beside, beside.removesuffix(".gz") if path.suffix == ".gz" else f"{beside}.gz"]
+    found = [path.with_name(name) for name in names if beside != path.name and path.with_name(name).is_file()]
+    if not found:
+        return image_set(array, str(path))
+    labels = _idx_file(found[0], (1,))
+    if len(labels) != len(array):
+        raise ValueError(
+            f"`dataset` must have one label per image, got {len(labels)} in {str(found[0])!r} for the {len(array)} images of"
+            f" {str(path)!r}."
+        )
+    return image_set(array, str(path), labels=torch.from_numpy(labels.astype(np.int64)))
+
+
+def _idx_file(path: Path, dimensions: tuple[int, ...]) -> np.ndarray:
     size, zipped = path.stat().st_size, path.suffix == ".gz"
     try:
         with gzip.open(path) if zipped else path.open("rb") as file:
-            return image_set(_idx_array(cast(BinaryIO, file), path, size, zipped), str(path))
+            return _idx_array(cast(BinaryIO, file), path, size, zipped, dimensions)
     except (OSError, EOFError) as error:
         raise ValueError(f"`dataset` must be a readable idx file, got {str(path)!r}: {error}.") from error
     except zlib.error as error:
         raise ValueError(f"`dataset` must be an undamaged gzip file, got {str(path)!r}: {error}.") from error
 
 
-def _idx_array(file: BinaryIO, path: Path, size: int, zipped: bool) -> np.ndarray:
+def _idx_array(file: BinaryIO, path: Path, size: int, zipped: bool, dimensions: tuple[int, ...]) -> np.ndarray:
     r"""The array of an idx file of so many bytes: as much is read as its header says, and a byte more to see that it ends."""
     magic = file.read(4)
-    if len(magic) < 4 or magic[:3] != b"\x00\x00\x08" or magic[3] not in (3, 4):
+    if len(magic) < 4 or magic[:3] != b"\x00\x00\x08" or magic[3] not in dimensions:
         raise ValueError(
             f"`dataset` must be {', '.join(kind.words for kind in FORMATS)}, or a Hub data set,"
             f" got the file {str(path)!r} that starts with {magic!r}."
