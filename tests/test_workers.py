@@ -211,7 +211,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(checkpoint, tmp_pat
 
 @pytest.mark.parametrize(
     "options",
-    [("--max-evaluations", 2000), ("--method", "full", "--max-images", 23), ("--method", "ode", "--max-images", 3)],
+    [("--max-evaluations", 2000), ("--method", "full", "--max-images", 23), ("--method", "ode", "--max-images", 2)],
     ids=["sampled", "full", "ode"],
 )
 def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, options):
