@@ -18,7 +18,7 @@ import space_server
 import torch
 from PIL import Image
 from tiny import generator, quiet, tiny_unet
-from vlb_demo import codec, drawing, pictures, tabs, texts, uploads
+from vlb_demo import classes, codec, drawing, pictures, tabs, texts, uploads
 from vlb_demo import models as models_module
 from vlb_demo.models import Models
 from vlb_demo.running import Stopped, Watch, watched
@@ -263,6 +263,28 @@ def test_examples_are_held_out_and_scored(models):
     report = models[MNIST].report
     error = math.hypot(report["standard_error"], models[MNIST].scores.std(ddof=1) / 200**0.5)
     assert abs(models[MNIST].scores.mean() - report["bits_per_dim"]) < 4 * error
+
+
+# Classes.
+
+
+def test_the_class_of_a_picture_is_that_of_classify(models):
+    model, image = models.classifier(DIGITS), models[DIGITS].image(5)
+    pages = list(classes.race(model, image, 60, 3))
+    numbers, page = pages[-1]
+    pipe = quiet(VLBDDPMPipeline.from_pretrained(space_server.SPACE / "checkpoints" / "ddpm-vlb-digits-class"))
+    out = pipe.classify(image, generator=generator(3), max_evaluations_per_image=60)
+    assert numbers["label"] == int(out.labels) and numbers["decided"] == bool(out.decided)
+    assert numbers["probabilities"] == pytest.approx(out.probabilities[0].tolist(), abs=1e-6)
+    assert numbers["num_network_evaluations"] == out.num_network_evaluations
+    # Bars that were alike at first; those of the classes that are out are faint.
+    assert pages[0][1].count("width:10.0%") == 10 and page.count("vlb-best") == 1
+    assert page.count("vlb-out") == 9 if numbers["decided"] else page.count("vlb-out") < 9
+    assert_is_page(page)
+    assert list(score.which_class(models, DIGITS, "pick", 5, "as it is", 3))[-1].count("<tr") == 10
+    for change, message in (((MNIST, "pick", 5), "No class-conditional model"), ((DIGITS, "pick", -1), "0 to 359")):
+        with pytest.raises(Refusal, match=message):
+            list(score.which_class(models, *change, "as it is", 3))
 
 
 # Files.
@@ -598,7 +620,7 @@ def test_a_tab_is_a_module_and_its_words(tmp_path, models, monkeypatch):
         for event in config["dependencies"]
         if event["targets"] == [(ids["model"], "change")] and len(event["outputs"]) > 3
     )
-    expected = ["toy-steps", "forward-number", "forward-t", "score-drawing"]
+    expected = ["toy-steps", "forward-number", "forward-t", "score-drawing", "score-classes"]
     expected += [f"{name}-number" for name in ("bound", "score", "rates")] + [
         f"{name}-picture" for name in ("reverse", "bound", "score", "rates")
     ]

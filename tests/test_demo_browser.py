@@ -178,6 +178,14 @@ def test_the_page_opens_on_a_score(page):
     bar = page.locator("#score-picture .vlb-bar").get_attribute("aria-label")
     assert f"L_0 {float(shown['L_0 decoder']):.3f}" in bar
     # And as a file, beside what others take.
+    # And of which class, at first and of another picture.
+    before = page.locator("#score-classes").inner_text()
+    assert "settled after" in before and page.locator("#score-classes tr").count() == 10
+    page.locator("#score-change").get_by_label("constant").check()
+    page.locator("#score-classify button, button#score-classify").click()
+    ended = "text => (now => now !== text && !now.includes('so far'))(document.querySelector('#score-classes').innerText)"
+    page.wait_for_function(ended, arg=before, timeout=60_000)
+    assert page.locator("#score-classes .vlb-best").count() == 1
     page.locator("#score-compress button, button#score-compress").click()
     page.wait_for_function("() => document.querySelector('#score-packed').innerText.includes('PNG')", timeout=60_000)
     assert "bits/dim" in page.locator(".vlb-title").first.inner_text() and page.title().startswith(

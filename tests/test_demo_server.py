@@ -30,6 +30,7 @@ ENDPOINTS = ["/bound", "/forward", "/gaussian", "/model", "/rate_distortion", "/
 TOOLS = {
     "list_models": set(),
     "score_image": {"image", "example", "model", "evaluations", "seed"},
+    "classify_image": {"image", "example", "model", "evaluations", "seed"},
     "bound_of_image": {"example", "model", "steps", "draws", "seed"},
     "bound_of_model": {"model"},
     "sample_images": {"num_images", "steps", "model", "seed"},
@@ -105,6 +106,7 @@ def test_agents_find_documented_tools(space, digits):
         ("sample_images", {"num_images": 2, "steps": 10, "seed": 5}),
         ("list_models", {}),
         ("compress_images", {"images": [picture] * 3, "steps": 4}),
+        ("classify_image", {"image": picture, "seed": 2}),
     )
     assert {tool.name: set(tool.inputSchema["properties"]) for tool in tools} == TOOLS
     for tool in tools:
@@ -112,11 +114,13 @@ def test_agents_find_documented_tools(space, digits):
         for name, schema in tool.inputSchema["properties"].items():
             assert schema["type"] in ("integer", "string", "array") and schema["description"].endswith("."), (tool.name, name)
     assert not any(failed for failed, _ in answers), answers
-    score, bound, model, sampled, listed, compressed = (json.loads(text) for _, text in answers)
+    score, bound, model, sampled, listed, compressed, classified = (json.loads(text) for _, text in answers)
     # This Space is one without the package: the file that it carries has the codec, too.
     _, ((failed, text),) = ask_tools(space[0], ("decompress_file", {"file": compressed["file"]}))
     assert not failed and json.loads(text)["levels"] == [score["levels"]] * 3
 
+    assert [one["num_classes"] for one in listed] == [10, None]
+    assert classified["label"] == load_images("digits", "test").labels[3] and len(classified["probabilities"]) == 10
     image = load_images("digits", "test").images[3:4]
     out = digits.evaluate_nll(image, generator=generator(3), method="sampled", evaluations_per_image=128)
     assert score["bits_per_dim"] == pytest.approx(out.bits_per_dim.item(), rel=1e-9) and score["levels"] == image[0].tolist()
@@ -135,6 +139,12 @@ def test_agents_are_refused_in_a_sentence(space):
         ("score_image", {"evaluations": 65}, "even number in 64 to 2048, got 65"),
         ("score_image", {"example": "x"}, "'x' is not of type 'integer'"),
         ("score_image", {"example": 360}, "0 to 359, got 360"),
+        (
+            "classify_image",
+            {"model": "ddpm-vlb-mnist"},
+            "No class-conditional model of its images travels",
+        ),
+        ("classify_image", {"evaluations": 19}, "must lie in 20 to 2000, got 19"),
         ("score_image", {"seed": -1}, "`seed` must lie in 0 to 2147483647, got -1."),
         ("bound_of_image", {"steps": 1000, "draws": 64}, "2 to 20 draws"),
         ("bound_of_model", {"model": "../../etc"}, "must be one of ddpm-vlb-digits, ddpm-vlb-mnist, got '../../etc'."),

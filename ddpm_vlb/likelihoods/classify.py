@@ -90,6 +90,7 @@ def classify(
     num_inference_steps: int | None = None,
     inference_timesteps: Sequence[int] | None = None,
     score: str = "bound",
+    callback_on_look: "Callable[[Raced], Any] | None" = None,
 ) -> ClassifierOutput:
     r"""
     The class of each image, from the bounds that a class-conditional network gives it.
@@ -115,6 +116,8 @@ def classify(
             Of the K-step model, as [`~VLBDDPMPipeline.evaluate_nll`].
         score (`str`, defaults to `"bound"`):
             `"simple"` compares squared errors of the noise instead, for comparison with others' numbers.
+        callback_on_look (`Callable`, *optional*):
+            Called with a [`Raced`] after each look at some of the images: what is known of them so far.
 
     Returns:
         [`ClassifierOutput`]: tensors on the CPU.
@@ -141,7 +144,7 @@ def classify(
         numbers = np.arange(len(levels))
         chosen = classifier.pilot_images(numbers, seed)
         pilot = classifier.pilot(levels[torch.from_numpy(chosen)], chosen, seed)
-        raced = classifier.race(levels, numbers, classifier.proposal(pilot), seed)
+        raced = classifier.race(levels, numbers, classifier.proposal(pilot), seed, callback_on_look)
     pipe.maybe_free_model_hooks()
     shared = torch.cat([scorer.prior(scorer.samples(part)).cpu().double() for part in levels.split(1024)])
     evaluations = torch.from_numpy(raced.evaluations)
@@ -194,6 +197,7 @@ class Raced(NamedTuple):
         probabilities: `(N, C)`.
         nats: estimates of what is compared, `(N, C)`, and the standard `error` of their differences to the label's.
         decided, evaluations: `(N,)`.
+        racing: whether a class has not been dropped, `(N, C)`.
     """
 
     labels: np.ndarray
@@ -202,6 +206,7 @@ class Raced(NamedTuple):
     error: np.ndarray
     decided: np.ndarray
     evaluations: np.ndarray
+    racing: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +288,7 @@ class Classifier:
         numbers: np.ndarray,
         proposal: Proposal,
         seed: int,
-        each_look: Callable[[Raced], Any] = lambda so_far: None,
+        callback_on_look: Callable[[Raced], Any] | None = None,
     ) -> Raced:
         r"""The race of all classes for images with these numbers.
 
@@ -292,16 +297,16 @@ class Classifier:
             numbers: `(N,)`.
             proposal: where to draw.
             seed: of all that is drawn.
-            each_look: called with what is known after each look, where all images fit into one frame.
+            callback_on_look: as `classify`.
         """
         size = max(1, FRAME_VALUES // (len(self.classes) * (self.max_evaluations_per_image // 2)))
         parts = [
-            self._race(levels[first : first + size], numbers[first : first + size], proposal, seed, each_look)
+            self._race(levels[first : first + size], numbers[first : first + size], proposal, seed, callback_on_look)
             for first in range(0, len(levels), size)
         ]
         return Raced(*(np.concatenate(part) for part in zip(*parts)))
 
-    def _race(self, levels, numbers, proposal: Proposal, seed: int, each_look) -> Raced:
+    def _race(self, levels, numbers, proposal: Proposal, seed: int, callback_on_look) -> Raced:
         count, most = len(numbers), self.max_evaluations_per_image
         race = Race(self.log_prior, proposal.line, count, 1 - self.confidence)
         own, spent, done = mix_array(mix(seed, RACE), numbers), np.zeros(count, dtype=np.int64), 0
@@ -321,13 +326,15 @@ class Classifier:
             spent[going] += cost[going]
             race.add(new, rows)
             done = draws
-            each_look(self._raced(race, spent))
+            if callback_on_look is not None:
+                callback_on_look(self._raced(race, spent))
         return self._raced(race, spent)
 
     def _raced(self, race: Race, spent: np.ndarray) -> Raced:
         leader, nats, error = race.result()
         probabilities = torch.from_numpy(self.log_prior - nats).softmax(dim=1).numpy()
-        return Raced(np.array(self.classes)[leader], probabilities, nats, error, ~race.running, spent.copy())
+        labels = np.array(self.classes)[leader]
+        return Raced(labels, probabilities, nats, error, ~race.running, spent.copy(), race.active.copy())
 
     def _terms(
         self,

@@ -3,7 +3,7 @@ r"""The models that a visitor may choose: those beside the app, and those that w
 import json
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,10 @@ class Models:
 
     def __init__(self, more: tuple[str, ...] = ()):
         self._sources = {path.parent.name: str(path.parent) for path in sorted(CHECKPOINTS.glob("*/model_index.json"))}
-        for name, source in list(self._sources.items()):
-            # A classifier travels with the others, and is none for the tabs.
-            if (_read_json(Path(source) / "unet" / "config.json") or {}).get("num_class_embeds") is not None:
-                del self._sources[name]
+        # A classifier travels with the model of the same images, and is none for the tabs.
+        self._classifiers = {
+            name.removesuffix("-class"): self._sources.pop(name) for name in list(self._sources) if name.endswith("-class")
+        }
         # Before anything is loaded: a name that is taken would show one model under the name of another.
         for source in more:
             name = Path(source).resolve().name if Path(source).exists() else source
@@ -135,6 +135,7 @@ class Models:
                 raise ValueError(f"`--model` must have a name of its own, got a second {name!r}.")
             self._sources[name] = source
         self._loaded: dict[str, Model] = {}
+        self._loaded_classifiers: dict[str, Model] = {}
         self._lock = threading.Lock()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # Wrong ones are found at the start, not by a visitor.
@@ -152,6 +153,31 @@ class Models:
             if name not in self._loaded:
                 self._loaded[name] = self._load(name)
             return self._loaded[name]
+
+    def has_classes(self, name: str) -> bool:
+        r"""Whether a class-conditional model of the same images travels with a model."""
+        return name in self._classifiers
+
+    def classifier(self, name: str) -> Model:
+        r"""The class-conditional model of a model's images; `Refusal` where there is none."""
+        model = self[name]
+        if not self.has_classes(name):
+            raise Refusal("no_classes", name=name)
+        with self._lock:
+            if name not in self._loaded_classifiers:
+                source = self._classifiers[name]
+                pipe = VLBDDPMPipeline.from_pretrained(source).to(self.device)
+                self._loaded_classifiers[name] = replace(
+                    model,
+                    name=Path(source).name,
+                    source=f"checkpoints/{Path(source).name}",
+                    unet=pipe.unet.eval().requires_grad_(False),
+                    scheduler_config=dict(pipe.scheduler.config),
+                    report=_read_json(Path(source) / "report.json"),
+                    scores=None,
+                    seconds=_seconds(pipe.network, model.shape),
+                )
+            return self._loaded_classifiers[name]
 
     def _load(self, name: str) -> Model:
         source = self._sources[name]
@@ -194,9 +220,10 @@ class Models:
 def _seconds(network: Network, shape: tuple[int, int, int], batch: int = 8) -> float:
     r"""That an evaluation takes in a small batch."""
     samples = torch.zeros(batch, *shape, device=network.device)
+    labels = None if network.num_classes is None else torch.zeros(batch, dtype=torch.int64, device=network.device)
     for _ in range(2):  # the first one warms up
         started = time.perf_counter()
-        network(samples, 0).cpu()
+        network(samples, 0, labels).cpu()
     return (time.perf_counter() - started) / batch
 
 

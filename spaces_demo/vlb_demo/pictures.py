@@ -254,6 +254,15 @@ html:lang(ja) .vlb-en, html:not(:lang(ja)) .vlb-ja { display: none; }
 .vlb-parts ul { list-style: none; margin: 8px 0 0; padding: 0; }
 .vlb-parts li { display: flex; gap: 8px; align-items: baseline; margin: 2px 0; }
 .vlb-parts li > i { flex: 0 0 11px; height: 11px; border-radius: 3px; }
+.vlb-classes { border-collapse: collapse; border: 0 !important; width: 100%; max-width: 560px; margin: 4px 0 10px; }
+.vlb-classes tr, .vlb-classes th, .vlb-classes td { border: 0 !important; background: none !important; }
+.vlb-classes th, .vlb-classes td { padding: 2px 6px !important; font-variant-numeric: tabular-nums; }
+.vlb-classes td { white-space: nowrap; width: 1%; }
+.vlb-classes td.vlb-classbar { width: 60%; }
+.vlb-classes i { display: block; height: 14px; min-width: 2px; border-radius: 3px; background: #3b82f6; }
+.vlb-classes .vlb-best { font-weight: 650; }
+.vlb-classes .vlb-best i { background: #2a9d62; }
+.vlb-classes .vlb-out { opacity: 0.45; }
 .vlb-progress { display: flex; gap: 10px; align-items: center; font-variant-numeric: tabular-nums; }
 .vlb-progress progress { flex: 1; max-width: 320px; }
 @media (max-width: 600px) {

@@ -11,7 +11,7 @@ import torch
 from gradio import processing_utils
 from PIL import Image
 
-from .. import codec, pictures
+from .. import classes, codec, pictures
 from ..drawing import blank, pad, to_picture
 from ..layout import MODEL, Tab, guarded
 from ..models import Model, Models
@@ -314,7 +314,41 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
     tab.show(last)
     tab.long(partial(compute, models), inputs)
     with tab.below():
+        _build_classes(tab, models, model.value, [*inputs[:4], *inputs[5:]])
         _build_files(models, [*inputs[:4], *inputs[5:]])
+
+
+def which_class(
+    models: Models,
+    model: str,
+    source: str,
+    number: int,
+    change: str,
+    seed: int,
+    upload: str | None = None,
+    drawing: dict | None = None,
+) -> Iterator[str]:
+    r"""Bars of the classes that a picture may be of, narrowing while a class-conditional model is asked."""
+    classifier, chosen = models.classifier(model), models[model]
+    levels = prepare(chosen, source, int(number), upload, drawing, change, int(seed))[0]
+    for _, page in classes.race(classifier, levels, classes.EVALUATIONS, int(seed)):
+        yield page
+
+
+def _build_classes(tab: Tab, models: Models, model: str, inputs: list) -> None:
+    r"""Which class the picture that is chosen is of (`inputs` are those of `which_class`)."""
+    gr.Markdown(T("which_class"))
+
+    def at_first(name: str) -> str:
+        return pictures.note(both("classes_hint") if models.has_classes(name) else both("no_classes", name=name))
+
+    button = gr.Button(T("classify"), elem_id="score-classify")
+    page = gr.HTML(at_first(model), elem_id="score-classes", padding=False)
+    tab.follows(page, lambda chosen: at_first(chosen.name))
+    if models.has_classes(model):
+        source, number, change, _, seed = DEFAULTS
+        *_, page.value = which_class(models, model, source, number, change, seed)
+    button.click(guarded(partial(which_class, models)), inputs, page, api_visibility="private", show_progress="hidden", **MODEL)
 
 
 def _build_files(models: Models, inputs: list) -> None:
