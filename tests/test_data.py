@@ -548,6 +548,10 @@ def test_more_digits_are_made_without_the_held_out_ones(tmp_path):
     made = {image.tobytes() for image in load_images(first).images[:, 0].numpy()}
     assert made == {image.tobytes() for image in np.concatenate([train, further])}
     assert not made & {image.tobytes() for image in held_out}
+    # With their classes: scikit-learn's own, and those of the files.
+    own = dict(zip((image.tobytes() for image in train), load_images("digits", "train").labels.tolist()))
+    loaded = load_images(first)
+    assert [own.get(x.tobytes(), 7) for x in loaded.images[:, 0].numpy()] == loaded.labels.tolist()
     # The same images in other files and another order are the same data.
     assert make(second, further[3:], further[2::-1]).returncode == 0
     assert np.array_equal(load_images(first).images, load_images(second).images)

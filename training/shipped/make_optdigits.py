@@ -20,8 +20,8 @@ from ddpm_vlb.files import write_atomically
 NUM_PIXELS, MAX_LEVEL = 64, 16
 
 
-def read_optdigits(path: Path) -> np.ndarray:
-    r"""Images `(N, 64)` of one of UCI's files.
+def read_optdigits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    r"""Images `(N, 64)` and classes `(N,)` of one of UCI's files.
 
     Raises:
         ValueError: a file that is missing or not of that form.
@@ -37,29 +37,33 @@ def read_optdigits(path: Path) -> np.ndarray:
         raise ValueError(
             f"`files` must hold levels from 0 to {MAX_LEVEL}, got {levels.min()} to {levels.max()} in {str(path)!r}."
         )
-    return levels.astype(np.uint8)
+    return levels.astype(np.uint8), rows[:, NUM_PIXELS]
 
 
-def training_digits(files: list[Path]) -> np.ndarray:
-    r"""All images but the held-out ones, `(N, 8, 8)`, each once and in an order that does not depend on the files'."""
-    known = {split: load_images("digits", split).images.reshape(-1, NUM_PIXELS).numpy() for split in ("train", "test")}
-    images = np.unique(np.concatenate([known["train"], *map(read_optdigits, files)]), axis=0)
-    held_out = {image.tobytes() for image in known["test"]}
-    return np.stack([image for image in images if image.tobytes() not in held_out]).reshape(-1, 8, 8)
+def training_digits(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    r"""All images but the held-out ones, `(N, 8, 8)`, each once and in an order that does not depend on the files', and their
+    classes `(N,)`."""
+    train, test = load_images("digits", "train"), load_images("digits", "test")
+    parts = [(train.images.reshape(-1, NUM_PIXELS).numpy(), np.asarray(train.labels)), *map(read_optdigits, files)]
+    images, labels = (np.concatenate(part) for part in zip(*parts))
+    images, first = np.unique(images, axis=0, return_index=True)
+    held_out = {image.tobytes() for image in test.images.reshape(-1, NUM_PIXELS).numpy()}
+    others = np.array([image.tobytes() not in held_out for image in images])
+    return images[others].reshape(-1, 8, 8), labels[first][others].astype(np.int64)
 
 
 def main() -> None:
     r"""Write the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, help="optdigits.tra, whole or in parts")
-    parser.add_argument("output", type=Path, help="npz file to write, `images` (N, 8, 8)")
+    parser.add_argument("output", type=Path, help="npz file to write, `images` (N, 8, 8) and `labels` (N,)")
     arguments = parser.parse_args()
     try:
-        images = training_digits(arguments.files)
+        images, labels = training_digits(arguments.files)
     except ValueError as error:
         parser.error(str(error))
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images)
+    np.savez_compressed(buffer, images=images, labels=labels)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, buffer.getvalue())
     print(f"{arguments.output}: {len(images)} images, none of them held out")
