@@ -17,6 +17,7 @@ from zygote import shared
 
 from ddpm_vlb.data import StoredImages, Transform, images_to_levels, load_images, open_images, quantize, stream_images
 from ddpm_vlb.data.frame import read_images
+from ddpm_vlb.data.image_sets import quantize_images
 from ddpm_vlb.data.sources import source_of
 from ddpm_vlb.model.kinds import network_of
 from ddpm_vlb.pixel_grid import levels_to_samples
@@ -80,6 +81,31 @@ def test_folders(tmp_path):
     assert len(load_images(tmp_path, "train")) == 2 and len(load_images(tmp_path, max_images=2)) == 2
     with pytest.raises(ValueError, match="`split` must name a sub-folder"):
         load_images(tmp_path, "valid")
+    assert open_images(tmp_path, default_split="nope").labels is None
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["cat/a.png", "cat/b.png", "dog/a.png"], [0, 0, 1]),
+        (["3/a.png", "10/b.png", "10/c.png"], [10, 10, 3]),
+        (["03/a.png", "3/b.png"], [0, 1]),
+        (["a.png", "cat/b.png", "dog/c.png"], None),
+        (["x/cat/a.png", "x/dog/b.png"], None),
+        (["all/a.png", "all/b.png"], None),
+        (["train/a.png", "test/b.png"], None),
+    ],
+)
+def test_sub_folders_are_classes(tmp_path, names, labels):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GREY[0]).save(tmp_path / name)
+    opened = open_images(tmp_path, default_split="nope")
+    assert opened.names == sorted(names) and opened.labels == labels
+    if labels:
+        assert load_images(tmp_path, max_images=2).labels.tolist() == labels[:2]
+        # Brought onto another grid, they have theirs still.
+        assert quantize_images(opened, 17).labels == labels
 
 
 def test_data_sets_of_the_datasets_library(tmp_path):

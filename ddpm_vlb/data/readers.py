@@ -31,6 +31,7 @@ MAX_UNPACKED_BYTES = 2**32
 MAX_RATIO = 1032  # of zlib's format
 
 
+SPLITS = {"train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval"}  # folders that are no classes
 _IDX_IMAGES = re.compile(r"images([-.])idx[34]")
 
 
@@ -50,7 +51,7 @@ def read_digits(split: str) -> ImageSet:
 
 
 def open_folder(path: Path, split: str | None, default_split: str, **columns: str) -> StoredImages:
-    r"""A folder of images, or of parquet files; `columns` as `open_hub`, for those."""
+    r"""A folder of images, whose sub-folders are their classes, or of parquet files; `columns` as `open_hub`, for those."""
     split, files = image_files(path, split, default_split)
     if not files:
         return open_hub(str(path), split or default_split, **columns)
@@ -58,7 +59,20 @@ def open_folder(path: Path, split: str | None, default_split: str, **columns: st
         raise ValueError(f"`{next(iter(columns))}` must be left out for a folder of images, which has no columns.")
     folder = files_folder(path, split)
     names = [file.relative_to(folder).as_posix() for file in files]
-    return StoredImages(files, _read_file, str(folder), split, names=names)
+    return StoredImages(files, _read_file, str(folder), split, folder_labels(names), names)
+
+
+def folder_labels(names: Sequence[str]) -> list[int] | None:
+    r"""Classes of the images of these paths below a folder, `None` unless each lies in one of several sub-folders, whose names
+    are numbers or else stand for their places in order, as in the `datasets` library and in torchvision."""
+    parts = [PurePosixPath(name).parts for name in names]
+    folders = sorted({part[0] for part in parts})
+    if any(len(part) != 2 for part in parts) or len(folders) < 2 or set(folders) <= SPLITS:
+        return None
+    numbers = {name: int(name) for name in folders if name.isascii() and name.isdigit()}
+    if len(set(numbers.values())) < len(folders):
+        numbers = {name: place for place, name in enumerate(folders)}
+    return [numbers[part[0]] for part in parts]
 
 
 def image_files(path: Path, split: str | None, default_split: str) -> tuple[str | None, list[Path]]:
