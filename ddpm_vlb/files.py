@@ -82,8 +82,9 @@ def _lock(path: Path, refusal: str) -> Iterator[None]:
             yield
             return
         try:
-            os.truncate(handle, 0)
-            os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
+            with naming(path):
+                os.truncate(handle, 0)
+                os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
             yield
         finally:
             # While it is held, so that it is not another's; in a fork it is not this one's to remove.

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import torch
 from damage import damaged, parts, sealed
 from PIL import Image
-from tiny import generator, tiny_unet
+from tiny import generator, quiet, tiny_unet
+from zygote import shared
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, compress, decompress, load_images
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, compress, decompress, files, load_images
 from ddpm_vlb.cli import main
 from ddpm_vlb.cli.decompress import _write_folder, safe_name
 from ddpm_vlb.codec import DamagedFile, codec, read_info
@@ -384,7 +386,7 @@ def test_a_header_that_claims_other_images_is_refused(shipped, written):
         ({"inference_timesteps": (0, 5, 7, 999_999)}, "cannot decode it"),
         ({"num_pixel_levels": 16}, "17 levels"),
     ):
-        other = replace(told, **change).to_bytes()[:-4]
+        other = replace(told, **change).to_bytes()
         with pytest.raises(ValueError, match=words):
             decompress(shipped, sealed(other, *bodies))
     with pytest.raises(DamagedFile):  # a block in the place of another
@@ -428,13 +430,19 @@ def test_blocks_in_another_order_are_refused(written):
 
 
 def test_the_bytes_of_a_file_are_those_of_the_page(tiny):
-    r"""Old files stay readable: a format that changes has another version."""
+    r"""A format that changes has another version, and files of the first are refused as such."""
     images = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8) % 17
     data = compress(tiny, images, num_inference_steps=2)
-    assert data[:5] == b"\x89VLB\x01"
+    assert data[:5] == b"\x89VLB\x02"
+    with pytest.raises(DamagedFile, match="must be of version 2 of the format, got 1"):
+        read_info(b"\x89VLB\x01" + data[5:])
     # flags, C, H, W, levels - 2, K, band
-    assert list(data[5:12]) == [0, 1, 8, 8, 15, 2, 34] and data[12:20] == codec.chain_of(tiny, 2).digest[:8]
-    assert int.from_bytes(data[20:24], "little") == zlib.crc32(data[:20]) and data[24:25] == b"B" and data[-5:-4] == b"E"
+    assert list(data[5:12]) == [0, 1, 8, 8, 15, 2, 34] and data[12:18] == codec.chain_of(tiny, 2).digest[:6]
+    assert data[18:19] == b"B" and data[-5:-4] == b"E"
+    # The first checksum is of the header too.
+    assert int.from_bytes(data[-9:-5], "little") == zlib.crc32(data[:-9])
+    with pytest.raises(DamagedFile, match="another checksum in the block 0, or before it"):
+        read_info(data[:10] + b"\x03" + data[11:])
     assert isinstance(codec.chain_of(tiny, 2), Chain)
 
 
@@ -473,6 +481,62 @@ def test_a_killed_command_goes_on(tmp_path, monkeypatch, capsys, kept):
     assert main(command) == 0
     assert Path("d.vlb").read_bytes() == whole and not Path("d.vlb.journal").exists()
     assert json.loads(Path("d.vlb.json").read_text())["file_bytes"] == len(whole)
+
+
+def test_a_command_that_is_killed_goes_on(tmp_path):
+    r"""A real process, a real SIGKILL; what stands is gone on with, to the same bytes."""
+    options = ["--dataset=digits", "--max-images=40", "--num-inference-steps=4", "--block-size=5"]
+    command = ["-m", "ddpm_vlb", "compress", ROOT / SHIPPED, *options]
+    assert shared().run(*command, "--output=whole.vlb", cwd=tmp_path).returncode == 0
+    process = shared().start(*command, "--output=cut.vlb", cwd=tmp_path)
+    journal = tmp_path / "cut.vlb.journal"
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 100):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    cut = journal.stat().st_size
+    assert not (tmp_path / "cut.vlb").exists() and 100 < cut < (tmp_path / "whole.vlb").stat().st_size
+    assert shared().run(*command, "--output=cut.vlb", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "cut.vlb").read_bytes() == (tmp_path / "whole.vlb").read_bytes() and not journal.exists()
+
+
+def test_a_full_disk_and_a_second_command_lose_nothing(tmp_path, small_disk, capsys, monkeypatch):
+    disk = small_disk("12k")  # three pages, two of them for the locks
+    (disk / "full").write_bytes(b"x" * 4096)
+    options = ["--dataset=digits", "--max-images=6", "--num-inference-steps=2", f"--output={disk / 'd.vlb'}"]
+    command = ["compress", str(ROOT / SHIPPED), *options]
+    assert main(command) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device: " in line and "d.vlb.journal" in line and not (disk / "d.vlb").exists()
+    # Not even room for the lock.
+    (disk / "full").write_bytes(b"x" * 12288)
+    assert main(command) == 2 and "No space left on device: " in capsys.readouterr().err
+    assert main(command[:-1] + [f"--output={tmp_path / 'd.vlb'}"]) == 0
+    before = (tmp_path / "d.vlb").read_bytes()
+    monkeypatch.setattr(files, "SECONDS_BETWEEN_TRIES", 0.001)
+    with files.locked(tmp_path / "d.vlb"):
+        assert main(command[:-1] + [f"--output={tmp_path / 'd.vlb'}", "--max-images=3"]) == 2
+    assert "must be written by one process at a time" in capsys.readouterr().err
+    # Nor does what is refused: no journal is left, and the file is as it was.
+    assert main(command[:-1] + [f"--output={tmp_path / 'd.vlb'}", "--num-inference-steps=2000"]) == 2
+    assert (tmp_path / "d.vlb").read_bytes() == before and not list(tmp_path.glob("*.journal"))
+
+
+def test_half_precision_is_another_model_that_is_coded_exactly(shipped, digits, written):
+    rounded = quiet(VLBDDPMPipeline.from_pretrained(ROOT / SHIPPED, dtype=torch.bfloat16))
+    data = compress(rounded, digits[:6], num_inference_steps=2)
+    assert torch.equal(decompress(rounded, data), digits[:6])
+    with pytest.raises(ValueError, match="another network, scheduler or calibration"):
+        decompress(shipped, data)
+
+
+def test_a_stream_is_read_once(shipped, written):
+    data, images = written
+    read, write = os.pipe()
+    with open(write, "wb") as end:
+        end.write(data)
+    with open(read, "rb") as stream:
+        assert torch.equal(decompress(shipped, stream, images=[17]), images[[17]])
 
 
 def test_pictures_keep_their_names(tmp_path, monkeypatch):

@@ -2,10 +2,12 @@ r"""`ddpm-vlb compress`."""
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ..files import check_output_path, write_atomically
+from ..files import check_output_path, naming, write_atomically
 from .common import check_library, hold, journal_beside, labels_for, load_pipeline, on_grid, open_data, set_levels
 from .options import (
     add_checkpoint_options,
@@ -83,7 +85,7 @@ def write(arguments: argparse.Namespace, output: Path, account: Path) -> None:
     if journal is None:
         raise ValueError(f"`output` must be a file, got {arguments.output!r}.")
     journal.touch()
-    with journal.open("r+b") as file, progress_bar(count, desc="compress", unit="image") as bar:
+    with _begun(journal) as file, progress_bar(count, desc="compress", unit="image") as bar:
         summary = compress(
             pipe,
             _First(images, count),
@@ -104,6 +106,18 @@ def write(arguments: argparse.Namespace, output: Path, account: Path) -> None:
     write_atomically(account, (json.dumps(said, indent=2) + "\n").encode())
     print(format_account(said))
     print(f"file: {output}, account: {account}")
+
+
+@contextmanager
+def _begun(journal: Path) -> Iterator[BinaryIO]:
+    r"""The journal, to be gone on with; nothing is left of one in which nothing stands."""
+    try:
+        with naming(journal), journal.open("r+b") as file:
+            yield file
+    except BaseException:
+        if not journal.stat().st_size:
+            journal.unlink()
+        raise
 
 
 def format_account(said: dict) -> str:

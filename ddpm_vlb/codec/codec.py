@@ -8,6 +8,8 @@ is asked about a batch at once, and all images of a batch need their bits at onc
 import copy
 import io
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +29,7 @@ from .container import (
     CodedBlock,
     Header,
     Reader,
+    crc_of,
     end,
     frame,
     image_check,
@@ -211,14 +214,30 @@ def decompress(
     """
     if images is None:
         return torch.cat([levels for _, levels, _ in decompress_blocks(pipe, data, batch_size=batch_size)])
-    data = data if isinstance(data, (bytes, bytearray, memoryview)) else data.read()  # looked at twice
-    wanted = check_image_numbers(images, sum(block.num_images for _, block in read_info(data)[1]))
-    blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, data, set(wanted), batch_size=batch_size)}
+    with _seekable(data) as file:  # looked at twice
+        start = file.tell()
+        wanted = check_image_numbers(images, sum(block.num_images for _, block in read_info(file)[1]))
+        file.seek(start)
+        blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, file, set(wanted), batch_size=batch_size)}
     picked = []
     for number in wanted:
         first = max(start for start in blocks if start <= number)
         picked.append(blocks[first][number - first])
     return torch.stack(picked)
+
+
+@contextmanager
+def _seekable(data: bytes | BinaryIO) -> Iterator[BinaryIO]:
+    r"""The file, or one on the disk with what a stream holds that cannot be read twice: never more than a block in memory."""
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        yield io.BytesIO(data)
+    elif data.seekable():
+        yield data
+    else:
+        with tempfile.TemporaryFile() as file:
+            shutil.copyfileobj(data, file)
+            file.seek(0)
+            yield file
 
 
 def decompress_blocks(
@@ -287,10 +306,10 @@ def decode_block(
 
 
 def read_header(data: bytes | BinaryIO) -> tuple[Header, Reader, bytes]:
-    r"""The header, the reader behind it, and its checksum."""
+    r"""The header, the reader behind it, and its checksum, which is not in the file."""
     reader = Reader(data)
     header = Header.read(reader)
-    return header, reader, bytes(reader.seen[-CRC_BYTES:])
+    return header, reader, crc_of(bytes(reader.seen))
 
 
 def read_info(data: bytes | BinaryIO) -> tuple[Header, list[tuple[int, CodedBlock]]]:
@@ -358,7 +377,7 @@ def _resume(
 ) -> tuple[int, bytes, int]:
     r"""Write the header, or pass over what is there already; the next image, the last checksum, the next block."""
     start = header.to_bytes()
-    crc, first, index = start[-CRC_BYTES:], 0, 0
+    crc, first, index = crc_of(start), 0, 0
     if not (file.seekable() and file.readable()) or not file.seek(0, io.SEEK_END):
         file.write(start)
         return first, crc, index

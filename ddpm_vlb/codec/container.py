@@ -1,7 +1,7 @@
-r"""The bytes of a `.vlb` file, version 1. The page beside this file has them in a table.
+r"""The bytes of a `.vlb` file, version 2. The page beside this file has them in a table.
 
 Integers are LEB128: seven bits a byte, the lowest first, the highest bit set where more follow. Checksums of bytes are CRC-32,
-little-endian, each begun with the one before it, so that a block is right in its place alone.
+little-endian, each begun with the one before it, so that a block is right in its place alone, and behind its header.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from typing import BinaryIO, NamedTuple
 
 from .stack import DamagedFile
 
-MAGIC = b"\x89VLB\x01"
-VERSION = 1
-DIGEST_BYTES, CHECK_BYTES, CRC_BYTES = 8, 8, 4
+VERSION = 2  # the first had a checksum of the header by itself
+MAGIC = b"\x89VLB" + bytes([VERSION])
+DIGEST_BYTES, CHECK_BYTES, CRC_BYTES = 6, 8, 4
 CODED_BLOCK, END = b"B", b"E"
 MAX_STEPS = 65_536
 MAX_BLOCK_IMAGES = 65_536
@@ -101,15 +101,14 @@ class Header:
     has_classes: bool = False
 
     def to_bytes(self) -> bytes:
-        r"""With its checksum."""
+        r"""As it begins the file; the checksum of the first block, or of the end, is of it, too."""
         flags = (HAS_TIMESTEPS if self.inference_timesteps is not None else 0) | (HAS_CLASSES if self.has_classes else 0)
         numbers = [flags, *self.shape, self.num_pixel_levels - 2, self.num_steps, self.band]
         below = -1
         for timestep in self.inference_timesteps or ():
             numbers.append(timestep - below - 1)
             below = timestep
-        body = MAGIC + b"".join(map(write_integer, numbers)) + self.digest
-        return body + crc_of(body)
+        return MAGIC + b"".join(map(write_integer, numbers)) + self.digest
 
     @classmethod
     def read(cls, reader: Reader) -> "Header":
@@ -133,7 +132,6 @@ class Header:
             below += reader.integer("timesteps between", 0, 1_000_000) + 1
             timesteps.append(below)
         digest = reader.take(DIGEST_BYTES)
-        _check_crc(reader, bytes(reader.seen), 0, "header")
         if shape[0] * shape[1] * shape[2] > MAX_DIMENSIONS:
             raise DamagedFile(f"`data` must hold images of at most {MAX_DIMENSIONS} values, got {shape}.")
         named = tuple(timesteps) if flags & HAS_TIMESTEPS else None
@@ -243,16 +241,15 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, CodedBlo
         index += 1
 
 
-def crc_of(body: bytes, before: bytes | int = 0) -> bytes:
+def crc_of(body: bytes, before: bytes = bytes(CRC_BYTES)) -> bytes:
     r"""CRC-32 of bytes, after what ended with another."""
-    start = before if isinstance(before, int) else int.from_bytes(before, "little")
-    return zlib.crc32(body, start).to_bytes(CRC_BYTES, "little")
+    return zlib.crc32(body, int.from_bytes(before, "little")).to_bytes(CRC_BYTES, "little")
 
 
-def _check_crc(reader: Reader, body: bytes, before: bytes | int, what: str) -> bytes:
+def _check_crc(reader: Reader, body: bytes, before: bytes, what: str) -> bytes:
     expected, found = crc_of(body, before), reader.take(CRC_BYTES)
     if expected != found:
-        raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}.")
+        raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}, or before it.")
     return found
 
 

@@ -9,15 +9,16 @@ from ddpm_vlb.codec.container import CRC_BYTES, crc_of, end, frame
 def parts(data: bytes) -> list[bytes]:
     r"""A file without its checksums: its header, and the bodies of its blocks."""
     header, reader, crc = codec.read_header(data)
-    return [header.to_bytes()[:-CRC_BYTES], *(block.to_bytes() for _, _, block, _ in codec.read_blocks(reader, crc))]
+    return [header.to_bytes(), *(block.to_bytes() for _, _, block, _ in codec.read_blocks(reader, crc))]
 
 
 def sealed(header: bytes, *bodies: bytes) -> bytes:
     r"""A file of such parts, with the checksums of what they are now."""
-    data = header + crc_of(header)
+    data, crc = header, crc_of(header)
     for body in bodies:
-        data += frame(body, data[-CRC_BYTES:])
-    return data + end(data[-CRC_BYTES:])
+        data += frame(body, crc)
+        crc = data[-CRC_BYTES:]
+    return data + end(crc)
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
