@@ -29,7 +29,7 @@ from ..sampled_bound.elimination import Proposal, Race, learn, looks
 if TYPE_CHECKING:
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
-PILOT_IMAGES, PILOT_CLASSES = 16, 16  # at most
+PILOT_IMAGES, PILOT_CLASSES = 8, 16  # at most
 SWEEPS = 100  # evaluations of each class at the most, where nothing is said
 FRAME_VALUES = 20_000_000  # draws of classes that are kept at once
 PILOT, RACE = range(2)  # what the seed is mixed with

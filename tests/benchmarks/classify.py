@@ -23,13 +23,14 @@ ROOT = Path(__file__).parents[2]
 DRAWS, CLASSES = 64, 10
 # Score, confidence, and evaluations of an image at the most.
 SETTINGS = (
-    ("bound", 0.05, 80),
     ("bound", 0.05, 120),
-    ("bound", 0.5, 200),
+    ("bound", 0.05, 300),
+    ("bound", 0.3, 200),
     ("bound", 0.5, 400),
     ("bound", 0.95, 1000),
-    ("simple", 0.05, 80),
     ("simple", 0.05, 120),
+    ("simple", 0.05, 300),
+    ("simple", 0.3, 300),
     ("simple", 0.5, 400),
 )
 
