@@ -184,6 +184,7 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
     whole = len(reached) == len(grid)
     times, middle, error = (values[: len(values) - whole] for values in (reached, means, errors))
 
+    # The three parts in the colours of the page's sign.
     def draw(axes, bars) -> None:
         if (middle <= 0).any():
             # Log-ratios can be negative, as no KL divergence can.
@@ -194,13 +195,13 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
             lower = np.maximum(middle - 2 * error, 0.05 * middle)
         axes.fill_between(times, lower, middle + 2 * error, color=pictures.BLUE, alpha=0.25, linewidth=0)
         axes.plot(times, middle, ".-", color=pictures.BLUE, markersize=3, label=lettering("terms"))
-        axes.plot(grid[:1], [prior], "D", color=pictures.GREEN, markersize=5, label="L_T")
+        axes.plot(grid[:1], [prior], "D", color=pictures.PURPLE, markersize=5, label="L_T")
         if whole:
-            axes.plot(grid[-1:], means[-1:], "s", color=pictures.RED, markersize=5, label="L₀")
+            axes.plot(grid[-1:], means[-1:], "s", color=pictures.ORANGE, markersize=5, label="L₀")
         total = axes.twinx()
         total.spines["right"].set_visible(True)
         total.grid(False)
-        total.plot(reached, running, "--", color=pictures.ORANGE, label=lettering("running_sum"))
+        total.plot(reached, running, "--", color=pictures.INK, alpha=0.6, label=lettering("running_sum"))
         total.set_ylim(bottom=0)
         axes.set(xlabel=lettering("timestep"), title=lettering("each_term"))
         axes.set_xlim(1.02 * grid[0] + 1, -0.02 * grid[0] - 1)
@@ -210,9 +211,9 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
             return
         left = 0.0
         for name, key, color in (
-            ("L_T", "prior", pictures.GREEN),
+            ("L_T", "prior", pictures.PURPLE),
             ("Σ Lₜ", "transitions_total", pictures.BLUE),
-            ("L₀", "decoder", pictures.RED),
+            ("L₀", "decoder", pictures.ORANGE),
         ):
             bars.barh(name, numbers[key], left=left, color=color, height=0.55)
             bars.text(left + numbers[key], name, f" {numbers[key]:.4f}", va="center", fontsize=9)
