@@ -98,7 +98,7 @@ class Tools:
             each of timesteps, from the highest t down to L_0.
         """
         _check_seed(seed)
-        return _json(_last(bound.compute(self._models, model, example, steps, draws, bound.ESTIMATORS[0], seed)))
+        return _json(_last(bound.compute(self._models, model, example, steps, draws, bound.ESTIMATORS[0], seed, looks=0)))
 
     def bound_of_model(self, model: str = DEFAULT) -> str:
         r"""What was measured of a model on images that it was not trained on: the mean variational bound in bits per dimension.

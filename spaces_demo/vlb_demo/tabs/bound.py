@@ -64,7 +64,7 @@ print(naive.mean().item(), naive.std().item() / {draws} ** 0.5)
 
 @gpu
 def compute(
-    models: Models, model: str, number: int, steps: int, draws: int, estimator: str, seed: int
+    models: Models, model: str, number: int, steps: int, draws: int, estimator: str, seed: int, looks: int = LOOKS
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
     r"""The bound of an image, term by term, from above: first the prior's, then term after term down to the decoder's.
 
@@ -76,6 +76,7 @@ def compute(
         estimator: "closed-form KL", or "naive Monte Carlo" for sampled log-ratios in place of the KL terms. The network is
             asked the same for both, and the numbers of both are in the answer.
         seed: of the noise.
+        looks: about how many pictures on the way, 0 where nobody sees them; no input of the page.
     """
     chosen, steps, draws, number = models[model], int(steps), int(draws), int(number)
     most = min(MAX_STEPS, chosen.num_train_timesteps)
@@ -99,7 +100,7 @@ def compute(
     if estimator != ESTIMATORS[0]:
         code += NAIVE.format(draws=draws, seed=int(seed), steps=steps)
     prior = nats_to_bits_per_dim(scorer.prior(samples).cpu().double(), dimensions)
-    closed, naive, pace = [], [], Pace(len(grid), LOOKS)
+    closed, naive, pace = [], [], Pace(len(grid), max(looks, 1))
     for done, (t, noise, other) in enumerate(zip(grid, keyed_noise(seeds, grid, samples.shape[1:]), others), start=1):
         with torch.no_grad():
             x_t = forward.q_sample(samples, noise.to(samples), t)
@@ -110,7 +111,7 @@ def compute(
                 ratio = sampled_transition(reverse, output, samples, x_t, t, other.to(samples))
         closed.append(nats_to_bits_per_dim(term.cpu().double(), dimensions))
         naive.append(nats_to_bits_per_dim(ratio.cpu().double(), dimensions))
-        if pace.due(done):
+        if looks and pace.due(done):
             shown = np.stack([part.numpy() for part in (closed if estimator == ESTIMATORS[0] else naive)])
             picture = _curve(grid[:done], shown, prior.mean().item(), grid, None)
             yield {"steps_done": done, "steps": len(grid)}, pictures.progress(done, len(grid)) + picture, code
@@ -249,6 +250,6 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
             ),
             tab.seed(seed),
         ]
-    *_, last = compute(models, model.value, *DEFAULTS)
+    *_, last = compute(models, model.value, *DEFAULTS, looks=0)
     tab.show(last)
     tab.long(partial(compute, models), inputs)
