@@ -39,7 +39,7 @@ screenshots: $(READY)
 	cp runs/screenshots/demo-{bound,score}-{en-desktop-light,ja-desktop-dark}.png spaces_demo/pictures/
 
 # Measurements, kept in runs/benchmarks; `make readme` puts them into the pages. MNIST=t10k-images-idx3-ubyte.gz adds MNIST,
-# and MNIST_TRAIN=train-images-idx3-ubyte.gz beside it its calibration.
+# MNIST_TRAIN=train-images-idx3-ubyte.gz beside it its calibration, and OTHERS=images.npz images that are no digits.
 bench: $(READY) runs/quickstart/report.json
 	@mkdir -p runs/benchmarks
 	$(RUN) tests/benchmarks/cost.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/cost.txt
@@ -51,7 +51,7 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/calibration.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		| tee runs/benchmarks/calibration.txt
 	$(RUN) tests/benchmarks/likelihoods.py | tee runs/benchmarks/likelihoods.txt
-	$(RUN) tests/benchmarks/detect.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/detect.txt
+	$(RUN) tests/benchmarks/detect.py $(if $(MNIST),--mnist $(MNIST) $(if $(OTHERS),--others $(OTHERS))) | tee runs/benchmarks/detect.txt
 	$(RUN) tests/benchmarks/classify.py --plot runs/benchmarks/classify.png | tee runs/benchmarks/classify.txt
 	$(RUN) tests/benchmarks/codec.py $(if $(MNIST_TRAIN),--mnist $(MNIST) --mnist-train $(MNIST_TRAIN)) \
 		--plot runs/benchmarks/codec.png | tee runs/benchmarks/codec.txt

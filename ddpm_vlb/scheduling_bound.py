@@ -6,17 +6,18 @@ bound. (`log_prob` alone is of a step that was taken, by default on the grid tha
 """
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from .bound import prior_kl, step_log_prob, vlb_terms
 from .calibration.stored import MADE_FOR, Calibration
-from .checks import on_cpu
+from .checks import integer, on_cpu
 from .forward_process import ForwardProcess, check_inference_timesteps
 from .gaussians import Gaussian
 from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
+from .model.stepping import StepCoefficients, exact_coefficients, log_density_of_step
 from .noise_schedules import make_betas
 from .pixel_grid import check_num_pixel_levels
 from .reverse_process import ReverseGaussian, ReverseProcess
@@ -30,8 +31,28 @@ SCHEDULE_KEYS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
+# What a reverse process is made of besides.
+REVERSE_KEYS = (
+    "prediction_type",
+    "variance_type",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "calibration",
+)
 MAX_SUB_SEQUENCES = 16  # whose tables are kept
 InferenceTimesteps = list[int] | tuple[int, ...] | None
+
+
+class _StepsTaken(NamedTuple):
+    r"""The reverse process on the grid that `step` is on, with coefficients unless it is calibrated, and what these were made
+    from."""
+
+    made_from: list[Any]
+    reverse: ReverseProcess
+    coefficients: dict[int, StepCoefficients]
 
 
 class BoundMixin:
@@ -49,6 +70,7 @@ class BoundMixin:
         self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
         self._calibration: Calibration | None = None
+        self._steps_taken: _StepsTaken | None = None
 
     def forward_process(self, inference_timesteps: InferenceTimesteps = None) -> ForwardProcess:
         r"""The forward process on all T steps, or on the strictly descending sub-sequence `inference_timesteps`.
@@ -285,10 +307,26 @@ class BoundMixin:
         ):
             if value not in known:
                 raise ValueError(f"`{name}` must be {known[0]!r} or {known[1]!r}, got {value!r}.")
-        grid = self.timesteps.tolist() if inference_timesteps is None else inference_timesteps
-        levels = self.config.num_pixel_levels if decoder == "discretized" else None
-        nats = step_log_prob(self.reverse_process(grid), prev_sample, model_output, sample, on_cpu(timestep), levels)
+        steps = self._steps_taken_now() if inference_timesteps is None else None
+        c = None if steps is None else _coefficients_for(steps, prev_sample, model_output, sample, timestep)
+        if steps is not None and c is not None and not (c.is_last and decoder == "discretized"):
+            nats = log_density_of_step(steps.reverse, prev_sample, model_output, sample, c)
+        else:
+            reverse = self.reverse_process(inference_timesteps) if steps is None else steps.reverse
+            levels = self.config.num_pixel_levels if decoder == "discretized" else None
+            nats = step_log_prob(reverse, prev_sample, model_output, sample, on_cpu(timestep), levels)
         return nats if reduction == "sum" else nats / sample[0].numel()
+
+    def _steps_taken_now(self) -> _StepsTaken:
+        r"""Of `timesteps`; made anew when these or the configuration are others."""
+        self._check_configuration()
+        made_from = [self.timesteps, self.alphas_cumprod, *(self.config.get(name) for name in REVERSE_KEYS)]
+        steps = self._steps_taken
+        if steps is None or not all(a is b for a, b in zip(made_from, steps.made_from)):
+            reverse = self.reverse_process(self.timesteps.tolist())
+            steps = _StepsTaken(made_from, reverse, exact_coefficients(reverse) if reverse.error_model is None else {})
+            self._steps_taken = steps
+        return steps
 
     def training_loss(
         self,
@@ -336,6 +374,21 @@ class BoundMixin:
         latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
         loss: Any = vlb_loss if loss_type == "vlb" else hybrid_loss
         return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
+
+
+def _coefficients_for(steps: _StepsTaken, prev_sample, model_output, sample, timestep) -> StepCoefficients | None:
+    r"""Of one timestep, where all shapes fit; `None` else, and `step_log_prob` has the words for what does not."""
+    if not isinstance(timestep, int) and not (isinstance(timestep, torch.Tensor) and timestep.ndim == 0):
+        return None
+    channels = sample.shape[1:2].numel() * (2 if steps.reverse.learns_variance else 1)
+    expected = (*sample.shape[:1], channels, *sample.shape[2:])
+    fits = sample.ndim > 1 and prev_sample.shape == sample.shape and model_output.shape == expected
+    if not fits or not all(one.is_floating_point() for one in (prev_sample, model_output, sample)):
+        return None
+    try:
+        return steps.coefficients.get(integer(timestep))
+    except TypeError:
+        return None
 
 
 def is_default(value: Any, default: Any) -> bool:

@@ -10,7 +10,7 @@ from scipy import stats
 from tiny import generator
 
 from ddpm_vlb import VLBDDPMScheduler
-from ddpm_vlb.bound import decoder_nll, prior_kl, sampled_transition, trajectory_bound, transition_kl, vlb_terms
+from ddpm_vlb.bound import decoder_nll, prior_kl, sampled_transition, step_log_prob, trajectory_bound, transition_kl, vlb_terms
 from ddpm_vlb.forward_process import ForwardProcess
 from ddpm_vlb.noise_schedules import make_betas
 from ddpm_vlb.parametrizations import PREDICTION_TYPES, VARIANCE_TYPES
@@ -294,9 +294,41 @@ def test_log_prob_of_a_batch_of_timesteps_is_that_of_each(variance_type, decoder
             p = scheduler.p_mean_variance(output[one], x_t[one], t, inference_timesteps=scheduler.timesteps.tolist())
             normal = torch.distributions.Normal(p.mean, p.variance.sqrt())
             assert torch.allclose(alone, normal.log_prob(x_s[one]).flatten(1).sum(1), rtol=1e-9)
-        assert torch.equal(together[one], alone) and alone.isfinite().all()
+        assert torch.allclose(together[one], alone, rtol=1e-12) and alone.isfinite().all()
     mean = scheduler.log_prob(x_s, output, x_t, steps, decoder=decoder, reduction="mean")
     assert torch.allclose(mean * 16, together)
+
+
+@pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
+def test_log_prob_of_one_timestep_is_that_of_the_tables(variance_type):
+    # With as few operations as it has, of whatever the configuration says by now: of timesteps set anew, too.
+    scheduler, _, chain, _, predict = of_a_trajectory(variance_type)
+    x_s, x_t = chain[0], chain[-1]
+    output = 3 * predict(x_t, 500)
+    for changed in (
+        {"prediction_type": "epsilon"},
+        {"prediction_type": "sample"},
+        {"prediction_type": "v_prediction", "clip_sample_range": 0.5},
+        {"clip_sample": False},
+        {"thresholding": True, "sample_max_value": 2.0},
+    ):
+        scheduler.register_to_config(**changed)
+        for grid in ([999, 500, 0], [500, 7], [500]):
+            scheduler.set_timesteps(timesteps=grid)
+            for t in grid:
+                expected = step_log_prob(scheduler.reverse_process(grid), x_s, output, x_t, t)
+                log_prob = scheduler.log_prob(x_s, output, x_t, t)
+                assert torch.allclose(log_prob, expected, rtol=1e-12)
+                assert torch.equal(scheduler.log_prob(x_s, output, x_t, torch.tensor(t)), log_prob)
+    # An overflow that clipping would hide: no number, and no gradient that looks like one.
+    output[1, 0, 0, 0] = torch.inf
+    log_prob = scheduler.log_prob(x_s, output.requires_grad_(), x_t, 500)
+    assert log_prob.isfinite().tolist() == [True, False, True] and log_prob[1].isnan()
+    (gradient,) = torch.autograd.grad(log_prob.sum(), output)
+    assert gradient[1].isnan().all() and gradient[[0, 2]].isfinite().all()
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod + 1e-3
+    with pytest.raises(ValueError, match="`alphas_cumprod` must be the scheduler's own"):
+        scheduler.log_prob(x_s, output, x_t, 500)
 
 
 @pytest.mark.parametrize("variance_type", VARIANCE_TYPES)

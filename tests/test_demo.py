@@ -3,11 +3,14 @@ r"""What the demo computes, without a page: against the package, and against the
 import base64
 import dataclasses
 import html
+import importlib
 import json
 import math
 import os
 import re
 import subprocess
+import sys
+import types
 import xml.etree.ElementTree as ElementTree
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -25,7 +28,6 @@ from vlb_demo.running import Stopped, Watch, watched
 from vlb_demo.tabs import bound, choose, forward, gaussian, rates, reverse, score
 from vlb_demo.texts import Refusal
 from vlb_demo.tools import Tools
-from zygote import shared
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.data import load_images
@@ -126,7 +128,7 @@ def test_reverse_shows_every_stage(models):
 
 @pytest.mark.parametrize("estimator", bound.ESTIMATORS)
 def test_bound_is_that_of_evaluate_nll(models, estimator, monkeypatch):
-    numbers, picture, code = last(bound.compute(models, DIGITS, 11, 20, 12, estimator, 5))
+    numbers, picture, code = last(bound.compute(models, DIGITS, 11, 20, 12, estimator, 5, looks=0))
     images = models[DIGITS].image(11).expand(12, -1, -1, -1)
     out = models[DIGITS].pipe().evaluate_nll(images, generator=generator(5), num_inference_steps=20)
     closed, naive = numbers["closed_form"], numbers["naive"]
@@ -155,23 +157,33 @@ def test_bound_is_that_of_evaluate_nll(models, estimator, monkeypatch):
 
 @pytest.mark.parametrize("change", score.CHANGES)
 @pytest.mark.parametrize("model", [DIGITS, MNIST])
-def test_score(models, model, change, monkeypatch):
-    numbers, picture, code = last(score.compute(models, model, "pick", 4, change, 64, 9))
-    top = models[model].num_pixel_levels - 1
-    levels, image = torch.tensor(numbers["levels"]), models[model].image(4)[0]
+def test_a_picture_is_changed(models, model, change, monkeypatch):
+    levels, _, imports, code = score.prepare(models[model], "pick", 4, None, None, change, 9)
+    image, top = models[model].image(4), models[model].num_pixel_levels - 1
     if change == "as it is":
-        assert torch.equal(levels, image.long())
+        assert torch.equal(levels, image)
     elif change == "inverted":
         assert torch.equal(levels + image, torch.full_like(levels, top))
     elif change == "constant":
         assert levels.unique().tolist() == [0]
     else:
         assert levels.double().std().item() == pytest.approx(((top + 1) ** 2 - 1) ** 0.5 / 12**0.5, rel=0.2)
+    ran = run(f"import torch\n{imports}\nlevels = {top + 1}\n{code}", monkeypatch)
+    assert torch.equal(ran["image"].long(), levels.long())
+
+
+@pytest.mark.parametrize(("model", "change"), [*((DIGITS, change) for change in score.CHANGES), (MNIST, "as it is")])
+def test_score(models, model, change, monkeypatch):
+    numbers, picture, code = last(score.compute(models, model, "pick", 4, change, 64, 9))
+    levels = torch.tensor(numbers["levels"])
+    assert torch.equal(levels, score.prepare(models[model], "pick", 4, None, None, change, 9)[0][0].long())
     # An example stands beside all others, anything else beside all.
     held_out = np.delete(models[model].scores, 4) if change == "as it is" else models[model].scores
     value = numbers["bits_per_dim"]
     assert numbers["better_than_share_of_held_out"] == (held_out > value).mean() and numbers["num_held_out"] == len(held_out)
-    assert numbers["p_value"] == conformal_p_values(held_out, np.array([value])).item()
+    nearby = value + numbers["monte_carlo_error"] * np.array([2, 0, -2])
+    low, p_value, high = conformal_p_values(held_out, nearby).tolist()
+    assert numbers["p_value"] == p_value and numbers["p_value_range"] == [low, high]
     # What it shows is a call of `evaluate_nll`.
     ran = run(code, monkeypatch)
     assert 'pipe.evaluate_nll(image, generator=generator, method="sampled", evaluations_per_image=64)' in code
@@ -192,22 +204,27 @@ def test_simple_pictures_score_better_until_their_size_is_taken_off(models):
 @pytest.mark.parametrize("model", [DIGITS, MNIST])
 def test_uploads_and_drawings(models, model, tmp_path, monkeypatch):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
-    path = tmp_path / "a picture.png"
-    picture.save(path)
-    numbers, page, code = last(score.compute(models, model, "upload", 0, "as it is", 64, 0, str(path)))
-    assert "50" in page and "90" in page
-    monkeypatch.chdir(tmp_path)
-    ran = {}
-    exec(code.replace(repr(models[model].source), repr(str(space_server.SPACE / models[model].source))), ran)
-    assert ran["bits_per_dim"] == pytest.approx(numbers["bits_per_dim"], rel=1e-9)
-
-    drawn = drawing.blank(models[model].shape)
-    width, height = drawn["width"], drawn["height"]
+    picture.save(tmp_path / "a picture.png")
+    chosen = models[model]
+    width, height = chosen.shape[2], chosen.shape[1]
+    drawn = drawing.blank(chosen.shape)
     drawn["cells"] = [255 if index % width == width // 2 else 0 for index in range(width * height)]
-    numbers, _, code = last(score.compute(models, model, "draw", 0, "as it is", 64, 0, None, drawn))
-    levels = torch.tensor(numbers["levels"])[0]
-    assert (levels[:, width // 2] == models[model].num_pixel_levels - 1).all() and levels.count_nonzero() == height
-    assert run(code, monkeypatch)["bits_per_dim"] == pytest.approx(numbers["bits_per_dim"], rel=1e-9)
+    uploaded = ("upload", 0, str(tmp_path / "a picture.png"), None, "as it is", 0)
+    for prepared in (score.prepare(chosen, *uploaded), score.prepare(chosen, "draw", 0, None, drawn, "as it is", 0)):
+        levels, before, imports, code = prepared
+        monkeypatch.chdir(tmp_path)
+        exec(f"import torch\n{imports}\nlevels = {chosen.num_pixel_levels}\n{code}", ran := {})
+        assert torch.equal(ran["image"].long(), levels.long()) and before.size in ((90, 50), (width, height))
+    assert (levels[0, 0, :, width // 2] == chosen.num_pixel_levels - 1).all() and levels.count_nonzero() == height
+
+
+def test_an_upload_is_scored(models, tmp_path, monkeypatch):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)).save(tmp_path / "a picture.png")
+    numbers, page, code = last(score.compute(models, DIGITS, "upload", 0, "as it is", 64, 0, str(tmp_path / "a picture.png")))
+    assert "90 × 50" in page
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace(repr(models[DIGITS].source), repr(str(space_server.SPACE / models[DIGITS].source))), ran := {})
+    assert ran["bits_per_dim"] == pytest.approx(numbers["bits_per_dim"], rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -669,17 +686,23 @@ def test_the_carried_file_is_the_package():
     assert path.read_text() == standalone_source(), f"make {path.relative_to(space_server.SPACE.parent)}"
 
 
-def test_zero_gpu_is_asked_for_where_it_is(tmp_path):
+def test_zero_gpu_is_asked_for_where_it_is(monkeypatch):
     r"""`spaces` is on Spaces alone; what stands for it here notes what it was put around."""
-    (tmp_path / "spaces.py").write_text(
-        "asked = []\ndef GPU(function):\n    asked.append(function.__module__)\n    return function\n"
-    )
-    code = "import spaces; from vlb_demo.tabs import bound, rates, reverse, score; print(sorted(spaces.asked))"
-    code = f"import sys; sys.path[:0] = {[str(tmp_path), str(space_server.SPACE)]}; {code}"
-    done = shared().run("-c", code)
-    assert done.stdout.strip() == str([f"vlb_demo.tabs.{name}" for name in ("bound", "rates", "reverse", "score")]), done.stderr
+    asked = []
+    spaces = types.ModuleType("spaces")
+    spaces.GPU = lambda function: asked.append(function.__module__) or function
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    # The demo's modules once more, beside those that are there.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vlb_demo"]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("vlb_demo.tabs").find_tabs()
+    assert sorted(asked) == [f"vlb_demo.tabs.{name}" for name in ("bound", "rates", "reverse", "score")]
 
 
-def test_a_wrong_model_ends_the_start_with_a_line(tmp_path):
-    done = shared().run(space_server.SPACE / "app.py", "--model", tmp_path, cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("app.py: `pretrained_model")
+def test_a_wrong_model_ends_the_start_with_a_line(tmp_path, monkeypatch):
+    import app
+
+    monkeypatch.setattr(sys, "argv", ["app.py", "--model", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code.startswith("app.py: `pretrained_model") and "\n" not in ended.value.code

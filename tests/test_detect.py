@@ -13,7 +13,7 @@ from tiny import generator
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import load_images
 from ddpm_vlb.data.complexity import _adaptive_code_length, complexity
-from ddpm_vlb.evaluation import fit_detector
+from ddpm_vlb.evaluation import detect, fit_detector
 from ddpm_vlb.evaluation.conformal import (
     area_under_roc,
     benjamini_hochberg,
@@ -120,7 +120,7 @@ def digits():
     pipe = VLBDDPMPipeline.from_pretrained(folder)
     images = load_images("digits", "test").images
     mixed = torch.randperm(len(images), generator=generator())
-    return fit_detector(pipe, images[mixed[:240]], evaluations_per_image=16), images[mixed[240:]]
+    return fit_detector(pipe, images[mixed[:240]], evaluations_per_image=8), images[mixed[240:]]
 
 
 def test_hard_cases_are_found(digits):
@@ -145,6 +145,17 @@ def test_scores_depend_on_no_batches_and_know_what_was_fitted(pipe):
     assert not np.array_equal(
         one(images[:5]).scores, fit_detector(pipe, images, evaluations_per_image=3, seed=1)(images[:5]).scores
     )
+
+
+def test_of_many_images_most_are_for_calibration(pipe, monkeypatch):
+    monkeypatch.setattr(detect, "MAX_LEARNED", 10)
+    images = torch.randint(17, (60, 1, 8, 8), generator=generator()).to(torch.uint8)
+    detector = fit_detector(pipe, images, evaluations_per_image=2)
+    assert len(detector.calibration) == 50
+    # As few as their evaluations are: calibration images and others of their kind are scored alike, noise included.
+    others = torch.randint(17, (300, 1, 8, 8), generator=generator(1)).to(torch.uint8)
+    low, high = false_alarm_interval(50, 0.2, 0.999)
+    assert 300 * low - 25 < (detector(others).p_values <= 0.2).sum() < 300 * high + 25
 
 
 def test_it_refuses(pipe):

@@ -19,8 +19,11 @@ Nalisnick et al. 2019, Morningstar et al. 2021, Goodier & Campbell 2023). Spread
 is a little harder at every timestep, which the second term does; its weight makes the two vary about alike. :math:`\Sigma` is
 shrunk by as much as so few images call for (OAS, Chen et al. 2010).
 
-Half of the held-in images make these numbers, the other half are calibration images, from whose scores the p-values come
-(`conformal.py`). The network must not have been trained on any of them: it knows what it was trained on.
+Half of the held-in images make these numbers, 1,000 at the most; the others are calibration images, from whose scores the
+p-values come (`conformal.py`). Every score is an estimate, and has the noise of its few evaluations in it. The p-values hold
+all the same: calibration images and others are scored alike, with as many evaluations and independent noise, so that the noisy
+scores are exchangeable where the images are. More evaluations find more; they are not needed for the promise. The network must
+not have been trained on any of the held-in images: it knows what it was trained on.
 """
 
 import math
@@ -47,6 +50,7 @@ EVALUATIONS = 32
 TIMESTEPS = 8  # J, where there are evaluations for so many
 MIN_EVALUATIONS = 2
 MIN_IMAGES = 40  # half of them for a mean and a covariance of 9 features
+MAX_LEARNED = 1000  # for these, which more make no better; calibration images are worth more
 SMALLEST = 1e-6  # nats: terms below it are alike
 FIT, SCORE, SPLIT = range(3)  # what the seed is mixed with
 
@@ -179,8 +183,9 @@ def fit_detector(
     features = _Look(scorer, timesteps, num_draws, mix(seed, FIT), batch_size).at(source, step)
     count = _check_num_images(len(features.numbers))
     order = np.argsort([mix(mix(seed, SPLIT), number) for number in features.numbers.tolist()])
-    usual = _usual(features.phi[order[: count // 2]], features.hardness[order[: count // 2]])
-    calibration = usual.distance(features)[order[count // 2 :]]
+    learned, held_back = np.split(order, [min(count // 2, MAX_LEARNED)])
+    usual = _usual(features.phi[learned], features.hardness[learned])
+    calibration = usual.distance(features)[held_back]
     return Detector(scorer, timesteps, num_draws, usual, calibration, frozenset(features.hashes), count, seed, batch_size)
 
 

@@ -1,7 +1,9 @@
 r"""A step of the reverse process from Python floats: what `VLBDDPMScheduler.step` computes with.
 
 The same Gaussian as `reverse_process.py` tells, in the arithmetic of the samples: coefficients are looked up as floats once a
-grid is set, so that a step costs the device a handful of operations and no wait.
+grid is set, so that a step costs the device a handful of operations and no wait. So does the log-probability of a step, from
+coefficients in float64: a ratio of two policies is close to 1, and the rounding of float32 tables alone would move it by more
+than it is off.
 """
 
 import math
@@ -9,9 +11,12 @@ from typing import NamedTuple
 
 import torch
 
+from ..checks import working_dtype
 from ..parametrizations import PREDICTIONS, VARIANCES, Variance, row_named
 from ..reverse_process import ReverseProcess
 from ..words import counted
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class StepCoefficients(NamedTuple):
@@ -86,6 +91,64 @@ def step_coefficients(
     if calibrated is not None:
         steps = [step._replace(calibrated=numbers) for step, numbers in zip(steps, calibrated)]
     return dict(zip(grid, steps))
+
+
+def exact_coefficients(reverse: ReverseProcess) -> dict[int, StepCoefficients]:
+    r"""The coefficients at each timestep of a grid, the decoder's Gaussian at its lowest, from the tables of the bound: what
+    `log_density_of_step` takes, of a model that is not calibrated."""
+    forward = reverse.forward
+    log_variance = reverse.max_log_variance if reverse.variance.is_large else reverse.min_log_variance
+    columns: dict[str, torch.Tensor] = dict(
+        sqrt_alpha_prod=forward.sqrt_alphas_cumprod,
+        inverse_sqrt_alpha_prod=1 / forward.sqrt_alphas_cumprod,
+        sqrt_beta_prod=forward.one_minus_alphas_cumprod.sqrt(),
+        pred_original_sample_coeff=forward.posterior_mean_coef1,
+        current_sample_coeff=forward.posterior_mean_coef2,
+        min_log_variance=reverse.min_log_variance,
+        max_log_variance=reverse.max_log_variance,
+        fixed_std=(0.5 * log_variance).exp(),
+        is_last=torch.arange(len(forward)) == 0,
+    )
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return dict(zip(forward.timesteps.tolist(), (StepCoefficients(**dict(zip(columns, row))) for row in rows)))
+
+
+def log_density_of_step(
+    reverse: ReverseProcess,
+    prev_sample: torch.Tensor,
+    model_output: torch.Tensor,
+    sample: torch.Tensor,
+    c: StepCoefficients,
+) -> torch.Tensor:
+    r""":math:`\log p(x_s | x_t)` at one timestep, as `bound.step_log_prob` has it, in fewer operations.
+
+    Args:
+        reverse: the model, not calibrated.
+        prev_sample, sample: :math:`x_s` and :math:`x_t`, floating-point, `(B, C, H, W)`.
+        model_output: `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+        c: the timestep's `exact_coefficients`.
+
+    Returns:
+        Nats, shape `(B,)`, in the working dtype; NaN for an image where the output is not finite.
+    """
+    dtype = working_dtype(sample.device)
+    model_output, x_t = model_output.to(dtype), sample.to(dtype)
+    prediction, learned = model_output, None
+    if reverse.learns_variance:
+        prediction, learned = model_output.split(sample.shape[1], dim=1)
+    x_0 = reverse.clip(reverse.prediction.step(x_t, prediction, c))
+    difference = prev_sample.to(dtype).sub(x_t, alpha=c.current_sample_coeff).sub_(x_0, alpha=c.pred_original_sample_coeff)
+    size = sample[0].numel()
+    if learned is None or reverse.variance.line is None:
+        squares = difference.flatten(1).square().sum(dim=1)
+        nats = squares.mul(-0.5 / c.fixed_std**2).sub(size * (math.log(c.fixed_std) + HALF_LOG_TWO_PI))
+    else:
+        offset, slope = reverse.variance.line(c.min_log_variance, c.max_log_variance)
+        log_std = learned * slope + offset
+        terms = (difference * torch.exp(-log_std)).square().mul(-0.5).sub(log_std)
+        nats = terms.flatten(1).sum(dim=1).sub(size * HALF_LOG_TWO_PI)
+    # As `nan_unless_finite`: a product with 1, or with NaN where clipping has made a number of an overflow.
+    return nats * (model_output.flatten(1).sum(dim=1) * 0.0 + 1.0)
 
 
 def calibrated_steps(reverse: ReverseProcess) -> list[CalibratedStep]:

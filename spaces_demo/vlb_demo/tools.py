@@ -61,8 +61,9 @@ class Tools:
         dimension (fewer bits are likelier), with its Monte Carlo standard error, and where it stands among held-out images.
         The picture is cropped to the middle, resized to the model's size and moved to its grid of pixel levels; `levels` is
         what was scored. Low bits/dim alone does not make a picture one of the model's kind: simple pictures score well.
-        p_value is conformal: for a picture of the same kind as the held-out ones it is at most alpha with probability at most
-        alpha; a small one says that the picture is less likely than they are.
+        p_value is of bits_per_dim alone, and conformal: for a picture of the same kind as the held-out ones it is at most alpha
+        with probability at most alpha; a small one says that the picture is less likely than they are, a large one does not say
+        that it is of their kind. p_value_range is where it lies within two errors of the score.
 
         Args:
             image: base64 of a PNG, JPEG, WebP, BMP or GIF file, still, opaque, 8 bits, at most 5 MiB; empty for an example.
@@ -73,7 +74,8 @@ class Tools:
 
         Returns:
             JSON: bits_per_dim = prior (L_T) + transitions_total (sum of L_t) + decoder (L_0), monte_carlo_error, in bits/dim;
-            better_than_share_of_held_out (0 to 1), p_value, num_held_out; uniform (bits/dim of no model at all); levels.
+            better_than_share_of_held_out (0 to 1), p_value, p_value_range, num_held_out; uniform (bits/dim of no model at all);
+            levels.
         """
         _check_seed(seed)
         with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +126,7 @@ class Tools:
             each of timesteps, from the highest t down to L_0.
         """
         _check_seed(seed)
-        return _json(_last(bound.compute(self._models, model, example, steps, draws, bound.ESTIMATORS[0], seed)))
+        return _json(_last(bound.compute(self._models, model, example, steps, draws, bound.ESTIMATORS[0], seed, looks=0)))
 
     def bound_of_model(self, model: str = DEFAULT) -> str:
         r"""What was measured of a model on images that it was not trained on: the mean variational bound in bits per dimension.

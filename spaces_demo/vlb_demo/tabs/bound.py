@@ -64,7 +64,7 @@ print(naive.mean().item(), naive.std().item() / {draws} ** 0.5)
 
 @gpu
 def compute(
-    models: Models, model: str, number: int, steps: int, draws: int, estimator: str, seed: int
+    models: Models, model: str, number: int, steps: int, draws: int, estimator: str, seed: int, looks: int = LOOKS
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
     r"""The bound of an image, term by term, from above: first the prior's, then term after term down to the decoder's.
 
@@ -76,6 +76,7 @@ def compute(
         estimator: "closed-form KL", or "naive Monte Carlo" for sampled log-ratios in place of the KL terms. The network is
             asked the same for both, and the numbers of both are in the answer.
         seed: of the noise.
+        looks: about how many pictures on the way, 0 where nobody sees them; no input of the page.
     """
     chosen, steps, draws, number = models[model], int(steps), int(draws), int(number)
     most = min(MAX_STEPS, chosen.num_train_timesteps)
@@ -99,7 +100,7 @@ def compute(
     if estimator != ESTIMATORS[0]:
         code += NAIVE.format(draws=draws, seed=int(seed), steps=steps)
     prior = nats_to_bits_per_dim(scorer.prior(samples).cpu().double(), dimensions)
-    closed, naive, pace = [], [], Pace(len(grid), LOOKS)
+    closed, naive, pace = [], [], Pace(len(grid), max(looks, 1))
     for done, (t, noise, other) in enumerate(zip(grid, keyed_noise(seeds, grid, samples.shape[1:]), others), start=1):
         with torch.no_grad():
             x_t = forward.q_sample(samples, noise.to(samples), t)
@@ -110,7 +111,7 @@ def compute(
                 ratio = sampled_transition(reverse, output, samples, x_t, t, other.to(samples))
         closed.append(nats_to_bits_per_dim(term.cpu().double(), dimensions))
         naive.append(nats_to_bits_per_dim(ratio.cpu().double(), dimensions))
-        if pace.due(done):
+        if looks and pace.due(done):
             shown = np.stack([part.numpy() for part in (closed if estimator == ESTIMATORS[0] else naive)])
             picture = _curve(grid[:done], shown, prior.mean().item(), grid, None)
             yield {"steps_done": done, "steps": len(grid)}, pictures.progress(done, len(grid)) + picture, code
@@ -184,6 +185,7 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
     whole = len(reached) == len(grid)
     times, middle, error = (values[: len(values) - whole] for values in (reached, means, errors))
 
+    # The three parts in the colours of the page's sign.
     def draw(axes, bars) -> None:
         if (middle <= 0).any():
             # Log-ratios can be negative, as no KL divergence can.
@@ -194,13 +196,13 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
             lower = np.maximum(middle - 2 * error, 0.05 * middle)
         axes.fill_between(times, lower, middle + 2 * error, color=pictures.BLUE, alpha=0.25, linewidth=0)
         axes.plot(times, middle, ".-", color=pictures.BLUE, markersize=3, label=lettering("terms"))
-        axes.plot(grid[:1], [prior], "D", color=pictures.GREEN, markersize=5, label="L_T")
+        axes.plot(grid[:1], [prior], "D", color=pictures.PURPLE, markersize=5, label="L_T")
         if whole:
-            axes.plot(grid[-1:], means[-1:], "s", color=pictures.RED, markersize=5, label="L₀")
+            axes.plot(grid[-1:], means[-1:], "s", color=pictures.ORANGE, markersize=5, label="L₀")
         total = axes.twinx()
         total.spines["right"].set_visible(True)
         total.grid(False)
-        total.plot(reached, running, "--", color=pictures.ORANGE, label=lettering("running_sum"))
+        total.plot(reached, running, "--", color=pictures.INK, alpha=0.6, label=lettering("running_sum"))
         total.set_ylim(bottom=0)
         axes.set(xlabel=lettering("timestep"), title=lettering("each_term"))
         axes.set_xlim(1.02 * grid[0] + 1, -0.02 * grid[0] - 1)
@@ -210,9 +212,9 @@ def _curve(reached: list[int], terms: np.ndarray, prior: float, grid: list[int],
             return
         left = 0.0
         for name, key, color in (
-            ("L_T", "prior", pictures.GREEN),
+            ("L_T", "prior", pictures.PURPLE),
             ("Σ Lₜ", "transitions_total", pictures.BLUE),
-            ("L₀", "decoder", pictures.RED),
+            ("L₀", "decoder", pictures.ORANGE),
         ):
             bars.barh(name, numbers[key], left=left, color=color, height=0.55)
             bars.text(left + numbers[key], name, f" {numbers[key]:.4f}", va="center", fontsize=9)
@@ -248,6 +250,6 @@ def build(tab: Tab, models: Models, model: gr.Dropdown) -> None:
             ),
             tab.seed(seed),
         ]
-    *_, last = compute(models, model.value, *DEFAULTS)
+    *_, last = compute(models, model.value, *DEFAULTS, looks=0)
     tab.show(last)
     tab.long(partial(compute, models), inputs)

@@ -155,8 +155,8 @@ def _prepared(model: Model, levels: torch.Tensor, before: Image.Image | None) ->
 
 
 def p_value(held_out: np.ndarray, score: float) -> float:
-    r"""Of an image beside held-out ones: at most alpha with probability at most alpha, for every alpha, if it is of their kind
-    (`ddpm_vlb.evaluation.conformal`)."""
+    r"""Of an image's score beside those of held-out ones: at most alpha with probability at most alpha, for every alpha, if it
+    is of their kind and scored alike (`ddpm_vlb.evaluation.conformal`)."""
     return (1 + int((held_out >= score).sum())) / (len(held_out) + 1)
 
 
@@ -178,14 +178,17 @@ def _result(model: Model, levels: torch.Tensor, out, own: int | None) -> tuple[d
         "complexity_corrected": None if size is None else score - size,
         "better_than_share_of_held_out": None if held_out is None else float((held_out > score).mean()),
         "p_value": None if held_out is None else p_value(held_out, score),
+        # Of scores two errors to either side: the held-out ones were not scored with as many evaluations.
+        "p_value_range": None if held_out is None else [p_value(held_out, score + side * 2 * error) for side in (1, -1)],
         "num_held_out": None if held_out is None else len(held_out),
         "uniform": float(np.log2(model.num_pixel_levels)),
     }
     standing = ""
     if held_out is not None:
-        share, p = 100 * numbers["better_than_share_of_held_out"], numbers["p_value"]
+        share, (low, high) = 100 * numbers["better_than_share_of_held_out"], numbers["p_value_range"]
+        told = {"p": f"{numbers['p_value']:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}", "count": len(held_out)}
         standing = pictures.headline(both("standing", share=f"{share:.0f}"))
-        standing += pictures.note(both("p_value", p=f"{p:.3f}", count=len(held_out)), "small")
+        standing += pictures.note(both("p_value", **told), "small")
     bar = pictures.three_parts(numbers["prior"], numbers["transitions_total"], numbers["decoder"])
     dimensions = levels.numel()
     meaning = both(
