@@ -95,6 +95,9 @@ def _flow(sigma, config):
 
 
 def _check_flow(config):
+    if config.get("invert_sigmas"):
+        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
+        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
     if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
         steps = config["num_train_timesteps"]
         raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")

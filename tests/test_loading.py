@@ -1,10 +1,12 @@
 r"""What is asked of a checkpoint before it is loaded: whether it is a DDPM of pixels, its files are files, and it is there."""
 
+import json
 import os
 import shutil
 
 import pytest
 from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
+from diffusers.utils import logging
 from hub_client import Failure
 from tiny import tiny_unet
 
@@ -129,3 +131,19 @@ def test_repositories_load_from_the_cache(hub, client, pipe, tmp_path):
     # Nothing of it is there.
     with pytest.raises(Failure, match="`pretrained_model_name_or_path` must be"):
         client.run(LOAD, name="me/parts", options={"local_files_only": True, "cache_dir": str(tmp_path / "empty")})
+
+
+def test_weights_that_the_configuration_has_no_use_for_are_refused(tmp_path):
+    r"""diffusers only warns, and scores another network."""
+    VLBDDPMPipeline(tiny_unet(1, num_class_embeds=3), VLBDDPMScheduler(20)).save_pretrained(tmp_path / "classes")
+    VLBDDPMPipeline.from_pretrained(tmp_path / "classes")
+    path = tmp_path / "classes" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_class_embeds": None}))
+    verbosity = logging.get_verbosity()
+    for level in (verbosity, logging.CRITICAL):
+        logging.set_verbosity(level)
+        try:
+            with pytest.raises(ValueError, match="weights of the network that its configuration describes.*class_embedding"):
+                VLBDDPMPipeline.from_pretrained(tmp_path / "classes")
+        finally:
+            logging.set_verbosity(verbosity)

@@ -229,6 +229,7 @@ def test_a_model_of_other_levels_keeps_them(tmp_path):
         (EDMEulerScheduler(sigma_min=80.0, sigma_max=0.002), "noise levels of EDMEulerScheduler must ascend"),
         (EDMEulerScheduler(sigma_data=0.0), "`sigma_data` must be a positive number, got 0.0"),
         (ScoreSdeVeScheduler(sigma_min=1.0, sigma_max=1.1), "between noise levels at least twice as high"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "`invert_sigmas` must be False"),
         (FlowMatchEulerDiscreteScheduler(2), "`num_train_timesteps` must be an integer from 3"),
         (LCMScheduler(), "`scheduler` must be a DDPMScheduler"),
     ],

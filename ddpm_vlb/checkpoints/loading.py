@@ -110,6 +110,11 @@ def reading(name: str) -> Iterator[None]:
     # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
     configuration_logger = logging.get_logger("diffusers.configuration_utils")
     configuration_logger.addFilter(is_not_about_num_pixel_levels)
+    weights_logger = logging.get_logger("diffusers.models.modeling_utils")
+    level = weights_logger.level
+    # It is told of what is wrong, whatever is to be printed.
+    weights_logger.setLevel("WARNING")
+    weights_logger.addFilter(refuse_unused_weights)
     try:
         yield
     except CheckpointError:
@@ -122,6 +127,8 @@ def reading(name: str) -> Iterator[None]:
         ) from error
     finally:
         configuration_logger.removeFilter(is_not_about_num_pixel_levels)
+        weights_logger.removeFilter(refuse_unused_weights)
+        weights_logger.setLevel(level)
 
 
 @contextmanager
@@ -342,6 +349,18 @@ def restore_single_head(unet: Any) -> Any:
     restored = cast(DEFAULT_MODULE, DEFAULT_MODULE.from_config({**values, "attention_head_dim": None}))
     restored.load_state_dict(unet.state_dict())
     return restored.to(device=unet.device, dtype=unet.dtype).eval()  # pyright: ignore[reportCallIssue]  # `to` is wrapped
+
+
+def refuse_unused_weights(record) -> bool:
+    r"""A filter of log records: weights of which the configuration knows nothing, which diffusers only warns of, are those of
+    another network, whose number would look right."""
+    text = record.getMessage()
+    if "were not used when initializing" in text:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must hold the weights of the network that its configuration describes, got others"
+            f" besides: {text.rpartition(': ')[2].strip()[:MAX_REASON_LENGTH]}"
+        )
+    return True
 
 
 def is_not_about_num_pixel_levels(record) -> bool:
