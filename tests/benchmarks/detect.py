@@ -8,8 +8,9 @@ the compressed size, and ours.
 Then the false alarms at alpha = 0.05, of all images, with few evaluations of each: each half is scored by a detector that was
 fitted to the other. Of MNIST's halves they are counted beside where such a count lies in 95 of 100 cases if the calibration
 images are drawn anew as well, and of both together beside the interval at a rate of 5 %. (Where by chance one half's scores are
-larger, fewer of the other are flagged and more of its own: with nearly all images of a half for calibration, the sum varies
-less than a count of independent images.) The digits are few, and are cut into halves again and again.
+larger, fewer of the other are flagged and more of its own: with nearly all images of a half for calibration, and two
+detectors that are much alike, the sum varies less than a count of independent images.) The digits are few, and are cut into
+halves again and again.
 """
 
 import argparse
