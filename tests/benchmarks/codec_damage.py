@@ -3,7 +3,7 @@ the images that were coded.
 
     python tests/benchmarks/codec_damage.py [--files 1000]
 
-Prints how many were refused, the slowest, and by how much the process grew.
+Prints how far it is every 100 files; how many were refused, the slowest, and by how much the process grew.
 """
 
 import argparse
@@ -52,6 +52,8 @@ def main():
                 raise SystemExit(f"file {number} gave other images, {tuple(found.shape)}")
             right += 1
         slowest = max(slowest, time.perf_counter() - start)
+        if (number + 1) % 100 == 0:
+            print(f"{number + 1} files: {sum(refusals.values())} refused, {right} gave their images", file=sys.stderr, flush=True)
     print(f"{arguments.files} damaged files: {sum(refusals.values())} refused, {right} gave their images")
     print(f"slowest {slowest:.2f} s (whole: {whole:.2f} s); {memory() - before:.0f} MiB more than one that is whole")
     for words, count in refusals.most_common():
