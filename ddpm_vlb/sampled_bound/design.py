@@ -139,15 +139,12 @@ def fit(
     bins, values, features = bins[order], values[order], features[order]
     counts = torch.bincount(bins, minlength=count)
 
-    def by_bin(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return values.split(counts.tolist())
-
     def summed(values: torch.Tensor) -> torch.Tensor:
-        return torch.stack([part.sum(dim=0) for part in by_bin(values)])
+        return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    medians = [part.abs().median().item() if len(part) else 0.0 for part in by_bin(values)]
-    limits = torch.tensor([OUTLIER * median or math.inf for median in medians], dtype=torch.float64)[bins]
+    limits = OUTLIER * _medians(values.abs(), bins, counts)[bins]
+    limits = torch.where(limits > 0, limits, math.inf)
     values = values.clamp(-limits, limits)
     totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
@@ -161,7 +158,7 @@ def fit(
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
     kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
-    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in by_bin(centred)]))
+    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in centred.split(counts.tolist())]))
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -175,6 +172,14 @@ def fit(
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
     return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
+
+
+def _medians(values: torch.Tensor, bins: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    r"""The (lower) median of the values `(n,)` of each bin, 0 of an empty one; `bins` ascend."""
+    by_size = values.argsort()
+    ordered = values[by_size[bins[by_size].argsort(stable=True)]]
+    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
+    return torch.where(counts > 0, ordered[middle.clamp(max=len(ordered) - 1)], 0.0)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:

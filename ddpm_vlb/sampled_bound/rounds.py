@@ -123,10 +123,8 @@ class Round:
                 x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
             )
             y = y * torch.tensor(signs)
-            for a in range(len(signs)):
-                for b in range(len(signs)):
-                    alike = where[:, a] == where[:, b]
-                    noise.index_add_(0, where[alike, a], y[alike, a] * y[alike, b])
+            alike = where[:, :, None] == where[:, None]
+            noise.index_add_(0, where.flatten(), (y * (alike * y[:, None]).sum(dim=2)).flatten())
         return noise / (4 * self.y.shape[1] ** 2)
 
 

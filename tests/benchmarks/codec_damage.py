@@ -53,7 +53,9 @@ def main():
             right += 1
         slowest = max(slowest, time.perf_counter() - start)
         if (number + 1) % 100 == 0:
-            print(f"{number + 1} files: {sum(refusals.values())} refused, {right} gave their images", file=sys.stderr, flush=True)
+            print(
+                f"{number + 1} files: {sum(refusals.values())} refused, {right} gave their images", file=sys.stderr, flush=True
+            )
     print(f"{arguments.files} damaged files: {sum(refusals.values())} refused, {right} gave their images")
     print(f"slowest {slowest:.2f} s (whole: {whole:.2f} s); {memory() - before:.0f} MiB more than one that is whole")
     for words, count in refusals.most_common():
