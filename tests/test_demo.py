@@ -296,6 +296,10 @@ def test_the_class_of_a_picture_is_that_of_classify(models):
     assert numbers["num_network_evaluations"] == out.num_network_evaluations
     # Bars that were alike at first; those of the classes that are out are faint.
     assert pages[0][1].count("width:10.0%") == 10 and page.count("vlb-best") == 1
+    # They narrow, around the probabilities.
+    assert pages[0][1].count("margin-left:0.0%;width:100.0%") == 10
+    low, high = np.array(numbers["probability_ranges"]).T
+    assert (low <= numbers["probabilities"]).all() and (numbers["probabilities"] <= high).all() and (high - low).max() < 1
     assert page.count("vlb-out") == 9 if numbers["decided"] else page.count("vlb-out") < 9
     assert_is_page(page)
     assert list(score.which_class(models, DIGITS, "pick", 5, "as it is", 3))[-1].count("<tr") == 10

@@ -259,9 +259,11 @@ html:lang(ja) .vlb-en, html:not(:lang(ja)) .vlb-ja { display: none; }
 .vlb-classes th, .vlb-classes td { padding: 2px 6px !important; font-variant-numeric: tabular-nums; }
 .vlb-classes td { white-space: nowrap; width: 1%; }
 .vlb-classes td.vlb-classbar { width: 60%; }
-.vlb-classes i { display: block; height: 14px; min-width: 2px; border-radius: 3px; background: #3b82f6; }
+.vlb-classes div { display: grid; background: rgba(128, 128, 128, 0.12); border-radius: 3px; overflow: hidden; }
+.vlb-classes b, .vlb-classes i { grid-area: 1 / 1; height: 14px; min-width: 3px; background: #3b82f6; }
+.vlb-classes b { opacity: 0.45; }
 .vlb-classes .vlb-best { font-weight: 650; }
-.vlb-classes .vlb-best i { background: #2a9d62; }
+.vlb-classes .vlb-best b, .vlb-classes .vlb-best i { background: #2a9d62; }
 .vlb-classes .vlb-out { opacity: 0.45; }
 .vlb-progress { display: flex; gap: 10px; align-items: center; font-variant-numeric: tabular-nums; }
 .vlb-progress progress { flex: 1; max-width: 320px; }

@@ -99,8 +99,8 @@ class Tools:
 
         Returns:
             JSON: label; decided, whether all other classes were dropped (of all pictures at most 5 % are decided otherwise than
-            a full sweep would); probabilities, bits_per_dim and monte_carlo_error (of the difference to the label's) of each
-            class; num_network_evaluations.
+            a full sweep would); of each class probabilities, where that lies within two errors (probability_ranges),
+            bits_per_dim and monte_carlo_error (of the difference to the label's); num_network_evaluations.
         """
         _check_seed(seed)
         classifier, chosen = self._models.classifier(model), self._models[model]
