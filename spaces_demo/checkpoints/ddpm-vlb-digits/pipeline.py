@@ -1347,6 +1347,9 @@ def _flow(sigma, config):
 
 
 def _check_flow(config):
+    if config.get("invert_sigmas"):
+        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
+        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
     if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
         steps = config["num_train_timesteps"]
         raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
@@ -2452,11 +2455,15 @@ class _Ends:
 r"""A step of the reverse process from Python floats: what `VLBDDPMScheduler.step` computes with.
 
 The same Gaussian as `reverse_process.py` tells, in the arithmetic of the samples: coefficients are looked up as floats once a
-grid is set, so that a step costs the device a handful of operations and no wait.
+grid is set, so that a step costs the device a handful of operations and no wait. So does the log-probability of a step, from
+coefficients in float64: a ratio of two policies is close to 1, and the rounding of float32 tables alone would move it by more
+than it is off.
 """
 
 
 
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class StepCoefficients(NamedTuple):
@@ -2531,6 +2538,64 @@ def step_coefficients(
     if calibrated is not None:
         steps = [step._replace(calibrated=numbers) for step, numbers in zip(steps, calibrated)]
     return dict(zip(grid, steps))
+
+
+def exact_coefficients(reverse: ReverseProcess) -> dict[int, StepCoefficients]:
+    r"""The coefficients at each timestep of a grid, the decoder's Gaussian at its lowest, from the tables of the bound: what
+    `log_density_of_step` takes, of a model that is not calibrated."""
+    forward = reverse.forward
+    log_variance = reverse.max_log_variance if reverse.variance.is_large else reverse.min_log_variance
+    columns: dict[str, torch.Tensor] = dict(
+        sqrt_alpha_prod=forward.sqrt_alphas_cumprod,
+        inverse_sqrt_alpha_prod=1 / forward.sqrt_alphas_cumprod,
+        sqrt_beta_prod=forward.one_minus_alphas_cumprod.sqrt(),
+        pred_original_sample_coeff=forward.posterior_mean_coef1,
+        current_sample_coeff=forward.posterior_mean_coef2,
+        min_log_variance=reverse.min_log_variance,
+        max_log_variance=reverse.max_log_variance,
+        fixed_std=(0.5 * log_variance).exp(),
+        is_last=torch.arange(len(forward)) == 0,
+    )
+    rows = zip(*(column.tolist() for column in columns.values()))
+    return dict(zip(forward.timesteps.tolist(), (StepCoefficients(**dict(zip(columns, row))) for row in rows)))
+
+
+def log_density_of_step(
+    reverse: ReverseProcess,
+    prev_sample: torch.Tensor,
+    model_output: torch.Tensor,
+    sample: torch.Tensor,
+    c: StepCoefficients,
+) -> torch.Tensor:
+    r""":math:`\log p(x_s | x_t)` at one timestep, as `bound.step_log_prob` has it, in fewer operations.
+
+    Args:
+        reverse: the model, not calibrated.
+        prev_sample, sample: :math:`x_s` and :math:`x_t`, floating-point, `(B, C, H, W)`.
+        model_output: `(B, C, H, W)`, or `(B, 2C, H, W)` where variances are learned.
+        c: the timestep's `exact_coefficients`.
+
+    Returns:
+        Nats, shape `(B,)`, in the working dtype; NaN for an image where the output is not finite.
+    """
+    dtype = working_dtype(sample.device)
+    model_output, x_t = model_output.to(dtype), sample.to(dtype)
+    prediction, learned = model_output, None
+    if reverse.learns_variance:
+        prediction, learned = model_output.split(sample.shape[1], dim=1)
+    x_0 = reverse.clip(reverse.prediction.step(x_t, prediction, c))
+    difference = prev_sample.to(dtype).sub(x_t, alpha=c.current_sample_coeff).sub_(x_0, alpha=c.pred_original_sample_coeff)
+    size = sample[0].numel()
+    if learned is None or reverse.variance.line is None:
+        squares = difference.flatten(1).square().sum(dim=1)
+        nats = squares.mul(-0.5 / c.fixed_std**2).sub(size * (math.log(c.fixed_std) + HALF_LOG_TWO_PI))
+    else:
+        offset, slope = reverse.variance.line(c.min_log_variance, c.max_log_variance)
+        log_std = learned * slope + offset
+        terms = (difference * torch.exp(-log_std)).square().mul(-0.5).sub(log_std)
+        nats = terms.flatten(1).sum(dim=1).sub(size * HALF_LOG_TWO_PI)
+    # As `nan_unless_finite`: a product with 1, or with NaN where clipping has made a number of an overflow.
+    return nats * (model_output.flatten(1).sum(dim=1) * 0.0 + 1.0)
 
 
 def calibrated_steps(reverse: ReverseProcess) -> list[CalibratedStep]:
@@ -3532,8 +3597,28 @@ SCHEDULE_KEYS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
+# What a reverse process is made of besides.
+REVERSE_KEYS = (
+    "prediction_type",
+    "variance_type",
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "calibration",
+)
 MAX_SUB_SEQUENCES = 16  # whose tables are kept
 InferenceTimesteps = list[int] | tuple[int, ...] | None
+
+
+class _StepsTaken(NamedTuple):
+    r"""The reverse process on the grid that `step` is on, with coefficients unless it is calibrated, and what these were made
+    from."""
+
+    made_from: list[Any]
+    reverse: ReverseProcess
+    coefficients: dict[int, StepCoefficients]
 
 
 class BoundMixin:
@@ -3551,6 +3636,7 @@ class BoundMixin:
         self._log_alphas_cumprod = torch.cumsum(torch.log1p(-self._forward_betas), dim=0)
         self._forward_processes: dict[tuple[int, ...] | None, ForwardProcess] = {}
         self._calibration: Calibration | None = None
+        self._steps_taken: _StepsTaken | None = None
 
     def forward_process(self, inference_timesteps: InferenceTimesteps = None) -> ForwardProcess:
         r"""The forward process on all T steps, or on the strictly descending sub-sequence `inference_timesteps`.
@@ -3787,10 +3873,26 @@ class BoundMixin:
         ):
             if value not in known:
                 raise ValueError(f"`{name}` must be {known[0]!r} or {known[1]!r}, got {value!r}.")
-        grid = self.timesteps.tolist() if inference_timesteps is None else inference_timesteps
-        levels = self.config.num_pixel_levels if decoder == "discretized" else None
-        nats = step_log_prob(self.reverse_process(grid), prev_sample, model_output, sample, on_cpu(timestep), levels)
+        steps = self._steps_taken_now() if inference_timesteps is None else None
+        c = None if steps is None else _coefficients_for(steps, prev_sample, model_output, sample, timestep)
+        if steps is not None and c is not None and not (c.is_last and decoder == "discretized"):
+            nats = log_density_of_step(steps.reverse, prev_sample, model_output, sample, c)
+        else:
+            reverse = self.reverse_process(inference_timesteps) if steps is None else steps.reverse
+            levels = self.config.num_pixel_levels if decoder == "discretized" else None
+            nats = step_log_prob(reverse, prev_sample, model_output, sample, on_cpu(timestep), levels)
         return nats if reduction == "sum" else nats / sample[0].numel()
+
+    def _steps_taken_now(self) -> _StepsTaken:
+        r"""Of `timesteps`; made anew when these or the configuration are others."""
+        self._check_configuration()
+        made_from = [self.timesteps, self.alphas_cumprod, *(self.config.get(name) for name in REVERSE_KEYS)]
+        steps = self._steps_taken
+        if steps is None or not all(a is b for a, b in zip(made_from, steps.made_from)):
+            reverse = self.reverse_process(self.timesteps.tolist())
+            steps = _StepsTaken(made_from, reverse, exact_coefficients(reverse) if reverse.error_model is None else {})
+            self._steps_taken = steps
+        return steps
 
     def training_loss(
         self,
@@ -3838,6 +3940,21 @@ class BoundMixin:
         latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
         loss: Any = vlb_loss if loss_type == "vlb" else hybrid_loss
         return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
+
+
+def _coefficients_for(steps: _StepsTaken, prev_sample, model_output, sample, timestep) -> StepCoefficients | None:
+    r"""Of one timestep, where all shapes fit; `None` else, and `step_log_prob` has the words for what does not."""
+    if not isinstance(timestep, int) and not (isinstance(timestep, torch.Tensor) and timestep.ndim == 0):
+        return None
+    channels = sample.shape[1:2].numel() * (2 if steps.reverse.learns_variance else 1)
+    expected = (*sample.shape[:1], channels, *sample.shape[2:])
+    fits = sample.ndim > 1 and prev_sample.shape == sample.shape and model_output.shape == expected
+    if not fits or not all(one.is_floating_point() for one in (prev_sample, model_output, sample)):
+        return None
+    try:
+        return steps.coefficients.get(integer(timestep))
+    except TypeError:
+        return None
 
 
 def is_default(value: Any, default: Any) -> bool:
@@ -4351,6 +4468,11 @@ def reading(name: str) -> Iterator[None]:
     # The index names the stock scheduler, which warns that it will ignore our key; it keeps it, and the upgrade reads it.
     configuration_logger = logging.get_logger("diffusers.configuration_utils")
     configuration_logger.addFilter(is_not_about_num_pixel_levels)
+    weights_logger = logging.get_logger("diffusers.models.modeling_utils")
+    level = weights_logger.level
+    # It is told of what is wrong, whatever is to be printed.
+    weights_logger.setLevel("WARNING")
+    weights_logger.addFilter(refuse_unused_weights)
     try:
         yield
     except CheckpointError:
@@ -4363,6 +4485,8 @@ def reading(name: str) -> Iterator[None]:
         ) from error
     finally:
         configuration_logger.removeFilter(is_not_about_num_pixel_levels)
+        weights_logger.removeFilter(refuse_unused_weights)
+        weights_logger.setLevel(level)
 
 
 @contextmanager
@@ -4583,6 +4707,18 @@ def restore_single_head(unet: Any) -> Any:
     restored = cast(DEFAULT_MODULE, DEFAULT_MODULE.from_config({**values, "attention_head_dim": None}))
     restored.load_state_dict(unet.state_dict())
     return restored.to(device=unet.device, dtype=unet.dtype).eval()  # pyright: ignore[reportCallIssue]  # `to` is wrapped
+
+
+def refuse_unused_weights(record) -> bool:
+    r"""A filter of log records: weights of which the configuration knows nothing, which diffusers only warns of, are those of
+    another network, whose number would look right."""
+    text = record.getMessage()
+    if "were not used when initializing" in text:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must hold the weights of the network that its configuration describes, got others"
+            f" besides: {text.rpartition(': ')[2].strip()[:MAX_REASON_LENGTH]}"
+        )
+    return True
 
 
 def is_not_about_num_pixel_levels(record) -> bool:
@@ -6487,8 +6623,9 @@ def _lock(path: Path, refusal: str) -> Iterator[None]:
             yield
             return
         try:
-            os.truncate(handle, 0)
-            os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
+            with naming(path):
+                os.truncate(handle, 0)
+                os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
             yield
         finally:
             # While it is held, so that it is not another's; in a fork it is not this one's to remove.
@@ -8219,15 +8356,12 @@ def fit(
     bins, values, features = bins[order], values[order], features[order]
     counts = torch.bincount(bins, minlength=count)
 
-    def by_bin(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return values.split(counts.tolist())
-
     def summed(values: torch.Tensor) -> torch.Tensor:
-        return torch.stack([part.sum(dim=0) for part in by_bin(values)])
+        return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    medians = [part.abs().median().item() if len(part) else 0.0 for part in by_bin(values)]
-    limits = torch.tensor([OUTLIER * median or math.inf for median in medians], dtype=torch.float64)[bins]
+    limits = OUTLIER * _medians(values.abs(), bins, counts)[bins]
+    limits = torch.where(limits > 0, limits, math.inf)
     values = values.clamp(-limits, limits)
     totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
@@ -8241,7 +8375,7 @@ def fit(
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
     kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
-    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in by_bin(centred)]))
+    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in centred.split(counts.tolist())]))
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -8255,6 +8389,14 @@ def fit(
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
     return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
+
+
+def _medians(values: torch.Tensor, bins: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    r"""The (lower) median of the values `(n,)` of each bin, 0 of an empty one; `bins` ascend."""
+    by_size = values.argsort()
+    ordered = values[by_size[bins[by_size].argsort(stable=True)]]
+    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
+    return torch.where(counts > 0, ordered[middle.clamp(max=len(ordered) - 1)], 0.0)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
@@ -8486,7 +8628,7 @@ those of a softmax, and it has no bits/dim.
 
 
 
-PILOT_IMAGES, PILOT_CLASSES = 16, 16  # at most
+PILOT_IMAGES, PILOT_CLASSES = 8, 16  # at most
 SWEEPS = 100  # evaluations of each class at the most, where nothing is said
 FRAME_VALUES = 20_000_000  # draws of classes that are kept at once
 PILOT, RACE = range(2)  # what the seed is mixed with
@@ -9288,10 +9430,8 @@ class Round:
                 x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
             )
             y = y * torch.tensor(signs)
-            for a in range(len(signs)):
-                for b in range(len(signs)):
-                    alike = where[:, a] == where[:, b]
-                    noise.index_add_(0, where[alike, a], y[alike, a] * y[alike, b])
+            alike = where[:, :, None] == where[:, None]
+            noise.index_add_(0, where.flatten(), (y * (alike * y[:, None]).sum(dim=2)).flatten())
         return noise / (4 * self.y.shape[1] ** 2)
 
 
@@ -10801,17 +10941,17 @@ def words_of_bytes(body: bytes) -> np.ndarray:
 
 # ---- ddpm_vlb/codec/container.py ----
 
-r"""The bytes of a `.vlb` file, version 1. The page beside this file has them in a table.
+r"""The bytes of a `.vlb` file, version 2. The page beside this file has them in a table.
 
 Integers are LEB128: seven bits a byte, the lowest first, the highest bit set where more follow. Checksums of bytes are CRC-32,
-little-endian, each begun with the one before it, so that a block is right in its place alone.
+little-endian, each begun with the one before it, so that a block is right in its place alone, and behind its header.
 """
 
 
 
-MAGIC = b"\x89VLB\x01"
-VERSION = 1
-DIGEST_BYTES, CHECK_BYTES, CRC_BYTES = 8, 8, 4
+VERSION = 2  # the first had a checksum of the header by itself
+MAGIC = b"\x89VLB" + bytes([VERSION])
+DIGEST_BYTES, CHECK_BYTES, CRC_BYTES = 6, 8, 4
 CODED_BLOCK, END = b"B", b"E"
 MAX_STEPS = 65_536
 MAX_BLOCK_IMAGES = 65_536
@@ -10896,15 +11036,14 @@ class Header:
     has_classes: bool = False
 
     def to_bytes(self) -> bytes:
-        r"""With its checksum."""
+        r"""As it begins the file; the checksum of the first block, or of the end, is of it, too."""
         flags = (HAS_TIMESTEPS if self.inference_timesteps is not None else 0) | (HAS_CLASSES if self.has_classes else 0)
         numbers = [flags, *self.shape, self.num_pixel_levels - 2, self.num_steps, self.band]
         below = -1
         for timestep in self.inference_timesteps or ():
             numbers.append(timestep - below - 1)
             below = timestep
-        body = MAGIC + b"".join(map(write_integer, numbers)) + self.digest
-        return body + crc_of(body)
+        return MAGIC + b"".join(map(write_integer, numbers)) + self.digest
 
     @classmethod
     def read(cls, reader: Reader) -> "Header":
@@ -10928,7 +11067,6 @@ class Header:
             below += reader.integer("timesteps between", 0, 1_000_000) + 1
             timesteps.append(below)
         digest = reader.take(DIGEST_BYTES)
-        _check_crc(reader, bytes(reader.seen), 0, "header")
         if shape[0] * shape[1] * shape[2] > MAX_DIMENSIONS:
             raise DamagedFile(f"`data` must hold images of at most {MAX_DIMENSIONS} values, got {shape}.")
         named = tuple(timesteps) if flags & HAS_TIMESTEPS else None
@@ -11038,16 +11176,15 @@ def read_blocks(reader: Reader, crc: bytes) -> Iterator[tuple[int, int, CodedBlo
         index += 1
 
 
-def crc_of(body: bytes, before: bytes | int = 0) -> bytes:
+def crc_of(body: bytes, before: bytes = bytes(CRC_BYTES)) -> bytes:
     r"""CRC-32 of bytes, after what ended with another."""
-    start = before if isinstance(before, int) else int.from_bytes(before, "little")
-    return zlib.crc32(body, start).to_bytes(CRC_BYTES, "little")
+    return zlib.crc32(body, int.from_bytes(before, "little")).to_bytes(CRC_BYTES, "little")
 
 
-def _check_crc(reader: Reader, body: bytes, before: bytes | int, what: str) -> bytes:
+def _check_crc(reader: Reader, body: bytes, before: bytes, what: str) -> bytes:
     expected, found = crc_of(body, before), reader.take(CRC_BYTES)
     if expected != found:
-        raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}.")
+        raise DamagedFile(f"`data` must be as it was written, got another checksum in the {what}, or before it.")
     return found
 
 
@@ -11916,14 +12053,30 @@ def decompress(
     """
     if images is None:
         return torch.cat([levels for _, levels, _ in decompress_blocks(pipe, data, batch_size=batch_size)])
-    data = data if isinstance(data, (bytes, bytearray, memoryview)) else data.read()  # looked at twice
-    wanted = check_image_numbers(images, sum(block.num_images for _, block in read_info(data)[1]))
-    blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, data, set(wanted), batch_size=batch_size)}
+    with _seekable(data) as file:  # looked at twice
+        start = file.tell()
+        wanted = check_image_numbers(images, sum(block.num_images for _, block in read_info(file)[1]))
+        file.seek(start)
+        blocks = {first: levels for first, levels, _ in decompress_blocks(pipe, file, set(wanted), batch_size=batch_size)}
     picked = []
     for number in wanted:
         first = max(start for start in blocks if start <= number)
         picked.append(blocks[first][number - first])
     return torch.stack(picked)
+
+
+@contextmanager
+def _seekable(data: bytes | BinaryIO) -> Iterator[BinaryIO]:
+    r"""The file, or one on the disk with what a stream holds that cannot be read twice: never more than a block in memory."""
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        yield io.BytesIO(data)
+    elif data.seekable():
+        yield data
+    else:
+        with tempfile.TemporaryFile() as file:
+            shutil.copyfileobj(data, file)
+            file.seek(0)
+            yield file
 
 
 def decompress_blocks(
@@ -11992,10 +12145,10 @@ def decode_block(
 
 
 def read_header(data: bytes | BinaryIO) -> tuple[Header, Reader, bytes]:
-    r"""The header, the reader behind it, and its checksum."""
+    r"""The header, the reader behind it, and its checksum, which is not in the file."""
     reader = Reader(data)
     header = Header.read(reader)
-    return header, reader, bytes(reader.seen[-CRC_BYTES:])
+    return header, reader, crc_of(bytes(reader.seen))
 
 
 def read_info(data: bytes | BinaryIO) -> tuple[Header, list[tuple[int, CodedBlock]]]:
@@ -12063,7 +12216,7 @@ def _resume(
 ) -> tuple[int, bytes, int]:
     r"""Write the header, or pass over what is there already; the next image, the last checksum, the next block."""
     start = header.to_bytes()
-    crc, first, index = start[-CRC_BYTES:], 0, 0
+    crc, first, index = crc_of(start), 0, 0
     if not (file.seekable() and file.readable()) or not file.seek(0, io.SEEK_END):
         file.write(start)
         return first, crc, index
