@@ -42,8 +42,7 @@ def add(commands) -> argparse.ArgumentParser:
         examples=(
             "spaces_demo/checkpoints/ddpm-vlb-digits-class --dataset digits --plot classes.png",
             "runs/digits-class/pipeline --dataset digits --classes 3,5,8 --confidence 0.99 --predictions predictions.csv",
-            "runs/classes/pipeline --dataset photos --class-prior prior.json --max-evaluations-per-image 500",
-            "runs/classes/pipeline --dataset photos --score simple",
+            "runs/classes/pipeline --dataset photos --class-prior prior.json --max-evaluations-per-image 500 --score simple",
         ),
     )
     add_checkpoint_options(parser)
