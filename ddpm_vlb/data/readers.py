@@ -31,7 +31,6 @@ MAX_UNPACKED_BYTES = 2**32
 MAX_RATIO = 1032  # of zlib's format
 
 
-SPLITS = {"train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval"}  # folders that are no classes
 _IDX_IMAGES = re.compile(r"images([-.])idx[34]")
 
 
@@ -51,7 +50,7 @@ def read_digits(split: str) -> ImageSet:
 
 
 def open_folder(path: Path, split: str | None, default_split: str, **columns: str) -> StoredImages:
-    r"""A folder of images, whose sub-folders are their classes, or of parquet files; `columns` as `open_hub`, for those."""
+    r"""A folder of images, whose sub-folders may be their classes, or of parquet files; `columns` as `open_hub`, for those."""
     split, files = image_files(path, split, default_split)
     if not files:
         return open_hub(str(path), split or default_split, **columns)
@@ -63,16 +62,16 @@ def open_folder(path: Path, split: str | None, default_split: str, **columns: st
 
 
 def folder_labels(names: Sequence[str]) -> list[int] | None:
-    r"""Classes of the images of these paths below a folder, `None` unless each lies in one of several sub-folders, whose names
-    are numbers or else stand for their places in order, as in the `datasets` library and in torchvision."""
+    r"""Classes of the images of these paths below a folder, `None` unless each lies in a sub-folder whose name is a number.
+
+    Words are no classes: their places in order, which other libraries take, are those of one folder alone, and one that lacks a
+    class of the network's would have every image scored by another one."""
     parts = [PurePosixPath(name).parts for name in names]
-    folders = sorted({part[0] for part in parts})
-    if any(len(part) != 2 for part in parts) or len(folders) < 2 or set(folders) <= SPLITS:
+    folders = {part[0] for part in parts}
+    if any(len(part) != 2 for part in parts) or not all(name.isascii() and name.isdigit() for name in folders):
         return None
-    numbers = {name: int(name) for name in folders if name.isascii() and name.isdigit()}
-    if len(set(numbers.values())) < len(folders):
-        numbers = {name: place for place, name in enumerate(folders)}
-    return [numbers[part[0]] for part in parts]
+    numbers = {name: int(name) for name in folders}
+    return None if len(set(numbers.values())) < len(folders) else [numbers[part[0]] for part in parts]
 
 
 def image_files(path: Path, split: str | None, default_split: str) -> tuple[str | None, list[Path]]:
