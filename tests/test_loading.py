@@ -3,6 +3,7 @@ r"""What is asked of a checkpoint before it is loaded: whether it is a DDPM of p
 import json
 import os
 import shutil
+from logging import Handler
 
 import pytest
 from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
@@ -147,3 +148,25 @@ def test_weights_that_the_configuration_has_no_use_for_are_refused(tmp_path):
                 VLBDDPMPipeline.from_pretrained(tmp_path / "classes")
         finally:
             logging.set_verbosity(verbosity)
+    # What is loaded by others is theirs to judge, and warned of as far as they want it.
+    for level, said in ((logging.WARNING, True), (logging.ERROR, False)):
+        logging.set_verbosity(level)
+        handler = Kept()
+        logging.add_handler(handler)
+        try:
+            UNet2DModel.from_pretrained(tmp_path / "classes", subfolder="unet")
+        finally:
+            logging.remove_handler(handler)
+            logging.set_verbosity(verbosity)
+        assert any("were not used" in text for text in handler.texts) == said
+
+
+class Kept(Handler):
+    r"""Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts = []
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())

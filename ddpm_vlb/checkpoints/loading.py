@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,6 +105,9 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(f"`pretrained_model_name_or_path` must hold plain files, got {str(path)!r}, which is none.")
 
 
+_READING: ContextVar[bool] = ContextVar("reading", default=False)  # whether this thread reads a checkpoint of ours
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     r"""Whatever a damaged file makes the libraries underneath stumble over is a `CheckpointError`."""
@@ -111,10 +115,10 @@ def reading(name: str) -> Iterator[None]:
     configuration_logger = logging.get_logger("diffusers.configuration_utils")
     configuration_logger.addFilter(is_not_about_num_pixel_levels)
     weights_logger = logging.get_logger("diffusers.models.modeling_utils")
-    level = weights_logger.level
-    # It is told of what is wrong, whatever is to be printed.
-    weights_logger.setLevel("WARNING")
+    # Left there: the logger is all threads', which load at once. It is told of all, and the filter knows what is to be printed.
     weights_logger.addFilter(refuse_unused_weights)
+    weights_logger.setLevel(logging.DEBUG)
+    token = _READING.set(True)
     try:
         yield
     except CheckpointError:
@@ -127,8 +131,7 @@ def reading(name: str) -> Iterator[None]:
         ) from error
     finally:
         configuration_logger.removeFilter(is_not_about_num_pixel_levels)
-        weights_logger.removeFilter(refuse_unused_weights)
-        weights_logger.setLevel(level)
+        _READING.reset(token)
 
 
 @contextmanager
@@ -355,12 +358,12 @@ def refuse_unused_weights(record) -> bool:
     r"""A filter of log records: weights of which the configuration knows nothing, which diffusers only warns of, are those of
     another network, whose number would look right."""
     text = record.getMessage()
-    if "were not used when initializing" in text:
+    if _READING.get() and "were not used when initializing" in text:
         raise CheckpointError(
             "`pretrained_model_name_or_path` must hold the weights of the network that its configuration describes, got others"
             f" besides: {text.rpartition(': ')[2].strip()[:MAX_REASON_LENGTH]}"
         )
-    return True
+    return record.levelno >= logging.get_verbosity()
 
 
 def is_not_about_num_pixel_levels(record) -> bool:
