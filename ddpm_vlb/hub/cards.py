@@ -18,8 +18,8 @@ from ..likelihoods.method import Method
 from ..likelihoods.methods import method_named
 from ..parametrizations import VARIANCES
 from ..reports.checks import check_plain
-from ..reports.classes import check_classification
-from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_name, public_report
+from ..reports.classes import SHARED_SETTINGS, check_classification
+from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report
 from .standalone import card_template
 
 LONGEST_LIST = 32
@@ -121,13 +121,28 @@ def _classes(report: Report, repository: str) -> dict[str, Any] | None:
     if "classification" not in report:
         return None
     found = check_classification(report["classification"])
-    dataset = public_name(found["dataset"])
-    words = [repository, "--dataset", dataset, *(["--split", found["split"]] if found["split"] else [])]
-    names = ("confidence", "max_evaluations_per_image", "max_images", "image_seed", "num_inference_steps", "score", "seed")
-    said = {f"--{name.replace('_', '-')}": str(found[name]) for name in names if found[name] is not None}
-    words += [word for pair in said.items() for word in pair]
-    shown = f"{dataset} ({found['split']} split)" if found["split"] else dataset
-    return found | {"dataset": dataset, "of": shown, "command": shlex.join(["ddpm-vlb", "classify", *words])}
+    config = found["config"]
+    split = f" ({config['split']} split)" if config.get("split") else ""
+    of = {name: config[name] for name in ("dataset", "confidence", "score")}
+    of |= {"split": config.get("split"), "of": config["dataset"] + split, "num_classes": len(config["classes"])}
+    return found | of | {"command": _classifying_command(config, report.config["num_class_embeds"], repository)}
+
+
+def _classifying_command(config: dict[str, Any], num_classes: int | None, repository: str) -> str | None:
+    r"""The command line that classifies again as this config says; `None` where no command line can say it."""
+    if config["dataset"] == IN_MEMORY or len(set(config["class_prior"])) > 1:
+        return None
+    rows, words = {row.name: row for row in all_settings()}, []
+    for name in SHARED_SETTINGS:
+        own = _words(rows[name], {"config": config}, repository)
+        if own is None:
+            return None
+        words += own
+    if config["classes"] != list(range(num_classes or 0)):
+        words += ["--classes", ",".join(map(str, config["classes"]))]
+    for name in ("confidence", "max_evaluations_per_image", "score"):
+        words += [f"--{name.replace('_', '-')}", str(config[name])]
+    return shlex.join(["ddpm-vlb", "classify", repository, *words])
 
 
 def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:

@@ -49,9 +49,9 @@ def eval_result_entries(report: Mapping[str, Any], repository: str) -> list[Eval
         )
     ]
     found = report.get("classification")
-    if found is not None and found["dataset"] == dataset:
+    if found is not None and found["config"]["dataset"] == dataset:
         low, high = found["accuracy_interval"]
-        notes = f"95% interval {low!r} to {high!r}; {found['num_images']} images; confidence {found['confidence']!r}"
+        notes = f"95% interval {low!r} to {high!r}; {found['num_images']} images; confidence {found['config']['confidence']!r}"
         where = {"source_url": entries[0].source_url, "source_name": entries[0].source_name, "notes": notes}
         entries.append(EvalResultEntry(dataset_id=dataset, task_id="accuracy", value=found["accuracy"], **where))
     return entries
