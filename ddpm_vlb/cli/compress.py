@@ -115,7 +115,7 @@ def _begun(journal: Path) -> Iterator[BinaryIO]:
         with naming(journal), journal.open("r+b") as file:
             yield file
     except BaseException:
-        if not journal.stat().st_size:
+        if journal.exists() and not journal.stat().st_size:
             journal.unlink()
         raise
 

@@ -361,19 +361,21 @@ class Classifier:
             samples = scorer.samples(levels[images[own.numpy()]])
             labels = chosen[classes[chunk]].to(scorer.device)
             at = timesteps[rows[draws[chunk].numpy()]]
-            nats = ask(samples[place.to(samples.device)], noise[place], at, labels).cpu().double()
-            bad = (~torch.isfinite(nats)).nonzero().flatten()
-            if len(bad):
-                first = int(bad[0])
-                raise NonFiniteOutput(
-                    f"a term of {nats[first].item()} nats for class {int(labels[first])}",
-                    image=int(numbers[images[draws[chunk[first]]]]),
-                    timestep=int(at[first]),
-                    share=f"{len(bad)} of {len(nats)} terms are not finite",
-                    dtype=scorer.dtype,
-                )
-            parts.append(nats)
+            parts.append(ask(samples[place.to(samples.device)], noise[place], at, labels))
+        # One wait for the device, for all batches.
+        nats = torch.cat(parts).cpu().double()
+        bad = (~torch.isfinite(nats)).nonzero().flatten()
+        if len(bad):
+            first = int(bad[0])
+            draw = int(draws[first])
+            raise NonFiniteOutput(
+                f"a term of {nats[first].item()} nats for class {self.classes[int(classes[first])]}",
+                image=int(numbers[images[draw]]),
+                timestep=int(timesteps[rows[draw]]),
+                share=f"{len(bad)} of {len(nats)} terms are not finite",
+                dtype=scorer.dtype,
+            )
         values = np.full(active.shape, np.nan)
-        values[active] = torch.cat(parts).numpy()
+        values[active] = nats.numpy()
         # The squared errors' mean over the rows, as a sum of terms.
         return values if self.score == "bound" else values / len(timesteps)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm_vlb.sampled_bound.design import bin_edges
+
 from . import pictures
 from .models import Model
 from .running import Watch, watched
@@ -17,7 +19,6 @@ from .texts import Refusal, both
 
 MIN_EVALUATIONS, MAX_EVALUATIONS = 20, 2000  # of a picture, besides the pilot's
 EVALUATIONS, CONFIDENCE = 600, 0.95
-PILOT = 400  # of one picture, about
 
 
 def race(model: Model, levels: torch.Tensor, evaluations: int, seed: int) -> Iterator[tuple[dict[str, Any], str]]:
@@ -31,8 +32,8 @@ def race(model: Model, levels: torch.Tensor, evaluations: int, seed: int) -> Ite
     """
     if not MIN_EVALUATIONS <= evaluations <= MAX_EVALUATIONS:
         raise Refusal("class_evaluations_range", first=MIN_EVALUATIONS, last=MAX_EVALUATIONS, got=evaluations)
-    model.check_time(evaluations + PILOT)
     count, looks = model.network.num_classes, []
+    model.check_time(evaluations + (len(bin_edges(model.num_train_timesteps)) - 1) * count)  # and the pilot's
     watch = Watch()
     pipe = model.pipe(unet=watch.network(model.unet))
 

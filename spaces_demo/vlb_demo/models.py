@@ -126,7 +126,9 @@ class Models:
         self._sources = {path.parent.name: str(path.parent) for path in sorted(CHECKPOINTS.glob("*/model_index.json"))}
         # A classifier travels with the model of the same images, and is none for the tabs.
         self._classifiers = {
-            name.removesuffix("-class"): self._sources.pop(name) for name in list(self._sources) if name.endswith("-class")
+            name.removesuffix("-class"): self._sources.pop(name)
+            for name, source in list(self._sources.items())
+            if (_read_json(Path(source) / "unet" / "config.json") or {}).get("num_class_embeds") is not None
         }
         # Before anything is loaded: a name that is taken would show one model under the name of another.
         for source in more:

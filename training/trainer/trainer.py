@@ -358,7 +358,7 @@ class Trainer:
                     continue
                 values = bits_per_dim(pipe, levels, labels, a, accelerator, split.replace("_", "-"))
                 if labels is not None and self.data.num_classes <= MOST_CLASSES:
-                    values["accuracy"] = accuracy(pipe, levels, labels, a, accelerator)
+                    values["accuracy"] = accuracy(pipe, levels, labels, a)
                 self.metrics.log(self.step, split=split, **values)
                 if split == "validation" and (self.best is None or values["bits_per_dim"] < self.best):
                     self.best = values["bits_per_dim"]

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.evaluation import estimate_nll, image_grid
+from ddpm_vlb.evaluation.classify import classify_images
 from ddpm_vlb.files import write_atomically
 from ddpm_vlb.model.network import check_output_type
 from ddpm_vlb.noise import mix
@@ -60,20 +61,13 @@ def accuracy(
     levels: torch.Tensor,
     labels: torch.Tensor,
     arguments: argparse.Namespace,
-    accelerator: Accelerator,
 ) -> float:
-    r"""Share of the images `levels` `(N, C, H, W)` whose class `labels` `(N,)` `classify` finds, each process taking a share of
-    them; of few evaluations, hence a lower one than of many."""
-    a = arguments
-    share = list(range(accelerator.process_index, len(levels), accelerator.num_processes))
-    right = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    if share:
-        classes = pipe.network.num_classes or 0
-        generator = torch.Generator().manual_seed(mix(mix(a.seed, SCORING), accelerator.process_index) % 2**63)
-        limits = {"confidence": 0.5, "max_evaluations_per_image": EVALUATIONS_OF_A_CLASS * classes}
-        out = pipe.classify(levels[share], batch_size=a.eval_batch_size, generator=generator, **limits)
-        right += (out.labels == labels[share]).sum()
-    return int(accelerator.reduce(right, "sum")) / len(levels)
+    r"""Share of the images `levels` `(N, C, H, W)` whose class `labels` `(N,)` `classify` finds, by all processes together; of
+    few evaluations, hence a lower one than of many."""
+    limits = {"confidence": 0.5, "max_evaluations_per_image": EVALUATIONS_OF_A_CLASS * (pipe.network.num_classes or 0)}
+    seed = mix(arguments.seed, SCORING) % 2**63
+    found = classify_images(pipe, levels, seed=seed, labels=labels.tolist(), batch_size=arguments.eval_batch_size, **limits)
+    return found["accuracy"]
 
 
 def why_no_pictures(channels: int) -> str | None:

@@ -35,6 +35,7 @@ from PIL import ExifTags, Image, ImageOps
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import FrozenDict, register_to_config
@@ -97,9 +98,13 @@ CARD_TEMPLATE = (
     '\n'
     'As a classifier among {{ classes.num_classes }} classes, by {{ "the bound" if classes.score == "bound" else "squared errors of the noise" }} of each: **accuracy {{ "%.4f" | format(classes.accuracy) }}** ({{ "%.4f" | format(classes.accuracy_interval[0]) }} to {{ "%.4f" | format(classes.accuracy_interval[1]) }}, 95%) on {{ classes.num_images }} images of {{ classes.of }}, of which {{ classes.num_decided }} are decided at a confidence of {{ classes.confidence }}; {{ "%.1f" | format(classes.evaluations_per_image) }} network evaluations an image; expected calibration error {{ "%.4f" | format(classes.expected_calibration_error) }}.\n'
     '\n'
+    '{% if classes.command -%}\n'
     '```bash\n'
     '{{ classes.command }}\n'
     '```\n'
+    '{%- else -%}\n'
+    'It was found in Python, or with a prior of its own, which no command line can say; report.json has it.\n'
+    '{%- endif %}\n'
     '{%- endif %}\n'
     '{%- else %}\n'
     'It has not been scored: no number stands here because none was measured.\n'
@@ -4462,6 +4467,9 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(f"`pretrained_model_name_or_path` must hold plain files, got {str(path)!r}, which is none.")
 
 
+_READING: ContextVar[bool] = ContextVar("reading", default=False)  # whether this thread reads a checkpoint of ours
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     r"""Whatever a damaged file makes the libraries underneath stumble over is a `CheckpointError`."""
@@ -4469,10 +4477,10 @@ def reading(name: str) -> Iterator[None]:
     configuration_logger = logging.get_logger("diffusers.configuration_utils")
     configuration_logger.addFilter(is_not_about_num_pixel_levels)
     weights_logger = logging.get_logger("diffusers.models.modeling_utils")
-    level = weights_logger.level
-    # It is told of what is wrong, whatever is to be printed.
-    weights_logger.setLevel("WARNING")
+    # Left there: the logger is all threads', which load at once. It is told of all, and the filter knows what is to be printed.
     weights_logger.addFilter(refuse_unused_weights)
+    weights_logger.setLevel(logging.DEBUG)
+    token = _READING.set(True)
     try:
         yield
     except CheckpointError:
@@ -4485,8 +4493,7 @@ def reading(name: str) -> Iterator[None]:
         ) from error
     finally:
         configuration_logger.removeFilter(is_not_about_num_pixel_levels)
-        weights_logger.removeFilter(refuse_unused_weights)
-        weights_logger.setLevel(level)
+        _READING.reset(token)
 
 
 @contextmanager
@@ -4713,12 +4720,12 @@ def refuse_unused_weights(record) -> bool:
     r"""A filter of log records: weights of which the configuration knows nothing, which diffusers only warns of, are those of
     another network, whose number would look right."""
     text = record.getMessage()
-    if "were not used when initializing" in text:
+    if _READING.get() and "were not used when initializing" in text:
         raise CheckpointError(
             "`pretrained_model_name_or_path` must hold the weights of the network that its configuration describes, got others"
             f" besides: {text.rpartition(': ')[2].strip()[:MAX_REASON_LENGTH]}"
         )
-    return True
+    return record.levelno >= logging.get_verbosity()
 
 
 def is_not_about_num_pixel_levels(record) -> bool:
@@ -6188,7 +6195,7 @@ r"""What a report says of a model as a classifier: a summary of what `ddpm-vlb c
 
 
 # Of a summary: what it holds, and of which kind.
-ENTRIES: dict[str, Any] = {
+CLASS_ENTRIES: dict[str, Any] = {
     "accuracy": float,
     "accuracy_interval": list,
     "num_images": int,
@@ -6196,17 +6203,20 @@ ENTRIES: dict[str, Any] = {
     "num_network_evaluations": int,
     "evaluations_per_image": float,
     "expected_calibration_error": float,
-    "confidence": float,
-    "score": str,
-    "num_classes": int,
-    "dataset": str,
-    "split": str | None,
-    "seed": int,
-    "max_evaluations_per_image": int,
-    "max_images": int | None,
-    "image_seed": int | None,
-    "num_inference_steps": int | None,
+    "config": dict,
 }
+# Of its `config`: what `classify` alone knows, and those rows of `schema.SETTINGS` that its command line can say.
+CLASS_SETTINGS: dict[str, Any] = {
+    "classes": list,
+    "class_prior": list,
+    "confidence": float,
+    "max_evaluations_per_image": int,
+    "score": str,
+}
+SHARED_SETTINGS = (
+    *("dataset", "split", "image_column", "label_column", "convert", "resize", "center_crop", "max_images", "image_seed"),
+    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "dtype", "seed"),
+)
 
 
 def with_classes(report: Mapping[str, Any], result: Mapping[str, Any]) -> Report:
@@ -6214,7 +6224,7 @@ def with_classes(report: Mapping[str, Any], result: Mapping[str, Any]) -> Report
 
     Args:
         report: of the model.
-        result: what `classify_images` returned, with the `dataset` and `split` that the command line adds to its `config`.
+        result: what `classify_images` returned, with what the command line adds to its `config`.
 
     Raises:
         ValueError: a result that is of another network, or of images without labels.
@@ -6228,31 +6238,40 @@ def with_classes(report: Mapping[str, Any], result: Mapping[str, Any]) -> Report
             f"`classes` must be of the report's network, got network_sha256 {config.get('network_sha256')!r} for"
             f" {report.config['network_sha256']!r}."
         )
-    summary = {name: result[name] for name in ENTRIES if name in result}
-    summary |= {name: config.get(name) for name in ENTRIES if name not in summary}
-    summary |= {"num_classes": len(config["classes"]), "evaluations_per_image": result["evaluations_per_image"]["mean"]}
+    summary = {name: result[name] for name in CLASS_ENTRIES if name in result}
+    summary["evaluations_per_image"] = result["evaluations_per_image"]["mean"]
+    said = {name: config[name] for name in (*CLASS_SETTINGS, *SHARED_SETTINGS) if config.get(name) is not None}
+    summary["config"] = without_places(said)
     return report | {"classification": check_classification(summary)}
 
 
 def check_classification(summary: Mapping[str, Any]) -> dict[str, Any]:
     r"""The summary, or `ValueError` unless it has its entries and they agree with each other."""
     summary = dict(summary)
-    if summary.keys() != ENTRIES.keys():
-        names = ", ".join(sorted(summary.keys() ^ ENTRIES.keys()))
-        raise ValueError(f"`classification` must have the entries {', '.join(ENTRIES)}, got others or none of {names}.")
-    for name, kind in ENTRIES.items():
-        if not is_of_kind(summary[name], kind):
-            raise ValueError(f"`classification` must have a number or a word of its kind for {name!r}, got {summary[name]!r}.")
-    low, high = summary["accuracy_interval"]
-    right = summary["accuracy"] * summary["num_images"]
+    if summary.keys() != CLASS_ENTRIES.keys():
+        names = ", ".join(sorted(summary.keys() ^ CLASS_ENTRIES.keys()))
+        raise ValueError(f"`classification` must have the entries {', '.join(CLASS_ENTRIES)}, got others or none of {names}.")
+    config = summary["config"] if isinstance(summary["config"], dict) else {}
+    for name, kind in {**CLASS_ENTRIES, **CLASS_SETTINGS, "dataset": str}.items():
+        value = summary[name] if name in CLASS_ENTRIES else config.get(name)
+        if not is_of_kind(value, kind):
+            raise ValueError(f"`classification` must have {kind_words(kind)} for {name!r}, got {value!r}.")
+    interval, right = summary["accuracy_interval"], summary["accuracy"] * summary["num_images"]
+    low, high = interval if _are_numbers(interval, 2) else (1.0, 0.0)
     if not 0 <= low <= summary["accuracy"] <= high <= 1 or abs(right - round(right)) > 1e-6 * max(1.0, right):
         raise ValueError(
             f"`classification` must have an accuracy of {summary['num_images']} images inside its interval, got"
-            f" {summary['accuracy']!r} and {summary['accuracy_interval']!r}."
+            f" {summary['accuracy']!r} and {interval!r}."
         )
     if not 0 <= summary["num_decided"] <= summary["num_images"]:
         raise ValueError(f"`classification` must have at most all images decided, got {summary['num_decided']}.")
+    if not _are_numbers(config["class_prior"], len(config["classes"])):
+        raise ValueError("`classification` must have a probability for each of its classes, got others.")
     return summary
+
+
+def _are_numbers(values: list, count: int) -> bool:
+    return len(values) == count and all(is_of_kind(value, float) for value in values)
 
 
 # ---- ddpm_vlb/hub/cards.py ----
@@ -6366,13 +6385,28 @@ def _classes(report: Report, repository: str) -> dict[str, Any] | None:
     if "classification" not in report:
         return None
     found = check_classification(report["classification"])
-    dataset = public_name(found["dataset"])
-    words = [repository, "--dataset", dataset, *(["--split", found["split"]] if found["split"] else [])]
-    names = ("confidence", "max_evaluations_per_image", "max_images", "image_seed", "num_inference_steps", "score", "seed")
-    said = {f"--{name.replace('_', '-')}": str(found[name]) for name in names if found[name] is not None}
-    words += [word for pair in said.items() for word in pair]
-    shown = f"{dataset} ({found['split']} split)" if found["split"] else dataset
-    return found | {"dataset": dataset, "of": shown, "command": shlex.join(["ddpm-vlb", "classify", *words])}
+    config = found["config"]
+    split = f" ({config['split']} split)" if config.get("split") else ""
+    of = {name: config[name] for name in ("dataset", "confidence", "score")}
+    of |= {"split": config.get("split"), "of": config["dataset"] + split, "num_classes": len(config["classes"])}
+    return found | of | {"command": _classifying_command(config, report.config["num_class_embeds"], repository)}
+
+
+def _classifying_command(config: dict[str, Any], num_classes: int | None, repository: str) -> str | None:
+    r"""The command line that classifies again as this config says; `None` where no command line can say it."""
+    if config["dataset"] == IN_MEMORY or len(set(config["class_prior"])) > 1:
+        return None
+    rows, words = {row.name: row for row in all_settings()}, []
+    for name in SHARED_SETTINGS:
+        own = _words(rows[name], {"config": config}, repository)
+        if own is None:
+            return None
+        words += own
+    if config["classes"] != list(range(num_classes or 0)):
+        words += ["--classes", ",".join(map(str, config["classes"]))]
+    for name in ("confidence", "max_evaluations_per_image", "score"):
+        words += [f"--{name.replace('_', '-')}", str(config[name])]
+    return shlex.join(["ddpm-vlb", "classify", repository, *words])
 
 
 def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:
@@ -6924,9 +6958,9 @@ def eval_result_entries(report: Mapping[str, Any], repository: str) -> list[Eval
         )
     ]
     found = report.get("classification")
-    if found is not None and found["dataset"] == dataset:
+    if found is not None and found["config"]["dataset"] == dataset:
         low, high = found["accuracy_interval"]
-        notes = f"95% interval {low!r} to {high!r}; {found['num_images']} images; confidence {found['confidence']!r}"
+        notes = f"95% interval {low!r} to {high!r}; {found['num_images']} images; confidence {found['config']['confidence']!r}"
         where = {"source_url": entries[0].source_url, "source_name": entries[0].source_name, "notes": notes}
         entries.append(EvalResultEntry(dataset_id=dataset, task_id="accuracy", value=found["accuracy"], **where))
     return entries
@@ -8960,20 +8994,22 @@ class Classifier:
             samples = scorer.samples(levels[images[own.numpy()]])
             labels = chosen[classes[chunk]].to(scorer.device)
             at = timesteps[rows[draws[chunk].numpy()]]
-            nats = ask(samples[place.to(samples.device)], noise[place], at, labels).cpu().double()
-            bad = (~torch.isfinite(nats)).nonzero().flatten()
-            if len(bad):
-                first = int(bad[0])
-                raise NonFiniteOutput(
-                    f"a term of {nats[first].item()} nats for class {int(labels[first])}",
-                    image=int(numbers[images[draws[chunk[first]]]]),
-                    timestep=int(at[first]),
-                    share=f"{len(bad)} of {len(nats)} terms are not finite",
-                    dtype=scorer.dtype,
-                )
-            parts.append(nats)
+            parts.append(ask(samples[place.to(samples.device)], noise[place], at, labels))
+        # One wait for the device, for all batches.
+        nats = torch.cat(parts).cpu().double()
+        bad = (~torch.isfinite(nats)).nonzero().flatten()
+        if len(bad):
+            first = int(bad[0])
+            draw = int(draws[first])
+            raise NonFiniteOutput(
+                f"a term of {nats[first].item()} nats for class {self.classes[int(classes[first])]}",
+                image=int(numbers[images[draw]]),
+                timestep=int(timesteps[rows[draw]]),
+                share=f"{len(bad)} of {len(nats)} terms are not finite",
+                dtype=scorer.dtype,
+            )
         values = np.full(active.shape, np.nan)
-        values[active] = torch.cat(parts).numpy()
+        values[active] = nats.numpy()
         # The squared errors' mean over the rows, as a sum of terms.
         return values if self.score == "bound" else values / len(timesteps)
 
