@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
+_SPLITMIX64 = tuple(map(np.uint64, (1, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 30, 27, 31)))
 
 
 def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
@@ -58,12 +59,13 @@ def mix(seed: int, number: int) -> int:
 
 def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
     r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    one, golden, first, second, *shifts = _SPLITMIX64
     with np.errstate(over="ignore"):
-        numbers = np.asarray(numbers, dtype=np.uint64)
-        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+        z = np.asarray(seeds, dtype=np.uint64) + golden * (np.asarray(numbers, dtype=np.uint64) + one)
+        for shift, factor in zip(shifts, (first, second)):
+            z ^= z >> shift
+            z *= factor
+    return z ^ (z >> shifts[2])
 
 
 def uniform_array(keys: np.ndarray) -> np.ndarray:

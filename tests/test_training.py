@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train_vlb_ddpm.py"
 TINY = {
     "block_out_channels": [4],
+    "mid_block_type": None,
     "layers_per_block": 1,
     "norm_num_groups": 2,
     "attention_head_dim": 4,

@@ -1,6 +1,7 @@
 r"""Where to evaluate, and what is known before: bins, the control variate, the probabilities of the rows, the draws."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -131,34 +132,35 @@ def fit(
         values: in bits/dim, `(n,)`.
         features: of image and noise, `(n, P + Q)`, the first a constant 1.
     """
-    widths = torch.as_tensor(np.diff(edges))
+    widths = np.diff(edges)
     count = len(widths)
-    bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
-
-    order = bins.argsort()
+    bin_of_row = torch.from_numpy(np.arange(count).repeat(widths))
+    bins = bin_of_row[rows]
+    # By bins and, for their medians, by size.
+    order = torch.from_numpy(np.lexsort((values.abs().numpy(), bins.numpy())))
     bins, values, features = bins[order], values[order], features[order]
     counts = torch.bincount(bins, minlength=count)
+    distance, kernel, smooth = _neighbours(count)
 
     def summed(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    limits = OUTLIER * _medians(values.abs(), bins, counts)[bins]
-    limits = torch.where(limits > 0, limits, math.inf)
+    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
+    limits = OUTLIER * values.abs()[middle.clamp(max=len(values) - 1)]
+    limits = torch.where(limits > 0, limits, math.inf)[bins]
     values = values.clamp(-limits, limits)
     totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
     scale = (summed(values.square()) / seen).sqrt()
-    index = torch.arange(count, dtype=torch.float64)
-    distance = (index[:, None] - index).abs()
     nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
     scale = scale[nearest].clamp(min=1e-300)
     values = values / scale[bins]
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
-    kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
-    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in centred.split(counts.tolist())]))
+    grams = torch.stack([part.T @ part for part in centred.split(counts.tolist())])
+    gram = (kernel @ grams.flatten(1)).view_as(grams)
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -166,20 +168,19 @@ def fit(
     # The intercepts, for the constant feature, which its own mean has taken out of the fit.
     value_means, feature_means = value_means[nearest], feature_means[nearest]
     coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-    smooth = torch.exp(-0.5 * distance**2)
     fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
     freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
-    return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
+    return (coefficients * scale[:, None])[bin_of_row], spread[bin_of_row]
 
 
-def _medians(values: torch.Tensor, bins: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    r"""The (lower) median of the values `(n,)` of each bin, 0 of an empty one; `bins` ascend."""
-    by_size = values.argsort()
-    ordered = values[by_size[bins[by_size].argsort(stable=True)]]
-    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
-    return torch.where(counts > 0, ordered[middle.clamp(max=len(ordered) - 1)], 0.0)
+@lru_cache
+def _neighbours(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Of bins: how far they are apart, and what each learns from the others of the features and of their spread."""
+    index = torch.arange(count, dtype=torch.float64)
+    distance = (index[:, None] - index).abs()
+    return distance, torch.exp(-0.5 * (distance / KERNEL) ** 2), torch.exp(-0.5 * distance**2)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:

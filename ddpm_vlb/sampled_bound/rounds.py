@@ -119,6 +119,8 @@ class Round:
         even = len(bins) // 2 * 2 if self.paired else 0
         noise = torch.zeros(num_bins, dtype=torch.float64)
         for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
+            if first == last:
+                continue
             y, where = (
                 x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
             )

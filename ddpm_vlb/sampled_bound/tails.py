@@ -54,9 +54,12 @@ def log_spread(values: np.ndarray, bins: np.ndarray) -> float:
         bins: which of them are alike, `(n,)`: their logarithms are taken about the medians of these.
     """
     logs = np.log(np.abs(values).clip(min=1e-300))
-    order = np.argsort(bins, kind="stable")
-    parts = np.split(logs[order], np.flatnonzero(np.diff(bins[order])) + 1)
-    above = np.concatenate([part - np.median(part) for part in parts])
+    logs = logs[np.lexsort((logs, bins))]
+    counts = np.bincount(bins)
+    counts = counts[counts > 0]
+    first = counts.cumsum() - counts
+    medians = (logs[first + (counts - 1) // 2] + logs[first + counts // 2]) / 2
+    above = logs - medians.repeat(counts)
     return float(np.quantile(above[above >= 0], math.erf(0.5**0.5)))
 
 

@@ -1,8 +1,8 @@
 r"""Python's command line without Python's start: a process that has imported the libraries forks a child for each command.
 
-Importing torch and diffusers takes five seconds of a processor, a fork a tenth of one. The child is a process like any other,
-with its own folder, environment, files and pid, and imports this package itself; it ends like any other too. What it cannot
-have of its own is what Python and the libraries read when they start: a `Zygote` stands for one such environment.
+Importing torch, diffusers and this package takes six seconds of a processor, a fork a tenth of one. The child is a process
+like any other, with its own folder, environment, files and pid; it ends like any other too. What it cannot have of its own is
+what Python and the libraries read when they start: a `Zygote` stands for one such environment.
 
     done = shared().run("-m", "ddpm_vlb", "evaluate", folder, cwd=tmp_path)   # a subprocess.CompletedProcess
     process = shared().start("script.py", "--flag")                         # in the manner of subprocess.Popen
@@ -16,6 +16,7 @@ import functools
 import gc
 import importlib
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -48,6 +49,7 @@ LIBRARIES = (
     "diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete",
     "diffusers.schedulers.scheduling_k_dpm_2_discrete",
     "diffusers.schedulers.scheduling_unipc_multistep",
+    "ddpm_vlb.*",
 )
 # Variables that are read at the start begin with one of these.
 READ_AT_THE_START = ("PYTHON", "HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "MKL_", "TORCH_", "LD_")
@@ -276,8 +278,13 @@ def end(error):
 if __name__ == "__main__":
     number, *libraries = sys.argv[1:]
     for library in libraries:
-        importlib.import_module(library)
-    assert "ddpm_vlb" not in sys.modules
+        name, of_all, _ = library.partition(".*")
+        module = importlib.import_module(name)
+        for part in pkgutil.walk_packages(module.__path__, f"{name}.") if of_all else ():
+            if not part.name.endswith(".__main__"):
+                importlib.import_module(part.name)
+    if "ddpm_vlb.hub.standalone" in sys.modules:  # made once in a process, in half a second
+        sys.modules["ddpm_vlb.hub.standalone"].standalone_source()
     gc.collect()
     gc.freeze()  # so that collections of the children write to no memory that they share
     with socket.socket(fileno=int(number)) as requests:
