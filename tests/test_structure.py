@@ -1,6 +1,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -56,6 +57,7 @@ LATE = {("scheduling_vlb_ddpm", "hub.push")}
 MAX_LINES, MAX_CODE = 450, 80
 
 
+@cache
 def modules():
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
@@ -64,10 +66,14 @@ def room_of(module):
     return module.partition(".")[0]
 
 
+@cache
+def parsed(module):
+    return ast.parse(modules()[module].read_text())
+
+
 def imports(module, late=False):
     r"""(level, name) of what a module imports at its top, or, with `late`, inside of functions; for types alone left out."""
-    tree = ast.parse(modules()[module].read_text())
-    for statement in tree.body:
+    for statement in parsed(module).body:
         if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
             continue
         for node in ast.walk(statement):
