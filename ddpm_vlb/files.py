@@ -170,7 +170,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     clean_up(target)
-    with _hidden_folder(target) as folder:
+    with naming(target), _hidden_folder(target) as folder:
         try:
             yield folder
             sync(folder)

@@ -281,13 +281,15 @@ def test_the_command(tmp_path, capsys):
     assert "`output` must be a folder that does not exist yet" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_said_in_one_line(tmp_path, small_disk, capsys):
+@pytest.mark.parametrize("size, reason", [("12k", "The weights could not be written"), ("64k", "No space left")])
+def test_a_full_disk_is_said_in_one_line(tmp_path, small_disk, capsys, size, reason):
     make_pipe().save_pretrained(tmp_path / "plain")
-    disk = small_disk("20k")
+    disk = small_disk(size)  # for some of the weights; for all of them, and not for what comes after
     command = ["calibrate", str(tmp_path / "plain"), "--dataset", "digits", "--evaluations", "64", "--num-timesteps", "4"]
     assert main([*command, "--max-images", "24", "--output", str(disk / "new")]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("ddpm-vlb calibrate: The weights could not be written: ") and "No space left on device" in line
+    assert line.startswith(f"ddpm-vlb calibrate: [Errno 28] {reason}") and "No space left on device" in line
+    assert line.endswith(repr(str(disk / "new")))
     assert not list(disk.iterdir())
 
 

@@ -248,7 +248,8 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, small_disk, capsys):
     disk = small_disk("1m")
     assert main(["convert-openai", str(tmp_path / "ema.pt"), str(disk / "new" / "out"), "--diffusion-steps", "40"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("ddpm-vlb convert-openai: The weights could not be written: ") and "No space left on device" in line
+    assert line.startswith("ddpm-vlb convert-openai: [Errno 28] The weights could not be written: ")
+    assert "No space left on device" in line and line.endswith(repr(str(disk / "new" / "out")))
     assert [path.name for path in disk.iterdir()] == ["new"] and not list((disk / "new").iterdir())
 
 

@@ -564,7 +564,7 @@ def test_every_layout_loads(tmp_path, flat, index, safe):
 
 
 def test_configurations_from_before_attention_head_dim_have_one_head(tmp_path):
-    unet = tiny_unet(attention_head_dim=None, block_out_channels=(16,))
+    unet = tiny_unet(attention_head_dim=None, block_out_channels=(16,), mid_block_type="UNetMidBlock2D")
     VLBDDPMPipeline(unet, VLBDDPMScheduler(5)).save_pretrained(tmp_path)
     path = tmp_path / "unet" / "config.json"
     config = json.loads(path.read_text())

@@ -13,6 +13,7 @@ at every moment what it was before or what it is after; files of an earlier push
 weights, a report of other weights) leave in that commit.
 """
 
+import errno
 import inspect
 import json
 import math
@@ -24,7 +25,7 @@ from typing import Any, cast
 
 from safetensors import SafetensorError
 
-from ..files import fill_folder
+from ..files import fill_folder, naming
 from ..parametrizations import KEPT_UNDER
 from ..reports.schema import Report, public_report
 from .cards import model_card
@@ -175,11 +176,12 @@ def saving(folder: Path, variant: str | None, **parts: Any) -> Iterator[Path]:
         OSError: the weights cannot be written.
     """
     check_savable(**parts)
-    with fill_folder(folder) as fresh:
+    with naming(folder), fill_folder(folder) as fresh:
         try:
             yield fresh
         except SafetensorError as error:  # of a disk that is full
-            raise OSError(f"The weights could not be written: {error}") from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, f"The weights could not be written: {error}") from error
         for name, content in pipeline_files(fresh).items():
             if isinstance(content, bytes):
                 (fresh / name).write_bytes(content)

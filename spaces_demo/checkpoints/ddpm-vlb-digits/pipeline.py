@@ -7,6 +7,7 @@ import copy
 import ctypes
 import difflib
 import diffusers
+import errno
 import hashlib
 import html
 import importlib
@@ -44,7 +45,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
-from functools import cached_property, partial, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from glob import escape
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, EvalResultEntry, HfApi, ModelCard, ModelCardData, _CACHED_NO_EXIST, eval_result_entries_to_yaml, get_hf_file_metadata, hf_hub_download, hf_hub_url, parse_eval_result_entries, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -4822,6 +4823,7 @@ of chance to save.
 
 
 _MASK = (1 << 64) - 1
+_SPLITMIX64 = tuple(map(np.uint64, (1, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 30, 27, 31)))
 
 
 def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
@@ -4866,12 +4868,13 @@ def mix(seed: int, number: int) -> int:
 
 def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
     r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    one, golden, first, second, *shifts = _SPLITMIX64
     with np.errstate(over="ignore"):
-        numbers = np.asarray(numbers, dtype=np.uint64)
-        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+        z = np.asarray(seeds, dtype=np.uint64) + golden * (np.asarray(numbers, dtype=np.uint64) + one)
+        for shift, factor in zip(shifts, (first, second)):
+            z ^= z >> shift
+            z *= factor
+    return z ^ (z >> shifts[2])
 
 
 def uniform_array(keys: np.ndarray) -> np.ndarray:
@@ -6745,7 +6748,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     clean_up(target)
-    with _hidden_folder(target) as folder:
+    with naming(target), _hidden_folder(target) as folder:
         try:
             yield folder
             sync(folder)
@@ -7173,11 +7176,12 @@ def saving(folder: Path, variant: str | None, **parts: Any) -> Iterator[Path]:
         OSError: the weights cannot be written.
     """
     check_savable(**parts)
-    with fill_folder(folder) as fresh:
+    with naming(folder), fill_folder(folder) as fresh:
         try:
             yield fresh
         except SafetensorError as error:  # of a disk that is full
-            raise OSError(f"The weights could not be written: {error}") from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, f"The weights could not be written: {error}") from error
         for name, content in pipeline_files(fresh).items():
             if isinstance(content, bytes):
                 (fresh / name).write_bytes(content)
@@ -8382,34 +8386,35 @@ def fit(
         values: in bits/dim, `(n,)`.
         features: of image and noise, `(n, P + Q)`, the first a constant 1.
     """
-    widths = torch.as_tensor(np.diff(edges))
+    widths = np.diff(edges)
     count = len(widths)
-    bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
-
-    order = bins.argsort()
+    bin_of_row = torch.from_numpy(np.arange(count).repeat(widths))
+    bins = bin_of_row[rows]
+    # By bins and, for their medians, by size.
+    order = torch.from_numpy(np.lexsort((values.abs().numpy(), bins.numpy())))
     bins, values, features = bins[order], values[order], features[order]
     counts = torch.bincount(bins, minlength=count)
+    distance, kernel, smooth = _neighbours(count)
 
     def summed(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    limits = OUTLIER * _medians(values.abs(), bins, counts)[bins]
-    limits = torch.where(limits > 0, limits, math.inf)
+    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
+    limits = OUTLIER * values.abs()[middle.clamp(max=len(values) - 1)]
+    limits = torch.where(limits > 0, limits, math.inf)[bins]
     values = values.clamp(-limits, limits)
     totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
     scale = (summed(values.square()) / seen).sqrt()
-    index = torch.arange(count, dtype=torch.float64)
-    distance = (index[:, None] - index).abs()
     nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
     scale = scale[nearest].clamp(min=1e-300)
     values = values / scale[bins]
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
-    kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
-    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in centred.split(counts.tolist())]))
+    grams = torch.stack([part.T @ part for part in centred.split(counts.tolist())])
+    gram = (kernel @ grams.flatten(1)).view_as(grams)
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -8417,20 +8422,19 @@ def fit(
     # The intercepts, for the constant feature, which its own mean has taken out of the fit.
     value_means, feature_means = value_means[nearest], feature_means[nearest]
     coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-    smooth = torch.exp(-0.5 * distance**2)
     fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
     freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
-    return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
+    return (coefficients * scale[:, None])[bin_of_row], spread[bin_of_row]
 
 
-def _medians(values: torch.Tensor, bins: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    r"""The (lower) median of the values `(n,)` of each bin, 0 of an empty one; `bins` ascend."""
-    by_size = values.argsort()
-    ordered = values[by_size[bins[by_size].argsort(stable=True)]]
-    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
-    return torch.where(counts > 0, ordered[middle.clamp(max=len(ordered) - 1)], 0.0)
+@lru_cache
+def _neighbours(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Of bins: how far they are apart, and what each learns from the others of the features and of their spread."""
+    index = torch.arange(count, dtype=torch.float64)
+    distance = (index[:, None] - index).abs()
+    return distance, torch.exp(-0.5 * (distance / KERNEL) ** 2), torch.exp(-0.5 * distance**2)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
@@ -9315,9 +9319,12 @@ def log_spread(values: np.ndarray, bins: np.ndarray) -> float:
         bins: which of them are alike, `(n,)`: their logarithms are taken about the medians of these.
     """
     logs = np.log(np.abs(values).clip(min=1e-300))
-    order = np.argsort(bins, kind="stable")
-    parts = np.split(logs[order], np.flatnonzero(np.diff(bins[order])) + 1)
-    above = np.concatenate([part - np.median(part) for part in parts])
+    logs = logs[np.lexsort((logs, bins))]
+    counts = np.bincount(bins)
+    counts = counts[counts > 0]
+    first = counts.cumsum() - counts
+    medians = (logs[first + (counts - 1) // 2] + logs[first + counts // 2]) / 2
+    above = logs - medians.repeat(counts)
     return float(np.quantile(above[above >= 0], math.erf(0.5**0.5)))
 
 
@@ -9462,6 +9469,8 @@ class Round:
         even = len(bins) // 2 * 2 if self.paired else 0
         noise = torch.zeros(num_bins, dtype=torch.float64)
         for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
+            if first == last:
+                continue
             y, where = (
                 x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
             )
