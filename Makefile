@@ -16,9 +16,11 @@ CARRIED := spaces_demo/checkpoints/ddpm-vlb-digits/pipeline.py
 quickstart: $(READY)
 	$(RUN) training/quickstart.py
 
-# A file's tests stay in one process, for what they share.
+# A file's tests stay in one process, for what they share. One more process than processors: tests wait for servers, browsers
+# and other processes.
 test: $(READY)
-	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -r s
+	$(RUN) -m pytest --numprocesses $$($(RUN) -c 'import os; print((os.cpu_count() or 1) + 1)') --dist loadfile \
+		--no-loadscope-reorder -r s
 
 # The lowest versions that pyproject.toml declares give the numbers of today's. On Linux torch brings CUDA along: a download of
 # 3.5 GB, 6.2 GB on the disk, for want of a CPU build on the package index; one that pip finds elsewhere is taken.

@@ -104,10 +104,13 @@ def test_grids_are_stock_ones_but_for_timestep_minus_one(spacing):
     wrong = 0
     for steps in range(1, 1001):
         stock.set_timesteps(steps)
-        ours.set_timesteps(steps)
         grid = [t for t in stock.timesteps.tolist() if t >= 0]
-        wrong += len(grid) < len(stock.timesteps)
-        assert ours.timesteps.tolist() == grid == ours.inference_grid(steps) and len(grid) == steps
+        is_wrong = len(grid) < len(stock.timesteps)
+        wrong += is_wrong
+        assert grid == ours.inference_grid(steps) and len(grid) == steps
+        if is_wrong or steps % 10 == 0:  # `set_timesteps` makes coefficients besides
+            ours.set_timesteps(steps)
+            assert ours.timesteps.tolist() == grid
     assert wrong == (62 if spacing == "trailing" else 0)
 
 
