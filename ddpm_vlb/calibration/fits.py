@@ -28,10 +28,11 @@ def fit_errors(features: torch.Tensor, squared_errors: torch.Tensor, delta: floa
     features, squares = features.flatten(1), squared_errors.flatten()
     start = torch.full((len(features),), squares.mean().item() / len(features), dtype=torch.float64)
 
-    def cost(numbers: torch.Tensor) -> torch.Tensor:
+    def cost(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # (2) but for what no number changes.
         v = 1 + delta * (numbers @ features)
-        return 0.5 * (v.log() + (1 + delta * squares) / v).mean()
+        ratio = (1 + delta * squares) / v
+        return 0.5 * (v.log() + ratio).mean(), 0.5 * delta / len(v) * (features @ ((1 - ratio) / v))
 
     return _minimize(cost, features, start, torch.full_like(start, SMALLEST))
 
@@ -59,7 +60,9 @@ def fit_decoder(
     floor = torch.full_like(start, SMALLEST)
     floor[0] = (0.2 / (num_pixel_levels - 1)) ** 2
 
-    def cost(numbers: torch.Tensor) -> torch.Tensor:
+    @torch.enable_grad()
+    def cost(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = numbers.requires_grad_()
         likelihood = discretized_gaussian_log_likelihood(
             samples,
             mean=pred_original_sample,
@@ -67,27 +70,29 @@ def fit_decoder(
             num_pixel_levels=num_pixel_levels,
             validate_args=False,
         )
-        return -likelihood.mean()
+        value = -likelihood.mean()
+        return value.detach(), torch.autograd.grad(value, numbers)[0]
 
     return _minimize(cost, features, start, floor)
 
 
 def _minimize(
-    cost: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, start: torch.Tensor, floor: torch.Tensor
+    cost: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    features: torch.Tensor,
+    start: torch.Tensor,
+    floor: torch.Tensor,
 ) -> torch.Tensor:
-    r"""The numbers of least cost, none below `floor`; those of features that are nowhere but zero, and those that reach the
-    smallest number there is, are zero."""
+    r"""The numbers of least cost, which comes with its gradient, none below `floor`; those of features that are nowhere but
+    zero, and those that reach the smallest number there is, are zero."""
     from scipy.optimize import minimize
 
     def of_logs(logs):
-        logs = torch.tensor(logs, requires_grad=True)
-        value = cost(logs.exp())
-        (gradient,) = torch.autograd.grad(value, logs)
-        return value.item(), gradient.numpy()
+        numbers = torch.from_numpy(logs).exp()
+        value, gradient = cost(numbers)
+        return value.item(), (gradient * numbers).detach().numpy()
 
     bounds = list(zip(floor.log().tolist(), [math.log(LARGEST)] * len(floor)))
     first = torch.maximum(start, floor).clamp(max=LARGEST).log()
-    with torch.enable_grad():
-        best = minimize(of_logs, first.numpy(), jac=True, method="L-BFGS-B", bounds=bounds)
+    best = minimize(of_logs, first.numpy(), jac=True, method="L-BFGS-B", bounds=bounds)
     numbers = torch.tensor(best.x, dtype=torch.float64).exp()
     return torch.where((features.amax(dim=1) > 0) & (numbers > 2 * SMALLEST), numbers, 0.0)

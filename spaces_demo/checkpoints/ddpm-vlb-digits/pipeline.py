@@ -9600,17 +9600,19 @@ class Sums:
             rows = one.rows.flatten()
             terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
             counts += torch.bincount(rows, minlength=num_rows)
-        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
+        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts).long()
+        of_bins = zip(
+            self.edges.tolist(),
+            (self.edges - 1).tolist()[1:],
+            *(x.tolist() for x in (by_bin, bin_variance.sqrt(), counts_by_bin)),
+        )
         number = self.number()
         return BoundEstimate(
             bits_per_dim=number.bits_per_dim,
             monte_carlo_error=number.monte_carlo_error,
             degrees_of_freedom=number.degrees_of_freedom,
             prior=self.prior.mean().item(),
-            bins=[
-                Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
-                for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
-            ],
+            bins=[Bin(*of_bin) for of_bin in of_bins],
             data_error=self._data_error(),
             terms=terms / counts,
             term_evaluations=counts.long(),
