@@ -198,9 +198,10 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
         num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
 
     Raises:
-        ValueError: a configuration that no levels can be made of.
+        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
     """
     if process_named(config.get("_class_name")) is None:
+        _check_named(config)
         return config
     kept = config.get(KEPT_UNDER)
     original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
@@ -217,6 +218,16 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
         **own,
         "noise_process": original,
     }
+
+
+def _check_named(config: Mapping[str, Any]) -> None:
+    # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
+    strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
+    if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
+        raise ValueError(
+            f"`config` must say of which class it is, in `_class_name`, to be another's than a DDPM's, got {strange[0]} ="
+            f" {shown(config[strange[0]])} alone. `ddpm_vlb.upgrade_scheduler` takes the scheduler itself."
+        )
 
 
 def as_saved(own: str) -> str:

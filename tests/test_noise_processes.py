@@ -10,18 +10,16 @@ from diffusers import (
     AutoencoderKL,
     DDPMPipeline,
     DiffusionPipeline,
-    DiTTransformer2DModel,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     LCMScheduler,
     ScoreSdeVeScheduler,
-    UNet2DConditionModel,
 )
 from diffusers.schedulers.deprecated import KarrasVeScheduler
 from safetensors.torch import save_file
-from tiny import generator, quiet, tiny_unet
+from tiny import generator, quiet, tiny_condition, tiny_dit, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, calibrate, compare, upgrade_scheduler
 from ddpm_vlb.cli import main
@@ -240,6 +238,15 @@ def test_what_has_no_levels_is_refused(scheduler, message):
         VLBDDPMPipeline(tiny_unet(1), scheduler)
 
 
+@pytest.mark.parametrize("scheduler", [type(kind) for _, kind in PROCESSES], ids=IDS)
+def test_a_configuration_without_a_name_is_not_taken_for_a_ddpms(scheduler):
+    scheduler = scheduler()
+    with pytest.raises(ValueError, match="`config` must say of which class it is, in `_class_name`"):
+        VLBDDPMScheduler.from_config(scheduler.config)
+    named = {**scheduler.config, "_class_name": type(scheduler).__name__}
+    assert VLBDDPMScheduler.from_config(named).config.noise_process["_class_name"] == type(scheduler).__name__
+
+
 def test_what_is_no_denoiser_is_refused(tmp_path):
     torch.manual_seed(0)
     vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
@@ -298,39 +305,6 @@ def test_the_command_line_serves_both(tmp_path, capsys):
 
 
 # Other networks.
-
-
-def tiny_dit(**overrides):
-    torch.manual_seed(0)
-    config = dict(
-        sample_size=8,
-        patch_size=2,
-        in_channels=1,
-        out_channels=2,
-        num_layers=1,
-        attention_head_dim=4,
-        num_attention_heads=2,
-        num_embeds_ada_norm=3,
-        norm_type="ada_norm_zero",
-    )
-    return DiTTransformer2DModel(**{**config, **overrides}).eval()
-
-
-def tiny_condition(**overrides):
-    torch.manual_seed(0)
-    config = dict(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(4,),
-        layers_per_block=1,
-        norm_num_groups=2,
-        attention_head_dim=4,
-        cross_attention_dim=6,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-    )
-    return UNet2DConditionModel(**{**config, **overrides}).eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 r"""Models and noise that most tests take."""
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from ddpm_vlb import VLBDDPMPipeline
 
@@ -22,6 +22,39 @@ def tiny_unet(channels=1, out_channels=None, seed=0, **overrides) -> UNet2DModel
         up_block_types=("UpBlock2D",),
     )
     return UNet2DModel(**{**config, **overrides}).eval()
+
+
+def tiny_dit(**overrides):
+    torch.manual_seed(0)
+    config = dict(
+        sample_size=8,
+        patch_size=2,
+        in_channels=1,
+        out_channels=2,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        num_embeds_ada_norm=3,
+        norm_type="ada_norm_zero",
+    )
+    return DiTTransformer2DModel(**{**config, **overrides}).eval()
+
+
+def tiny_condition(**overrides):
+    torch.manual_seed(0)
+    config = dict(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(4,),
+        layers_per_block=1,
+        norm_num_groups=2,
+        attention_head_dim=4,
+        cross_attention_dim=6,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+    )
+    return UNet2DConditionModel(**{**config, **overrides}).eval()
 
 
 def quiet(pipe: VLBDDPMPipeline) -> VLBDDPMPipeline:
