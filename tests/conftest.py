@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items):
 
 # Files that share what takes long to start: the demo's server, a client of the local Hub.
 SHARING = {"test_demo_browser.py": "test_demo_server.py"}
-SHARING |= dict.fromkeys(("test_demo_push.py", "test_loading.py", "test_training.py"), "test_hub.py")
+SHARING |= dict.fromkeys(("test_demo_push.py", "test_every_family.py", "test_loading.py", "test_training.py"), "test_hub.py")
 
 
 class Together(LoadFileScheduling):
@@ -96,6 +96,14 @@ def client(hub, tmp_path_factory):
     client = hub_client.Client(hub, tmp_path_factory.mktemp("with"))
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def stranger(hub, tmp_path_factory):
+    r"""Somebody who has diffusers and not this package."""
+    stranger = hub_client.Client(hub, tmp_path_factory.mktemp("without"), without_package=True)
+    yield stranger
+    stranger.close()
 
 
 @pytest.fixture

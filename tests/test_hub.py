@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_client import Client, Failure
+from hub_client import Failure
 from safetensors.torch import save_file
 from tiny import quiet, tiny_unet
 
@@ -49,14 +49,6 @@ pipe.set_progress_bar_config(disable=True)
 images = pipe(2, generator=torch.Generator().manual_seed(0), num_inference_steps=30, output_type="np").images
 result = images.tolist()
 """
-
-
-@pytest.fixture(scope="module")
-def stranger(hub, tmp_path_factory):
-    r"""Somebody who has diffusers and not this package."""
-    stranger = Client(hub, tmp_path_factory.mktemp("without"), without_package=True)
-    yield stranger
-    stranger.close()
 
 
 @pytest.fixture(autouse=True)

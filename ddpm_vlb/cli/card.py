@@ -10,7 +10,7 @@ from ..reports.classes import with_classes
 from ..reports.schema import Report, read_report
 from ..reports.show import write_report
 from .common import SAMPLES, card_pictures, draw_samples, load_folder, save_grid
-from .options import DEFAULT, NUM_SAMPLES, new_command
+from .options import DEFAULT, NUM_SAMPLES, add_network_kwargs_option, new_command
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -34,6 +34,7 @@ def add(commands) -> argparse.ArgumentParser:
     parser.add_argument("--repository", metavar="REPO", help="name on the Hub (default: your-name/FOLDER)")
     parser.add_argument("--description", help="what only you know; kept in the report")
     parser.add_argument("--num-images", type=int, default=NUM_SAMPLES, help=f"samples to draw for it; 0: none {DEFAULT}")
+    add_network_kwargs_option(parser)
     parser.add_argument("--check", action="store_true", help="check the card that is there against its report; writes nothing")
     return parser
 
@@ -99,7 +100,7 @@ def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     if arguments.classes is not None:
         report = with_classes(report, read_classes(arguments.classes))
     model_card(report, repository=repository)  # refused, if it is, before the work
-    pipe = load_folder(folder)
+    pipe = load_folder(folder, arguments.network_kwargs)
     pipe.check_report(report)
     if arguments.num_images:
         num_classes = pipe.network.num_classes

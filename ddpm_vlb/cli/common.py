@@ -61,13 +61,15 @@ def load_network_kwargs(file: str | None):
         raise ValueError(f"`network_kwargs` must be a file of safetensors, got {file!r}: {error}") from error
 
 
-def load_folder(folder: Path):
-    r"""The pipeline of a folder, or `ValueError`."""
+def load_folder(folder: Path, network_kwargs: str | None = None):
+    r"""The pipeline of a folder, given what is in a file of `network_kwargs`, or `ValueError`."""
     if not folder.is_dir():
         raise ValueError(f"`folder` must be a pipeline's folder, got {str(folder)!r}.")
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
-    return VLBDDPMPipeline.from_pretrained(folder)
+    pipe = VLBDDPMPipeline.from_pretrained(folder)
+    pipe.network_kwargs = load_network_kwargs(network_kwargs)
+    return pipe
 
 
 def open_data(arguments: argparse.Namespace):

@@ -74,6 +74,7 @@ def compare_checkpoints(arguments: argparse.Namespace, output: Path, checkpoints
     labels = arguments.class_label_a, arguments.class_label_b
     journal = journal_beside(output, arguments.restart and not workers.rank)
     context = {"checkpoints": list(names), "quantized": arguments.quantize}
+    context |= {} if arguments.network_kwargs is None else {"network_kwargs": arguments.network_kwargs}
     comparison = compare(
         pipes,
         images,

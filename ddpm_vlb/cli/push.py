@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..reports.schema import read_report
 from .common import SAMPLES, card_pictures, load_folder
-from .options import add_push_options, new_command
+from .options import add_network_kwargs_option, add_push_options, new_command
 
 
 def add(commands) -> argparse.ArgumentParser:
@@ -22,6 +22,7 @@ def add(commands) -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument("folder", metavar="FOLDER", help="a pipeline's folder, with its report.json if it has been scored")
+    add_network_kwargs_option(parser)
     add_push_options(parser, "Upload VLBDDPMPipeline")
     return parser
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("report.json", SAMPLES, EVAL_RESULTS):
         check_no_link(folder / name, folder)
     report = read_report(folder / "report.json") if (folder / "report.json").exists() else None
-    pipe = load_folder(folder)
+    pipe = load_folder(folder, arguments.network_kwargs)
     # Samples are shown if a card beside them was made of the same report.
     with_samples = False
     if report is not None and (folder / "README.md").is_file():
