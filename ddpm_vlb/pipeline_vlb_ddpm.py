@@ -16,17 +16,15 @@ from huggingface_hub import CommitInfo
 
 from .checkpoints.loading import (
     check_configurations,
-    check_index,
     check_name,
     check_network,
-    check_parts,
     check_sampler,
-    load_parts,
     parts_folder,
     reading,
     upgrade_scheduler,
     without_loading_bar,
 )
+from .checkpoints.parts import check_parts, load_parts
 from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
 from .hub.push import check_repository, push_folder
@@ -91,11 +89,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         name = check_name(pretrained_model_name_or_path, kwargs)
         with reading(name), without_loading_bar():
             folder = parts_folder(name, kwargs)
-            if folder is not None:
-                pipe = cls(**load_parts(folder, **kwargs))
-            else:
-                check_index(name, kwargs)
-                pipe = super().from_pretrained(name, **kwargs)
+            own = None if folder is None else load_parts(folder, **kwargs)
+            pipe = super().from_pretrained(name, **kwargs) if own is None else cls(**own)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
 

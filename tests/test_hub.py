@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hub_client import Failure
+from hub_server import upload
 from safetensors.torch import save_file
 from tiny import quiet, tiny_unet
 
@@ -62,15 +63,6 @@ def no_faults(hub):
 def folder(tmp_path):
     quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(20, num_pixel_levels=17))).save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
-
-
-def upload(hub, name, folder):
-    r"""Files as somebody else may have put them there."""
-    from hub_server import Repository
-
-    hub.repositories[name] = Repository(private=False)
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    hub.repositories[name].commit(files, "as it is", "main")
 
 
 @pytest.fixture(scope="module")

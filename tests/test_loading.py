@@ -6,10 +6,23 @@ import shutil
 from logging import Handler
 
 import pytest
-from diffusers import DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    LDMPipeline,
+    UNet2DModel,
+    VQModel,
+)
 from diffusers.utils import logging
 from hub_client import Failure
-from tiny import tiny_unet
+from hub_server import upload
+from tiny import generator, quiet, tiny_dit, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.checkpoints.openai import load_openai_checkpoint
@@ -41,7 +54,7 @@ def test_pipelines_with_more_parts_are_refused(latent, tmp_path):
     shutil.move(tmp_path / "vqvae", tmp_path / "movq")
     (tmp_path / "text_encoder").mkdir()
     (tmp_path / "text_encoder" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=f"{NOT_OF_PIXELS} movq, text_encoder in"):
+    with pytest.raises(ValueError, match=f"{NOT_OF_PIXELS} movq in"):
         VLBDDPMPipeline.from_pretrained(tmp_path)
 
 
@@ -62,6 +75,58 @@ def test_what_lies_beside_a_network_and_is_no_part(pipe, tmp_path):
     assert isinstance(VLBDDPMPipeline.from_pretrained(tmp_path).unet, UNet2DModel)
     (tmp_path / "model_index.json").unlink()
     assert isinstance(VLBDDPMPipeline.from_pretrained(tmp_path).unet, UNet2DModel)
+
+
+# A transformer.
+
+
+@pytest.fixture
+def transformer(tmp_path):
+    r"""A folder as `DiTPipeline` saves it, of pixels."""
+    scheduler = DDPMScheduler(20, variance_type="learned_range")
+    DiTPipeline(transformer=tiny_dit(), vae=None, scheduler=scheduler).save_pretrained(tmp_path / "dit")
+    return tmp_path / "dit"
+
+
+def test_a_transformer_of_pixels_is_scored(transformer, tmp_path, hub, client):
+    levels = torch.randint(256, (2, 1, 8, 8), generator=generator()).to(torch.uint8)
+    made = VLBDDPMPipeline(tiny_dit(), DDPMScheduler(20, variance_type="learned_range"))
+    expected = quiet(made).evaluate_nll(levels, generator=generator(), class_labels=[0, 2]).bits_per_dim
+    pipe = quiet(VLBDDPMPipeline.from_pretrained(transformer))
+    pipe.save_pretrained(tmp_path / "own")
+    (transformer / "model_index.json").rename(tmp_path / "model_index.json")
+    without, again = (quiet(VLBDDPMPipeline.from_pretrained(folder)) for folder in (transformer, tmp_path / "own"))
+    for each in (pipe, without, again):
+        assert torch.equal(each.evaluate_nll(levels, generator=generator(), class_labels=[0, 2]).bits_per_dim, expected)
+    # For diffusers it is the same network and scheduler.
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "own")
+    assert type(stock.unet) is DiTTransformer2DModel and stock.scheduler.config.variance_type == "learned_range"
+    # From the Hub, too.
+    (tmp_path / "model_index.json").rename(transformer / "model_index.json")
+    upload(hub, "others/dit", transformer)
+    kind = "result = type(VLBDDPMPipeline.from_pretrained('others/dit').unet).__name__"
+    assert client.run(f"from ddpm_vlb import VLBDDPMPipeline; {kind}") == "DiTTransformer2DModel"
+
+
+def test_a_transformer_of_latents_is_refused(transformer, tmp_path):
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
+    DiTPipeline(transformer=tiny_dit(), vae=vae, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "latent")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{NOT_OF_PIXELS} vae in .*Latent diffusion models cannot be scored"):
+            VLBDDPMPipeline.from_pretrained(tmp_path / "latent")
+        (tmp_path / "latent" / "model_index.json").unlink(missing_ok=True)
+    # Two networks, and one of another kind.
+    tiny_unet().save_pretrained(transformer / "unet")
+    index = json.loads((transformer / "model_index.json").read_text())
+    (transformer / "model_index.json").write_text(json.dumps(index | {"unet": ["diffusers", "UNet2DModel"]}))
+    with pytest.raises(ValueError, match=f"{NOT_OF_PIXELS} transformer, unet in"):
+        VLBDDPMPipeline.from_pretrained(transformer)
+    for name in ("model_index.json", "unet/config.json"):
+        (transformer / name).unlink()
+    config = transformer / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "FluxTransformer2DModel"}))
+    with pytest.raises(ValueError, match="a DiTTransformer2DModel or .* got .* with a Flux"):
+        VLBDDPMPipeline.from_pretrained(transformer)
 
 
 # Files.

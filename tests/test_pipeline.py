@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
-from ddpm_vlb.checkpoints.loading import CheckpointError
+from ddpm_vlb.checkpoints import CheckpointError
 from ddpm_vlb.checks import NonFiniteOutput
 from ddpm_vlb.evaluation import estimate_nll, evaluate, make_report
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll

@@ -1,5 +1,5 @@
 r"""Checkpoints as others left them."""
 
-from .loading import CheckpointError
+from .parts import CheckpointError
 
 __all__ = ["CheckpointError"]

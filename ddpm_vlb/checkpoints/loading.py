@@ -1,30 +1,21 @@
 r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
 
-What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
-diffusers is refused, for loading would import whatever it names.
+What a repository says is not trusted further than its weights and numbers. Of which parts it may consist: `parts.py`.
 """
 
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
-from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
+from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import logging
-from huggingface_hub import (
-    _CACHED_NO_EXIST,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    snapshot_download,
-    try_to_load_from_cache,
-)
+from huggingface_hub import _CACHED_NO_EXIST, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -36,22 +27,20 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
-from ..model.kinds import DEFAULT_MODULE, known_module_class, known_names
+from ..model.kinds import DEFAULT_MODULE, known_module_class
 from ..model.network import Network
 from ..noise_processes import as_ddpm, process_named
 from ..parametrizations import KEPT_UNDER
 from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
+from .parts import CheckpointError, download_options, download_parts, indexed_folder, not_a_network
 
 logger = logging.get_logger(__name__)
 
-# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
-SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
-# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
-DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 # The configurations of a checkpoint, and what is asked of each.
 CONFIGURATIONS = {
     "unet/config.json": check_network_config,
+    "transformer/config.json": check_network_config,
     "config.json": check_network_config,
     "scheduler/scheduler_config.json": check_scheduler_config,
     "scheduler_config.json": check_scheduler_config,
@@ -59,13 +48,6 @@ CONFIGURATIONS = {
 }
 MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
 MAX_REASON_LENGTH = 1000
-
-
-class CheckpointError(OSError, ValueError):
-    r"""A checkpoint that is missing, damaged or incomplete.
-
-    Also an `OSError`, the type that diffusers raises for most such files.
-    """
 
 
 def check_name(name: Any, kwargs: dict[str, Any]) -> str:
@@ -100,7 +82,8 @@ def is_repository_name(name: str) -> bool:
 
 def check_files(folder: Path) -> None:
     r"""Raise `CheckpointError` for a file of a checkpoint that is none: a pipe, whose reader waits for ever."""
-    for path in [path for place in (folder, folder / "unet", folder / "scheduler") for path in place.glob("*")]:
+    places = (folder, *(folder / name for name in ("unet", "transformer", "scheduler")))
+    for path in [path for place in places for path in place.glob("*")]:
         if path.suffix in (".json", ".safetensors", ".bin") and path.exists() and not (path.is_file() or path.is_dir()):
             raise CheckpointError(f"`pretrained_model_name_or_path` must hold plain files, got {str(path)!r}, which is none.")
 
@@ -148,12 +131,16 @@ def without_loading_bar() -> Iterator[None]:
 
 
 def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
-    r"""The folder of a network and a scheduler without an index, downloaded where need be; `None` where there is one."""
+    r"""The folder of a network and a scheduler without an index, or with one that names more (`indexed_folder`), downloaded
+    where need be; `None` where there is an index of these two alone."""
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
         folder = download_parts(name, kwargs)
     check_configurations(folder, kwargs)
-    return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
+    if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists():
+        return folder
+    folder = indexed_folder(name, kwargs)
+    return folder if folder is None else check_configurations(folder, kwargs)
 
 
 def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
@@ -202,20 +189,12 @@ def check_network(unet: Any, name: str) -> Any:
         )
     known = known_module_class(type(unet).__module__, type(unet).__name__)
     if type(unet).__module__.startswith("diffusers.") and known is None:
-        raise CheckpointError(
-            f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {name!r} with a"
-            f" {type(unet).__name__}."
-        )
+        raise not_a_network(name, type(unet).__name__)
     unet = restore_single_head(unet)
     if "_name_or_path" in getattr(unet, "config", {}):
         # A folder of this machine, which the network would take along wherever it is pushed by itself.
         unet.register_to_config(_name_or_path="")
     return unet
-
-
-def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
-    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 
 def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
@@ -257,84 +236,6 @@ def not_here(name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"`pretrained_model_name_or_path` must be a folder that exists or a repository of the Hub, got {name!r}: {reason}"
     )
-
-
-def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
-    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
-    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
-    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
-    allowed += ["*/config.json"]  # of what else there is, for `check_parts`
-    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
-
-
-def check_index(name: str, kwargs: dict[str, Any]) -> None:
-    r"""Refuse an index with more parts than a DDPM's, or that names anything but classes of diffusers: loading would import
-    whatever module it names."""
-    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
-    if kwargs.get("custom_pipeline") is None:
-        check_parts(index, name)
-    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
-        return  # as the user asked for
-    pipeline = index.get("_class_name")
-    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
-        if part == "_class_name":
-            safe = isinstance(value, str)
-        else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2
-            safe = safe and (value[0] in SAFE_LIBRARIES or part == "unet" and known_module_class(*value) is not None)
-        if not safe and part not in kwargs:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {shown(value)} in {name!r}."
-            )
-
-
-def check_parts(index: Mapping[str, Any], name: str) -> None:
-    r"""Raise `CheckpointError` for a pipeline with more parts than a network and a scheduler.
-
-    With a decoder (`vae`, `vqvae`, `movq`) what the network sees are latents: their bits/dim are not those of an image. And
-    whatever a part is for, a `VLBDDPMPipeline` would leave it out when it is saved.
-    """
-    parts = [key.removeprefix("_") for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)]
-    more = [part for part in parts if part not in ("unet", "scheduler", "class_name")]
-    if more:
-        raise CheckpointError(
-            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
-            f" got {', '.join(sorted(more))} in {name!r}. Latent diffusion models cannot be scored."
-        )
-
-
-def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
-    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
-    check_parts({path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}, str(folder))
-    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
-    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        if name in parts:
-            continue
-        subfolder = name if (folder / name / file).exists() else None
-        if subfolder is None and not (folder / file).exists():
-            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
-                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
-            )
-        cls = DEFAULT_MODULE
-        if name == "scheduler":
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
-        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
-        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
-    return parts
-
-
-def describe_part(config: Path) -> tuple[str | None, str | None]:
-    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
-    under whatever name (an average of weights, say), and for what is no part."""
-    told = json.loads(config.read_text(encoding="utf-8"))
-    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
-    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
 
 
 def restore_single_head(unet: Any) -> Any:

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -4406,33 +4406,32 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         return signal, noise
 
 
-# ---- ddpm_vlb/checkpoints/loading.py ----
+# ---- ddpm_vlb/checkpoints/parts.py ----
 
-r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
+r"""The parts of a checkpoint: which are scored, which lie beside them, and which make it another model.
 
-What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
-diffusers is refused, for loading would import whatever it names.
+===========================================  ===============================================================================
+`unet` or `transformer`, `scheduler`         what is scored
+`text_encoder`, `tokenizer`                  what a prompt is read with (`prompts.py`)
+`safety_checker`, `feature_extractor`,       look at finished images alone
+`watermarker`
+`vae`, `vqvae`, `movq`                       the network sees latents, whose bits/dim are not those of an image: refused
+===========================================  ===============================================================================
+
+Whatever else there is may change what the network sees, and is refused, too.
 """
 
 
 
 
-logger = logging.get_logger(__name__)
-
+NETWORKS = ("unet", "transformer")
+TEXT_PARTS = ("text_encoder", "tokenizer")
+BESIDE = ("safety_checker", "feature_extractor", "watermarker")
+DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-# The configurations of a checkpoint, and what is asked of each.
-CONFIGURATIONS = {
-    "unet/config.json": check_network_config,
-    "config.json": check_network_config,
-    "scheduler/scheduler_config.json": check_scheduler_config,
-    "scheduler_config.json": check_scheduler_config,
-    "model_index.json": None,
-}
-MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
-MAX_REASON_LENGTH = 1000
 
 
 class CheckpointError(OSError, ValueError):
@@ -4440,6 +4439,156 @@ class CheckpointError(OSError, ValueError):
 
     Also an `OSError`, the type that diffusers raises for most such files.
     """
+
+
+def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
+    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def download_parts(repository: str, kwargs: dict[str, Any], *more: str) -> Path:
+    r"""The folder of a repository, with its network, its scheduler and an index, where there is one; and `more` folders."""
+    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
+    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "transformer/", "scheduler/") for pattern in patterns]
+    allowed += ["*/config.json", DDPMPipeline.config_name, *(f"{folder}/*" for folder in more)]
+    unwanted = [] if kwargs.get("variant") else ["*.fp16.*", "*.bf16.*"]
+    return Path(snapshot_download(repository, allow_patterns=allowed, ignore_patterns=unwanted, **options))
+
+
+def parts_of(index: Mapping[str, Any]) -> dict[str, Any]:
+    r"""The parts that an index names, each with its library and class."""
+    found = {key.removeprefix("_"): value for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)}
+    found.pop("class_name", None)
+    return found
+
+
+def indexed_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+    r"""The folder of a checkpoint whose index names parts that a `VLBDDPMPipeline` does not have, downloaded where need be;
+    `None` where diffusers loads it.
+
+    Raises:
+        CheckpointError: as `check_index`.
+    """
+    index = check_index(name, kwargs)
+    if kwargs.get("custom_pipeline") is not None or set(parts_of(index)) <= {"unet", "scheduler"}:
+        return None
+    folder = Path(name)
+    return folder if folder.is_dir() else download_parts(name, kwargs)
+
+
+def check_index(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""The index of a checkpoint; refused with more parts than are known, or where it names anything but classes of diffusers
+    for what is scored: loading would import whatever module it names."""
+    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
+    if kwargs.get("custom_pipeline") is None:
+        check_parts(index, name, (*TEXT_PARTS, *BESIDE))
+    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
+        return index  # as the user asked for
+    named = ("unet", "transformer", "scheduler")
+    for part, value in [("_class_name", index.get("_class_name")), *((key, index[key]) for key in named if index.get(key))]:
+        if part == "_class_name":
+            safe = isinstance(value, str)
+        else:
+            safe = isinstance(value, (list, tuple)) and len(value) == 2
+            safe = safe and (value[0] in SAFE_LIBRARIES or part in NETWORKS and known_module_class(*value) is not None)
+        if not safe and part not in kwargs:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
+                f" got {part} = {shown(value)} in {name!r}."
+            )
+    return index
+
+
+def check_parts(index: Mapping[str, Any], name: str, allowed: tuple[str, ...] = ()) -> None:
+    r"""Raise `CheckpointError` for a pipeline with more parts than a network, a scheduler and those that are `allowed`.
+
+    With a decoder what the network sees are latents: their bits/dim are not those of an image. And whatever a part is for, a
+    `VLBDDPMPipeline` would leave it out when it is saved.
+    """
+    parts = parts_of(index)
+    more = [part for part in parts if part not in ("scheduler", *NETWORKS, *allowed)]
+    if more or set(NETWORKS) <= set(parts):
+        latent = " Latent diffusion models cannot be scored." if set(more) & set(DECODERS) else ""
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
+            f" got {', '.join(sorted(more or NETWORKS))} in {name!r}.{latent}"
+        )
+
+
+def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
+    r"""Network and scheduler of a folder, each as the class that its configuration names."""
+    told = {path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}
+    check_parts(told, str(folder), (*TEXT_PARTS, *BESIDE))
+    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
+    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        if name in parts:
+            continue
+        places = NETWORKS if name == "unet" else (name,)
+        subfolder = next((place for place in places if (folder / place / file).exists()), None)
+        if subfolder is None and not (folder / file).exists():
+            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
+                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
+            )
+        named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
+        if name == "unet":
+            cls = network_class(named, str(folder))
+        else:
+            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
+            cls = getattr(diffusers, str(named), None)
+            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
+        parts[name] = cast(Any, cls).from_pretrained(folder, subfolder=subfolder, **options)
+    return parts
+
+
+def network_class(name: Any, folder: str) -> type:
+    r"""The class of networks that a configuration names, or `CheckpointError`; one that says nothing is a `UNet2DModel`'s."""
+    cls = DEFAULT_MODULE if name in UNET_NAMES else known_module_class("diffusers", str(name))
+    if cls is None:
+        raise not_a_network(folder, str(name))
+    return cls
+
+
+def not_a_network(folder: str, name: str) -> CheckpointError:
+    r"""The error for a network of a class that is not known."""
+    return CheckpointError(
+        f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {folder!r} with a {name}."
+    )
+
+
+def describe_part(config: Path) -> tuple[str | None, str | None]:
+    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
+    under whatever name (an average of weights, say), and for what is no part."""
+    told = json.loads(config.read_text(encoding="utf-8"))
+    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
+    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
+
+
+# ---- ddpm_vlb/checkpoints/loading.py ----
+
+r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
+
+What a repository says is not trusted further than its weights and numbers. Of which parts it may consist: `parts.py`.
+"""
+
+
+
+
+logger = logging.get_logger(__name__)
+
+# The configurations of a checkpoint, and what is asked of each.
+CONFIGURATIONS = {
+    "unet/config.json": check_network_config,
+    "transformer/config.json": check_network_config,
+    "config.json": check_network_config,
+    "scheduler/scheduler_config.json": check_scheduler_config,
+    "scheduler_config.json": check_scheduler_config,
+    "model_index.json": None,
+}
+MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
+MAX_REASON_LENGTH = 1000
 
 
 def check_name(name: Any, kwargs: dict[str, Any]) -> str:
@@ -4474,7 +4623,8 @@ def is_repository_name(name: str) -> bool:
 
 def check_files(folder: Path) -> None:
     r"""Raise `CheckpointError` for a file of a checkpoint that is none: a pipe, whose reader waits for ever."""
-    for path in [path for place in (folder, folder / "unet", folder / "scheduler") for path in place.glob("*")]:
+    places = (folder, *(folder / name for name in ("unet", "transformer", "scheduler")))
+    for path in [path for place in places for path in place.glob("*")]:
         if path.suffix in (".json", ".safetensors", ".bin") and path.exists() and not (path.is_file() or path.is_dir()):
             raise CheckpointError(f"`pretrained_model_name_or_path` must hold plain files, got {str(path)!r}, which is none.")
 
@@ -4522,12 +4672,16 @@ def without_loading_bar() -> Iterator[None]:
 
 
 def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
-    r"""The folder of a network and a scheduler without an index, downloaded where need be; `None` where there is one."""
+    r"""The folder of a network and a scheduler without an index, or with one that names more (`indexed_folder`), downloaded
+    where need be; `None` where there is an index of these two alone."""
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
         folder = download_parts(name, kwargs)
     check_configurations(folder, kwargs)
-    return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
+    if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists():
+        return folder
+    folder = indexed_folder(name, kwargs)
+    return folder if folder is None else check_configurations(folder, kwargs)
 
 
 def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
@@ -4576,20 +4730,12 @@ def check_network(unet: Any, name: str) -> Any:
         )
     known = known_module_class(type(unet).__module__, type(unet).__name__)
     if type(unet).__module__.startswith("diffusers.") and known is None:
-        raise CheckpointError(
-            f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {name!r} with a"
-            f" {type(unet).__name__}."
-        )
+        raise not_a_network(name, type(unet).__name__)
     unet = restore_single_head(unet)
     if "_name_or_path" in getattr(unet, "config", {}):
         # A folder of this machine, which the network would take along wherever it is pushed by itself.
         unet.register_to_config(_name_or_path="")
     return unet
-
-
-def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
-    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 
 def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
@@ -4631,84 +4777,6 @@ def not_here(name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"`pretrained_model_name_or_path` must be a folder that exists or a repository of the Hub, got {name!r}: {reason}"
     )
-
-
-def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
-    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
-    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
-    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
-    allowed += ["*/config.json"]  # of what else there is, for `check_parts`
-    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
-
-
-def check_index(name: str, kwargs: dict[str, Any]) -> None:
-    r"""Refuse an index with more parts than a DDPM's, or that names anything but classes of diffusers: loading would import
-    whatever module it names."""
-    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
-    if kwargs.get("custom_pipeline") is None:
-        check_parts(index, name)
-    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
-        return  # as the user asked for
-    pipeline = index.get("_class_name")
-    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
-        if part == "_class_name":
-            safe = isinstance(value, str)
-        else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2
-            safe = safe and (value[0] in SAFE_LIBRARIES or part == "unet" and known_module_class(*value) is not None)
-        if not safe and part not in kwargs:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {shown(value)} in {name!r}."
-            )
-
-
-def check_parts(index: Mapping[str, Any], name: str) -> None:
-    r"""Raise `CheckpointError` for a pipeline with more parts than a network and a scheduler.
-
-    With a decoder (`vae`, `vqvae`, `movq`) what the network sees are latents: their bits/dim are not those of an image. And
-    whatever a part is for, a `VLBDDPMPipeline` would leave it out when it is saved.
-    """
-    parts = [key.removeprefix("_") for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)]
-    more = [part for part in parts if part not in ("unet", "scheduler", "class_name")]
-    if more:
-        raise CheckpointError(
-            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
-            f" got {', '.join(sorted(more))} in {name!r}. Latent diffusion models cannot be scored."
-        )
-
-
-def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
-    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
-    check_parts({path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}, str(folder))
-    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
-    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        if name in parts:
-            continue
-        subfolder = name if (folder / name / file).exists() else None
-        if subfolder is None and not (folder / file).exists():
-            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
-                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
-            )
-        cls = DEFAULT_MODULE
-        if name == "scheduler":
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
-        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
-        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
-    return parts
-
-
-def describe_part(config: Path) -> tuple[str | None, str | None]:
-    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
-    under whatever name (an average of weights, say), and for what is no part."""
-    told = json.loads(config.read_text(encoding="utf-8"))
-    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
-    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
 
 
 def restore_single_head(unet: Any) -> Any:
@@ -10229,11 +10297,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         name = check_name(pretrained_model_name_or_path, kwargs)
         with reading(name), without_loading_bar():
             folder = parts_folder(name, kwargs)
-            if folder is not None:
-                pipe = cls(**load_parts(folder, **kwargs))
-            else:
-                check_index(name, kwargs)
-                pipe = super().from_pretrained(name, **kwargs)
+            own = None if folder is None else load_parts(folder, **kwargs)
+            pipe = super().from_pretrained(name, **kwargs) if own is None else cls(**own)
         pipe.unet = check_network(pipe.unet, name)
         return pipe
 
