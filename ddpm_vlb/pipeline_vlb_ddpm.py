@@ -25,6 +25,7 @@ from .checkpoints.loading import (
     without_loading_bar,
 )
 from .checkpoints.parts import check_parts, load_parts
+from .checkpoints.prompts import TextParts, check_prompt, encode_prompts, keep_text, text_parts
 from .checks import NonFiniteOutput, check_count
 from .data.frame import Images
 from .hub.push import check_repository, push_folder
@@ -67,6 +68,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
+        self.text_parts: TextParts | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -74,7 +76,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     # Loading and saving.
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "VLBDDPMPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path, prompt=None, **kwargs) -> "VLBDDPMPipeline":
         r"""Load any DDPM checkpoint: stock or ours, in sub-folders or flat, from a folder or from the Hub.
 
         Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
@@ -82,16 +84,25 @@ class VLBDDPMPipeline(DDPMPipeline):
         is always on: only then does a weight that is missing from the files show. Nothing but classes of diffusers is loaded,
         and no code from a repository unless `custom_pipeline` and `trust_remote_code` ask for it.
 
+        Args:
+            prompt (`str` or `list[str]`, *optional*):
+                What the images show, of a network that takes prompts: the checkpoint's text encoder makes `network_kwargs` of
+                it. The likelihood is p(x | prompt); of several, an image's class label is the number of its own.
+
         Raises:
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
+        conditions = kwargs.pop("network_kwargs", None)
+        prompts = check_prompt(prompt, conditions)
         name = check_name(pretrained_model_name_or_path, kwargs)
         with reading(name), without_loading_bar():
-            folder = parts_folder(name, kwargs)
+            folder = parts_folder(name, kwargs, prompts is not None)
             own = None if folder is None else load_parts(folder, **kwargs)
             pipe = super().from_pretrained(name, **kwargs) if own is None else cls(**own)
+            pipe.text_parts = text_parts(folder)
         pipe.unet = check_network(pipe.unet, name)
+        pipe.network_kwargs = encode_prompts(prompts, pipe.text_parts, pipe.unet, name) if prompts else conditions
         return pipe
 
     @classmethod
@@ -113,6 +124,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         if type(self.scheduler) is VLBDDPMScheduler:
             index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
             index["scheduler"] = ["diffusers", scheduler]
+        index |= {} if self.text_parts is None else self.text_parts.index
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:
@@ -139,6 +151,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             options["report"] = self.check_report(options["report"])
         with saving(folder, variant, unet=self.unet, scheduler=self.scheduler) as fresh:
             super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
+            keep_text(self.text_parts, fresh)
         if push_to_hub:
             push_folder(folder, options.pop("repo_id", folder.resolve().name), variant=variant, **options)
 

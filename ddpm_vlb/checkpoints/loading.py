@@ -130,16 +130,16 @@ def without_loading_bar() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+def parts_folder(name: str, kwargs: dict[str, Any], with_text: bool = False) -> Path | None:
     r"""The folder of a network and a scheduler without an index, or with one that names more (`indexed_folder`), downloaded
-    where need be; `None` where there is an index of these two alone."""
+    where need be, a text encoder only where it is wanted; `None` where there is an index of these two alone."""
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
-        folder = download_parts(name, kwargs)
+        folder = download_parts(name, kwargs, with_text)
     check_configurations(folder, kwargs)
     if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists():
         return folder
-    folder = indexed_folder(name, kwargs)
+    folder = indexed_folder(name, kwargs, with_text)
     return folder if folder is None else check_configurations(folder, kwargs)
 
 

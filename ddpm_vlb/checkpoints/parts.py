@@ -46,11 +46,12 @@ def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 
-def download_parts(repository: str, kwargs: dict[str, Any], *more: str) -> Path:
-    r"""The folder of a repository, with its network, its scheduler and an index, where there is one; and `more` folders."""
+def download_parts(repository: str, kwargs: dict[str, Any], with_text: bool = False) -> Path:
+    r"""The folder of a repository, with its network, its scheduler and an index, where there is one; the weights of a text
+    encoder, if wanted."""
     options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
     allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "transformer/", "scheduler/") for pattern in patterns]
-    allowed += ["*/config.json", DDPMPipeline.config_name, *(f"{folder}/*" for folder in more)]
+    allowed += ["*/config.json", DDPMPipeline.config_name, *(f"{part}/*" for part in TEXT_PARTS if with_text)]
     unwanted = [] if kwargs.get("variant") else ["*.fp16.*", "*.bf16.*"]
     return Path(snapshot_download(repository, allow_patterns=allowed, ignore_patterns=unwanted, **options))
 
@@ -62,7 +63,7 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def indexed_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+def indexed_folder(name: str, kwargs: dict[str, Any], with_text: bool) -> Path | None:
     r"""The folder of a checkpoint whose index names parts that a `VLBDDPMPipeline` does not have, downloaded where need be;
     `None` where diffusers loads it.
 
@@ -73,7 +74,7 @@ def indexed_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
     if kwargs.get("custom_pipeline") is not None or set(parts_of(index)) <= {"unet", "scheduler"}:
         return None
     folder = Path(name)
-    return folder if folder.is_dir() else download_parts(name, kwargs)
+    return folder if folder.is_dir() else download_parts(name, kwargs, with_text)
 
 
 def check_index(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:

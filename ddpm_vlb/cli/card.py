@@ -100,7 +100,7 @@ def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     if arguments.classes is not None:
         report = with_classes(report, read_classes(arguments.classes))
     model_card(report, repository=repository)  # refused, if it is, before the work
-    pipe = load_folder(folder, arguments.network_kwargs)
+    pipe = load_folder(folder, arguments)
     pipe.check_report(report)
     if arguments.num_images:
         num_classes = pipe.network.num_classes

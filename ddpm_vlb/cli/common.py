@@ -35,12 +35,12 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
-    pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, dtype=torch.float32, **of_revision).to(device), None
+    how = {"dtype": torch.float32, **given_to_network(arguments), **of_revision}
+    pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, **how).to(device), None
     if dtype != torch.float32:
         # Not diffusers' own `to`, which warns of modules that are to stay in float32 though there are none.
         float32_unet, pipe.unet = pipe.unet, copy.deepcopy(pipe.unet)
         torch.nn.Module.to(pipe.unet, dtype=dtype)  # in place
-    pipe.network_kwargs = load_network_kwargs(arguments.network_kwargs)
     if arguments.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
     if arguments.compile:
@@ -48,28 +48,31 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
     return pipe, float32_unet
 
 
-def load_network_kwargs(file: str | None):
-    r"""The tensors of a file by their names, `None` of none; `ValueError` for what is no such file."""
+def given_to_network(arguments: argparse.Namespace) -> dict:
+    r"""Of `from_pretrained`'s arguments, what the network is given besides; `ValueError` for what is no file of tensors."""
+    if arguments.prompt is not None and arguments.network_kwargs is not None:
+        raise ValueError(
+            f"Only one of `prompt` and `network_kwargs` may be given, got {arguments.prompt} and {arguments.network_kwargs!r}."
+        )
+    file = arguments.network_kwargs
     if file is None:
-        return None
+        return {} if arguments.prompt is None else {"prompt": arguments.prompt}
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        return {"network_kwargs": load_file(file)}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"`network_kwargs` must be a file of safetensors, got {file!r}: {error}") from error
 
 
-def load_folder(folder: Path, network_kwargs: str | None = None):
-    r"""The pipeline of a folder, given what is in a file of `network_kwargs`, or `ValueError`."""
+def load_folder(folder: Path, arguments: argparse.Namespace):
+    r"""The pipeline of a folder, given what a command says, or `ValueError`."""
     if not folder.is_dir():
         raise ValueError(f"`folder` must be a pipeline's folder, got {str(folder)!r}.")
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
-    pipe = VLBDDPMPipeline.from_pretrained(folder)
-    pipe.network_kwargs = load_network_kwargs(network_kwargs)
-    return pipe
+    return VLBDDPMPipeline.from_pretrained(folder, **given_to_network(arguments))
 
 
 def open_data(arguments: argparse.Namespace):

@@ -103,11 +103,17 @@ def add_network_options(parser) -> None:
 
 
 def add_network_kwargs_option(parser) -> None:
-    r"""What the network is given besides."""
+    r"""What the network is given besides: `given_to_network` reads it."""
     parser.add_argument(
         "--network-kwargs",
         metavar="FILE",
         help="safetensors with what the network is given besides, such as encoder_hidden_states; a row for each class",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what the images show, through the checkpoint's text encoder; once for each class, where there are several",
     )
 
 

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("report.json", SAMPLES, EVAL_RESULTS):
         check_no_link(folder / name, folder)
     report = read_report(folder / "report.json") if (folder / "report.json").exists() else None
-    pipe = load_folder(folder, arguments.network_kwargs)
+    pipe = load_folder(folder, arguments)
     # Samples are shown if a card beside them was made of the same report.
     with_samples = False
     if report is not None and (folder / "README.md").is_file():

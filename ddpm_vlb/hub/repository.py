@@ -4,6 +4,7 @@ One layout serves three users:
 
 - `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
   upgrades what it loads;
+- `text_encoder/` and `tokenizer/` are there where the network takes prompts;
 - `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
 - `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it;
 - `.eval_results/ddpm-vlb.yaml` has the report's number where the Hub looks for results.
@@ -38,6 +39,8 @@ WEIGHT_NAME = re.compile(
     rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
 )
 PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+# A text encoder and its tokenizer, which a network of prompts is nothing without.
+TEXT_NAME = re.compile(r"(text_encoder|tokenizer)/[\w.-]+\.(json|safetensors|bin|txt|model)")
 PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
 
 
@@ -98,11 +101,12 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
+        is_text = TEXT_NAME.fullmatch(name) is not None
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name) and not is_text:
             continue
         check_no_link(path, folder)
         files[name] = path
-        if path.suffix == ".json" and not name.endswith(".index.json"):
+        if path.suffix == ".json" and not name.endswith(".index.json") and (not is_text or path.name == "config.json"):
             files[name] = json_bytes(json_config(json.loads(path.read_text(encoding="utf-8"))))
     return files
 

@@ -104,6 +104,7 @@ class ConditionNetwork(UNetNetwork):
         config: Any = module.config
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
+        words += ", or be made of a `prompt` where the checkpoint has a text encoder"
         self.needs = {**self.needs, "encoder_hidden_states": words}
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> Network:

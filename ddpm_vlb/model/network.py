@@ -21,6 +21,7 @@ import torch
 
 from ..checks import nan_unless_finite, shown
 from ..words import counted
+from .conditions import Conditions
 
 _LOCK = Lock()
 
@@ -81,7 +82,7 @@ class Network:
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
         self._device = device
-        self.conditions: dict[str, torch.Tensor] = {}
+        self.conditions = Conditions({})
 
     def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
@@ -116,7 +117,7 @@ class Network:
         Raises:
             ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
         """
-        conditions = dict(conditions or {})
+        conditions = conditions if isinstance(conditions, Conditions) else Conditions(conditions or {})
         known = inspect.signature(self.module.forward).parameters if conditions else {}
         counts = set()
         for name, rows in conditions.items():
@@ -148,6 +149,11 @@ class Network:
         if class_labels is not None and all(len(rows) == 1 for rows in self.conditions.values()):
             arguments["class_labels"] = class_labels
         return arguments
+
+    @property
+    def prompt(self) -> list[str] | None:
+        r"""The texts that what it is given was made of, where that is known."""
+        return self.conditions.prompt
 
     @property
     def condition_sha256(self) -> str | None:

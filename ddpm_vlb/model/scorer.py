@@ -80,6 +80,7 @@ class Scorer:
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "noise_process": schedule.get("noise_process"),
             "condition_sha256": self.network.condition_sha256,
+            "prompt": self.network.prompt,
             "calibration": schedule.get("calibration"),
             "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,

@@ -27,7 +27,8 @@ CLASS_SETTINGS: dict[str, Any] = {
 }
 SHARED_SETTINGS = (
     *("dataset", "split", "image_column", "label_column", "convert", "resize", "center_crop", "max_images", "image_seed"),
-    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "dtype", "seed"),
+    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "prompt"),
+    *("dtype", "seed"),
 )
 
 

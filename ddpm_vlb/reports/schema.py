@@ -139,6 +139,7 @@ SETTINGS = (
     # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
     Setting("noise_process", str | None, identity=True, shown="noise process"),
     Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
+    Setting("prompt", list | None, shown="prompt", flag="--prompt"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
     # the checkpoint, so it is not overridable.
     Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),

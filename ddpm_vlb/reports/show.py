@@ -129,7 +129,10 @@ def _setting_lines(report: Report) -> Iterator[str]:
     yield DECODERS.get(config["decoder_variance"], f"decoder variance: {config['decoder_variance']}")
     if config.get("noise_process"):
         yield f"on the noise levels of a DDPM, from a network of {config['noise_process']}"
-    if config.get("condition_sha256"):
+    if config.get("prompt"):
+        each = " or, by its class, ".join(repr(prompt) for prompt in config["prompt"])
+        yield f"of an image given the prompt: p(x | {each})"
+    elif config.get("condition_sha256"):
         yield "of images given what the network was given (`condition_sha256`)"
     if config.get("calibration"):
         yield f"calibrated on {config['calibration']}"

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.conditions, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -592,6 +592,26 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+# ---- ddpm_vlb/model/conditions.py ----
+
+r"""What a network is given besides latents and timesteps: tensors by the names of its arguments."""
+
+
+
+
+class Conditions(dict[str, torch.Tensor]):
+    r"""Tensors of P rows each, by the names of a network's arguments.
+
+    Args:
+        tensors: `(P, ...)` each.
+        prompt: what they were made of, P texts, where that is known.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], prompt: Sequence[str] | None = None):
+        super().__init__(tensors)
+        self.prompt = None if prompt is None else list(prompt)
+
+
 # ---- ddpm_vlb/model/network.py ----
 
 r"""The network that is scored: all that is asked of one, whatever class it is of.
@@ -663,7 +683,7 @@ class Network:
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
         self._device = device
-        self.conditions: dict[str, torch.Tensor] = {}
+        self.conditions = Conditions({})
 
     def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
@@ -698,7 +718,7 @@ class Network:
         Raises:
             ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
         """
-        conditions = dict(conditions or {})
+        conditions = conditions if isinstance(conditions, Conditions) else Conditions(conditions or {})
         known = inspect.signature(self.module.forward).parameters if conditions else {}
         counts = set()
         for name, rows in conditions.items():
@@ -730,6 +750,11 @@ class Network:
         if class_labels is not None and all(len(rows) == 1 for rows in self.conditions.values()):
             arguments["class_labels"] = class_labels
         return arguments
+
+    @property
+    def prompt(self) -> list[str] | None:
+        r"""The texts that what it is given was made of, where that is known."""
+        return self.conditions.prompt
 
     @property
     def condition_sha256(self) -> str | None:
@@ -1016,6 +1041,7 @@ class ConditionNetwork(UNetNetwork):
         config: Any = module.config
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
+        words += ", or be made of a `prompt` where the checkpoint has a text encoder"
         self.needs = {**self.needs, "encoder_hidden_states": words}
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> Network:
@@ -4446,11 +4472,12 @@ def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 
-def download_parts(repository: str, kwargs: dict[str, Any], *more: str) -> Path:
-    r"""The folder of a repository, with its network, its scheduler and an index, where there is one; and `more` folders."""
+def download_parts(repository: str, kwargs: dict[str, Any], with_text: bool = False) -> Path:
+    r"""The folder of a repository, with its network, its scheduler and an index, where there is one; the weights of a text
+    encoder, if wanted."""
     options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
     allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "transformer/", "scheduler/") for pattern in patterns]
-    allowed += ["*/config.json", DDPMPipeline.config_name, *(f"{folder}/*" for folder in more)]
+    allowed += ["*/config.json", DDPMPipeline.config_name, *(f"{part}/*" for part in TEXT_PARTS if with_text)]
     unwanted = [] if kwargs.get("variant") else ["*.fp16.*", "*.bf16.*"]
     return Path(snapshot_download(repository, allow_patterns=allowed, ignore_patterns=unwanted, **options))
 
@@ -4462,7 +4489,7 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def indexed_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+def indexed_folder(name: str, kwargs: dict[str, Any], with_text: bool) -> Path | None:
     r"""The folder of a checkpoint whose index names parts that a `VLBDDPMPipeline` does not have, downloaded where need be;
     `None` where diffusers loads it.
 
@@ -4473,7 +4500,7 @@ def indexed_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
     if kwargs.get("custom_pipeline") is not None or set(parts_of(index)) <= {"unet", "scheduler"}:
         return None
     folder = Path(name)
-    return folder if folder.is_dir() else download_parts(name, kwargs)
+    return folder if folder.is_dir() else download_parts(name, kwargs, with_text)
 
 
 def check_index(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -4671,16 +4698,16 @@ def without_loading_bar() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+def parts_folder(name: str, kwargs: dict[str, Any], with_text: bool = False) -> Path | None:
     r"""The folder of a network and a scheduler without an index, or with one that names more (`indexed_folder`), downloaded
-    where need be; `None` where there is an index of these two alone."""
+    where need be, a text encoder only where it is wanted; `None` where there is an index of these two alone."""
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
-        folder = download_parts(name, kwargs)
+        folder = download_parts(name, kwargs, with_text)
     check_configurations(folder, kwargs)
     if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists():
         return folder
-    folder = indexed_folder(name, kwargs)
+    folder = indexed_folder(name, kwargs, with_text)
     return folder if folder is None else check_configurations(folder, kwargs)
 
 
@@ -4887,6 +4914,154 @@ def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
             f"`scheduler` must be a VLBDDPMScheduler for this network to be sampled from here, got {name}."
             " `VLBDDPMScheduler.from_config(pipe.scheduler.config)` makes one of it."
         )
+
+
+# ---- ddpm_vlb/checkpoints/prompts.py ----
+
+r"""Prompts, through a checkpoint's own text encoder: what a network is given in place of words.
+
+A network with `encoder_hidden_states` says :math:`p(x | c)`, c a prompt's embeddings; which they are is a matter of the text
+encoder that it was trained with, in the same folder. The encoder is read when there is a prompt, and then let go.
+
+=====================  ============================================================  =======================================
+encoder                how words become tokens                                       its pipelines
+=====================  ============================================================  =======================================
+`T5EncoderModel`       in small letters, without blanks at the ends, 77 of them,     DeepFloyd IF
+                       with a mask of those that stand for words
+`CLIPTextModel`        as they are, as many as the encoder has positions; a mask     Stable Diffusion's kin
+                       where its configuration says so
+=====================  ============================================================  =======================================
+
+A prompt with more tokens than that is refused, of which the pipelines would drop the end.
+"""
+
+
+
+
+T5_LENGTH = 77
+ENCODERS = ("T5EncoderModel", "CLIPTextModel")
+TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "CLIPTokenizer", "CLIPTokenizerFast")
+
+
+class TextParts(NamedTuple):
+    r"""A text encoder and its tokenizer.
+
+    Args:
+        folder: with `text_encoder/` and `tokenizer/`.
+        classes: of the two, in transformers.
+        index: what the index of a pipeline says of them, and of itself besides.
+    """
+
+    folder: Path
+    classes: tuple[str, str]
+    index: dict[str, Any]
+
+
+def text_parts(folder: Path | None) -> TextParts | None:
+    r"""The text encoder of a checkpoint's folder, `None` where there is none, or not its weights."""
+    if folder is None or not all((folder / part).is_dir() for part in TEXT_PARTS):
+        return None
+    if not any(path.suffix in (".safetensors", ".bin") for path in (folder / "text_encoder").iterdir()):
+        return None
+    path = folder / DDPMPipeline.config_name
+    index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    named = parts_of(index)
+    classes = (_class_of(named, folder, 0), _class_of(named, folder, 1))
+    kept = {key: value for key, value in index.items() if isinstance(value, (str, bool)) and key != "_diffusers_version"}
+    kept |= {part: ["transformers", cls] for part, cls in zip(TEXT_PARTS, classes)}
+    # What looked at finished images is not kept, and a pipeline of diffusers can do without.
+    kept |= {part: [None, None] for part in BESIDE if part in index}
+    kept |= {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
+    return TextParts(folder, classes, kept)
+
+
+def _class_of(named: dict[str, Any], folder: Path, place: int) -> str:
+    r"""The class of a part by the index or, without one, by its own configuration."""
+    part = TEXT_PARTS[place]
+    if part in named:
+        return str(named[part][1])
+    file = folder / part / ("config.json", "tokenizer_config.json")[place]
+    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return str(told.get("tokenizer_class") if place else next(iter(told.get("architectures") or ()), None))
+
+
+def check_prompt(prompt: Any, network_kwargs: Any = None) -> list[str] | None:
+    r"""The prompts, as a list; `ValueError` for what is none, or beside `network_kwargs`."""
+    if prompt is None:
+        return None
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(one, str) for one in prompts):
+        raise ValueError(f"`prompt` must be a text, or a list of one for each class, got {shown(prompt)}.")
+    if network_kwargs is not None:
+        raise ValueError(f"Only one of `prompt` and `network_kwargs` may be given, got {shown(prompt)} and tensors.")
+    return list(prompts)
+
+
+@torch.no_grad()
+def encode_prompts(prompts: Sequence[str], text: TextParts | None, network: torch.nn.Module, name: str) -> Conditions:
+    r"""What a network is given for prompts: `encoder_hidden_states`, `(P, length, width)`, float32.
+
+    Args:
+        prompts: P of them.
+        text: of the network's checkpoint.
+        network: that is to be given them.
+        name: of the checkpoint, for refusals.
+
+    Raises:
+        ValueError: a network that takes no prompt, a checkpoint without a text encoder or with one of another kind, a prompt
+            that is too long.
+        CheckpointError: a text encoder that cannot be read, or not all of it.
+    """
+    if "encoder_hidden_states" not in inspect.signature(network.forward).parameters:
+        raise ValueError(f"`prompt` must be left out for a {type(network).__name__}, which takes none, got {shown(prompts)}.")
+    if text is None:
+        raise ValueError(
+            f"`prompt` must go with a checkpoint that has a text_encoder and a tokenizer, got {shown(prompts)} for {name!r},"
+            " which has none. `network_kwargs` takes embeddings."
+        )
+    encoder, tokenizer = _load(text, name)
+    is_t5 = text.classes[0] == "T5EncoderModel"
+    words = [prompt.lower().strip() for prompt in prompts] if is_t5 else list(prompts)
+    length = T5_LENGTH if is_t5 else min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    for prompt, tokens in zip(prompts, tokenizer(words).input_ids):
+        if len(tokens) > length:
+            raise ValueError(f"`prompt` must have at most {length} tokens, got {len(tokens)} for {shown(prompt)}.")
+    tokens = tokenizer(words, padding="max_length", max_length=length, return_tensors="pt")
+    masked = is_t5 or getattr(encoder.config, "use_attention_mask", False)
+    said = encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)
+    return Conditions({"encoder_hidden_states": said[0].float()}, prompts)
+
+
+def _load(text: TextParts, name: str) -> tuple[Any, Any]:
+    r"""Text encoder and tokenizer."""
+    import transformers  # seconds, which only prompts are worth
+
+    for part, cls, known in zip(TEXT_PARTS, text.classes, (ENCODERS, TOKENIZERS)):
+        if cls not in known:
+            raise ValueError(f"`prompt` must go with a {part} that is a {' or a '.join(known)}, got {name!r} with a {cls}.")
+    encoder_class, tokenizer_class = (getattr(transformers, cls) for cls in text.classes)
+    with reading(name):
+        encoder, told = encoder_class.from_pretrained(
+            text.folder / TEXT_PARTS[0], local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+        tokenizer = tokenizer_class.from_pretrained(text.folder / TEXT_PARTS[1], local_files_only=True)
+    # Those that are missing transformers makes up, with no more than a warning.
+    if missing := sorted(told["missing_keys"]):
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must hold all weights of its text encoder, got"
+            f" {name!r} without {', '.join(missing[:3])} ({len(missing)} missing)."
+        )
+    return encoder.eval(), tokenizer
+
+
+def keep_text(text: TextParts | None, folder: Path) -> None:
+    r"""Copy a text encoder and its tokenizer, as they are, into a folder that a pipeline is saved to."""
+    for part in TEXT_PARTS if text is not None else ():
+        place = folder / part
+        place.mkdir()
+        for path in sorted((text.folder / part).iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, place / path.name)
 
 
 # ---- ddpm_vlb/noise.py ----
@@ -5974,6 +6149,7 @@ SETTINGS = (
     # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
     Setting("noise_process", str | None, identity=True, shown="noise process"),
     Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
+    Setting("prompt", list | None, shown="prompt", flag="--prompt"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
     # the checkpoint, so it is not overridable.
     Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),
@@ -6297,7 +6473,8 @@ CLASS_SETTINGS: dict[str, Any] = {
 }
 SHARED_SETTINGS = (
     *("dataset", "split", "image_column", "label_column", "convert", "resize", "center_crop", "max_images", "image_seed"),
-    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "dtype", "seed"),
+    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "prompt"),
+    *("dtype", "seed"),
 )
 
 
@@ -6630,6 +6807,8 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
         if len(value["indices"]) > 1:
             return None
         value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
+    if isinstance(value, list):  # a flag for each
+        return [word for one in value for word in (flag, str(one))]
     return [] if value is None or flag is None else [flag, str(value)]
 
 
@@ -7099,6 +7278,7 @@ One layout serves three users:
 
 - `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
   upgrades what it loads;
+- `text_encoder/` and `tokenizer/` are there where the network takes prompts;
 - `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
 - `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it;
 - `.eval_results/ddpm-vlb.yaml` has the report's number where the Hub looks for results.
@@ -7117,6 +7297,8 @@ WEIGHT_NAME = re.compile(
     rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
 )
 PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+# A text encoder and its tokenizer, which a network of prompts is nothing without.
+TEXT_NAME = re.compile(r"(text_encoder|tokenizer)/[\w.-]+\.(json|safetensors|bin|txt|model)")
 PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
 
 
@@ -7177,11 +7359,12 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
+        is_text = TEXT_NAME.fullmatch(name) is not None
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name) and not is_text:
             continue
         check_no_link(path, folder)
         files[name] = path
-        if path.suffix == ".json" and not name.endswith(".index.json"):
+        if path.suffix == ".json" and not name.endswith(".index.json") and (not is_text or path.name == "config.json"):
             files[name] = json_bytes(json_config(json.loads(path.read_text(encoding="utf-8"))))
     return files
 
@@ -8061,6 +8244,7 @@ class Scorer:
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "noise_process": schedule.get("noise_process"),
             "condition_sha256": self.network.condition_sha256,
+            "prompt": self.network.prompt,
             "calibration": schedule.get("calibration"),
             "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,
@@ -10275,6 +10459,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
+        self.text_parts: TextParts | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -10282,7 +10467,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     # Loading and saving.
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "VLBDDPMPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path, prompt=None, **kwargs) -> "VLBDDPMPipeline":
         r"""Load any DDPM checkpoint: stock or ours, in sub-folders or flat, from a folder or from the Hub.
 
         Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
@@ -10290,16 +10475,25 @@ class VLBDDPMPipeline(DDPMPipeline):
         is always on: only then does a weight that is missing from the files show. Nothing but classes of diffusers is loaded,
         and no code from a repository unless `custom_pipeline` and `trust_remote_code` ask for it.
 
+        Args:
+            prompt (`str` or `list[str]`, *optional*):
+                What the images show, of a network that takes prompts: the checkpoint's text encoder makes `network_kwargs` of
+                it. The likelihood is p(x | prompt); of several, an image's class label is the number of its own.
+
         Raises:
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
+        conditions = kwargs.pop("network_kwargs", None)
+        prompts = check_prompt(prompt, conditions)
         name = check_name(pretrained_model_name_or_path, kwargs)
         with reading(name), without_loading_bar():
-            folder = parts_folder(name, kwargs)
+            folder = parts_folder(name, kwargs, prompts is not None)
             own = None if folder is None else load_parts(folder, **kwargs)
             pipe = super().from_pretrained(name, **kwargs) if own is None else cls(**own)
+            pipe.text_parts = text_parts(folder)
         pipe.unet = check_network(pipe.unet, name)
+        pipe.network_kwargs = encode_prompts(prompts, pipe.text_parts, pipe.unet, name) if prompts else conditions
         return pipe
 
     @classmethod
@@ -10321,6 +10515,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         if type(self.scheduler) is VLBDDPMScheduler:
             index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
             index["scheduler"] = ["diffusers", scheduler]
+        index |= {} if self.text_parts is None else self.text_parts.index
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:
@@ -10347,6 +10542,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             options["report"] = self.check_report(options["report"])
         with saving(folder, variant, unet=self.unet, scheduler=self.scheduler) as fresh:
             super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
+            keep_text(self.text_parts, fresh)
         if push_to_hub:
             push_folder(folder, options.pop("repo_id", folder.resolve().name), variant=variant, **options)
 
