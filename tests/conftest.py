@@ -50,7 +50,15 @@ def pytest_collection_modifyitems(items):
 # Files that share what takes long to start: the demo's server, a client of the local Hub.
 SHARING = {"test_demo_browser.py": "test_demo_server.py"}
 SHARING |= dict.fromkeys(
-    ("test_demo_push.py", "test_every_family.py", "test_loading.py", "test_prompts.py", "test_training.py"), "test_hub.py"
+    (
+        "test_demo_push.py",
+        "test_every_family.py",
+        "test_loading.py",
+        "test_prompts.py",
+        "test_training.py",
+        "test_training_families.py",
+    ),
+    "test_hub.py",
 )
 
 

@@ -731,7 +731,7 @@ def test_shipped_configurations_describe_a_model(name, script):
     assert arguments.dataset == ("digits" if name == "digits" else "elsewhere")
     scheduler = build_scheduler(arguments, 17 if "digits" in name else 256)
     shape = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}.get(name, (1, 8, 8))
-    network = build_network(arguments, shape, scheduler.reverse_process().learns_variance)
+    network = build_network(arguments, shape, scheduler)
     assert network(torch.zeros(1, *shape), 0).shape[1] in (shape[0], 2 * shape[0])
     del arguments.config
     assert not any(Path(str(value)).is_absolute() for value in vars(arguments).values())

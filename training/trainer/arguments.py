@@ -21,6 +21,7 @@ VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_
 TIMESTEP_SAMPLERS = ("uniform", "stratified", "importance")
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 LR_SCHEDULERS += ("piecewise_constant",)
+PARAMETRIZATIONS = ("ddpm", "flow")
 MAX_TIMESTEPS = 1_000_000
 MAX_TRAIN_STEPS = 10_000  # where nothing is said
 SWITCH = argparse.BooleanOptionalAction
@@ -75,6 +76,8 @@ def _add_data(add: Callable[..., Any]) -> None:
 
 def _add_network(add: Callable[..., Any]) -> None:
     add("--pretrained_model_name_or_path", help="a pipeline in a folder or on the Hub whose network to start from")
+    add("--prompt", action="append", help="what the images show, through its text encoder; once for each class")
+    add("--network_kwargs", metavar="FILE", help="or safetensors with what it is given besides; a row for each class")
     add("--model_config_name_or_path", help="a UNet2DModel's config.json, or a folder or repository with one")
     add(
         "--unet",
@@ -88,6 +91,11 @@ def _add_network(add: Callable[..., Any]) -> None:
 
 
 def _add_diffusion(add: Callable[..., Any]) -> None:
+    add(
+        "--parametrization",
+        choices=PARAMETRIZATIONS,
+        help="of a new network: a DDPM's (the default), or the velocity of flow matching; of a pretrained one its own",
+    )
     add("--ddpm_num_steps", type=int, default=1000, help="number of steps T")
     add("--beta_schedule", "--ddpm_beta_schedule", choices=(*BETA_SCHEDULES, "linear_log_snr"), default="linear")
     add("--beta_start", type=float, default=0.0001)

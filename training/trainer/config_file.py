@@ -71,6 +71,8 @@ def read_flags(path: Path, names: Sequence[str], switches: Sequence[str]) -> lis
             if not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be true or false in {str(path)!r}, got {reprlib.repr(value)}.")
             flags.append(f"--{name}" if value else f"--no-{name}")
+        elif name == "prompt" and isinstance(value, list):
+            flags += [f"--{name}={one}" for one in value]
         elif value is not None:
             flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags

@@ -1,6 +1,7 @@
 r"""The network that is trained: the one file that knows what a `UNet2DModel` is.
 
-It is built here from the flags. Everything else asks the `Network` that stands for it.
+It is built here from the flags, or taken as it is where it is of another kind. Everything else asks the `Network` that stands
+for it.
 """
 
 import argparse
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.checks import shown
 from ddpm_vlb.model.configuration import check_network_config
 from ddpm_vlb.model.kinds import network_of
 from ddpm_vlb.model.network import Network
+from ddpm_vlb.model.preconditioned import preconditioned
 
 DEFAULTS = {
     "block_out_channels": (64, 128, 128),
@@ -29,25 +31,51 @@ MAX_PARAMETERS = 2 * 10**9  # with gradients and Adam's moments 32 GB
 
 
 def build_network(
-    arguments: argparse.Namespace, shape: Sequence[int], learns_variance: bool, num_classes: int | None = None
+    arguments: argparse.Namespace,
+    shape: Sequence[int],
+    scheduler: VLBDDPMScheduler,
+    num_classes: int | None = None,
+    pretrained: VLBDDPMPipeline | None = None,
 ) -> Network:
-    r"""The network for images `(C, H, W)`, of so many classes where there are any: one that is trained already, a
-    configuration file's or a small default one, with `--unet`'s arguments over its own.
+    r"""The network for images `(C, H, W)`, of so many classes where there are any, as the scheduler sees it: one that is
+    trained already, a configuration file's or a small default one, with `--unet`'s arguments over its own.
 
     Raises:
-        ValueError: arguments that make no network, or none for these images and variances; see also `load_pretrained`.
+        ValueError: arguments that make no network, or none for these images and variances.
     """
-    pretrained = load_pretrained(arguments) if arguments.pretrained_model_name_or_path else None
-    config = _configuration(arguments, shape, num_classes, learns_variance, pretrained)
-    _check_runs(config, shape)
-    unet = UNet2DModel(**config)
-    network = network_of(unet)
-    network.check((0,), shape[1:])
-    if pretrained is not None:
-        take_weights(unet, pretrained)
+    reverse = scheduler.reverse_process()
+    if pretrained is not None and (pretrained.network.conditions or not isinstance(pretrained.unet, UNet2DModel)):
+        unet, conditions = pretrained.unet, pretrained.network_kwargs
+        network = preconditioned(network_of(unet, conditions=conditions), scheduler)
+        _check_as_it_is(network, arguments, shape, num_classes)
+        network.check_out_channels(reverse.learns_variance, reverse.variance_type)
+    else:
+        trained = None if pretrained is None else pretrained.unet
+        config = _configuration(arguments, shape, num_classes, reverse.learns_variance, trained)
+        _check_runs(config, shape)
+        unet = UNet2DModel(**config)
+        network = preconditioned(network_of(unet), scheduler)
+        if trained is not None:
+            take_weights(unet, trained)
+    network.check((0, scheduler.config.num_train_timesteps - 1), shape[1:])
     if arguments.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return network
+
+
+def _check_as_it_is(network: Network, arguments: argparse.Namespace, shape: Sequence[int], num_classes: int | None) -> None:
+    # Of another class, or with conditions: what is made of it is for other images, or none.
+    name = type(network.module).__name__
+    if arguments.unet:
+        raise ValueError(f"`unet` must be left out for a {name} that is trained already, got {shown(arguments.unet)}.")
+    if (network.channels, *(network.size or shape[1:])) != tuple(shape):
+        size = (network.channels, *(network.size or ()))
+        raise ValueError(f"`dataset` must have images of {size} for this {name}, got {tuple(shape)}.")
+    if network.num_classes != num_classes:
+        raise ValueError(
+            f"`class_conditional` must be {'off' if network.num_classes is None else 'on'} for this {name}, with as many"
+            f" classes as it has, got {num_classes} for {network.num_classes}."
+        )
 
 
 def _check_runs(config: dict[str, Any], shape: Sequence[int]) -> None:
@@ -107,31 +135,6 @@ def _configuration(
             f"`unet` must have num_class_embeds = {num_classes} for these labels, got {config['num_class_embeds']}."
         )
     return config
-
-
-def load_pretrained(arguments: argparse.Namespace) -> UNet2DModel:
-    r"""The network of `--pretrained_model_name_or_path`, a pipeline in a folder or on the Hub.
-
-    Raises:
-        ValueError: what is no pipeline of a `UNet2DModel`, and one whose output means something else than the run's.
-    """
-    name = arguments.pretrained_model_name_or_path
-    try:
-        pipe = VLBDDPMPipeline.from_pretrained(name)
-    except Exception as error:  # of diffusers, of the Hub, of a damaged file
-        raise ValueError(f"`pretrained_model_name_or_path` must be a DDPM pipeline, got {name!r}: {error}") from error
-    process = pipe.scheduler.config.get("noise_process")
-    if process is not None:
-        raise ValueError(
-            f"`pretrained_model_name_or_path` must be the network of a DDPM to be trained as one, got one of"
-            f" {process['_class_name']}."
-        )
-    trained_for = pipe.scheduler.config.prediction_type
-    if trained_for != arguments.prediction_type:
-        raise ValueError(
-            f"`prediction_type` must be what {name!r} was trained for, {trained_for!r}, got {arguments.prediction_type!r}."
-        )
-    return pipe.unet
 
 
 def take_weights(unet: UNet2DModel, pretrained: UNet2DModel) -> None:

@@ -28,6 +28,7 @@ from .data import DROPOUT, NOISE, TIMESTEPS, Data, Plan, example_keys
 from .metrics import Metrics
 from .network import build_network
 from .objective import Objective, build_scheduler
+from .pretrained import load_pretrained, noise_process
 from .validation import MOST_CLASSES, accuracy, bits_per_dim, draw_samples, why_no_pictures
 
 
@@ -63,9 +64,12 @@ class Trainer:
         )
         self.no_pictures = why_no_pictures(data.shape[0])
         torch.manual_seed(a.seed)
-        scheduler = build_scheduler(a, data.num_pixel_levels, data.unlabelled_class)
-        network = build_network(a, data.shape, scheduler.reverse_process().learns_variance, data.num_embeddings)
-        objective = Objective(network, scheduler, a.loss_type, a.learn_betas)
+        pretrained = load_pretrained(a)
+        process = noise_process(a, pretrained)
+        scheduler = build_scheduler(a, data.num_pixel_levels, data.unlabelled_class, process)
+        network = build_network(a, data.shape, scheduler, data.num_embeddings, pretrained)
+        text_parts = None if pretrained is None else pretrained.text_parts
+        objective = Objective(network, scheduler, a.loss_type, a.learn_betas, text_parts)
         groups = [{"params": list(network.module.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
         if a.learn_betas:
             betas = list(objective.noise_schedule.parameters())
@@ -153,6 +157,7 @@ class Trainer:
             "mixed_precision": self.accelerator.mixed_precision,
             "validation": self.validates and [self.data.num_validation_images, a.evaluations_per_image],
             "squares": self.data.squares,
+            **({"condition": self.objective.network.condition_sha256} if self.objective.network.conditions else {}),
             **({"num_classes": self.data.num_classes} if a.class_conditional else {}),
             **({"class_dropout": a.class_dropout} if a.class_dropout else {}),
         }
