@@ -5,11 +5,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from tiny import generator, quiet, tiny_unet
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    SCMScheduler,
+    TCDScheduler,
+)
+from tiny import generator, quiet, tiny_condition, tiny_dit, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.calibration import calibrate, describe
+from ddpm_vlb.cli import main
 from ddpm_vlb.data import images_to_levels, load_images, quantize
 from ddpm_vlb.evaluation import compare, evaluate
 
@@ -83,6 +94,88 @@ def test_sizes_that_cannot_be_halved(images):
         with pytest.raises(ValueError, match="`unet` must halve the images evenly, got 2 blocks for 7 x 8 pixels"):
             way()
     assert pipe_of(sample_size=None).evaluate_nll(odd, num_inference_steps=2).bits_per_dim.isfinite().all()
+
+
+def test_networks_that_are_conditional_on_another_picture(images, tmp_path, capsys):
+    for kind, network in (("unet", tiny_unet(3, 1)), ("dit", tiny_dit(in_channels=3)), ("unet", tiny_unet(4, 3))):
+        pipe = quiet(VLBDDPMPipeline(network, VLBDDPMScheduler(20, num_pixel_levels=17)))
+        message = (
+            f"{3 + (network.config.out_channels == 3)} input channels and . output channels?: it is conditional on another"
+        )
+        for way in every_way(never_asked(pipe), images):
+            with pytest.raises(ValueError, match=message):
+                way()
+        pipe.save_pretrained(tmp_path / kind)
+        assert main(["evaluate", str(tmp_path / kind), "--dataset", "digits", "--output", str(tmp_path / "r.json")]) == 2
+        assert "conditional on another picture" in capsys.readouterr().err
+
+
+def test_networks_that_are_distilled(images):
+    guided = tiny_condition(time_cond_proj_dim=8)
+    states = {"encoder_hidden_states": torch.zeros(1, 3, 6)}
+    pipe = quiet(VLBDDPMPipeline(guided, VLBDDPMScheduler(20, num_pixel_levels=17), network_kwargs=states))
+    for way in every_way(never_asked(pipe), images):
+        with pytest.raises(ValueError, match="`unet` must not be distilled from a guided network, got time_cond_proj_dim=8"):
+            way()
+    for scheduler in (
+        CMStochasticIterativeScheduler(),
+        LCMScheduler(),
+        TCDScheduler(),
+        SCMScheduler(),
+        FlowMatchLCMScheduler(),
+    ):
+        name = type(scheduler).__name__
+        with pytest.raises(ValueError, match=f"got {name}. What a consistency model or another distilled network says"):
+            VLBDDPMPipeline(tiny_unet(), scheduler)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (EDMEulerScheduler(prediction_type="sample"), "`prediction_type` must be 'epsilon' or 'v_prediction', got 'sample'"),
+        (VLBDDPMScheduler(20, prediction_type="flow_prediction"), "`prediction_type` must be"),
+        (
+            DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+            "with {'use_flow_sigmas': True}",
+        ),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "`prediction_type` must be"),
+        (EulerDiscreteScheduler(timestep_type="continuous"), "with {'timestep_type': 'continuous'}"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_predictions_that_do_not_fit_a_process(images, scheduler, message):
+    with pytest.raises(ValueError, match=message):
+        never_asked(quiet(VLBDDPMPipeline(tiny_unet(), scheduler))).evaluate_nll(images)
+
+
+def test_grids_that_do_not_descend(images):
+    pipe = never_asked(pipe_of())
+    for grid in ([0, 5, 10], [10, 5, 5], [5, 10, 0], [20, 3]):
+        for way in every_way(pipe, images, inference_timesteps=grid):
+            with pytest.raises(ValueError, match="`inference_timesteps` must"):
+                way()
+    with pytest.raises(ValueError, match="`noise_process` must be of a known scheduler, got 'LCMScheduler'"):
+        own = VLBDDPMScheduler(20, num_pixel_levels=17, noise_process={"_class_name": "LCMScheduler"})
+        never_asked(quiet(VLBDDPMPipeline(tiny_unet(), own))).evaluate_nll(images)
+
+
+def test_patches_that_do_not_fit(images):
+    odd = tiny_dit(out_channels=1, sample_size=7)
+    pipe = never_asked(quiet(VLBDDPMPipeline(odd, VLBDDPMScheduler(20, num_pixel_levels=17))))
+    for way in every_way(pipe, images[..., :7, :7], class_labels=0):
+        with pytest.raises(ValueError, match="`unet` must have images of whole patches, 2 pixels wide, got 7 x 7 pixels"):
+            way()
+
+
+def test_networks_of_two_or_five_channels(tmp_path):
+    for channels in (2, 5):
+        levels = torch.randint(17, (2, channels, 8, 8), generator=generator()).to(torch.uint8)
+        pipe = quiet(VLBDDPMPipeline(tiny_unet(channels), VLBDDPMScheduler(20, num_pixel_levels=17)))
+        out = pipe.evaluate_nll(levels, generator=generator())
+        pipe.save_pretrained(tmp_path / str(channels))
+        again = quiet(VLBDDPMPipeline.from_pretrained(tmp_path / str(channels)))
+        assert torch.equal(again.evaluate_nll(levels, generator=generator()).bits_per_dim, out.bits_per_dim)
+        assert pipe(2, generator(), num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, channels)
 
 
 def test_networks_in_the_wrappers_of_parallel_training(pipe, images, tmp_path):

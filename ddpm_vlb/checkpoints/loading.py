@@ -274,6 +274,15 @@ def is_not_about_num_pixel_levels(record) -> bool:
 
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
 NOT_ANOTHER = (None, False, "discrete")
+# Whose networks are consistency models, or distilled from others.
+DISTILLED = (
+    *("CMStochasticIterativeScheduler", "SCMScheduler"),
+    *("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"),
+)
+WHY_NOT_DISTILLED = (
+    "What a consistency model or another distilled network says is an image where a sampler's path ends, and not the mean of"
+    " all that a denoiser predicts: no bound is known of it."
+)
 
 
 def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMScheduler:
@@ -304,9 +313,10 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
         if not compatible or "beta_schedule" not in config or others:
+            distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(
                 "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
-                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
+                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}.{f' {WHY_NOT_DISTILLED}' * distilled}"
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]

@@ -23,6 +23,7 @@ from huggingface_hub import snapshot_download
 from ..checks import shown
 from ..model.configuration import UNET_NAMES
 from ..model.kinds import DEFAULT_MODULE, known_module_class, known_names
+from ..noise_processes import NoiseProcess, process_named
 
 NETWORKS = ("unet", "transformer")
 TEXT_PARTS = ("text_encoder", "tokenizer")
@@ -30,6 +31,7 @@ BESIDE = ("safety_checker", "feature_extractor", "watermarker")
 DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
+DEPRECATED = "deprecated"
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
@@ -71,7 +73,9 @@ def indexed_folder(name: str, kwargs: dict[str, Any], with_text: bool) -> Path |
         CheckpointError: as `check_index`.
     """
     index = check_index(name, kwargs)
-    if kwargs.get("custom_pipeline") is not None or set(parts_of(index)) <= {"unet", "scheduler"}:
+    # diffusers saves deprecated schedulers under a library that it does not find again.
+    by_diffusers = set(parts_of(index)) <= {"unet", "scheduler"} and parts_of(index).get("scheduler", [""])[0] != DEPRECATED
+    if kwargs.get("custom_pipeline") is not None or by_diffusers:
         return None
     folder = Path(name)
     return folder if folder.is_dir() else download_parts(name, kwargs, with_text)
@@ -91,13 +95,19 @@ def check_index(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             safe = isinstance(value, str)
         else:
             safe = isinstance(value, (list, tuple)) and len(value) == 2
-            safe = safe and (value[0] in SAFE_LIBRARIES or part in NETWORKS and known_module_class(*value) is not None)
+            known = known_module_class if part in NETWORKS else deprecated_process
+            safe = safe and (value[0] in SAFE_LIBRARIES or known(*value) is not None)
         if not safe and part not in kwargs:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
                 f" got {part} = {shown(value)} in {name!r}."
             )
     return index
+
+
+def deprecated_process(library: Any, name: Any) -> NoiseProcess | None:
+    r"""The noise process of a deprecated scheduler of diffusers."""
+    return process_named(name) if library == DEPRECATED else None
 
 
 def check_parts(index: Mapping[str, Any], name: str, allowed: tuple[str, ...] = ()) -> None:

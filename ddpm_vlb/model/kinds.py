@@ -102,6 +102,11 @@ class ConditionNetwork(UNetNetwork):
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
         config: Any = module.config
+        if config.time_cond_proj_dim is not None:
+            raise ValueError(
+                f"`unet` must not be distilled from a guided network, got time_cond_proj_dim={config.time_cond_proj_dim}, an"
+                " input for the scale of guidance: what it says is no denoiser's prediction, and no bound is known of it."
+            )
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
         words += ", or be made of a `prompt` where the checkpoint has a text encoder"
@@ -147,7 +152,9 @@ def network_of(
     inner = getattr(module, "_orig_mod", module)
     # What is none of them is taken for a module that is called like a UNet2DModel.
     kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
-    return kind(module, device).with_conditions(conditions)
+    network = kind(module, device)
+    network.check_inputs()
+    return network.with_conditions(conditions)
 
 
 def known_module_class(library: str, name: str) -> type | None:

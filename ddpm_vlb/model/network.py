@@ -248,6 +248,15 @@ class Network:
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
 
+    def check_inputs(self) -> None:
+        r"""Raise `ValueError` for a network of more channels in than out, which is conditional on another picture."""
+        if self.out_channels is not None and self.out_channels < self.channels:
+            raise ValueError(
+                "`unet` must say as many channels as it is given, got"
+                f" {counted(self.channels, 'input channel')} and {counted(self.out_channels, 'output channel')}: it is"
+                " conditional on another picture, in its further inputs, and such networks cannot be scored."
+            )
+
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
         expected = self.channels * (2 if learns_variance else 1)
@@ -255,7 +264,6 @@ class Network:
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
                 f" variance_type={variance_type!r}, got {self.out_channels}."
-                + (" Further inputs make it conditional on another picture." if self.out_channels < self.channels else "")
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:

@@ -849,6 +849,15 @@ class Network:
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
 
+    def check_inputs(self) -> None:
+        r"""Raise `ValueError` for a network of more channels in than out, which is conditional on another picture."""
+        if self.out_channels is not None and self.out_channels < self.channels:
+            raise ValueError(
+                "`unet` must say as many channels as it is given, got"
+                f" {counted(self.channels, 'input channel')} and {counted(self.out_channels, 'output channel')}: it is"
+                " conditional on another picture, in its further inputs, and such networks cannot be scored."
+            )
+
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
         expected = self.channels * (2 if learns_variance else 1)
@@ -856,7 +865,6 @@ class Network:
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
                 f" variance_type={variance_type!r}, got {self.out_channels}."
-                + (" Further inputs make it conditional on another picture." if self.out_channels < self.channels else "")
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
@@ -1039,6 +1047,11 @@ class ConditionNetwork(UNetNetwork):
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
         config: Any = module.config
+        if config.time_cond_proj_dim is not None:
+            raise ValueError(
+                f"`unet` must not be distilled from a guided network, got time_cond_proj_dim={config.time_cond_proj_dim}, an"
+                " input for the scale of guidance: what it says is no denoiser's prediction, and no bound is known of it."
+            )
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
         words += ", or be made of a `prompt` where the checkpoint has a text encoder"
@@ -1084,7 +1097,9 @@ def network_of(
     inner = getattr(module, "_orig_mod", module)
     # What is none of them is taken for a module that is called like a UNet2DModel.
     kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
-    return kind(module, device).with_conditions(conditions)
+    network = kind(module, device)
+    network.check_inputs()
+    return network.with_conditions(conditions)
 
 
 def known_module_class(library: str, name: str) -> type | None:
@@ -4456,6 +4471,7 @@ BESIDE = ("safety_checker", "feature_extractor", "watermarker")
 DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
+DEPRECATED = "deprecated"
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
@@ -4497,7 +4513,9 @@ def indexed_folder(name: str, kwargs: dict[str, Any], with_text: bool) -> Path |
         CheckpointError: as `check_index`.
     """
     index = check_index(name, kwargs)
-    if kwargs.get("custom_pipeline") is not None or set(parts_of(index)) <= {"unet", "scheduler"}:
+    # diffusers saves deprecated schedulers under a library that it does not find again.
+    by_diffusers = set(parts_of(index)) <= {"unet", "scheduler"} and parts_of(index).get("scheduler", [""])[0] != DEPRECATED
+    if kwargs.get("custom_pipeline") is not None or by_diffusers:
         return None
     folder = Path(name)
     return folder if folder.is_dir() else download_parts(name, kwargs, with_text)
@@ -4517,13 +4535,19 @@ def check_index(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             safe = isinstance(value, str)
         else:
             safe = isinstance(value, (list, tuple)) and len(value) == 2
-            safe = safe and (value[0] in SAFE_LIBRARIES or part in NETWORKS and known_module_class(*value) is not None)
+            known = known_module_class if part in NETWORKS else deprecated_process
+            safe = safe and (value[0] in SAFE_LIBRARIES or known(*value) is not None)
         if not safe and part not in kwargs:
             raise CheckpointError(
                 "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
                 f" got {part} = {shown(value)} in {name!r}."
             )
     return index
+
+
+def deprecated_process(library: Any, name: Any) -> NoiseProcess | None:
+    r"""The noise process of a deprecated scheduler of diffusers."""
+    return process_named(name) if library == DEPRECATED else None
 
 
 def check_parts(index: Mapping[str, Any], name: str, allowed: tuple[str, ...] = ()) -> None:
@@ -4842,6 +4866,15 @@ def is_not_about_num_pixel_levels(record) -> bool:
 
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
 NOT_ANOTHER = (None, False, "discrete")
+# Whose networks are consistency models, or distilled from others.
+DISTILLED = (
+    *("CMStochasticIterativeScheduler", "SCMScheduler"),
+    *("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"),
+)
+WHY_NOT_DISTILLED = (
+    "What a consistency model or another distilled network says is an image where a sampler's path ends, and not the mean of"
+    " all that a denoiser predicts: no bound is known of it."
+)
 
 
 def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMScheduler:
@@ -4872,9 +4905,10 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
         if not compatible or "beta_schedule" not in config or others:
+            distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(
                 "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
-                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
+                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}.{f' {WHY_NOT_DISTILLED}' * distilled}"
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]
