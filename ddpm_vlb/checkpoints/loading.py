@@ -305,8 +305,8 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
         read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
         logger.warning(
-            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
-            f" {read.config.num_train_timesteps} noise levels that a {process.name} network amounts to."
+            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
+            f" {read.config.num_train_timesteps} noise levels that a network of {process.name} amounts to."
         )
         return read
     if not isinstance(scheduler, DDPMScheduler):
@@ -322,8 +322,8 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
             del config["variance_type"]
         upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
         logger.warning(
-            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
-            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
+            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the"
+            f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
         )
         return upgraded
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".

@@ -18,7 +18,8 @@ A prompt with more tokens than that is refused, of which the pipelines would dro
 import inspect
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ def _load(text: TextParts, name: str) -> tuple[Any, Any]:
         if cls not in known:
             raise ValueError(f"`prompt` must go with a {part} that is a {' or a '.join(known)}, got {name!r} with a {cls}.")
     encoder_class, tokenizer_class = (getattr(transformers, cls) for cls in text.classes)
-    with reading(name):
+    with reading(name), _without_bar(transformers.logging):
         encoder, told = encoder_class.from_pretrained(
             text.folder / TEXT_PARTS[0], local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
@@ -144,6 +145,18 @@ def _load(text: TextParts, name: str) -> tuple[Any, Any]:
             f" {name!r} without {', '.join(missing[:3])} ({len(missing)} missing)."
         )
     return encoder.eval(), tokenizer
+
+
+@contextmanager
+def _without_bar(logging: Any) -> Iterator[None]:
+    r"""No bar of transformers' while it loads."""
+    shown_before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown_before:
+            logging.enable_progress_bar()
 
 
 def keep_text(text: TextParts | None, folder: Path) -> None:

@@ -4897,8 +4897,8 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
         read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
         logger.warning(
-            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
-            f" {read.config.num_train_timesteps} noise levels that a {process.name} network amounts to."
+            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
+            f" {read.config.num_train_timesteps} noise levels that a network of {process.name} amounts to."
         )
         return read
     if not isinstance(scheduler, DDPMScheduler):
@@ -4914,8 +4914,8 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
             del config["variance_type"]
         upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
         logger.warning(
-            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
-            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
+            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the"
+            f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
         )
         return upgraded
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
@@ -5074,7 +5074,7 @@ def _load(text: TextParts, name: str) -> tuple[Any, Any]:
         if cls not in known:
             raise ValueError(f"`prompt` must go with a {part} that is a {' or a '.join(known)}, got {name!r} with a {cls}.")
     encoder_class, tokenizer_class = (getattr(transformers, cls) for cls in text.classes)
-    with reading(name):
+    with reading(name), _without_bar(transformers.logging):
         encoder, told = encoder_class.from_pretrained(
             text.folder / TEXT_PARTS[0], local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
@@ -5086,6 +5086,18 @@ def _load(text: TextParts, name: str) -> tuple[Any, Any]:
             f" {name!r} without {', '.join(missing[:3])} ({len(missing)} missing)."
         )
     return encoder.eval(), tokenizer
+
+
+@contextmanager
+def _without_bar(logging: Any) -> Iterator[None]:
+    r"""No bar of transformers' while it loads."""
+    shown_before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown_before:
+            logging.enable_progress_bar()
 
 
 def keep_text(text: TextParts | None, folder: Path) -> None:
