@@ -128,6 +128,12 @@ def test_a_ddpm_and_a_flow_are_compared_on_the_same_levels(data, tmp_path, monke
     error = found["monte_carlo_error"] + difference.std().item() / 50**0.5
     assert abs(found["difference"]) > 10 * error
     assert abs(found["difference"] - difference.mean().item()) < 5 * error
+    # Only one of them is given something.
+    DDPMPipeline(tiny_condition(), DDPMScheduler(20)).save_pretrained("prompted")
+    save_file({"encoder_hidden_states": torch.randn(1, 3, 6, generator=generator(3))}, "prompt.safetensors")
+    assert main([*command[:2], "prompted", *command[3:], "--network-kwargs-b=prompt.safetensors"]) == 0, capsys.readouterr().err
+    models = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    assert [model["condition_sha256"] is None for model in models] == [True, False]
     # And of any other levels.
     DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler()).save_pretrained("line")
     assert main([*command[:2], "line", *command[3:]]) == 0, capsys.readouterr().err

@@ -101,9 +101,11 @@ def test_a_transformer_of_pixels_is_scored(transformer, tmp_path, hub, client):
     # For diffusers it is the same network and scheduler.
     stock = DiffusionPipeline.from_pretrained(tmp_path / "own")
     assert type(stock.unet) is DiTTransformer2DModel and stock.scheduler.config.variance_type == "learned_range"
-    # From the Hub, too.
+    # To the Hub and from it, too.
     (tmp_path / "model_index.json").rename(transformer / "model_index.json")
     upload(hub, "others/dit", transformer)
+    pushed = "from ddpm_vlb.cli import main; result = main(['push', folder, 'me/dit'])"
+    assert client.run(pushed, folder=str(transformer)) == 0 and "unet/config.json" in hub.repositories["me/dit"].files
     kind = "result = type(VLBDDPMPipeline.from_pretrained('others/dit').unet).__name__"
     assert client.run(f"from ddpm_vlb import VLBDDPMPipeline; {kind}") == "DiTTransformer2DModel"
 

@@ -93,7 +93,7 @@ def test_a_text_encoder_of_clip_reads_prompts_of_classes(images, tmp_path):
     assert torch.allclose(alone[1:], out.bits_per_dim[1:], rtol=1e-6) and not torch.allclose(alone[0], out.bits_per_dim[0])
 
 
-def test_a_saved_model_keeps_its_text_encoder(images, tmp_path, hub, client):
+def test_a_saved_model_keeps_its_text_encoder(images, tmp_path, hub, client, stranger):
     deep_floyd(tmp_path / "floyd")
     pipe = quiet(VLBDDPMPipeline.from_pretrained(tmp_path / "floyd", prompt="a cat"))
     out = pipe.evaluate_nll(images, generator=generator())
@@ -116,6 +116,10 @@ def test_a_saved_model_keeps_its_text_encoder(images, tmp_path, hub, client):
     assert not any("text_encoder/model" in path for _, path, _, _ in hub.requests)
     states = client.run(f"{load}result = pipe.network_kwargs['encoder_hidden_states'].tolist()", prompt="a cat")
     assert torch.equal(torch.tensor(states), pipe.network_kwargs["encoder_hidden_states"])
+    # Whoever does not have the package gets the pipeline by its remote code.
+    remote = "from diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained("
+    remote += "'me/floyd', custom_pipeline='me/floyd', trust_remote_code=True)\nresult = type(pipe).__name__"
+    assert stranger.run(remote) == "VLBDDPMPipeline"
     assert not any(
         str(tmp_path).encode() in content for content in pipeline_files(tmp_path / "own").values() if isinstance(content, bytes)
     )

@@ -161,7 +161,9 @@ def _without_bar(logging: Any) -> Iterator[None]:
 
 def keep_text(text: TextParts | None, folder: Path) -> None:
     r"""Copy a text encoder and its tokenizer, as they are, into a folder that a pipeline is saved to."""
-    for part in TEXT_PARTS if text is not None else ():
+    if text is None:
+        return
+    for part in TEXT_PARTS:
         place = folder / part
         place.mkdir()
         for path in sorted((text.folder / part).iterdir()):

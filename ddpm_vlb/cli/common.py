@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SAMPLES = "samples.png"
 
 
-def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str | None = None, device=None):
+def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str | None = None, device=None, suffix: str = ""):
     r"""The pipeline of a checkpoint, and, where its network is to be in half precision, the one in float32."""
     import copy
 
@@ -35,7 +35,7 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
-    how = {"dtype": torch.float32, **given_to_network(arguments), **of_revision}
+    how = {"dtype": torch.float32, **given_to_network(arguments, suffix), **of_revision}
     pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, **how).to(device), None
     if dtype != torch.float32:
         # Not diffusers' own `to`, which warns of modules that are to stay in float32 though there are none.
@@ -48,15 +48,16 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
     return pipe, float32_unet
 
 
-def given_to_network(arguments: argparse.Namespace) -> dict:
-    r"""Of `from_pretrained`'s arguments, what the network is given besides; `ValueError` for what is no file of tensors."""
-    if arguments.prompt is not None and arguments.network_kwargs is not None:
-        raise ValueError(
-            f"Only one of `prompt` and `network_kwargs` may be given, got {arguments.prompt} and {arguments.network_kwargs!r}."
-        )
-    file = arguments.network_kwargs
+def given_to_network(arguments: argparse.Namespace, suffix: str = "") -> dict:
+    r"""Of `from_pretrained`'s arguments, what the network is given besides, or of two the one whose flags end in `suffix`;
+    `ValueError` for what is no file of tensors."""
+    names = ("prompt", "network_kwargs")
+    own = [getattr(arguments, f"{name}{suffix}", None) for name in names]
+    prompt, file = [getattr(arguments, name) for name in names] if own == [None, None] else own
+    if prompt is not None and file is not None:
+        raise ValueError(f"Only one of `prompt` and `network_kwargs` may be given, got {prompt} and {file!r}.")
     if file is None:
-        return {} if arguments.prompt is None else {"prompt": arguments.prompt}
+        return {} if prompt is None else {"prompt": prompt}
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -10,6 +10,7 @@ from .common import data_settings, hold, journal_beside, labels_for, load_pipeli
 from .options import (
     DEFAULT,
     add_data_options,
+    add_network_kwargs_option,
     add_network_options,
     add_restart_option,
     add_stopping_options,
@@ -43,6 +44,7 @@ def add(commands) -> argparse.ArgumentParser:
         of = name.upper()
         parser.add_argument(f"--num-inference-steps-{name}", type=int, metavar="K", help=f"of {of} (default: all steps)")
         parser.add_argument(f"--class-label-{name}", type=int, metavar="CLASS", help=f"of all images, for {of}")
+        add_network_kwargs_option(parser, f"-{name}", f"of {of} alone: ")
         parser.add_argument(f"--revision-{name}", help=f"branch, tag or commit of {of} on the Hub")
     add_network_options(parser)
     add_restart_option(parser)
@@ -68,7 +70,8 @@ def compare_checkpoints(arguments: argparse.Namespace, output: Path, checkpoints
 
     names = [name for name, _ in checkpoints]
     workers, data = open_data(arguments)
-    pipes, float32_unets = zip(*(load_pipeline(arguments, *checkpoint, workers.device) for checkpoint in checkpoints))
+    loaded = (load_pipeline(arguments, *one, workers.device, of) for one, of in zip(checkpoints, ("_a", "_b")))
+    pipes, float32_unets = zip(*loaded)
     for pipe in pipes:
         set_levels(pipe, arguments.num_pixel_levels)
         images = on_grid(data, pipe, arguments.quantize)

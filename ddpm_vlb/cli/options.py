@@ -102,18 +102,18 @@ def add_network_options(parser) -> None:
     add_network_kwargs_option(parser)
 
 
-def add_network_kwargs_option(parser) -> None:
+def add_network_kwargs_option(parser, suffix: str = "", of: str = "") -> None:
     r"""What the network is given besides: `given_to_network` reads it."""
     parser.add_argument(
-        "--network-kwargs",
+        f"--network-kwargs{suffix}",
         metavar="FILE",
-        help="safetensors with what the network is given besides, such as encoder_hidden_states; a row for each class",
+        help=f"{of}safetensors with what the network is given besides, such as encoder_hidden_states; a row for each class",
     )
     parser.add_argument(
-        "--prompt",
+        f"--prompt{suffix}",
         action="append",
         metavar="TEXT",
-        help="what the images show, through the checkpoint's text encoder; once for each class, where there are several",
+        help=f"{of}what the images show, through the checkpoint's text encoder; once for each class, where there are several",
     )
 
 

@@ -37,7 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = Path(arguments.folder)
     check_repository(arguments.repository)
-    pipeline_files(folder)
+    if (folder / "transformer" / "config.json").is_file():  # as another pipeline saved it
+        for path in folder.rglob("*"):
+            if not path.is_dir():
+                check_no_link(path, folder)
+    else:
+        pipeline_files(folder)
     for name in ("report.json", SAMPLES, EVAL_RESULTS):
         check_no_link(folder / name, folder)
     report = read_report(folder / "report.json") if (folder / "report.json").exists() else None

@@ -5102,7 +5102,9 @@ def _without_bar(logging: Any) -> Iterator[None]:
 
 def keep_text(text: TextParts | None, folder: Path) -> None:
     r"""Copy a text encoder and its tokenizer, as they are, into a folder that a pipeline is saved to."""
-    for part in TEXT_PARTS if text is not None else ():
+    if text is None:
+        return
+    for part in TEXT_PARTS:
         place = folder / part
         place.mkdir()
         for path in sorted((text.folder / part).iterdir()):
@@ -6853,9 +6855,9 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
         if len(value["indices"]) > 1:
             return None
         value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
-    if isinstance(value, list):  # a flag for each
-        return [word for one in value for word in (flag, str(one))]
-    return [] if value is None or flag is None else [flag, str(value)]
+    if value is None or flag is None:
+        return []
+    return [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
 
 
 def check_card(text: str, report: Mapping[str, Any]) -> None:
