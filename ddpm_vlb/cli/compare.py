@@ -31,8 +31,7 @@ def add(commands) -> argparse.ArgumentParser:
         " with --restart.",
         examples=(
             "runs/quickstart/pipeline spaces_demo/checkpoints/ddpm-vlb-digits --dataset digits",
-            "runs/digits/pipeline runs/digits/pipeline --dataset digits --num-inference-steps-b 50",
-            "runs/flow/calibrated runs/quickstart/pipeline --dataset digits",
+            "runs/flow/calibrated runs/quickstart/pipeline --dataset digits --num-inference-steps-b 50",
             "runs/photos/pipeline google/ddpm-ema-church-256 --dataset photos --resize 256 --center-crop 256",
         ),
     )

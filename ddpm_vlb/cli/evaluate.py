@@ -52,8 +52,7 @@ def add(commands) -> argparse.ArgumentParser:
         " settings. What was stopped goes on where the same command is given again, or begins anew with --restart.",
         examples=(
             "runs/quickstart/pipeline --dataset digits --plot terms.png",
-            "google/ddpm-ema-church-256 --dataset photos --resize 256 --center-crop 256 --target-se 0.002",
-            'runs/floyd --dataset photos --resize 64 --center-crop 64 --prompt "a photo of a cat"',
+            'runs/floyd --dataset photos --resize 64 --center-crop 64 --prompt "a photo of a cat" --target-se 0.002',
             "runs/quickstart/pipeline --dataset digits --method iw --k 64 --max-images 16 --image-seed 0 --scores scores.csv",
         ),
     )
