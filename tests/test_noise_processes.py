@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from analytic import gaussian_bound_and_nll
 from diffusers import (
     AutoencoderKL,
     DDPMPipeline,
@@ -143,6 +144,34 @@ def test_on_the_same_levels_a_network_has_one_bound(kind, scheduler, levels):
         for each in (ddpm("epsilon"), pipe)
     ]
     assert torch.allclose(sampled[0].bits_per_dim, sampled[1].bits_per_dim, rtol=1e-8)
+
+
+class Optimal:
+    r"""The best denoiser of pixels x ~ N(0.2, 0.5^2), in place of `Base`'s: what y = x + sigma eps says of x."""
+
+    def image(self, x_t, sigma):
+        wide = sigma.reshape(-1, 1, 1, 1)
+        y = x_t * torch.sqrt(1 + wide**2)
+        return 0.2 + 0.25 / (0.25 + wide**2) * (y - 0.2)
+
+    def noise(self, x_t, sigma):
+        wide = sigma.reshape(-1, 1, 1, 1)
+        return (x_t * torch.sqrt(1 + wide**2) - self.image(x_t, sigma)) / wide
+
+
+@pytest.mark.parametrize(("kind", "scheduler"), PROCESSES, ids=IDS)
+def test_gaussian_data_has_the_known_bound(kind, scheduler):
+    level = 180
+    terms, prior, nll = gaussian_bound_and_nll(2 * level / 255 - 1, BETAS, range(12))
+    pipe = other(type(f"Optimal{kind.__name__}", (Optimal, kind), {}), scheduler)
+    out = pipe.evaluate_nll(torch.full((200, 2, 4, 4), level, dtype=torch.uint8), batch_size=200, generator=generator())
+    bits = 1 / math.log(2)
+    assert torch.allclose(out.prior, torch.tensor(prior * bits, dtype=torch.float64), rtol=1e-9)
+    for got, expected in zip([out.decoder, *out.transitions.unbind(1)], terms * bits):
+        assert abs(got.mean().item() - expected) < 5 * got.std().item() / 200**0.5 + 1e-9
+    error = out.bits_per_dim.std().item() / 200**0.5
+    assert abs(out.bits_per_dim.mean().item() - (terms.sum() + prior) * bits) < 5 * error
+    assert out.bits_per_dim.mean().item() > nll * bits - 5 * error
 
 
 @pytest.mark.parametrize(("kind", "scheduler"), PROCESSES[::2], ids=IDS[::2])
