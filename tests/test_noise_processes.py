@@ -402,6 +402,23 @@ def test_conditions_that_do_not_fit_are_refused(pictures, network_kwargs, messag
         pipe.evaluate_nll(pictures)
 
 
+def test_conditions_that_are_given_in_a_dictionary(pictures):
+    how = dict(addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=14)
+    unet, states = tiny_condition(**how), torch.randn(1, 5, 6, generator=generator(3))
+    added = {"text_embeds": torch.randn(1, 6, generator=generator(4)), "time_ids": torch.tensor([[8.0, 8.0]])}
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(6), network_kwargs={"encoder_hidden_states": states, **added}))
+    assert torch.isfinite(pipe.evaluate_nll(pictures, generator=generator()).bits_per_dim).all()
+    x = torch.randn(3, 1, 8, 8, generator=generator(5))
+    with torch.no_grad():
+        rows = {name: value.expand(3, -1) for name, value in added.items()}
+        said = unet(x, 2, states.expand(3, -1, -1), added_cond_kwargs=rows).sample
+        assert torch.equal(pipe.network(x, 2), said)
+    for name in added:
+        less = {key: value for key, value in added.items() if key != name} | {"encoder_hidden_states": states}
+        with pytest.raises(ValueError, match=f"`network_kwargs` must hold '{name}' .* addition_embed_type='text_time'"):
+            VLBDDPMPipeline(unet, VLBDDPMScheduler(6), network_kwargs=less).evaluate_nll(pictures)
+
+
 def test_classes_that_are_embedded_from_numbers_or_vectors(pictures):
     for kind, rows in (("timestep", torch.tensor([3.0])), ("identity", torch.randn(1, 16, generator=generator(1)))):
         unet = tiny_unet(1, class_embed_type=kind)

@@ -95,6 +95,18 @@ class DiTNetwork(Network):
         return self.module(samples, timesteps.expand(len(samples)), **self.given(samples, class_labels)).sample
 
 
+# What `UNet2DConditionModel` takes in `added_cond_kwargs`, by what asks for it.
+ADDED = {
+    "addition_embed_type": {
+        "text_image": ("image_embeds",),
+        "text_time": ("text_embeds", "time_ids"),
+        "image": ("image_embeds",),
+        "image_hint": ("image_embeds", "hint"),
+    },
+    "encoder_hid_dim_type": {"text_image_proj": ("image_embeds",), "image_proj": ("image_embeds",)},
+}
+
+
 class ConditionNetwork(UNetNetwork):
     r"""diffusers' `UNet2DConditionModel`, in pixel space: what it is given is `encoder_hidden_states`, and what else its
     configuration asks for (`Network.with_conditions`)."""
@@ -111,6 +123,20 @@ class ConditionNetwork(UNetNetwork):
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
         words += ", or be made of a `prompt` where the checkpoint has a text encoder"
         self.needs = {**self.needs, "encoder_hidden_states": words}
+        self._added: tuple[str, ...] = ()
+        for key, kinds in ADDED.items():
+            for name in kinds.get(getattr(config, key), ()):
+                self._added += (name,)
+                self.needs[name] = (
+                    f"as {key}={getattr(config, key)!r} asks for in `added_cond_kwargs`, a row for each condition"
+                )
+
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
+        r"""As `Network.given`."""
+        arguments: dict[str, Any] = super().given(samples, class_labels)
+        if self._added:
+            arguments["added_cond_kwargs"] = {name: arguments.pop(name) for name in dict.fromkeys(self._added)}
+        return arguments
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> Network:
         r"""As `Network.with_conditions`."""

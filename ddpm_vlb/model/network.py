@@ -121,7 +121,7 @@ class Network:
         known = inspect.signature(self.module.forward).parameters if conditions else {}
         counts = set()
         for name, rows in conditions.items():
-            if name not in known:
+            if name not in known and name not in self.needs:
                 raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
             if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
                 raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
@@ -138,7 +138,7 @@ class Network:
         self.num_classes = count if count > 1 else self.num_classes
         return self
 
-    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
         r"""What the module is given besides samples and timesteps, on its device."""
         if not self.conditions:
             return {} if class_labels is None else {"class_labels": class_labels}

@@ -722,7 +722,7 @@ class Network:
         known = inspect.signature(self.module.forward).parameters if conditions else {}
         counts = set()
         for name, rows in conditions.items():
-            if name not in known:
+            if name not in known and name not in self.needs:
                 raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
             if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
                 raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
@@ -739,7 +739,7 @@ class Network:
         self.num_classes = count if count > 1 else self.num_classes
         return self
 
-    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
         r"""What the module is given besides samples and timesteps, on its device."""
         if not self.conditions:
             return {} if class_labels is None else {"class_labels": class_labels}
@@ -1040,6 +1040,18 @@ class DiTNetwork(Network):
         return self.module(samples, timesteps.expand(len(samples)), **self.given(samples, class_labels)).sample
 
 
+# What `UNet2DConditionModel` takes in `added_cond_kwargs`, by what asks for it.
+ADDED = {
+    "addition_embed_type": {
+        "text_image": ("image_embeds",),
+        "text_time": ("text_embeds", "time_ids"),
+        "image": ("image_embeds",),
+        "image_hint": ("image_embeds", "hint"),
+    },
+    "encoder_hid_dim_type": {"text_image_proj": ("image_embeds",), "image_proj": ("image_embeds",)},
+}
+
+
 class ConditionNetwork(UNetNetwork):
     r"""diffusers' `UNet2DConditionModel`, in pixel space: what it is given is `encoder_hidden_states`, and what else its
     configuration asks for (`Network.with_conditions`)."""
@@ -1056,6 +1068,20 @@ class ConditionNetwork(UNetNetwork):
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
         words += ", or be made of a `prompt` where the checkpoint has a text encoder"
         self.needs = {**self.needs, "encoder_hidden_states": words}
+        self._added: tuple[str, ...] = ()
+        for key, kinds in ADDED.items():
+            for name in kinds.get(getattr(config, key), ()):
+                self._added += (name,)
+                self.needs[name] = (
+                    f"as {key}={getattr(config, key)!r} asks for in `added_cond_kwargs`, a row for each condition"
+                )
+
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
+        r"""As `Network.given`."""
+        arguments: dict[str, Any] = super().given(samples, class_labels)
+        if self._added:
+            arguments["added_cond_kwargs"] = {name: arguments.pop(name) for name in dict.fromkeys(self._added)}
+        return arguments
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> Network:
         r"""As `Network.with_conditions`."""
