@@ -108,6 +108,11 @@ def test_networks_that_are_conditional_on_another_picture(images, tmp_path, caps
         pipe.save_pretrained(tmp_path / kind)
         assert main(["evaluate", str(tmp_path / kind), "--dataset", "digits", "--output", str(tmp_path / "r.json")]) == 2
         assert "conditional on another picture" in capsys.readouterr().err
+    # As many channels out as in, of which half would be the noise and half its variance.
+    scheduler = VLBDDPMScheduler(20, num_pixel_levels=17, variance_type="learned_range")
+    for way in every_way(never_asked(quiet(VLBDDPMPipeline(tiny_unet(2), scheduler))), images):
+        with pytest.raises(ValueError, match="got 2. It learns no variances, or is conditional on another picture"):
+            way()
 
 
 def test_networks_that_are_distilled(images):

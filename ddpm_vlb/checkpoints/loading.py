@@ -29,6 +29,7 @@ from ..checks import shown
 from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
 from ..model.kinds import DEFAULT_MODULE, known_module_class
 from ..model.network import Network
+from ..model.stepping import variance_of
 from ..noise_processes import as_ddpm, process_named
 from ..parametrizations import KEPT_UNDER
 from ..progress import can_be_redrawn
@@ -339,10 +340,13 @@ def own_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
-    r"""Raise `ValueError` unless the pipeline can sample with the scheduler that was put in the place of its own: one whose
-    steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances, and nothing asked for that only a
-    `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
+    r"""Raise `ValueError` unless the pipeline can sample with its scheduler: the network says the variances that it asks for;
+    or, put in the place of its own, its steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances,
+    and nothing asked for that only a `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
     if isinstance(scheduler, VLBDDPMScheduler):
+        variance_type = scheduler.config.variance_type
+        if variance_of(variance_type).is_learned and network.out_channels == network.channels:
+            network.check_out_channels(True, variance_type)
         return
     name = type(scheduler).__name__
     for argument, given in own.items():

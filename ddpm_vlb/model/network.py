@@ -261,9 +261,11 @@ class Network:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
         expected = self.channels * (2 if learns_variance else 1)
         if self.out_channels not in (None, expected):
+            as_many = learns_variance and self.out_channels == self.channels  # DeepFloyd IF's, of larger pictures
+            hint = " It learns no variances, or is conditional on another picture." if as_many else ""
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
-                f" variance_type={variance_type!r}, got {self.out_channels}."
+                f" variance_type={variance_type!r}, got {self.out_channels}.{hint}"
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.conditions, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.conditions, model.network, model.kinds, parametrizations, error_model, gaussians, forward_process, reverse_process, model.stepping, noise_processes, progress, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -862,9 +862,11 @@ class Network:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
         expected = self.channels * (2 if learns_variance else 1)
         if self.out_channels not in (None, expected):
+            as_many = learns_variance and self.out_channels == self.channels  # DeepFloyd IF's, of larger pictures
+            hint = " It learns no variances, or is conditional on another picture." if as_many else ""
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
-                f" variance_type={variance_type!r}, got {self.out_channels}."
+                f" variance_type={variance_type!r}, got {self.out_channels}.{hint}"
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
@@ -1330,335 +1332,90 @@ def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
     return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
 
 
-# ---- ddpm_vlb/noise_processes.py ----
+# ---- ddpm_vlb/error_model.py ----
 
-r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
+r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
 
-Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
+A step from t to s that takes :math:`\hat x` for x is off by :math:`c (x - \hat x)`, c the coefficient of the image in the
+posterior mean. With :math:`r^2 = (x - \hat x)^2` and :math:`\Delta = c^2 / \tilde\beta = \mathrm{SNR}(s) - \mathrm{SNR}(t)`,
+its expected KL is least for
 
-.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
+.. math:: \sigma^2 = \tilde\beta + c^2 e, \qquad e = E[r^2 | x_t],                                                   (1)
 
-is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
-the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
-the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
+in every pixel, where it is
 
-.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
-    c_\mathrm{noise}(\sigma)) .
+.. math:: L(\Delta) = \tfrac12 \left[ \log(1 + \Delta e) + \Delta \frac{r^2 - e}{1 + \Delta e} \right].              (2)
 
-=======================  ==================================================================================================
-process                  :math:`\sigma` and the network
-=======================  ==================================================================================================
-`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
-                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
-`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
-                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
-                         \sigma_d^2}}` (minus with `v_prediction`)
-`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
-                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
-                         :math:`\hat x = y + 2 \sigma'^2 F`
-=======================  ==================================================================================================
+(With one number for all pixels this is the optimal variance of Analytic-DPM, Bao et al. 2022.) The step's length comes in by
+:math:`\Delta` alone: a network that was looked at once at t is known for the steps from t to any s.
 
-**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
-line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
-decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
-variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
-scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
+**The model of e**, with three numbers for each timestep, none of them negative:
+
+.. math:: e = a_t + b_t\, (1 - \hat x^2)_+ + g_t\, \hat e .                                                          (3)
+
+- :math:`1 - \hat x^2` is the most that the variance of a number in [-1, 1] with mean :math:`\hat x` can be (Bhatia & Davis
+  2000). A pixel that is predicted black or white is nearly sure; a grey one may still become either.
+- :math:`\hat e` is what a network with learned variances says: (1) solved for e at the step that it was trained for, from t to
+  t - 1. It is carried to steps of any length that way, where interpolating between the bounds of that step says little.
+
+What went before is in it: `fixed_small` is a = b = g = 0; `fixed_large` is :math:`a = 1 - \bar\alpha_t`, for all steps alike
+(:math:`\beta - \tilde\beta = c^2 (1 - \bar\alpha_t)`); learned variances on the chain of all steps are g = 1.
+
+**The decoder** spreads its mass over the grid of levels with the variance (3) too, with numbers of its own, so that decoding
+may start at any noise level.
 """
 
 
 
 
-NUM_LEVELS = 1000
-
-
-class Preconditioning(NamedTuple):
-    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
-
-    scale: torch.Tensor  # c_in
-    shift: float  # c_shift
-    noise: torch.Tensor  # c_noise
-    skip: torch.Tensor
-    out: torch.Tensor
-
-
-@dataclass(frozen=True)
-class NoiseProcess:
-    r"""A process that networks are trained for.
+@dataclass(frozen=True, eq=False)
+class ErrorModel:
+    r"""The numbers of (3), float64 of shape `(T,)`, for the reverse steps and for the decoder.
 
     Args:
-        name: in words of the field, as reports have it.
-        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
-            known, which loads it).
-        needed: what their configuration must say, positive numbers.
-        precondition: from :math:`\sigma`, float64, and the configuration.
-        ends: lowest and highest :math:`\sigma` of the configuration.
-        rule: raises `ValueError` for a configuration that cannot be scored.
+        offsets, gains, learned_gains: a, b and g.
+        decoder_offsets, decoder_gains, decoder_learned_gains: those of the decoder's variance, where it starts at t.
     """
 
-    name: str
-    schedulers: dict[str, str]
-    needed: tuple[str, ...]
-    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
-    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
-    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
+    offsets: torch.Tensor
+    gains: torch.Tensor
+    learned_gains: torch.Tensor
+    decoder_offsets: torch.Tensor
+    decoder_gains: torch.Tensor
+    decoder_learned_gains: torch.Tensor
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        r"""Raise `ValueError` for a configuration that no levels can be made of."""
-        for name in self.needed:
-            if not is_number(config.get(name)) or config[name] <= 0:
-                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
-        self.rule(config)
-        low, high = self.ends(config)
-        if not 0 < low < high:
-            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
-
-
-def _flow(sigma, config):
-    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
-    scale = root / (1 + sigma)
-    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
+    def __post_init__(self):
+        for name, values in vars(self).items():
+            if not (bool(torch.isfinite(values).all()) and bool((values >= 0).all())):
+                raise ValueError(f"`{name}` must be finite and not negative, got {values.tolist()}.")
+            if values.shape != self.offsets.shape:
+                raise ValueError(f"`{name}` must have the shape {tuple(self.offsets.shape)}, got {tuple(values.shape)}.")
+        if not bool((self.decoder_offsets > 0).all()):
+            raise ValueError("`decoder_offsets` must be positive: a decoder without spread calls some images impossible.")
 
 
-def _check_flow(config):
-    if config.get("invert_sigmas"):
-        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
-        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
-    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
-        steps = config["num_train_timesteps"]
-        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
+def features_of(pred_original_sample: torch.Tensor, learned_errors: torch.Tensor | None) -> torch.Tensor:
+    r"""What (3) is linear in: 1, :math:`(1 - \hat x^2)_+` and, where there is one, :math:`\hat e`; `(F, *)` for shape `*`."""
+    x = pred_original_sample
+    parts = [torch.ones_like(x), (1 - x.square()).clamp(min=0.0)]
+    return torch.stack(parts if learned_errors is None else [*parts, learned_errors])
 
 
-def _flow_ends(config):
-    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
-    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
-    return low / (1 - low), high / (1 - high)
-
-
-def _edm(sigma, config):
-    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
-    total = sigma**2 + data**2
-    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
-    inverse = total.rsqrt()
-    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
-
-
-def _check_edm(config):
-    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
-
-
-def _exploding(sigma, config):
-    root = torch.sqrt(1 + sigma**2)
-    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
-
-
-def _exploding_ends(config):
-    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
-    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
-    return width * config["sigma_min"], width * config["sigma_max"]
-
-
-NOISE_PROCESSES = (
-    NoiseProcess(
-        "flow_matching",
-        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
-        ("num_train_timesteps", "shift"),
-        _flow,
-        _flow_ends,
-        _check_flow,
-    ),
-    NoiseProcess(
-        "edm",
-        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
-        ("sigma_min", "sigma_max", "sigma_data"),
-        _edm,
-        lambda config: (config["sigma_min"], config["sigma_max"]),
-        _check_edm,
-    ),
-    NoiseProcess(
-        "variance_exploding",
-        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
-        ("sigma_min", "sigma_max"),
-        _exploding,
-        _exploding_ends,
-    ),
-)
-
-
-def process_named(scheduler: Any) -> NoiseProcess | None:
-    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
-    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
-
-
-def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
-    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
-    name = "DDPMScheduler" if config is None else str(config["_class_name"])
-    process = process_named(name)
-    return "DDPMPipeline" if process is None else process.schedulers[name], name
-
-
-def describe_process(config: Mapping[str, Any] | None) -> str | None:
-    r"""In words, what a network was trained for; `None` of a DDPM's."""
-    process = None if config is None else process_named(config.get("_class_name"))
-    if process is None or config is None:
-        return None
-    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
-    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
-
-
-def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
-    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
-    halves the SNR; float64 `(num_levels,)`."""
-    top, bottom = -2 * math.log(high), -2 * math.log(low)
-    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
-    log_alphas = -np.logaddexp(0.0, -log_snr)
-    return -np.expm1(np.diff(log_alphas, prepend=0.0))
-
-
-def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
-    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
+def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
+    r"""(2), the mean over pixels.
 
     Args:
-        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
-        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
+        errors, squared_errors: e and :math:`r^2`, `(N, D)`.
+        deltas: :math:`\Delta`, `(R,)`.
 
-    Raises:
-        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
+    Returns:
+        Nats per dimension, `(N, R)`.
     """
-    if process_named(config.get("_class_name")) is None:
-        _check_named(config)
-        return config
-    kept = config.get(KEPT_UNDER)
-    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
-    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
-    return {
-        "num_train_timesteps": num_levels,
-        "trained_betas": line_betas(original, num_levels),
-        "prediction_type": "sample",
-        "variance_type": "fixed_small",
-        "clip_sample": False,
-        "timestep_spacing": "linspace",
-        "num_pixel_levels": config.get("num_pixel_levels", 256),
-        **own,
-        "noise_process": original,
-    }
-
-
-def _check_named(config: Mapping[str, Any]) -> None:
-    # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
-    strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
-    if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
-        raise ValueError(
-            f"`config` must say of which class it is, in `_class_name`, to be another's than a DDPM's, got {strange[0]} ="
-            f" {shown(config[strange[0]])} alone. `ddpm_vlb.upgrade_scheduler` takes the scheduler itself."
-        )
-
-
-def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
-    in it what is ours, without betas that can be made again."""
-    kept = json.loads(own)
-    if are_of_line(kept):
-        del kept["trained_betas"]
-    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
-
-
-def are_of_line(config: Mapping[str, Any]) -> bool:
-    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
-    process, betas = config.get("noise_process"), config.get("trained_betas")
-    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
-
-
-def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
-    r"""`level_betas` of a scheduler's ends, as a list."""
-    process = process_named(config.get("_class_name"))
-    if process is None:
-        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
-    process.check(config)
-    num_levels = check_count("num_levels", num_levels)
-    low, high = process.ends(config)
-    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
-        raise ValueError(
-            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
-            f" from {low:g} to {high:g}."
-        )
-    return level_betas(low, high, num_levels).tolist()
-
-
-# ---- ddpm_vlb/progress.py ----
-
-r"""How far a computation is: a bar in a terminal or a notebook, and elsewhere, as in a pipe or a file, a line now and then."""
-
-
-
-SECONDS = 10.0  # between two lines; later on a tenth of the time that has gone by
-
-
-def can_be_redrawn() -> bool:
-    r"""Whether what stands on stderr can be drawn over: in a terminal, and in a notebook's cell."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    notebook = shell is not None and "IPKernelApp" in shell.config
-    return notebook or sys.stderr.isatty()
-
-
-def progress_bar(total: int | None = None, *, disable: bool = False, **options: Any) -> Any:
-    r"""A `tqdm` bar, or `Lines`.
-
-    Args:
-        total: of the work, where it is known.
-        disable: nothing at all.
-        options: of `tqdm`; `Lines` knows some of them.
-    """
-    if disable or can_be_redrawn():
-        return tqdm(total=total, disable=disable, **options)
-    return Lines(total, **options)
-
-
-class Lines:
-    r"""What of `tqdm` is used here, as lines on stderr. What takes no longer than a few seconds prints none.
-
-    Args:
-        total, initial, desc, unit, unit_scale: as `tqdm`.
-        others: of `tqdm`, and of no meaning here.
-    """
-
-    def __init__(
-        self, total: int | None = None, initial: int = 0, desc: str = "", unit: str = "it", unit_scale: bool = False, **others
-    ):
-        self.total, self.n, self._initial = total, initial, initial
-        self._how = {"prefix": desc, "unit": unit, "unit_scale": unit_scale}
-        self._start = self._last = time.monotonic()
-        self._postfix = ""
-
-    def update(self, n: int = 1) -> None:
-        r"""So many more are done."""
-        self.n += n
-        now = time.monotonic()
-        if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
-            self._last = now
-            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
-            line = tqdm.format_meter(
-                self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
-            )
-            print(line.strip(), file=sys.stderr, flush=True)
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        r"""What the next line ends with."""
-        self._postfix = text
-
-    def refresh(self) -> None:
-        r"""Nothing: a line stays as it was printed."""
-
-    def close(self) -> None:
-        r"""Nothing is left to do."""
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
+    costs = []
+    for delta in deltas:
+        scaled = delta * errors
+        costs.append(0.5 * (torch.log1p(scaled) + delta * (squared_errors - errors) / (1 + scaled)).mean(dim=1))
+    return torch.stack(costs, dim=1)
 
 
 # ---- ddpm_vlb/gaussians.py ----
@@ -2184,92 +1941,6 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
     return steps
 
 
-# ---- ddpm_vlb/error_model.py ----
-
-r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
-
-A step from t to s that takes :math:`\hat x` for x is off by :math:`c (x - \hat x)`, c the coefficient of the image in the
-posterior mean. With :math:`r^2 = (x - \hat x)^2` and :math:`\Delta = c^2 / \tilde\beta = \mathrm{SNR}(s) - \mathrm{SNR}(t)`,
-its expected KL is least for
-
-.. math:: \sigma^2 = \tilde\beta + c^2 e, \qquad e = E[r^2 | x_t],                                                   (1)
-
-in every pixel, where it is
-
-.. math:: L(\Delta) = \tfrac12 \left[ \log(1 + \Delta e) + \Delta \frac{r^2 - e}{1 + \Delta e} \right].              (2)
-
-(With one number for all pixels this is the optimal variance of Analytic-DPM, Bao et al. 2022.) The step's length comes in by
-:math:`\Delta` alone: a network that was looked at once at t is known for the steps from t to any s.
-
-**The model of e**, with three numbers for each timestep, none of them negative:
-
-.. math:: e = a_t + b_t\, (1 - \hat x^2)_+ + g_t\, \hat e .                                                          (3)
-
-- :math:`1 - \hat x^2` is the most that the variance of a number in [-1, 1] with mean :math:`\hat x` can be (Bhatia & Davis
-  2000). A pixel that is predicted black or white is nearly sure; a grey one may still become either.
-- :math:`\hat e` is what a network with learned variances says: (1) solved for e at the step that it was trained for, from t to
-  t - 1. It is carried to steps of any length that way, where interpolating between the bounds of that step says little.
-
-What went before is in it: `fixed_small` is a = b = g = 0; `fixed_large` is :math:`a = 1 - \bar\alpha_t`, for all steps alike
-(:math:`\beta - \tilde\beta = c^2 (1 - \bar\alpha_t)`); learned variances on the chain of all steps are g = 1.
-
-**The decoder** spreads its mass over the grid of levels with the variance (3) too, with numbers of its own, so that decoding
-may start at any noise level.
-"""
-
-
-
-
-@dataclass(frozen=True, eq=False)
-class ErrorModel:
-    r"""The numbers of (3), float64 of shape `(T,)`, for the reverse steps and for the decoder.
-
-    Args:
-        offsets, gains, learned_gains: a, b and g.
-        decoder_offsets, decoder_gains, decoder_learned_gains: those of the decoder's variance, where it starts at t.
-    """
-
-    offsets: torch.Tensor
-    gains: torch.Tensor
-    learned_gains: torch.Tensor
-    decoder_offsets: torch.Tensor
-    decoder_gains: torch.Tensor
-    decoder_learned_gains: torch.Tensor
-
-    def __post_init__(self):
-        for name, values in vars(self).items():
-            if not (bool(torch.isfinite(values).all()) and bool((values >= 0).all())):
-                raise ValueError(f"`{name}` must be finite and not negative, got {values.tolist()}.")
-            if values.shape != self.offsets.shape:
-                raise ValueError(f"`{name}` must have the shape {tuple(self.offsets.shape)}, got {tuple(values.shape)}.")
-        if not bool((self.decoder_offsets > 0).all()):
-            raise ValueError("`decoder_offsets` must be positive: a decoder without spread calls some images impossible.")
-
-
-def features_of(pred_original_sample: torch.Tensor, learned_errors: torch.Tensor | None) -> torch.Tensor:
-    r"""What (3) is linear in: 1, :math:`(1 - \hat x^2)_+` and, where there is one, :math:`\hat e`; `(F, *)` for shape `*`."""
-    x = pred_original_sample
-    parts = [torch.ones_like(x), (1 - x.square()).clamp(min=0.0)]
-    return torch.stack(parts if learned_errors is None else [*parts, learned_errors])
-
-
-def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
-    r"""(2), the mean over pixels.
-
-    Args:
-        errors, squared_errors: e and :math:`r^2`, `(N, D)`.
-        deltas: :math:`\Delta`, `(R,)`.
-
-    Returns:
-        Nats per dimension, `(N, R)`.
-    """
-    costs = []
-    for delta in deltas:
-        scaled = delta * errors
-        costs.append(0.5 * (torch.log1p(scaled) + delta * (squared_errors - errors) / (1 + scaled)).mean(dim=1))
-    return torch.stack(costs, dim=1)
-
-
 # ---- ddpm_vlb/reverse_process.py ----
 
 r"""The reverse process p, the learned Gaussians that turn noise back into an image (Section 3.2, Ho et al. 2020).
@@ -2750,6 +2421,337 @@ def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, pred
         above = row.above(predicted_variance.to(pred_original_sample.dtype), c.trained_log_variance, c.trained_log_beta)
         errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
     return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
+
+
+# ---- ddpm_vlb/noise_processes.py ----
+
+r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
+
+Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
+
+.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
+
+is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
+the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
+the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
+
+.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
+    c_\mathrm{noise}(\sigma)) .
+
+=======================  ==================================================================================================
+process                  :math:`\sigma` and the network
+=======================  ==================================================================================================
+`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
+                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
+`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
+                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
+                         \sigma_d^2}}` (minus with `v_prediction`)
+`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
+                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
+                         :math:`\hat x = y + 2 \sigma'^2 F`
+=======================  ==================================================================================================
+
+**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
+line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
+decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
+variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
+scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
+"""
+
+
+
+
+NUM_LEVELS = 1000
+
+
+class Preconditioning(NamedTuple):
+    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
+
+    scale: torch.Tensor  # c_in
+    shift: float  # c_shift
+    noise: torch.Tensor  # c_noise
+    skip: torch.Tensor
+    out: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    r"""A process that networks are trained for.
+
+    Args:
+        name: in words of the field, as reports have it.
+        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
+            known, which loads it).
+        needed: what their configuration must say, positive numbers.
+        precondition: from :math:`\sigma`, float64, and the configuration.
+        ends: lowest and highest :math:`\sigma` of the configuration.
+        rule: raises `ValueError` for a configuration that cannot be scored.
+    """
+
+    name: str
+    schedulers: dict[str, str]
+    needed: tuple[str, ...]
+    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
+    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
+    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        r"""Raise `ValueError` for a configuration that no levels can be made of."""
+        for name in self.needed:
+            if not is_number(config.get(name)) or config[name] <= 0:
+                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
+        self.rule(config)
+        low, high = self.ends(config)
+        if not 0 < low < high:
+            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
+
+
+def _flow(sigma, config):
+    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
+    scale = root / (1 + sigma)
+    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
+
+
+def _check_flow(config):
+    if config.get("invert_sigmas"):
+        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
+        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
+    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
+        steps = config["num_train_timesteps"]
+        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
+
+
+def _flow_ends(config):
+    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
+    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
+    return low / (1 - low), high / (1 - high)
+
+
+def _edm(sigma, config):
+    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
+    total = sigma**2 + data**2
+    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
+    inverse = total.rsqrt()
+    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
+
+
+def _check_edm(config):
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
+
+
+def _exploding(sigma, config):
+    root = torch.sqrt(1 + sigma**2)
+    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
+
+
+def _exploding_ends(config):
+    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
+    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
+    return width * config["sigma_min"], width * config["sigma_max"]
+
+
+NOISE_PROCESSES = (
+    NoiseProcess(
+        "flow_matching",
+        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+        ("num_train_timesteps", "shift"),
+        _flow,
+        _flow_ends,
+        _check_flow,
+    ),
+    NoiseProcess(
+        "edm",
+        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
+        ("sigma_min", "sigma_max", "sigma_data"),
+        _edm,
+        lambda config: (config["sigma_min"], config["sigma_max"]),
+        _check_edm,
+    ),
+    NoiseProcess(
+        "variance_exploding",
+        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
+        ("sigma_min", "sigma_max"),
+        _exploding,
+        _exploding_ends,
+    ),
+)
+
+
+def process_named(scheduler: Any) -> NoiseProcess | None:
+    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
+    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
+
+
+def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
+    name = "DDPMScheduler" if config is None else str(config["_class_name"])
+    process = process_named(name)
+    return "DDPMPipeline" if process is None else process.schedulers[name], name
+
+
+def describe_process(config: Mapping[str, Any] | None) -> str | None:
+    r"""In words, what a network was trained for; `None` of a DDPM's."""
+    process = None if config is None else process_named(config.get("_class_name"))
+    if process is None or config is None:
+        return None
+    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
+    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
+
+
+def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
+    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
+    halves the SNR; float64 `(num_levels,)`."""
+    top, bottom = -2 * math.log(high), -2 * math.log(low)
+    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
+    log_alphas = -np.logaddexp(0.0, -log_snr)
+    return -np.expm1(np.diff(log_alphas, prepend=0.0))
+
+
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
+    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
+
+    Args:
+        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
+        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
+
+    Raises:
+        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
+    """
+    if process_named(config.get("_class_name")) is None:
+        _check_named(config)
+        return config
+    kept = config.get(KEPT_UNDER)
+    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
+    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
+    return {
+        "num_train_timesteps": num_levels,
+        "trained_betas": line_betas(original, num_levels),
+        "prediction_type": "sample",
+        "variance_type": "fixed_small",
+        "clip_sample": False,
+        "timestep_spacing": "linspace",
+        "num_pixel_levels": config.get("num_pixel_levels", 256),
+        **own,
+        "noise_process": original,
+    }
+
+
+def _check_named(config: Mapping[str, Any]) -> None:
+    # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
+    strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
+    if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
+        raise ValueError(
+            f"`config` must say of which class it is, in `_class_name`, to be another's than a DDPM's, got {strange[0]} ="
+            f" {shown(config[strange[0]])} alone. `ddpm_vlb.upgrade_scheduler` takes the scheduler itself."
+        )
+
+
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
+    in it what is ours, without betas that can be made again."""
+    kept = json.loads(own)
+    if are_of_line(kept):
+        del kept["trained_betas"]
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+
+
+def are_of_line(config: Mapping[str, Any]) -> bool:
+    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
+    process, betas = config.get("noise_process"), config.get("trained_betas")
+    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
+
+
+def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
+    r"""`level_betas` of a scheduler's ends, as a list."""
+    process = process_named(config.get("_class_name"))
+    if process is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
+    process.check(config)
+    num_levels = check_count("num_levels", num_levels)
+    low, high = process.ends(config)
+    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
+        raise ValueError(
+            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
+            f" from {low:g} to {high:g}."
+        )
+    return level_betas(low, high, num_levels).tolist()
+
+
+# ---- ddpm_vlb/progress.py ----
+
+r"""How far a computation is: a bar in a terminal or a notebook, and elsewhere, as in a pipe or a file, a line now and then."""
+
+
+
+SECONDS = 10.0  # between two lines; later on a tenth of the time that has gone by
+
+
+def can_be_redrawn() -> bool:
+    r"""Whether what stands on stderr can be drawn over: in a terminal, and in a notebook's cell."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    notebook = shell is not None and "IPKernelApp" in shell.config
+    return notebook or sys.stderr.isatty()
+
+
+def progress_bar(total: int | None = None, *, disable: bool = False, **options: Any) -> Any:
+    r"""A `tqdm` bar, or `Lines`.
+
+    Args:
+        total: of the work, where it is known.
+        disable: nothing at all.
+        options: of `tqdm`; `Lines` knows some of them.
+    """
+    if disable or can_be_redrawn():
+        return tqdm(total=total, disable=disable, **options)
+    return Lines(total, **options)
+
+
+class Lines:
+    r"""What of `tqdm` is used here, as lines on stderr. What takes no longer than a few seconds prints none.
+
+    Args:
+        total, initial, desc, unit, unit_scale: as `tqdm`.
+        others: of `tqdm`, and of no meaning here.
+    """
+
+    def __init__(
+        self, total: int | None = None, initial: int = 0, desc: str = "", unit: str = "it", unit_scale: bool = False, **others
+    ):
+        self.total, self.n, self._initial = total, initial, initial
+        self._how = {"prefix": desc, "unit": unit, "unit_scale": unit_scale}
+        self._start = self._last = time.monotonic()
+        self._postfix = ""
+
+    def update(self, n: int = 1) -> None:
+        r"""So many more are done."""
+        self.n += n
+        now = time.monotonic()
+        if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
+            self._last = now
+            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
+            line = tqdm.format_meter(
+                self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
+            )
+            print(line.strip(), file=sys.stderr, flush=True)
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        r"""What the next line ends with."""
+        self._postfix = text
+
+    def refresh(self) -> None:
+        r"""Nothing: a line stays as it was printed."""
+
+    def close(self) -> None:
+        r"""Nothing is left to do."""
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
 
 # ---- ddpm_vlb/outputs.py ----
@@ -4957,10 +4959,13 @@ def own_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
-    r"""Raise `ValueError` unless the pipeline can sample with the scheduler that was put in the place of its own: one whose
-    steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances, and nothing asked for that only a
-    `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
+    r"""Raise `ValueError` unless the pipeline can sample with its scheduler: the network says the variances that it asks for;
+    or, put in the place of its own, its steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances,
+    and nothing asked for that only a `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
     if isinstance(scheduler, VLBDDPMScheduler):
+        variance_type = scheduler.config.variance_type
+        if variance_of(variance_type).is_learned and network.out_channels == network.channels:
+            network.check_out_channels(True, variance_type)
         return
     name = type(scheduler).__name__
     for argument, given in own.items():
