@@ -35,13 +35,13 @@ Every function returns nats per image, shape `(B,)`, in the working dtype (float
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
-from .checks import to_working, working_dtype
-from .forward_process import ForwardProcess
+from .checks import to_working
+from .forward_process import ForwardProcess, Rows
 from .gaussians import discretized_gaussian_log_likelihood, normal_log_density, variance_gap
+from .noise import to_device
 from .reverse_process import ReverseProcess
 
 
@@ -67,7 +67,7 @@ def transition_kl(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
 ) -> torch.Tensor:
     r""":math:`L_t = D_{KL}(q(x_s | x_t, x) \| p(x_s | x_t))` for timesteps above the lowest one.
 
@@ -81,7 +81,10 @@ def transition_kl(
         Nats, shape `(B,)`; never negative.
     """
     _, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
-    return _sum_dims(0.5 * (gap + weight * error**2))
+    if gap.numel() in (1, len(error)):
+        # Of one variance for an image, the sum over its pixels first.
+        return 0.5 * (gap.reshape(-1) * error[0].numel() + weight.reshape(-1) * _sum_dims(error.square()))
+    return _sum_dims(0.5 * (gap + weight * error.square()))
 
 
 def sampled_transition(
@@ -89,7 +92,7 @@ def sampled_transition(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     noise: torch.Tensor,
 ) -> torch.Tensor:
     r""":math:`\log q(x_s | x_t, x) - \log p(x_s | x_t)` at an :math:`x_s` drawn from q: what `transition_kl` is the mean of.
@@ -116,7 +119,7 @@ def _compare(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     r"""By what the Gaussians of :math:`L_t` differ: :math:`d, e^d - 1 - d, c_t^2 / \sigma_t^2` and :math:`x - \hat x`."""
     forward = reverse.forward
@@ -134,7 +137,7 @@ def decoder_nll(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     num_pixel_levels: int = 256,
     validate_args: bool = True,
 ) -> torch.Tensor:
@@ -168,7 +171,7 @@ def vlb_terms(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     num_pixel_levels: int = 256,
     validate_args: bool = True,
 ) -> torch.Tensor:
@@ -178,22 +181,18 @@ def vlb_terms(
     """
     decoder_args = (num_pixel_levels, validate_args)
     arguments = (model_output, original_samples, noisy_samples)
-    lowest = torch.as_tensor(reverse.forward.rows(timesteps, len(noisy_samples))) == 0
-    if not lowest.any():
+    timesteps = reverse.forward.look_up(timesteps, len(noisy_samples))
+    rows = torch.as_tensor(reverse.forward.rows(timesteps, len(noisy_samples))).reshape(-1)
+    index = (rows == 0).nonzero().flatten()
+    if not len(index):
         return transition_kl(reverse, *arguments, timesteps)
-    if lowest.all():
+    if len(index) == rows.numel():
         return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
-    to_working(original_samples=original_samples, noisy_samples=noisy_samples)
-    reverse.check_model_output(model_output, noisy_samples)
-    timesteps = torch.as_tensor(timesteps).cpu()
-    terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
-    kinds: Any = ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ()))
-    for term, mask, extra in kinds:
-        index = mask.nonzero().squeeze(1)
-        on_device = index.to(noisy_samples.device, non_blocking=noisy_samples.device.type == "cuda")
-        values = term(reverse, *(a[on_device] for a in arguments), timesteps[index], *extra)
-        terms = terms.index_copy(0, on_device, values)
-    return terms
+    # All as transitions, those of the lowest step as if they were of the next; then the decoder's own in their place.
+    terms = transition_kl(reverse, *arguments, Rows(reverse.forward, rows.clamp(min=1)))
+    on_device = to_device(index, noisy_samples.device)
+    few = (argument.index_select(0, on_device) for argument in arguments)
+    return terms.index_copy(0, on_device, decoder_nll(reverse, *few, Rows(reverse.forward, rows[index]), *decoder_args))
 
 
 def step_log_prob(
@@ -201,7 +200,7 @@ def step_log_prob(
     prev_samples: torch.Tensor,
     model_output: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     num_pixel_levels: int | None = None,
 ) -> torch.Tensor:
     r""":math:`\log p(x_s | x_t)` of a step that was taken: what the first form of the bound sums, and a policy gradient weighs.

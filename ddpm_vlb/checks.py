@@ -126,9 +126,11 @@ def nan_unless_finite(model_output: torch.Tensor) -> torch.Tensor:
     make a number, of NaN nothing does. Nothing here waits for the device."""
     if not model_output.is_floating_point():
         return model_output
-    finite = torch.isfinite(model_output).flatten(1).all(dim=1).reshape(-1, *[1] * (model_output.ndim - 1))
-    # A product with 1 is exact, and one with NaN gives NaN gradients: `where` would give an overflow none.
-    return model_output * torch.where(finite, 1.0, torch.nan).to(model_output.dtype)
+    # Of a sum without overflow nought times is 0, or NaN where something is not finite.
+    sums = model_output.detach().flatten(1).sum(dim=1, dtype=working_dtype(model_output.device))
+    one_or_nan = sums.mul_(0.0).add_(1.0).to(model_output.dtype).reshape(-1, *[1] * (model_output.ndim - 1))
+    # A product with 1 is exact, and one with NaN gives NaN gradients.
+    return model_output * one_or_nan
 
 
 def check_finite(terms: torch.Tensor, grid: list[int], dtype: torch.dtype | None = None) -> None:

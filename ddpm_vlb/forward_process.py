@@ -33,6 +33,26 @@ from .checks import integer, to_working, working_dtype
 from .gaussians import Gaussian
 
 
+class Rows:
+    r"""Timesteps that were looked up and checked, once for all that is asked about a batch; they stand in their place.
+
+    Args:
+        forward: whose rows they are.
+        rows: of its tables, int64 on the CPU, `(B,)`.
+    """
+
+    def __init__(self, forward: "ForwardProcess", rows: torch.Tensor):
+        self.forward, self.rows = forward, rows
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        r"""The timesteps themselves, `(B,)`."""
+        return self.forward.timesteps[self.rows]
+
+    def __getitem__(self, index: torch.Tensor) -> "Rows":
+        return Rows(self.forward, self.rows[index])
+
+
 @dataclass(frozen=True, eq=False)
 class ForwardProcess:
     r"""Frozen float64 tables of a diffusion on a grid of timesteps, and the Gaussians they define.
@@ -200,12 +220,28 @@ class ForwardProcess:
     def _row_of(self) -> dict[int, int]:
         return {step: row for row, step in enumerate(self.timesteps.tolist())}
 
-    def rows(self, timesteps: int | torch.Tensor, batch_size: int) -> int | torch.Tensor:
+    @cached_property
+    def _row_table(self) -> torch.Tensor:
+        r"""The row of each of the T timesteps, -1 where there is none."""
+        return torch.full((self.num_train_timesteps,), -1).index_copy_(0, self.timesteps, torch.arange(len(self)))
+
+    def look_up(self, timesteps: int | torch.Tensor | Rows, batch_size: int) -> int | torch.Tensor | Rows:
+        r"""`timesteps` as they may be given to every method, looked up where there is one for each image; errors as `rows`."""
+        if isinstance(timesteps, Rows) or not isinstance(timesteps, torch.Tensor) or timesteps.ndim == 0:
+            return timesteps
+        rows = self.rows(timesteps, batch_size)
+        return Rows(self, rows) if isinstance(rows, torch.Tensor) else timesteps
+
+    def rows(self, timesteps: int | torch.Tensor | Rows, batch_size: int) -> int | torch.Tensor:
         r"""Rows of the tables for `timesteps`: an int for a scalar, an int64 CPU tensor of shape `(B,)` or `(1,)` otherwise.
 
         Raises:
             ValueError: timesteps that are not integers, not in [0, T), not on the grid, or neither one nor `batch_size`.
         """
+        if isinstance(timesteps, Rows):
+            if timesteps.forward is self:
+                return timesteps.rows
+            timesteps = timesteps.timesteps
         if isinstance(timesteps, (list, tuple, np.ndarray)):
             timesteps = torch.as_tensor(timesteps)
         if not isinstance(timesteps, torch.Tensor) or timesteps.ndim == 0:
@@ -217,7 +253,13 @@ class ForwardProcess:
             )
         if len(timesteps) not in (1, batch_size):
             raise ValueError(f"`timesteps` must have the shape ({batch_size},) of the batch, got ({len(timesteps)},).")
-        return torch.tensor([self._row(step) for step in timesteps.tolist()], dtype=torch.int64)
+        steps = timesteps.cpu().long()
+        inside = steps.clamp(0, self.num_train_timesteps - 1)
+        rows = self._row_table[inside]
+        if not bool(((rows >= 0) & (steps == inside)).all()):
+            for step in steps.tolist():
+                self._row(step)  # which one it is
+        return rows
 
     def _row(self, timestep) -> int:
         try:
@@ -235,7 +277,7 @@ class ForwardProcess:
             raise ValueError(f"`timesteps` must {rule}, got {step}.")
         return row
 
-    def gather(self, table: torch.Tensor, timesteps: int | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
+    def gather(self, table: torch.Tensor, timesteps: int | torch.Tensor | Rows, like: torch.Tensor) -> float | torch.Tensor:
         r"""Entries of a `(K,)` table at `timesteps`: a float for one timestep (so that nothing travels to the device;
         of a learnable process a float64 tensor of shape `()`), otherwise a float64 tensor of shape `(B, 1, 1, ...)` on the
         device of `like`.
@@ -247,19 +289,19 @@ class ForwardProcess:
         if isinstance(rows, int):
             # Of a learnable process a tensor all the same: a float would cut the gradient without a word.
             return table[rows].to(like.device) if table.requires_grad else table[rows].item()
-        values = table[rows].reshape(-1, *[1] * (like.ndim - 1))
+        values = table.index_select(0, rows).reshape(-1, *[1] * (like.ndim - 1))
         # From the host without a wait for the device.
         return values.to(like.device, working_dtype(like.device), non_blocking=like.device.type == "cuda")
 
     # The Gaussians. All return the working dtype (float64) and the shape of the samples, `(B, C, H, W)`.
 
-    def q_mean_variance(self, original_samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+    def q_mean_variance(self, original_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows) -> Gaussian:
         r""":math:`q(x_t | x)` (eq. 4) for `original_samples` :math:`x`."""
         (x,) = to_working(original_samples=original_samples)
         mean = self.gather(self.sqrt_alphas_cumprod, timesteps, x) * x
         return self._gaussian(mean, self.one_minus_alphas_cumprod, self.log_one_minus_alphas_cumprod, timesteps)
 
-    def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+    def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor | Rows) -> Gaussian:
         r""":math:`q(x_t | x_s)` (eq. 2) for `samples` :math:`x_s`, the latents one step of the grid below t (the data at
         the lowest step)."""
         (x,) = to_working(samples=samples)
@@ -267,14 +309,14 @@ class ForwardProcess:
         return self._gaussian(mean, self.betas, self.log_betas, timesteps)
 
     def q_posterior_mean_variance(
-        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> Gaussian:
         r""":math:`q(x_s | x_t, x)` (eqs. 6 and 7). At the lowest step this is the data: variance 0, log-variance -inf."""
         mean = self.posterior_mean(original_samples, noisy_samples, timesteps)
         return self._gaussian(mean, self.posterior_variance, self.posterior_log_variance, timesteps)
 
     def posterior_mean(
-        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> torch.Tensor:
         r""":math:`\tilde\mu_t(x_t, x)` of eq. 7."""
         x, x_t = to_working(original_samples=original_samples, noisy_samples=noisy_samples)

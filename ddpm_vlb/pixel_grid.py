@@ -18,7 +18,7 @@ def check_num_pixel_levels(num_pixel_levels: int) -> None:
 
 def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     r"""Grid values :math:`x = 2k/(n-1) - 1` in [-1, 1] of integer `levels` k; any shape."""
-    return levels.to(dtype) * (2.0 / (num_pixel_levels - 1)) - 1.0
+    return levels.to(dtype, copy=True).mul_(2.0 / (num_pixel_levels - 1)).sub_(1.0)
 
 
 def nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:

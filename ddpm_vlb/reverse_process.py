@@ -25,7 +25,7 @@ import torch
 
 from .checks import is_number, nan_unless_finite, shown, to_working, working_dtype
 from .error_model import ErrorModel, features_of
-from .forward_process import ForwardProcess
+from .forward_process import ForwardProcess, Rows
 from .parametrizations import PREDICTIONS, VARIANCES, Prediction, Variance, row_named
 from .words import counted
 
@@ -147,7 +147,7 @@ class ReverseProcess:
         return prediction, predicted_variance
 
     def predict(
-        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""The two things the bound needs of :math:`p(x_s | x_t)`: the predicted image and the log-variance.
 
@@ -170,7 +170,7 @@ class ReverseProcess:
         return pred_original_sample, self._calibrated_log_variance(pred_original_sample, predicted_variance, timesteps)
 
     def p_mean_variance(
-        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> ReverseGaussian:
         r""":math:`p(x_s | x_t)`; at the lowest step, the Gaussian that the decoder integrates over the pixel grid.
 
@@ -196,7 +196,9 @@ class ReverseProcess:
             raise ValueError("`trained` must be given where the chain of all steps is asked for, got None.")
         return replace(self, forward=self.trained, error_model=None, trained=None)
 
-    def learned_errors(self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor) -> torch.Tensor | None:
+    def learned_errors(
+        self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor | Rows
+    ) -> torch.Tensor | None:
         r"""The squared errors :math:`\hat e` that learned variances stand for on the chain of all steps (`error_model.py`).
 
         Args:
@@ -250,7 +252,7 @@ class ReverseProcess:
 class _Ends:
     r"""The two ends between which variances lie, at some timesteps; each is looked up once, and has one gradient."""
 
-    def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor):
+    def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor | Rows):
         self._reverse, self._like, self._timesteps = reverse, like, timesteps
 
     @cached_property

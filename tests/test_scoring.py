@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.bound import prior_kl, vlb_terms
+from ddpm_vlb.error_model import ErrorModel
 from ddpm_vlb.forward_process import ForwardProcess
+from ddpm_vlb.likelihoods.full_sweep import sweep
 from ddpm_vlb.noise import keyed_normal, mix_array
 from ddpm_vlb.noise_schedules import make_betas
 from ddpm_vlb.pixel_grid import levels_to_samples
@@ -435,3 +438,38 @@ def test_bad_arguments(pipe, images, arguments, message):
     pipe.unet.forward = None  # would fail if it were called
     with pytest.raises(ValueError, match=message):
         pipe.evaluate_nll(images, **arguments)
+
+
+# Nothing waits for the device: torch's meta device has no values, and every attempt to read some back raises.
+
+
+@pytest.mark.parametrize("variance_type, calibrated", [("fixed_small", False), ("learned_range", False), ("learned", True)])
+def test_scoring_never_waits_for_the_device(images, variance_type, calibrated):
+    unet = tiny_unet(out_channels=2 if variance_type.startswith("learned") else 1, num_class_embeds=3).to("meta")
+    scheduler = VLBDDPMScheduler(num_train_timesteps=20, num_pixel_levels=17, variance_type=variance_type)
+    pipe = quiet(VLBDDPMPipeline(unet, scheduler))
+    scorer, labels = pipe.scorer(), torch.tensor([0, 1, 2, 0, 1])
+    assert scorer.device.type == "meta"
+    if calibrated:
+        model = ErrorModel(*torch.full((6, 20), 0.01, dtype=torch.float64))
+        reverse = replace(scorer.reverse, error_model=model, trained=scorer.reverse.forward)
+        scorer = replace(scorer, reverse=reverse)
+    timesteps = torch.tensor([0, 19, 7, 0, 3])
+    with torch.no_grad():
+        noise = keyed_normal(range(5), (1, 8, 8), "meta")
+        for at in (timesteps, 0, 7):
+            assert scorer.terms(scorer.samples(images), noise, at, labels).is_meta
+            assert scorer.squared_errors(scorer.samples(images), noise, at, labels).is_meta
+        other = pipe.scorer(inference_timesteps=[19, 7, 3, 0])
+        for scorers in ([scorer], [scorer, other]):
+            own = draw_scorer(scorers, images, [labels] * len(scorers))
+            assert all(values.is_meta for values in own(make_draws(40, 5, own.num_steps)))
+        prior, terms = sweep(scorer, images, [1, 2, 3, 4, 5], labels)
+        assert prior.is_meta and terms.shape == (5, 20)
+        scheduler.set_timesteps(4)
+        latents = torch.empty(5, 1, 8, 8, device="meta")
+        for timestep in scheduler.timesteps:
+            latents = scheduler.step(unet(latents, timestep, labels.to("meta")).sample, timestep, latents).prev_sample
+    assert latents.is_meta
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        latents.sum().item()

@@ -12,6 +12,7 @@ from ddpm_vlb.cli import main
 from ddpm_vlb.cli.common import journal_beside
 from ddpm_vlb.evaluation import evaluate as evaluate_images
 from ddpm_vlb.evaluation.run import Journal, Progress, Run, Workers, of_all_processes, run_batches
+from ddpm_vlb.noise import NOISE_VERSION
 
 SETTINGS = {"seed": 0, "model": "a"}
 # The command line, with an exchange after every batch.
@@ -137,9 +138,26 @@ def test_the_journal_of_other_draws_is_refused(tmp_path):
     with Journal(path, SETTINGS, workers) as old:
         old.add({0: 1.25})
     run = Run(32, 0, SETTINGS, path, workers, Progress(workers, quiet=True))
-    with pytest.raises(ValueError, match="the journal of another evaluation beside it, .* which differs in draws_version"):
-        with run.journal():
-            pass
+    match = "the journal of another evaluation beside it, .* which differs in draws_version, noise_version"
+    with pytest.raises(ValueError, match=match), run.journal():
+        pass
+
+
+def test_the_journal_of_other_noise_is_refused_with_the_reason(tmp_path):
+    path, workers = tmp_path / "r.json.journal", Workers()
+    run = Run(32, 0, SETTINGS, path, workers, Progress(workers, quiet=True))
+    with run.journal() as journal:
+        settings = dict(journal._settings)
+    assert settings.pop("noise_version") == NOISE_VERSION
+    # As versions wrote it that seeded torch's generators: they say nothing of their noise.
+    with Journal(path, settings, workers) as old:
+        old.add({0: 1.25})
+    with (
+        pytest.raises(ValueError, match="whose noise is of version 1, this one's of 2: .* of other draws") as error,
+        run.journal(),
+    ):
+        pass
+    assert str(path) in str(error.value) and "--restart removes it" in str(error.value)
 
 
 def test_there_is_no_journal_beside_a_device(checkpoint, tmp_path):

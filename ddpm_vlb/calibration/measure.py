@@ -283,7 +283,7 @@ def _look(scorer: Scorer, draws: _Draws, timestep: int, batch_size: int, progres
     for rows in torch.arange(len(draws.levels)).split(batch_size):
         samples = scorer.samples(draws.levels[rows])
         keys = mix_array(draws.keys[rows.numpy()], timestep)
-        noise = keyed_normal(keys.tolist(), samples.shape[1:]).to(scorer.device)
+        noise = keyed_normal(keys, samples.shape[1:], scorer.device)
         noisy = reverse.forward.q_sample(samples, noise, timestep)
         output = scorer.network(noisy, timestep, None if draws.labels is None else draws.labels[rows])
         if not bool(torch.isfinite(output).all()):

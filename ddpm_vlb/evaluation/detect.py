@@ -258,7 +258,7 @@ class _Look:
         total = torch.zeros(len(samples), len(self.timesteps), dtype=torch.float64)
         for draw in range(self.num_draws):
             seeds = [mix(mix(self.seed, draw), number) for number in block.numbers.tolist()]
-            noises = keyed_noise(seeds, self.timesteps, samples.shape[1:])
+            noises = keyed_noise(seeds, self.timesteps, samples.shape[1:], samples.device)
             terms = [scorer.terms(samples, noise, t, labels) for t, noise in zip(self.timesteps, noises)]
             total += torch.stack(terms, dim=1).cpu().double()
         check_finite(nats_to_bits_per_dim(total, samples[0].numel()), self.timesteps, scorer.dtype)

@@ -22,6 +22,7 @@ from ..files import locked, naming, write_atomically
 from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
+from ..noise import NOISE_VERSION
 from ..progress import progress_bar
 from ..reports.schema import settings_that_are
 from ..sampled_bound.draws import DRAWS_VERSION
@@ -140,6 +141,12 @@ class Journal:
             raise ValueError(
                 f"`output` has a damaged journal beside it, {str(path)!r}: line {wrong[0]} is not what was written."
                 f" Remove it{RESTART}"
+            )
+        if different == {"noise_version"}:
+            theirs, ours = (one.get("noise_version", 1) for one in (settings, self._settings))
+            raise ValueError(
+                f"`output` has a journal of another version beside it, {str(path)!r}, whose noise is of version {theirs}, this"
+                f" one's of {ours}: its numbers are of other draws. Finish it with that version, or remove it{RESTART}"
             )
         if different:
             raise ValueError(
@@ -275,7 +282,7 @@ class Run:
         who = settings_that_are("who")
         settings = {key: value for key, value in self.settings.items() if key not in who}
         mine = None if self.workers.rank else self.path
-        settings |= {"draws_version": DRAWS_VERSION} | more
+        settings |= {"draws_version": DRAWS_VERSION, "noise_version": NOISE_VERSION} | more
         with locked(mine, name="journal"), Journal(self.path, settings, self.workers) as journal:
             yield journal
 

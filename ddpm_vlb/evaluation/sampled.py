@@ -75,7 +75,7 @@ class JournaledDraws:
     @staticmethod
     def _plain(result: tuple[torch.Tensor, torch.Tensor]) -> list[list]:
         values, features = result
-        return [values.cpu().tolist(), features.tolist()]
+        return [values.tolist(), features.tolist()]
 
 
 def _stack(results: Sequence[list[list]]) -> tuple[torch.Tensor, torch.Tensor]:

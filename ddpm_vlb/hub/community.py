@@ -133,9 +133,9 @@ class DDPMLikelihoodPipeline(DDPMPipeline):
                 for start in range(0, len(images), batch_size):
                     x = levels_to_samples(images[start : start + batch_size].to(device), num_pixel_levels, torch.float64)
                     terms = [prior_kl(forward, x)]
-                    noises = keyed_noise(seeds[start : start + batch_size], timesteps, x.shape[1:])
+                    noises = keyed_noise(seeds[start : start + batch_size], timesteps, x.shape[1:], device)
                     for timestep, noise in zip(timesteps, noises):
-                        x_t = forward.q_sample(x, noise.to(device, x.dtype), timestep)
+                        x_t = forward.q_sample(x, noise, timestep)
                         model_output = self.unet(x_t.to(self.unet.dtype), timestep).sample
                         terms.append(vlb_terms(reverse, model_output, x, x_t, timestep, num_pixel_levels, validate_args=False))
                         bar.update()

@@ -21,7 +21,7 @@ from diffusers.utils import BaseOutput
 from ..checks import NonFiniteOutput, check_count, check_integer
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
-from ..noise import draw_seeds, fresh_seed, keyed_normal, mix, mix_array, uniform_array
+from ..noise import draw_seeds, fresh_seed, keyed_normal, mix, mix_array, to_device, uniform_array
 from ..outputs import Shown
 from ..sampled_bound.design import bin_edges
 from ..sampled_bound.elimination import Proposal, Race, learn, looks
@@ -357,11 +357,12 @@ class Classifier:
         ask = scorer.terms if self.score == "bound" else scorer.squared_errors
         for chunk in torch.arange(len(draws)).split(self.batch_size):
             own, place = draws[chunk].unique_consecutive(return_inverse=True)
-            noise = keyed_normal(keys[own.numpy()].tolist(), levels.shape[1:])
+            noise = keyed_normal(keys[own.numpy()], levels.shape[1:], scorer.device)
             samples = scorer.samples(levels[images[own.numpy()]])
-            labels = chosen[classes[chunk]].to(scorer.device)
+            labels = to_device(chosen[classes[chunk]], scorer.device)
             at = timesteps[rows[draws[chunk].numpy()]]
-            parts.append(ask(samples[place.to(samples.device)], noise[place], at, labels))
+            place = to_device(place, scorer.device)
+            parts.append(ask(samples[place], noise[place], at, labels))
         # One wait for the device, for all batches.
         nats = torch.cat(parts).cpu().double()
         bad = (~torch.isfinite(nats)).nonzero().flatten()

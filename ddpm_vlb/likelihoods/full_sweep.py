@@ -38,7 +38,7 @@ def sweep(
     labels = None if labels is None else labels.to(scorer.device)
     timesteps = scorer.reverse.forward.timesteps
     terms = []
-    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
+    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:], samples.device)
     for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
         terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
         step()

@@ -127,7 +127,8 @@ def log_weights(
         rows = torch.tensor([image for image, _ in pairs[start : start + batch_size]])
         samples = scorer.samples(levels[rows])
         predict = partial(scorer.network, class_labels=None if class_labels is None else class_labels[rows])
-        noises = keyed_noise([key for _, key in pairs[start : start + batch_size]], timesteps, samples.shape[1:])
+        keys = [key for _, key in pairs[start : start + batch_size]]
+        noises = keyed_noise(keys, timesteps, samples.shape[1:], samples.device)
         parts.append(-trajectory_bound(scorer.reverse, predict, samples, scorer.num_pixel_levels, noises=noises).cpu().double())
     weights = torch.cat(parts).reshape(len(levels), k)
     bad = (~torch.isfinite(weights)).nonzero()

@@ -272,7 +272,7 @@ class Flow:
         """
         scorer, forward = self.scorer, self.reverse.forward
         x = scorer.samples(levels)
-        noise = keyed_normal([key], levels.shape[1:]).to(x)
+        noise = keyed_normal([key], levels.shape[1:], x.device).to(x)
         lowest = int(forward.timesteps[0])
         x_0 = forward.q_sample(x, noise, lowest)
         output = scorer.network(x_0, lowest, labels)
@@ -284,7 +284,7 @@ class Flow:
             probes = torch.eye(dimensions, dtype=x.dtype, device=x.device).reshape(dimensions, *x.shape[1:])
             weight = 1.0
         else:
-            signs = keyed_normal([mix(key, 1 + probe) for probe in range(num_probes)], x.shape[1:]).sign()
+            signs = keyed_normal([mix(key, 1 + probe) for probe in range(num_probes)], x.shape[1:], x.device).sign()
             probes, weight = signs.to(x), 1 / num_probes
         start = (x_0 * math.exp(-0.5 * self._log_alphas[0])).flatten().cpu().double().numpy()
         (log_density, calls), (looser, more) = (

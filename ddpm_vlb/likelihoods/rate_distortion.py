@@ -124,7 +124,7 @@ def _terms_and_errors(scorer: Scorer, levels, seeds, labels) -> tuple[torch.Tens
     samples, reverse = scorer.samples(levels), scorer.reverse
     terms, errors = [], []
     timesteps = reverse.forward.timesteps.tolist()
-    for timestep, noise in zip(timesteps, keyed_noise(seeds, timesteps, samples.shape[1:])):
+    for timestep, noise in zip(timesteps, keyed_noise(seeds, timesteps, samples.shape[1:], samples.device)):
         noisy = reverse.forward.q_sample(samples, noise.to(samples), timestep)
         output = scorer.network(noisy, timestep, labels)
         terms.append(vlb_terms(reverse, output, samples, noisy, timestep, scorer.num_pixel_levels, validate_args=False))
@@ -163,7 +163,8 @@ def progressive_decoding(
     levels, labels = scorer.read(images, class_labels)
     forward, steps = scorer.reverse.forward, scorer.num_pixel_levels - 1
     latents = scorer.samples(levels)
-    noises = keyed_noise([mix(seed, number) for number in range(len(levels))], forward.timesteps.tolist(), latents.shape[1:])
+    seeds = [mix(seed, number) for number in range(len(levels))]
+    noises = keyed_noise(seeds, forward.timesteps.tolist(), latents.shape[1:], latents.device)
     shown = []
     with scorer.network.evaluating():
         for timestep, noise in zip(forward.timesteps.tolist(), noises):

@@ -70,7 +70,8 @@ def estimate_nll(
     with scorer.network.evaluating():
         for chunk in torch.arange(len(flat)).split(batch_size):
             pairs = zip(image_of[chunk].tolist(), flat[chunk].tolist())
-            noise = keyed_normal([mix(mix(seeds[image], 2**32), step) for image, step in pairs], levels.shape[1:])
+            keys = [mix(mix(seeds[image], 2**32), step) for image, step in pairs]
+            noise = keyed_normal(keys, levels.shape[1:], scorer.device)
             own = None if labels is None else labels[image_of[chunk]]
             nats.append(scorer.terms(scorer.samples(levels[image_of[chunk]]), noise, flat[chunk], own).cpu().double())
             if progress is not None:

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..checks import nan_unless_finite, shown
+from ..noise import to_device
 from ..words import counted
 from .conditions import Conditions
 
@@ -91,7 +92,13 @@ class Network:
     def __call__(
         self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        r"""The network's output, all NaN for an image where some of it is not finite.
+        r"""The network's output, all NaN for an image where some of it is not finite; arguments as `ask`."""
+        return nan_unless_finite(self.ask(noisy_samples, timesteps, class_labels))
+
+    def ask(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output as it is.
 
         Args:
             noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
@@ -99,9 +106,10 @@ class Network:
             timesteps: one for all, or one each, `(B,)`.
             class_labels: of a class-conditional network, `(B,)`.
         """
-        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
-        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
+        device = self.device
+        labels = None if class_labels is None else to_device(class_labels, device)
+        on_device = to_device(torch.as_tensor(timesteps), device)
+        return self.output(noisy_samples.to(self.dtype), on_device, labels)
 
     def with_module(self, module: torch.nn.Module) -> "Network":
         r"""The same of another module of its kind: a copy in another dtype, say."""

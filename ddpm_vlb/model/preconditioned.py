@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ..checks import nan_unless_finite, working_dtype
+from ..checks import working_dtype
+from ..noise import to_device
 from ..noise_processes import NoiseProcess, Preconditioning, process_named
 from .network import Network
 
@@ -38,13 +39,12 @@ class PreconditionedNetwork(Network):
         log_sigma = torch.lerp(table[lower], table[upper], timesteps.to(table.dtype) - lower)
         return self._process.precondition(log_sigma.exp(), self._config)
 
-    def __call__(
+    def ask(
         self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        r"""The predicted image in the dtype of `noisy_samples`, all NaN where some of the output is not finite; arguments as
-        `Network.__call__`."""
-        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
-        at = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        r"""The predicted image in the dtype of `noisy_samples`; arguments as `Network.ask`."""
+        labels = None if class_labels is None else to_device(class_labels, self.device)
+        at = to_device(torch.as_tensor(timesteps), self.device)
         how = self.preconditioning(at)
         shape = (-1, 1, 1, 1) if at.ndim else ()
         scale, skip, out = (number.reshape(shape) for number in (how.scale, how.skip, how.out))
@@ -52,7 +52,7 @@ class PreconditionedNetwork(Network):
         # Times between integers are no longer right in half precision.
         output = self._network.output(asked, how.noise.to(torch.promote_types(self.dtype, torch.float32)), labels)
         image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
-        return nan_unless_finite(image.to(noisy_samples.dtype))
+        return image.to(noisy_samples.dtype)
 
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""As `Network.check`."""

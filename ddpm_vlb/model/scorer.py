@@ -17,6 +17,8 @@ from .. import __version__
 from ..bound import prior_kl, vlb_terms
 from ..checks import working_dtype
 from ..data.levels import images_to_levels
+from ..forward_process import Rows
+from ..noise import to_device
 from ..noise_processes import are_of_line, describe_process
 from ..parametrizations import PREDICTIONS, decoder_rule
 from ..pixel_grid import check_num_pixel_levels, levels_to_samples
@@ -112,7 +114,7 @@ class Scorer:
 
     def samples(self, levels: torch.Tensor) -> torch.Tensor:
         r"""Levels as images in [-1, 1] on the device, in the working dtype."""
-        return levels_to_samples(levels.to(self.device, non_blocking=True), self.num_pixel_levels, working_dtype(self.device))
+        return levels_to_samples(to_device(levels, self.device), self.num_pixel_levels, working_dtype(self.device))
 
     def prior(self, samples: torch.Tensor) -> torch.Tensor:
         r""":math:`L_T` in nats, `(B,)`, on the device."""
@@ -138,6 +140,7 @@ class Scorer:
         Returns:
             Nats, `(B,)`, on the device; NaN where the network's output is not finite.
         """
+        timesteps = self.reverse.forward.look_up(timesteps, len(samples))
         noisy_samples, model_output = self._ask(samples, noise, timesteps, class_labels, on_device)
         # The levels were checked once, on the CPU.
         return vlb_terms(
@@ -153,6 +156,7 @@ class Scorer:
     ) -> torch.Tensor:
         r""":math:`\|\epsilon - \hat\epsilon(x_t)\|^2` summed over the pixels, `(B,)`, by what the network says of the image,
         after clipping; arguments as `terms`."""
+        timesteps = self.reverse.forward.look_up(timesteps, len(samples))
         noisy_samples, model_output = self._ask(samples, noise, timesteps, class_labels)
         predicted, _ = self.reverse.predict(model_output, noisy_samples, timesteps)
         # The noise that is in x_t for an image has its error, times sqrt(SNR).
@@ -162,10 +166,11 @@ class Scorer:
 
     def _ask(self, samples, noise, timesteps, class_labels, on_device=None) -> tuple[torch.Tensor, torch.Tensor]:
         r""":math:`x_t` and what the network says of it."""
-        if self.device.type == "cuda" and noise.device.type == "cpu":
-            noise = noise.pin_memory().to(self.device, non_blocking=True)
-        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
-        return noisy_samples, self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
+        noisy_samples = self.reverse.forward.q_sample(samples, to_device(noise, self.device), timesteps)
+        if on_device is None:
+            on_device = timesteps.timesteps if isinstance(timesteps, Rows) else timesteps
+        # What is not finite is seen to where the output is read.
+        return noisy_samples, self.network.ask(noisy_samples, on_device, class_labels)
 
 
 def make_scorer(

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..checks import NonFiniteOutput
+from ..checks import NonFiniteOutput, working_dtype
 from ..data.frame import Images
-from ..forward_process import ForwardProcess
+from ..forward_process import ForwardProcess, Rows
 from ..gaussians import nats_to_bits_per_dim
 from ..model.scorer import Scorer
-from ..noise import keyed_normal, mix, order_of
-from ..pixel_grid import levels_to_samples
-from .control_variates import ControlVariates, image_features
+from ..noise import keyed_normal, mix, order_of, to_device
+from .control_variates import ControlVariates, image_features, in_parts
 from .draws import BoundEstimate, Draws, Evaluate
 from .estimate import estimate_bound
 
@@ -114,7 +113,10 @@ class DrawScorer:
         # Of two grids the mean of both levels, so that it does not matter which is the first.
         there = self._cells.rows >= 0
         signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])
-        self._controls = ControlVariates((signal * there).sum(dim=0) / there.sum(dim=0), self._samples(torch.as_tensor(chosen)))
+        self._controls = ControlVariates(
+            (signal * there).sum(dim=0) / there.sum(dim=0),
+            map(scorers[0].samples, in_parts(levels[torch.as_tensor(chosen)])),
+        )
 
     def cost(self, draws: Draws) -> int:
         r"""Network evaluations that draws take."""
@@ -142,34 +144,33 @@ class DrawScorer:
 
     @torch.inference_mode()
     def __call__(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
+        r"""Values of a batch in bits/dim, `(B,)`, and the features of its noise, `(B, Q)`, still on the device."""
         places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
-        noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
+        samples = self.scorers[0].samples(self.levels.index_select(0, places))
+        noise = keyed_normal(draws.keys, self.levels.shape[1:], samples.device)
         # The first, less the second if there is one.
-        values, *second = (self._terms(index, places, noise, cells) for index in range(len(self.scorers)))
+        values, *second = (self._terms(index, places, samples, noise, cells) for index in range(len(self.scorers)))
         for other in second:
             values = values - other.to(values.device)
-        return values, self._controls.noise_features(self._samples(places), noise, cells)
+        return values, self._controls.noise_features(samples, noise, cells)
 
-    def _samples(self, places: torch.Tensor) -> torch.Tensor:
-        return levels_to_samples(self.levels[places], self.scorers[0].num_pixel_levels)
-
-    def _terms(self, index: int, places, noise, cells) -> torch.Tensor:
+    def _terms(self, index: int, places, samples, noise, cells) -> torch.Tensor:
         r"""Terms of one scorer, zero where its grid has none."""
         scorer, labels = self.scorers[index], self.class_labels[index]
-        rows, factors = self._cells.rows[index, cells], self._cells.factors[index, cells]
+        rows = self._cells.rows[index, cells]
         there = rows >= 0
         if not there.any():
-            return torch.zeros(len(rows), dtype=torch.float64)
+            return torch.zeros(len(rows), dtype=working_dtype(scorer.device), device=scorer.device)
         if not there.all():
-            values = self._terms(index, places[there], noise[there], cells[there])
-            return torch.zeros(len(rows), dtype=values.dtype, device=values.device).index_copy(
-                0, there.nonzero().flatten().to(values.device), values
-            )
-        levels = self.levels[places]
-        timesteps = scorer.reverse.forward.timesteps[rows]
-        nats = scorer.terms(scorer.samples(levels), noise, timesteps, None if labels is None else labels[places])
-        return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
+            index_there = there.nonzero().flatten()
+            on_device = to_device(index_there, samples.device)
+            values = self._terms(index, places[there], samples[on_device], noise[on_device], cells[there])
+            nothing = torch.zeros(len(rows), dtype=values.dtype, device=values.device)
+            return nothing.index_copy(0, to_device(index_there, values.device), values)
+        forward, samples = scorer.reverse.forward, to_device(samples, scorer.device)
+        nats = scorer.terms(samples, noise, Rows(forward, rows), None if labels is None else labels[places])
+        factors = nats_to_bits_per_dim(self._cells.factors[index, cells], samples[0].numel())
+        return nats * to_device(factors.to(nats.dtype), nats.device)
 
 
 def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,9 +183,14 @@ def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.
     Returns:
         :math:`L_T` in bits/dim, `(B,)`, or the difference of both, and features `(B, P)`.
     """
-    priors = [nats_to_bits_per_dim(s.prior(s.samples(levels)).cpu().double(), levels[0].numel()) for s in scorers]
-    prior = priors[0] - priors[1] if len(priors) == 2 else priors[0]
-    return prior, image_features(levels_to_samples(levels, scorers[0].num_pixel_levels))
+    parts = []
+    for part in in_parts(levels):
+        samples = scorers[0].samples(part)
+        priors = [s.prior(to_device(samples, s.device)).to(samples.device) for s in scorers]
+        known = [nats_to_bits_per_dim(nats, levels[0].numel()) for nats in priors]
+        parts.append((known[0] - known[1] if len(known) == 2 else known[0], image_features(samples)))
+    prior, features = (torch.cat(column).cpu().double() for column in zip(*parts))
+    return prior, features
 
 
 def evaluating_at_once(draw_scorer: DrawScorer, batch_size: int, step: Callable[[int], Any]) -> Evaluate:
@@ -197,7 +203,7 @@ def evaluating_at_once(draw_scorer: DrawScorer, batch_size: int, step: Callable[
             step(len(batch.rows))
         values = torch.cat([values for values, _ in parts]).cpu()
         draw_scorer.check_finite(draws, values)
-        return values, torch.cat([noise_features for _, noise_features in parts])
+        return values, torch.cat([noise_features for _, noise_features in parts]).cpu().double()
 
     return evaluate
 

@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import images_to_levels
 from ddpm_vlb.files import clean_up, new_folder, write_atomically
-from ddpm_vlb.noise import keyed_normal, mix
+from ddpm_vlb.noise import NOISE_VERSION, keyed_normal, mix, to_device
 from ddpm_vlb.pixel_grid import levels_to_samples
 from ddpm_vlb.progress import progress_bar
 from ddpm_vlb.timestep_samplers import TIMESTEP_SAMPLERS
@@ -150,6 +150,7 @@ class Trainer:
             "learn_betas": a.learn_betas,
             "use_ema": a.use_ema,
             "seed": a.seed,
+            "noise_version": NOISE_VERSION,
             "global_batch_size": self.plan.global_batch_size,
             "images": [self.data.count, self.data.fingerprint],
             "shuffle_buffer_size": a.shuffle_buffer_size if a.streaming else None,
@@ -306,9 +307,9 @@ class Trainer:
         log_snr = torch.logit(self.objective.scheduler.forward_process().alphas_cumprod[timesteps])
         levels = augment_examples(levels, a, self.step, places, log_snr)
         images = levels_to_samples(levels, self.data.num_pixel_levels, torch.float32)
-        noise = keyed_normal(example_keys(a.seed, NOISE, self.step, places), images.shape[1:])
         device = self.accelerator.device
-        return images.to(device), noise.to(device), timesteps, weights
+        noise = keyed_normal(example_keys(a.seed, NOISE, self.step, places), images.shape[1:], device)
+        return to_device(images, device), noise, timesteps, weights
 
     def clip_gradients(self) -> float:
         r"""Clip, the network and the betas each by themselves; returns the network's norm before."""

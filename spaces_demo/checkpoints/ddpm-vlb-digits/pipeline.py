@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, words, model.conditions, model.network, model.kinds, parametrizations, error_model, gaussians, forward_process, reverse_process, model.stepping, noise_processes, progress, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, noise, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -7,7 +7,6 @@ import copy
 import ctypes
 import difflib
 import diffusers
-import errno
 import hashlib
 import html
 import importlib
@@ -302,9 +301,11 @@ def nan_unless_finite(model_output: torch.Tensor) -> torch.Tensor:
     make a number, of NaN nothing does. Nothing here waits for the device."""
     if not model_output.is_floating_point():
         return model_output
-    finite = torch.isfinite(model_output).flatten(1).all(dim=1).reshape(-1, *[1] * (model_output.ndim - 1))
-    # A product with 1 is exact, and one with NaN gives NaN gradients: `where` would give an overflow none.
-    return model_output * torch.where(finite, 1.0, torch.nan).to(model_output.dtype)
+    # Of a sum without overflow nought times is 0, or NaN where something is not finite.
+    sums = model_output.detach().flatten(1).sum(dim=1, dtype=working_dtype(model_output.device))
+    one_or_nan = sums.mul_(0.0).add_(1.0).to(model_output.dtype).reshape(-1, *[1] * (model_output.ndim - 1))
+    # A product with 1 is exact, and one with NaN gives NaN gradients.
+    return model_output * one_or_nan
 
 
 def check_finite(terms: torch.Tensor, grid: list[int], dtype: torch.dtype | None = None) -> None:
@@ -339,7 +340,7 @@ def check_num_pixel_levels(num_pixel_levels: int) -> None:
 
 def levels_to_samples(levels: torch.Tensor, num_pixel_levels: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     r"""Grid values :math:`x = 2k/(n-1) - 1` in [-1, 1] of integer `levels` k; any shape."""
-    return levels.to(dtype) * (2.0 / (num_pixel_levels - 1)) - 1.0
+    return levels.to(dtype, copy=True).mul_(2.0 / (num_pixel_levels - 1)).sub_(1.0)
 
 
 def nearest_levels(samples: torch.Tensor, num_pixel_levels: int) -> torch.Tensor:
@@ -582,6 +583,183 @@ class SchedulerConfig(FrozenDict):
         setattr(self, name, value)
 
 
+# ---- ddpm_vlb/noise.py ----
+
+r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
+
+Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
+of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
+timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
+of chance to save.
+
+**The noise.** A counter-based generator (Salmon et al. 2011) in integer operations, which are the same on every device. For
+the key k and the j-th pair of numbers of a row a word :math:`k + h_j \bmod 2^{64}`, where :math:`h_j` is a hash of j, goes
+through a bijection of words: the upper half is put upon the lower (exclusive or), the word is multiplied by an odd constant,
+thrice and twice in turn. Its halves, as signed integers, are uniform numbers :math:`u, v \in (-1, 1)`, and two normal ones are
+(Box and Muller)
+
+.. math:: \sqrt{-\log u^2}\, \cos \pi v, \qquad \sqrt{-\log u^2}\, \sin \pi v .
+
+Of :math:`|u| \ge 2^{-32}` none is farther out than 6.66, where 3 in :math:`10^{11}` would be. Of n keys some two coincide with
+a probability of about :math:`n^2 / 2^{65}`, 1 in 370,000 for :math:`10^7`.
+"""
+
+
+
+# Of the noise of a key: a journal or a training with other noise cannot be gone on with.
+NOISE_VERSION = 2
+
+_MASK = (1 << 64) - 1
+NUMBERS_AT_ONCE = 2**18  # numbers at a time
+# Odd, of 64 bits, as signed integers: those of SplitMix64's finaliser.
+FACTORS = tuple(factor - 2**64 for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
+    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
+
+    Raises:
+        ValueError: a list of generators of another length than `count`.
+    """
+    check_generator(generator, count)
+    if isinstance(generator, (list, tuple)):
+        return [seed for one in generator for seed in draw_seeds(1, one)]
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
+
+
+def check_generator(generator: Any, count: int) -> None:
+    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of `count` of them, or `None`."""
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    for one in generators:
+        if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
+            raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
+    if generators is generator and len(generators) != count:
+        raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
+
+
+def fresh_seed(generator: Any) -> int | None:
+    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
+    if not isinstance(generator, torch.Generator):
+        return None
+    seed = generator.initial_seed()
+    untouched = torch.Generator(device=generator.device).manual_seed(seed)
+    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
+
+
+def mix(seed: int, number: int) -> int:
+    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
+    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
+    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(numbers, dtype=np.uint64)
+        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform_array(keys: np.ndarray) -> np.ndarray:
+    r"""`keyed_uniform` of each key."""
+    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
+
+
+def keyed_uniform(key: int) -> float:
+    r"""A number in [0, 1) that is a function of the key alone."""
+    return (mix(key, 0) >> 11) * 2.0**-53
+
+
+def keyed_normal(keys: Sequence[int] | np.ndarray, shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    r"""Standard normal noise of shape `(len(keys), *shape)`, float32, each row a function of its key alone.
+
+    Args:
+        keys: 64 bits each, integers or an array of uint64.
+        shape: of a row.
+        device: where it is made: the same numbers everywhere, but for the rounding of the device's functions. Nothing waits
+            for it.
+    """
+    device, dimensions = torch.device(device), math.prod(shape)
+    own = torch.from_numpy(np.asarray(keys, dtype=np.uint64).reshape(-1).view(np.int64))
+    places = _places((dimensions + 1) // 2, device)
+    # On a CPU as many rows at a time as its cache holds.
+    rows = max(1, NUMBERS_AT_ONCE // dimensions) if device.type == "cpu" else max(1, len(own))
+    parts = [_box_muller(_hash(part, places)) for part in to_device(own, device).split(rows)]
+    noise = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return noise[:, :dimensions].reshape(-1, *shape)
+
+
+def _hash(keys: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    r"""A word of 64 bits for each key and place, as its lower and upper half: int32, `(keys, places, 2)`."""
+    words = torch.empty(len(keys), len(places), dtype=torch.int64, device=places.device).copy_(places).add_(keys[:, None])
+    # The halves lie beside each other, the lower one first, on every machine that torch runs on.
+    halves = words.view(torch.int32).unflatten(1, (len(places), 2))
+    lower, upper = halves.unbind(dim=2)
+    lower.bitwise_xor_(upper)
+    for factor in FACTORS:
+        words.mul_(factor)
+        lower.bitwise_xor_(upper)
+    return halves
+
+
+def _box_muller(halves: torch.Tensor) -> torch.Tensor:
+    r"""Two normal numbers of each pair of integers `(keys, places, 2)`: `(keys, 2 * places)`, the cosines first."""
+    angle, radius = (half.to(torch.float32).add_(0.5).mul_(2.0**-31) for half in halves.unbind(dim=2))
+    radius.mul_(radius).log_().mul_(-1.0).sqrt_()
+    angle.mul_(math.pi)
+    noise = torch.empty(len(angle), 2, angle.shape[1], device=angle.device)
+    cosines, sines = noise.unbind(dim=1)
+    cosines.copy_(angle).cos_().mul_(radius)
+    sines.copy_(angle.sin_()).mul_(radius)
+    return noise.flatten(1)
+
+
+@lru_cache(maxsize=16)
+def _places(count: int, device: torch.device) -> torch.Tensor:
+    r"""Words of 64 bits for the places of a row, int64."""
+    return torch.from_numpy(mix_array(0, np.arange(count)).view(np.int64)).to(device)
+
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    r"""Values of any shape on the device, without a wait for it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def keyed_noise(
+    seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int], device: torch.device | str = "cpu"
+) -> Iterator[torch.Tensor]:
+    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
+
+    Args:
+        seeds: one per image, length B.
+        timesteps: zero-based timesteps, in any order.
+        shape: shape of one image, `(C, H, W)`.
+        device: as `keyed_normal`.
+
+    Yields:
+        For each timestep a float32 tensor of shape `(B, C, H, W)`.
+    """
+    # Of small images the noise of several timesteps at once: calls cost more than numbers.
+    own, steps = np.asarray(seeds, dtype=np.uint64), list(timesteps)
+    block = max(1, NUMBERS_AT_ONCE // max(1, len(own) * math.prod(shape)))
+    for first in range(0, len(steps), block):
+        some = np.array(steps[first : first + block], dtype=np.uint64)
+        noise = keyed_normal(mix_array(own, some[:, None]).reshape(-1), shape, device)
+        yield from noise.reshape(len(some), len(own), *shape).unbind()
+
+
+def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
+    r"""The images of `frame` in an order that the key gives."""
+    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
+
+
 # ---- ddpm_vlb/words.py ----
 
 r"""Words for numbers."""
@@ -590,26 +768,6 @@ r"""Words for numbers."""
 def counted(count: int, noun: str) -> str:
     r"""`1 channel`, `3 channels`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-# ---- ddpm_vlb/model/conditions.py ----
-
-r"""What a network is given besides latents and timesteps: tensors by the names of its arguments."""
-
-
-
-
-class Conditions(dict[str, torch.Tensor]):
-    r"""Tensors of P rows each, by the names of a network's arguments.
-
-    Args:
-        tensors: `(P, ...)` each.
-        prompt: what they were made of, P texts, where that is known.
-    """
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], prompt: Sequence[str] | None = None):
-        super().__init__(tensors)
-        self.prompt = None if prompt is None else list(prompt)
 
 
 # ---- ddpm_vlb/model/network.py ----
@@ -683,7 +841,7 @@ class Network:
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
         self._device = device
-        self.conditions = Conditions({})
+        self.conditions: dict[str, torch.Tensor] = {}
 
     def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
@@ -692,7 +850,13 @@ class Network:
     def __call__(
         self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        r"""The network's output, all NaN for an image where some of it is not finite.
+        r"""The network's output, all NaN for an image where some of it is not finite; arguments as `ask`."""
+        return nan_unless_finite(self.ask(noisy_samples, timesteps, class_labels))
+
+    def ask(
+        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""The network's output as it is.
 
         Args:
             noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
@@ -700,9 +864,10 @@ class Network:
             timesteps: one for all, or one each, `(B,)`.
             class_labels: of a class-conditional network, `(B,)`.
         """
-        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
-        on_device = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
-        return nan_unless_finite(self.output(noisy_samples.to(self.dtype), on_device, labels))
+        device = self.device
+        labels = None if class_labels is None else to_device(class_labels, device)
+        on_device = to_device(torch.as_tensor(timesteps), device)
+        return self.output(noisy_samples.to(self.dtype), on_device, labels)
 
     def with_module(self, module: torch.nn.Module) -> "Network":
         r"""The same of another module of its kind: a copy in another dtype, say."""
@@ -718,11 +883,11 @@ class Network:
         Raises:
             ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
         """
-        conditions = conditions if isinstance(conditions, Conditions) else Conditions(conditions or {})
+        conditions = dict(conditions or {})
         known = inspect.signature(self.module.forward).parameters if conditions else {}
         counts = set()
         for name, rows in conditions.items():
-            if name not in known and name not in self.needs:
+            if name not in known:
                 raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
             if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
                 raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
@@ -739,7 +904,7 @@ class Network:
         self.num_classes = count if count > 1 else self.num_classes
         return self
 
-    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
         r"""What the module is given besides samples and timesteps, on its device."""
         if not self.conditions:
             return {} if class_labels is None else {"class_labels": class_labels}
@@ -750,11 +915,6 @@ class Network:
         if class_labels is not None and all(len(rows) == 1 for rows in self.conditions.values()):
             arguments["class_labels"] = class_labels
         return arguments
-
-    @property
-    def prompt(self) -> list[str] | None:
-        r"""The texts that what it is given was made of, where that is known."""
-        return self.conditions.prompt
 
     @property
     def condition_sha256(self) -> str | None:
@@ -849,24 +1009,14 @@ class Network:
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
 
-    def check_inputs(self) -> None:
-        r"""Raise `ValueError` for a network of more channels in than out, which is conditional on another picture."""
-        if self.out_channels is not None and self.out_channels < self.channels:
-            raise ValueError(
-                "`unet` must say as many channels as it is given, got"
-                f" {counted(self.channels, 'input channel')} and {counted(self.out_channels, 'output channel')}: it is"
-                " conditional on another picture, in its further inputs, and such networks cannot be scored."
-            )
-
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
         expected = self.channels * (2 if learns_variance else 1)
         if self.out_channels not in (None, expected):
-            as_many = learns_variance and self.out_channels == self.channels  # DeepFloyd IF's, of larger pictures
-            hint = " It learns no variances, or is conditional on another picture." if as_many else ""
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
-                f" variance_type={variance_type!r}, got {self.out_channels}.{hint}"
+                f" variance_type={variance_type!r}, got {self.out_channels}."
+                + (" Further inputs make it conditional on another picture." if self.out_channels < self.channels else "")
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
@@ -1042,18 +1192,6 @@ class DiTNetwork(Network):
         return self.module(samples, timesteps.expand(len(samples)), **self.given(samples, class_labels)).sample
 
 
-# What `UNet2DConditionModel` takes in `added_cond_kwargs`, by what asks for it.
-ADDED = {
-    "addition_embed_type": {
-        "text_image": ("image_embeds",),
-        "text_time": ("text_embeds", "time_ids"),
-        "image": ("image_embeds",),
-        "image_hint": ("image_embeds", "hint"),
-    },
-    "encoder_hid_dim_type": {"text_image_proj": ("image_embeds",), "image_proj": ("image_embeds",)},
-}
-
-
 class ConditionNetwork(UNetNetwork):
     r"""diffusers' `UNet2DConditionModel`, in pixel space: what it is given is `encoder_hidden_states`, and what else its
     configuration asks for (`Network.with_conditions`)."""
@@ -1061,29 +1199,9 @@ class ConditionNetwork(UNetNetwork):
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
         config: Any = module.config
-        if config.time_cond_proj_dim is not None:
-            raise ValueError(
-                f"`unet` must not be distilled from a guided network, got time_cond_proj_dim={config.time_cond_proj_dim}, an"
-                " input for the scale of guidance: what it says is no denoiser's prediction, and no bound is known of it."
-            )
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
-        words += ", or be made of a `prompt` where the checkpoint has a text encoder"
         self.needs = {**self.needs, "encoder_hidden_states": words}
-        self._added: tuple[str, ...] = ()
-        for key, kinds in ADDED.items():
-            for name in kinds.get(getattr(config, key), ()):
-                self._added += (name,)
-                self.needs[name] = (
-                    f"as {key}={getattr(config, key)!r} asks for in `added_cond_kwargs`, a row for each condition"
-                )
-
-    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
-        r"""As `Network.given`."""
-        arguments: dict[str, Any] = super().given(samples, class_labels)
-        if self._added:
-            arguments["added_cond_kwargs"] = {name: arguments.pop(name) for name in dict.fromkeys(self._added)}
-        return arguments
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> Network:
         r"""As `Network.with_conditions`."""
@@ -1125,9 +1243,7 @@ def network_of(
     inner = getattr(module, "_orig_mod", module)
     # What is none of them is taken for a module that is called like a UNet2DModel.
     kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
-    network = kind(module, device)
-    network.check_inputs()
-    return network.with_conditions(conditions)
+    return kind(module, device).with_conditions(conditions)
 
 
 def known_module_class(library: str, name: str) -> type | None:
@@ -1332,90 +1448,324 @@ def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
     return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
 
 
-# ---- ddpm_vlb/error_model.py ----
+# ---- ddpm_vlb/noise_processes.py ----
 
-r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
+r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
 
-A step from t to s that takes :math:`\hat x` for x is off by :math:`c (x - \hat x)`, c the coefficient of the image in the
-posterior mean. With :math:`r^2 = (x - \hat x)^2` and :math:`\Delta = c^2 / \tilde\beta = \mathrm{SNR}(s) - \mathrm{SNR}(t)`,
-its expected KL is least for
+Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
 
-.. math:: \sigma^2 = \tilde\beta + c^2 e, \qquad e = E[r^2 | x_t],                                                   (1)
+.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
 
-in every pixel, where it is
+is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
+the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
+the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
 
-.. math:: L(\Delta) = \tfrac12 \left[ \log(1 + \Delta e) + \Delta \frac{r^2 - e}{1 + \Delta e} \right].              (2)
+.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
+    c_\mathrm{noise}(\sigma)) .
 
-(With one number for all pixels this is the optimal variance of Analytic-DPM, Bao et al. 2022.) The step's length comes in by
-:math:`\Delta` alone: a network that was looked at once at t is known for the steps from t to any s.
+=======================  ==================================================================================================
+process                  :math:`\sigma` and the network
+=======================  ==================================================================================================
+`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
+                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
+`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
+                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
+                         \sigma_d^2}}` (minus with `v_prediction`)
+`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
+                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
+                         :math:`\hat x = y + 2 \sigma'^2 F`
+=======================  ==================================================================================================
 
-**The model of e**, with three numbers for each timestep, none of them negative:
-
-.. math:: e = a_t + b_t\, (1 - \hat x^2)_+ + g_t\, \hat e .                                                          (3)
-
-- :math:`1 - \hat x^2` is the most that the variance of a number in [-1, 1] with mean :math:`\hat x` can be (Bhatia & Davis
-  2000). A pixel that is predicted black or white is nearly sure; a grey one may still become either.
-- :math:`\hat e` is what a network with learned variances says: (1) solved for e at the step that it was trained for, from t to
-  t - 1. It is carried to steps of any length that way, where interpolating between the bounds of that step says little.
-
-What went before is in it: `fixed_small` is a = b = g = 0; `fixed_large` is :math:`a = 1 - \bar\alpha_t`, for all steps alike
-(:math:`\beta - \tilde\beta = c^2 (1 - \bar\alpha_t)`); learned variances on the chain of all steps are g = 1.
-
-**The decoder** spreads its mass over the grid of levels with the variance (3) too, with numbers of its own, so that decoding
-may start at any noise level.
+**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
+line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
+decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
+variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
+scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
 """
 
 
 
 
-@dataclass(frozen=True, eq=False)
-class ErrorModel:
-    r"""The numbers of (3), float64 of shape `(T,)`, for the reverse steps and for the decoder.
+NUM_LEVELS = 1000
+
+
+class Preconditioning(NamedTuple):
+    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
+
+    scale: torch.Tensor  # c_in
+    shift: float  # c_shift
+    noise: torch.Tensor  # c_noise
+    skip: torch.Tensor
+    out: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    r"""A process that networks are trained for.
 
     Args:
-        offsets, gains, learned_gains: a, b and g.
-        decoder_offsets, decoder_gains, decoder_learned_gains: those of the decoder's variance, where it starts at t.
+        name: in words of the field, as reports have it.
+        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
+            known, which loads it).
+        needed: what their configuration must say, positive numbers.
+        precondition: from :math:`\sigma`, float64, and the configuration.
+        ends: lowest and highest :math:`\sigma` of the configuration.
+        rule: raises `ValueError` for a configuration that cannot be scored.
     """
 
-    offsets: torch.Tensor
-    gains: torch.Tensor
-    learned_gains: torch.Tensor
-    decoder_offsets: torch.Tensor
-    decoder_gains: torch.Tensor
-    decoder_learned_gains: torch.Tensor
+    name: str
+    schedulers: dict[str, str]
+    needed: tuple[str, ...]
+    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
+    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
+    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
 
-    def __post_init__(self):
-        for name, values in vars(self).items():
-            if not (bool(torch.isfinite(values).all()) and bool((values >= 0).all())):
-                raise ValueError(f"`{name}` must be finite and not negative, got {values.tolist()}.")
-            if values.shape != self.offsets.shape:
-                raise ValueError(f"`{name}` must have the shape {tuple(self.offsets.shape)}, got {tuple(values.shape)}.")
-        if not bool((self.decoder_offsets > 0).all()):
-            raise ValueError("`decoder_offsets` must be positive: a decoder without spread calls some images impossible.")
-
-
-def features_of(pred_original_sample: torch.Tensor, learned_errors: torch.Tensor | None) -> torch.Tensor:
-    r"""What (3) is linear in: 1, :math:`(1 - \hat x^2)_+` and, where there is one, :math:`\hat e`; `(F, *)` for shape `*`."""
-    x = pred_original_sample
-    parts = [torch.ones_like(x), (1 - x.square()).clamp(min=0.0)]
-    return torch.stack(parts if learned_errors is None else [*parts, learned_errors])
+    def check(self, config: Mapping[str, Any]) -> None:
+        r"""Raise `ValueError` for a configuration that no levels can be made of."""
+        for name in self.needed:
+            if not is_number(config.get(name)) or config[name] <= 0:
+                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
+        self.rule(config)
+        low, high = self.ends(config)
+        if not 0 < low < high:
+            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
 
 
-def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
-    r"""(2), the mean over pixels.
+def _flow(sigma, config):
+    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
+    scale = root / (1 + sigma)
+    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
+
+
+def _check_flow(config):
+    if config.get("invert_sigmas"):
+        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
+        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
+    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
+        steps = config["num_train_timesteps"]
+        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
+
+
+def _flow_ends(config):
+    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
+    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
+    return low / (1 - low), high / (1 - high)
+
+
+def _edm(sigma, config):
+    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
+    total = sigma**2 + data**2
+    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
+    inverse = total.rsqrt()
+    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
+
+
+def _check_edm(config):
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
+
+
+def _exploding(sigma, config):
+    root = torch.sqrt(1 + sigma**2)
+    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
+
+
+def _exploding_ends(config):
+    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
+    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
+    return width * config["sigma_min"], width * config["sigma_max"]
+
+
+NOISE_PROCESSES = (
+    NoiseProcess(
+        "flow_matching",
+        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+        ("num_train_timesteps", "shift"),
+        _flow,
+        _flow_ends,
+        _check_flow,
+    ),
+    NoiseProcess(
+        "edm",
+        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
+        ("sigma_min", "sigma_max", "sigma_data"),
+        _edm,
+        lambda config: (config["sigma_min"], config["sigma_max"]),
+        _check_edm,
+    ),
+    NoiseProcess(
+        "variance_exploding",
+        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
+        ("sigma_min", "sigma_max"),
+        _exploding,
+        _exploding_ends,
+    ),
+)
+
+
+def process_named(scheduler: Any) -> NoiseProcess | None:
+    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
+    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
+
+
+def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
+    name = "DDPMScheduler" if config is None else str(config["_class_name"])
+    process = process_named(name)
+    return "DDPMPipeline" if process is None else process.schedulers[name], name
+
+
+def describe_process(config: Mapping[str, Any] | None) -> str | None:
+    r"""In words, what a network was trained for; `None` of a DDPM's."""
+    process = None if config is None else process_named(config.get("_class_name"))
+    if process is None or config is None:
+        return None
+    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
+    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
+
+
+def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
+    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
+    halves the SNR; float64 `(num_levels,)`."""
+    top, bottom = -2 * math.log(high), -2 * math.log(low)
+    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
+    log_alphas = -np.logaddexp(0.0, -log_snr)
+    return -np.expm1(np.diff(log_alphas, prepend=0.0))
+
+
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
+    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
 
     Args:
-        errors, squared_errors: e and :math:`r^2`, `(N, D)`.
-        deltas: :math:`\Delta`, `(R,)`.
+        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
+        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
 
-    Returns:
-        Nats per dimension, `(N, R)`.
+    Raises:
+        ValueError: a configuration that no levels can be made of.
     """
-    costs = []
-    for delta in deltas:
-        scaled = delta * errors
-        costs.append(0.5 * (torch.log1p(scaled) + delta * (squared_errors - errors) / (1 + scaled)).mean(dim=1))
-    return torch.stack(costs, dim=1)
+    if process_named(config.get("_class_name")) is None:
+        return config
+    kept = config.get(KEPT_UNDER)
+    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
+    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
+    return {
+        "num_train_timesteps": num_levels,
+        "trained_betas": line_betas(original, num_levels),
+        "prediction_type": "sample",
+        "variance_type": "fixed_small",
+        "clip_sample": False,
+        "timestep_spacing": "linspace",
+        "num_pixel_levels": config.get("num_pixel_levels", 256),
+        **own,
+        "noise_process": original,
+    }
+
+
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
+    in it what is ours, without betas that can be made again."""
+    kept = json.loads(own)
+    if are_of_line(kept):
+        del kept["trained_betas"]
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+
+
+def are_of_line(config: Mapping[str, Any]) -> bool:
+    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
+    process, betas = config.get("noise_process"), config.get("trained_betas")
+    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
+
+
+def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
+    r"""`level_betas` of a scheduler's ends, as a list."""
+    process = process_named(config.get("_class_name"))
+    if process is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
+    process.check(config)
+    num_levels = check_count("num_levels", num_levels)
+    low, high = process.ends(config)
+    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
+        raise ValueError(
+            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
+            f" from {low:g} to {high:g}."
+        )
+    return level_betas(low, high, num_levels).tolist()
+
+
+# ---- ddpm_vlb/progress.py ----
+
+r"""How far a computation is: a bar in a terminal or a notebook, and elsewhere, as in a pipe or a file, a line now and then."""
+
+
+
+SECONDS = 10.0  # between two lines; later on a tenth of the time that has gone by
+
+
+def can_be_redrawn() -> bool:
+    r"""Whether what stands on stderr can be drawn over: in a terminal, and in a notebook's cell."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    notebook = shell is not None and "IPKernelApp" in shell.config
+    return notebook or sys.stderr.isatty()
+
+
+def progress_bar(total: int | None = None, *, disable: bool = False, **options: Any) -> Any:
+    r"""A `tqdm` bar, or `Lines`.
+
+    Args:
+        total: of the work, where it is known.
+        disable: nothing at all.
+        options: of `tqdm`; `Lines` knows some of them.
+    """
+    if disable or can_be_redrawn():
+        return tqdm(total=total, disable=disable, **options)
+    return Lines(total, **options)
+
+
+class Lines:
+    r"""What of `tqdm` is used here, as lines on stderr. What takes no longer than a few seconds prints none.
+
+    Args:
+        total, initial, desc, unit, unit_scale: as `tqdm`.
+        others: of `tqdm`, and of no meaning here.
+    """
+
+    def __init__(
+        self, total: int | None = None, initial: int = 0, desc: str = "", unit: str = "it", unit_scale: bool = False, **others
+    ):
+        self.total, self.n, self._initial = total, initial, initial
+        self._how = {"prefix": desc, "unit": unit, "unit_scale": unit_scale}
+        self._start = self._last = time.monotonic()
+        self._postfix = ""
+
+    def update(self, n: int = 1) -> None:
+        r"""So many more are done."""
+        self.n += n
+        now = time.monotonic()
+        if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
+            self._last = now
+            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
+            line = tqdm.format_meter(
+                self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
+            )
+            print(line.strip(), file=sys.stderr, flush=True)
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        r"""What the next line ends with."""
+        self._postfix = text
+
+    def refresh(self) -> None:
+        r"""Nothing: a line stays as it was printed."""
+
+    def close(self) -> None:
+        r"""Nothing is left to do."""
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
 
 # ---- ddpm_vlb/gaussians.py ----
@@ -1623,6 +1973,26 @@ At the lowest step of the grid the posterior is the data itself: mean :math:`x`,
 
 
 
+class Rows:
+    r"""Timesteps that were looked up and checked, once for all that is asked about a batch; they stand in their place.
+
+    Args:
+        forward: whose rows they are.
+        rows: of its tables, int64 on the CPU, `(B,)`.
+    """
+
+    def __init__(self, forward: "ForwardProcess", rows: torch.Tensor):
+        self.forward, self.rows = forward, rows
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        r"""The timesteps themselves, `(B,)`."""
+        return self.forward.timesteps[self.rows]
+
+    def __getitem__(self, index: torch.Tensor) -> "Rows":
+        return Rows(self.forward, self.rows[index])
+
+
 @dataclass(frozen=True, eq=False)
 class ForwardProcess:
     r"""Frozen float64 tables of a diffusion on a grid of timesteps, and the Gaussians they define.
@@ -1790,12 +2160,28 @@ class ForwardProcess:
     def _row_of(self) -> dict[int, int]:
         return {step: row for row, step in enumerate(self.timesteps.tolist())}
 
-    def rows(self, timesteps: int | torch.Tensor, batch_size: int) -> int | torch.Tensor:
+    @cached_property
+    def _row_table(self) -> torch.Tensor:
+        r"""The row of each of the T timesteps, -1 where there is none."""
+        return torch.full((self.num_train_timesteps,), -1).index_copy_(0, self.timesteps, torch.arange(len(self)))
+
+    def look_up(self, timesteps: int | torch.Tensor | Rows, batch_size: int) -> int | torch.Tensor | Rows:
+        r"""`timesteps` as they may be given to every method, looked up where there is one for each image; errors as `rows`."""
+        if isinstance(timesteps, Rows) or not isinstance(timesteps, torch.Tensor) or timesteps.ndim == 0:
+            return timesteps
+        rows = self.rows(timesteps, batch_size)
+        return Rows(self, rows) if isinstance(rows, torch.Tensor) else timesteps
+
+    def rows(self, timesteps: int | torch.Tensor | Rows, batch_size: int) -> int | torch.Tensor:
         r"""Rows of the tables for `timesteps`: an int for a scalar, an int64 CPU tensor of shape `(B,)` or `(1,)` otherwise.
 
         Raises:
             ValueError: timesteps that are not integers, not in [0, T), not on the grid, or neither one nor `batch_size`.
         """
+        if isinstance(timesteps, Rows):
+            if timesteps.forward is self:
+                return timesteps.rows
+            timesteps = timesteps.timesteps
         if isinstance(timesteps, (list, tuple, np.ndarray)):
             timesteps = torch.as_tensor(timesteps)
         if not isinstance(timesteps, torch.Tensor) or timesteps.ndim == 0:
@@ -1807,7 +2193,13 @@ class ForwardProcess:
             )
         if len(timesteps) not in (1, batch_size):
             raise ValueError(f"`timesteps` must have the shape ({batch_size},) of the batch, got ({len(timesteps)},).")
-        return torch.tensor([self._row(step) for step in timesteps.tolist()], dtype=torch.int64)
+        steps = timesteps.cpu().long()
+        inside = steps.clamp(0, self.num_train_timesteps - 1)
+        rows = self._row_table[inside]
+        if not bool(((rows >= 0) & (steps == inside)).all()):
+            for step in steps.tolist():
+                self._row(step)  # which one it is
+        return rows
 
     def _row(self, timestep) -> int:
         try:
@@ -1825,7 +2217,7 @@ class ForwardProcess:
             raise ValueError(f"`timesteps` must {rule}, got {step}.")
         return row
 
-    def gather(self, table: torch.Tensor, timesteps: int | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
+    def gather(self, table: torch.Tensor, timesteps: int | torch.Tensor | Rows, like: torch.Tensor) -> float | torch.Tensor:
         r"""Entries of a `(K,)` table at `timesteps`: a float for one timestep (so that nothing travels to the device;
         of a learnable process a float64 tensor of shape `()`), otherwise a float64 tensor of shape `(B, 1, 1, ...)` on the
         device of `like`.
@@ -1837,19 +2229,19 @@ class ForwardProcess:
         if isinstance(rows, int):
             # Of a learnable process a tensor all the same: a float would cut the gradient without a word.
             return table[rows].to(like.device) if table.requires_grad else table[rows].item()
-        values = table[rows].reshape(-1, *[1] * (like.ndim - 1))
+        values = table.index_select(0, rows).reshape(-1, *[1] * (like.ndim - 1))
         # From the host without a wait for the device.
         return values.to(like.device, working_dtype(like.device), non_blocking=like.device.type == "cuda")
 
     # The Gaussians. All return the working dtype (float64) and the shape of the samples, `(B, C, H, W)`.
 
-    def q_mean_variance(self, original_samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+    def q_mean_variance(self, original_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows) -> Gaussian:
         r""":math:`q(x_t | x)` (eq. 4) for `original_samples` :math:`x`."""
         (x,) = to_working(original_samples=original_samples)
         mean = self.gather(self.sqrt_alphas_cumprod, timesteps, x) * x
         return self._gaussian(mean, self.one_minus_alphas_cumprod, self.log_one_minus_alphas_cumprod, timesteps)
 
-    def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor) -> Gaussian:
+    def q_step_mean_variance(self, samples: torch.Tensor, timesteps: int | torch.Tensor | Rows) -> Gaussian:
         r""":math:`q(x_t | x_s)` (eq. 2) for `samples` :math:`x_s`, the latents one step of the grid below t (the data at
         the lowest step)."""
         (x,) = to_working(samples=samples)
@@ -1857,14 +2249,14 @@ class ForwardProcess:
         return self._gaussian(mean, self.betas, self.log_betas, timesteps)
 
     def q_posterior_mean_variance(
-        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> Gaussian:
         r""":math:`q(x_s | x_t, x)` (eqs. 6 and 7). At the lowest step this is the data: variance 0, log-variance -inf."""
         mean = self.posterior_mean(original_samples, noisy_samples, timesteps)
         return self._gaussian(mean, self.posterior_variance, self.posterior_log_variance, timesteps)
 
     def posterior_mean(
-        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, original_samples: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> torch.Tensor:
         r""":math:`\tilde\mu_t(x_t, x)` of eq. 7."""
         x, x_t = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
@@ -1939,6 +2331,92 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
         if lower >= higher:
             raise ValueError(f"`inference_timesteps` must be strictly descending, got {higher} before {lower}.")
     return steps
+
+
+# ---- ddpm_vlb/error_model.py ----
+
+r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
+
+A step from t to s that takes :math:`\hat x` for x is off by :math:`c (x - \hat x)`, c the coefficient of the image in the
+posterior mean. With :math:`r^2 = (x - \hat x)^2` and :math:`\Delta = c^2 / \tilde\beta = \mathrm{SNR}(s) - \mathrm{SNR}(t)`,
+its expected KL is least for
+
+.. math:: \sigma^2 = \tilde\beta + c^2 e, \qquad e = E[r^2 | x_t],                                                   (1)
+
+in every pixel, where it is
+
+.. math:: L(\Delta) = \tfrac12 \left[ \log(1 + \Delta e) + \Delta \frac{r^2 - e}{1 + \Delta e} \right].              (2)
+
+(With one number for all pixels this is the optimal variance of Analytic-DPM, Bao et al. 2022.) The step's length comes in by
+:math:`\Delta` alone: a network that was looked at once at t is known for the steps from t to any s.
+
+**The model of e**, with three numbers for each timestep, none of them negative:
+
+.. math:: e = a_t + b_t\, (1 - \hat x^2)_+ + g_t\, \hat e .                                                          (3)
+
+- :math:`1 - \hat x^2` is the most that the variance of a number in [-1, 1] with mean :math:`\hat x` can be (Bhatia & Davis
+  2000). A pixel that is predicted black or white is nearly sure; a grey one may still become either.
+- :math:`\hat e` is what a network with learned variances says: (1) solved for e at the step that it was trained for, from t to
+  t - 1. It is carried to steps of any length that way, where interpolating between the bounds of that step says little.
+
+What went before is in it: `fixed_small` is a = b = g = 0; `fixed_large` is :math:`a = 1 - \bar\alpha_t`, for all steps alike
+(:math:`\beta - \tilde\beta = c^2 (1 - \bar\alpha_t)`); learned variances on the chain of all steps are g = 1.
+
+**The decoder** spreads its mass over the grid of levels with the variance (3) too, with numbers of its own, so that decoding
+may start at any noise level.
+"""
+
+
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorModel:
+    r"""The numbers of (3), float64 of shape `(T,)`, for the reverse steps and for the decoder.
+
+    Args:
+        offsets, gains, learned_gains: a, b and g.
+        decoder_offsets, decoder_gains, decoder_learned_gains: those of the decoder's variance, where it starts at t.
+    """
+
+    offsets: torch.Tensor
+    gains: torch.Tensor
+    learned_gains: torch.Tensor
+    decoder_offsets: torch.Tensor
+    decoder_gains: torch.Tensor
+    decoder_learned_gains: torch.Tensor
+
+    def __post_init__(self):
+        for name, values in vars(self).items():
+            if not (bool(torch.isfinite(values).all()) and bool((values >= 0).all())):
+                raise ValueError(f"`{name}` must be finite and not negative, got {values.tolist()}.")
+            if values.shape != self.offsets.shape:
+                raise ValueError(f"`{name}` must have the shape {tuple(self.offsets.shape)}, got {tuple(values.shape)}.")
+        if not bool((self.decoder_offsets > 0).all()):
+            raise ValueError("`decoder_offsets` must be positive: a decoder without spread calls some images impossible.")
+
+
+def features_of(pred_original_sample: torch.Tensor, learned_errors: torch.Tensor | None) -> torch.Tensor:
+    r"""What (3) is linear in: 1, :math:`(1 - \hat x^2)_+` and, where there is one, :math:`\hat e`; `(F, *)` for shape `*`."""
+    x = pred_original_sample
+    parts = [torch.ones_like(x), (1 - x.square()).clamp(min=0.0)]
+    return torch.stack(parts if learned_errors is None else [*parts, learned_errors])
+
+
+def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
+    r"""(2), the mean over pixels.
+
+    Args:
+        errors, squared_errors: e and :math:`r^2`, `(N, D)`.
+        deltas: :math:`\Delta`, `(R,)`.
+
+    Returns:
+        Nats per dimension, `(N, R)`.
+    """
+    costs = []
+    for delta in deltas:
+        scaled = delta * errors
+        costs.append(0.5 * (torch.log1p(scaled) + delta * (squared_errors - errors) / (1 + scaled)).mean(dim=1))
+    return torch.stack(costs, dim=1)
 
 
 # ---- ddpm_vlb/reverse_process.py ----
@@ -2083,7 +2561,7 @@ class ReverseProcess:
         return prediction, predicted_variance
 
     def predict(
-        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""The two things the bound needs of :math:`p(x_s | x_t)`: the predicted image and the log-variance.
 
@@ -2106,7 +2584,7 @@ class ReverseProcess:
         return pred_original_sample, self._calibrated_log_variance(pred_original_sample, predicted_variance, timesteps)
 
     def p_mean_variance(
-        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor
+        self, model_output: torch.Tensor, noisy_samples: torch.Tensor, timesteps: int | torch.Tensor | Rows
     ) -> ReverseGaussian:
         r""":math:`p(x_s | x_t)`; at the lowest step, the Gaussian that the decoder integrates over the pixel grid.
 
@@ -2132,7 +2610,9 @@ class ReverseProcess:
             raise ValueError("`trained` must be given where the chain of all steps is asked for, got None.")
         return replace(self, forward=self.trained, error_model=None, trained=None)
 
-    def learned_errors(self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor) -> torch.Tensor | None:
+    def learned_errors(
+        self, predicted_variance: torch.Tensor | None, timesteps: int | torch.Tensor | Rows
+    ) -> torch.Tensor | None:
         r"""The squared errors :math:`\hat e` that learned variances stand for on the chain of all steps (`error_model.py`).
 
         Args:
@@ -2186,7 +2666,7 @@ class ReverseProcess:
 class _Ends:
     r"""The two ends between which variances lie, at some timesteps; each is looked up once, and has one gradient."""
 
-    def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor):
+    def __init__(self, reverse: ReverseProcess, like: torch.Tensor, timesteps: int | torch.Tensor | Rows):
         self._reverse, self._like, self._timesteps = reverse, like, timesteps
 
     @cached_property
@@ -2423,337 +2903,6 @@ def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, pred
     return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
 
 
-# ---- ddpm_vlb/noise_processes.py ----
-
-r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
-
-Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
-
-.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
-
-is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
-the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
-the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
-
-.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
-    c_\mathrm{noise}(\sigma)) .
-
-=======================  ==================================================================================================
-process                  :math:`\sigma` and the network
-=======================  ==================================================================================================
-`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
-                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
-`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
-                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
-                         \sigma_d^2}}` (minus with `v_prediction`)
-`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
-                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
-                         :math:`\hat x = y + 2 \sigma'^2 F`
-=======================  ==================================================================================================
-
-**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
-line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
-decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
-variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
-scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
-"""
-
-
-
-
-NUM_LEVELS = 1000
-
-
-class Preconditioning(NamedTuple):
-    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
-
-    scale: torch.Tensor  # c_in
-    shift: float  # c_shift
-    noise: torch.Tensor  # c_noise
-    skip: torch.Tensor
-    out: torch.Tensor
-
-
-@dataclass(frozen=True)
-class NoiseProcess:
-    r"""A process that networks are trained for.
-
-    Args:
-        name: in words of the field, as reports have it.
-        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
-            known, which loads it).
-        needed: what their configuration must say, positive numbers.
-        precondition: from :math:`\sigma`, float64, and the configuration.
-        ends: lowest and highest :math:`\sigma` of the configuration.
-        rule: raises `ValueError` for a configuration that cannot be scored.
-    """
-
-    name: str
-    schedulers: dict[str, str]
-    needed: tuple[str, ...]
-    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
-    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
-    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
-
-    def check(self, config: Mapping[str, Any]) -> None:
-        r"""Raise `ValueError` for a configuration that no levels can be made of."""
-        for name in self.needed:
-            if not is_number(config.get(name)) or config[name] <= 0:
-                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
-        self.rule(config)
-        low, high = self.ends(config)
-        if not 0 < low < high:
-            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
-
-
-def _flow(sigma, config):
-    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
-    scale = root / (1 + sigma)
-    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
-
-
-def _check_flow(config):
-    if config.get("invert_sigmas"):
-        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
-        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
-    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
-        steps = config["num_train_timesteps"]
-        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
-
-
-def _flow_ends(config):
-    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
-    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
-    return low / (1 - low), high / (1 - high)
-
-
-def _edm(sigma, config):
-    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
-    total = sigma**2 + data**2
-    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
-    inverse = total.rsqrt()
-    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
-
-
-def _check_edm(config):
-    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
-
-
-def _exploding(sigma, config):
-    root = torch.sqrt(1 + sigma**2)
-    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
-
-
-def _exploding_ends(config):
-    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
-    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
-    return width * config["sigma_min"], width * config["sigma_max"]
-
-
-NOISE_PROCESSES = (
-    NoiseProcess(
-        "flow_matching",
-        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
-        ("num_train_timesteps", "shift"),
-        _flow,
-        _flow_ends,
-        _check_flow,
-    ),
-    NoiseProcess(
-        "edm",
-        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
-        ("sigma_min", "sigma_max", "sigma_data"),
-        _edm,
-        lambda config: (config["sigma_min"], config["sigma_max"]),
-        _check_edm,
-    ),
-    NoiseProcess(
-        "variance_exploding",
-        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
-        ("sigma_min", "sigma_max"),
-        _exploding,
-        _exploding_ends,
-    ),
-)
-
-
-def process_named(scheduler: Any) -> NoiseProcess | None:
-    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
-    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
-
-
-def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
-    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
-    name = "DDPMScheduler" if config is None else str(config["_class_name"])
-    process = process_named(name)
-    return "DDPMPipeline" if process is None else process.schedulers[name], name
-
-
-def describe_process(config: Mapping[str, Any] | None) -> str | None:
-    r"""In words, what a network was trained for; `None` of a DDPM's."""
-    process = None if config is None else process_named(config.get("_class_name"))
-    if process is None or config is None:
-        return None
-    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
-    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
-
-
-def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
-    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
-    halves the SNR; float64 `(num_levels,)`."""
-    top, bottom = -2 * math.log(high), -2 * math.log(low)
-    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
-    log_alphas = -np.logaddexp(0.0, -log_snr)
-    return -np.expm1(np.diff(log_alphas, prepend=0.0))
-
-
-def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
-    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
-
-    Args:
-        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
-        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
-
-    Raises:
-        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
-    """
-    if process_named(config.get("_class_name")) is None:
-        _check_named(config)
-        return config
-    kept = config.get(KEPT_UNDER)
-    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
-    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
-    return {
-        "num_train_timesteps": num_levels,
-        "trained_betas": line_betas(original, num_levels),
-        "prediction_type": "sample",
-        "variance_type": "fixed_small",
-        "clip_sample": False,
-        "timestep_spacing": "linspace",
-        "num_pixel_levels": config.get("num_pixel_levels", 256),
-        **own,
-        "noise_process": original,
-    }
-
-
-def _check_named(config: Mapping[str, Any]) -> None:
-    # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
-    strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
-    if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
-        raise ValueError(
-            f"`config` must say of which class it is, in `_class_name`, to be another's than a DDPM's, got {strange[0]} ="
-            f" {shown(config[strange[0]])} alone. `ddpm_vlb.upgrade_scheduler` takes the scheduler itself."
-        )
-
-
-def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
-    in it what is ours, without betas that can be made again."""
-    kept = json.loads(own)
-    if are_of_line(kept):
-        del kept["trained_betas"]
-    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
-
-
-def are_of_line(config: Mapping[str, Any]) -> bool:
-    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
-    process, betas = config.get("noise_process"), config.get("trained_betas")
-    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
-
-
-def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
-    r"""`level_betas` of a scheduler's ends, as a list."""
-    process = process_named(config.get("_class_name"))
-    if process is None:
-        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
-    process.check(config)
-    num_levels = check_count("num_levels", num_levels)
-    low, high = process.ends(config)
-    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
-        raise ValueError(
-            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
-            f" from {low:g} to {high:g}."
-        )
-    return level_betas(low, high, num_levels).tolist()
-
-
-# ---- ddpm_vlb/progress.py ----
-
-r"""How far a computation is: a bar in a terminal or a notebook, and elsewhere, as in a pipe or a file, a line now and then."""
-
-
-
-SECONDS = 10.0  # between two lines; later on a tenth of the time that has gone by
-
-
-def can_be_redrawn() -> bool:
-    r"""Whether what stands on stderr can be drawn over: in a terminal, and in a notebook's cell."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    notebook = shell is not None and "IPKernelApp" in shell.config
-    return notebook or sys.stderr.isatty()
-
-
-def progress_bar(total: int | None = None, *, disable: bool = False, **options: Any) -> Any:
-    r"""A `tqdm` bar, or `Lines`.
-
-    Args:
-        total: of the work, where it is known.
-        disable: nothing at all.
-        options: of `tqdm`; `Lines` knows some of them.
-    """
-    if disable or can_be_redrawn():
-        return tqdm(total=total, disable=disable, **options)
-    return Lines(total, **options)
-
-
-class Lines:
-    r"""What of `tqdm` is used here, as lines on stderr. What takes no longer than a few seconds prints none.
-
-    Args:
-        total, initial, desc, unit, unit_scale: as `tqdm`.
-        others: of `tqdm`, and of no meaning here.
-    """
-
-    def __init__(
-        self, total: int | None = None, initial: int = 0, desc: str = "", unit: str = "it", unit_scale: bool = False, **others
-    ):
-        self.total, self.n, self._initial = total, initial, initial
-        self._how = {"prefix": desc, "unit": unit, "unit_scale": unit_scale}
-        self._start = self._last = time.monotonic()
-        self._postfix = ""
-
-    def update(self, n: int = 1) -> None:
-        r"""So many more are done."""
-        self.n += n
-        now = time.monotonic()
-        if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
-            self._last = now
-            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
-            line = tqdm.format_meter(
-                self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
-            )
-            print(line.strip(), file=sys.stderr, flush=True)
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        r"""What the next line ends with."""
-        self._postfix = text
-
-    def refresh(self) -> None:
-        r"""Nothing: a line stays as it was printed."""
-
-    def close(self) -> None:
-        r"""Nothing is left to do."""
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
-
-
 # ---- ddpm_vlb/outputs.py ----
 
 r"""What scoring returns, and how it is shown: as a line, as a table, as a data frame.
@@ -2955,7 +3104,7 @@ def transition_kl(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
 ) -> torch.Tensor:
     r""":math:`L_t = D_{KL}(q(x_s | x_t, x) \| p(x_s | x_t))` for timesteps above the lowest one.
 
@@ -2969,7 +3118,10 @@ def transition_kl(
         Nats, shape `(B,)`; never negative.
     """
     _, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
-    return _sum_dims(0.5 * (gap + weight * error**2))
+    if gap.numel() in (1, len(error)):
+        # Of one variance for an image, the sum over its pixels first.
+        return 0.5 * (gap.reshape(-1) * error[0].numel() + weight.reshape(-1) * _sum_dims(error.square()))
+    return _sum_dims(0.5 * (gap + weight * error.square()))
 
 
 def sampled_transition(
@@ -2977,7 +3129,7 @@ def sampled_transition(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     noise: torch.Tensor,
 ) -> torch.Tensor:
     r""":math:`\log q(x_s | x_t, x) - \log p(x_s | x_t)` at an :math:`x_s` drawn from q: what `transition_kl` is the mean of.
@@ -3004,7 +3156,7 @@ def _compare(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     r"""By what the Gaussians of :math:`L_t` differ: :math:`d, e^d - 1 - d, c_t^2 / \sigma_t^2` and :math:`x - \hat x`."""
     forward = reverse.forward
@@ -3022,7 +3174,7 @@ def decoder_nll(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     num_pixel_levels: int = 256,
     validate_args: bool = True,
 ) -> torch.Tensor:
@@ -3056,7 +3208,7 @@ def vlb_terms(
     model_output: torch.Tensor,
     original_samples: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     num_pixel_levels: int = 256,
     validate_args: bool = True,
 ) -> torch.Tensor:
@@ -3066,22 +3218,18 @@ def vlb_terms(
     """
     decoder_args = (num_pixel_levels, validate_args)
     arguments = (model_output, original_samples, noisy_samples)
-    lowest = torch.as_tensor(reverse.forward.rows(timesteps, len(noisy_samples))) == 0
-    if not lowest.any():
+    timesteps = reverse.forward.look_up(timesteps, len(noisy_samples))
+    rows = torch.as_tensor(reverse.forward.rows(timesteps, len(noisy_samples))).reshape(-1)
+    index = (rows == 0).nonzero().flatten()
+    if not len(index):
         return transition_kl(reverse, *arguments, timesteps)
-    if lowest.all():
+    if len(index) == rows.numel():
         return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
-    to_working(original_samples=original_samples, noisy_samples=noisy_samples)
-    reverse.check_model_output(model_output, noisy_samples)
-    timesteps = torch.as_tensor(timesteps).cpu()
-    terms = torch.empty(len(noisy_samples), dtype=working_dtype(noisy_samples.device), device=noisy_samples.device)
-    kinds: Any = ((decoder_nll, lowest, decoder_args), (transition_kl, ~lowest, ()))
-    for term, mask, extra in kinds:
-        index = mask.nonzero().squeeze(1)
-        on_device = index.to(noisy_samples.device, non_blocking=noisy_samples.device.type == "cuda")
-        values = term(reverse, *(a[on_device] for a in arguments), timesteps[index], *extra)
-        terms = terms.index_copy(0, on_device, values)
-    return terms
+    # All as transitions, those of the lowest step as if they were of the next; then the decoder's own in their place.
+    terms = transition_kl(reverse, *arguments, Rows(reverse.forward, rows.clamp(min=1)))
+    on_device = to_device(index, noisy_samples.device)
+    few = (argument.index_select(0, on_device) for argument in arguments)
+    return terms.index_copy(0, on_device, decoder_nll(reverse, *few, Rows(reverse.forward, rows[index]), *decoder_args))
 
 
 def step_log_prob(
@@ -3089,7 +3237,7 @@ def step_log_prob(
     prev_samples: torch.Tensor,
     model_output: torch.Tensor,
     noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor,
+    timesteps: int | torch.Tensor | Rows,
     num_pixel_levels: int | None = None,
 ) -> torch.Tensor:
     r""":math:`\log p(x_s | x_t)` of a step that was taken: what the first form of the bound sums, and a policy gradient weighs.
@@ -4475,181 +4623,12 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         return signal, noise
 
 
-# ---- ddpm_vlb/checkpoints/parts.py ----
-
-r"""The parts of a checkpoint: which are scored, which lie beside them, and which make it another model.
-
-===========================================  ===============================================================================
-`unet` or `transformer`, `scheduler`         what is scored
-`text_encoder`, `tokenizer`                  what a prompt is read with (`prompts.py`)
-`safety_checker`, `feature_extractor`,       look at finished images alone
-`watermarker`
-`vae`, `vqvae`, `movq`                       the network sees latents, whose bits/dim are not those of an image: refused
-===========================================  ===============================================================================
-
-Whatever else there is may change what the network sees, and is refused, too.
-"""
-
-
-
-
-NETWORKS = ("unet", "transformer")
-TEXT_PARTS = ("text_encoder", "tokenizer")
-BESIDE = ("safety_checker", "feature_extractor", "watermarker")
-DECODERS = ("vae", "vqvae", "movq")
-# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
-SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
-DEPRECATED = "deprecated"
-# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
-DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-
-
-class CheckpointError(OSError, ValueError):
-    r"""A checkpoint that is missing, damaged or incomplete.
-
-    Also an `OSError`, the type that diffusers raises for most such files.
-    """
-
-
-def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
-    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
-
-
-def download_parts(repository: str, kwargs: dict[str, Any], with_text: bool = False) -> Path:
-    r"""The folder of a repository, with its network, its scheduler and an index, where there is one; the weights of a text
-    encoder, if wanted."""
-    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
-    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "transformer/", "scheduler/") for pattern in patterns]
-    allowed += ["*/config.json", DDPMPipeline.config_name, *(f"{part}/*" for part in TEXT_PARTS if with_text)]
-    unwanted = [] if kwargs.get("variant") else ["*.fp16.*", "*.bf16.*"]
-    return Path(snapshot_download(repository, allow_patterns=allowed, ignore_patterns=unwanted, **options))
-
-
-def parts_of(index: Mapping[str, Any]) -> dict[str, Any]:
-    r"""The parts that an index names, each with its library and class."""
-    found = {key.removeprefix("_"): value for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)}
-    found.pop("class_name", None)
-    return found
-
-
-def indexed_folder(name: str, kwargs: dict[str, Any], with_text: bool) -> Path | None:
-    r"""The folder of a checkpoint whose index names parts that a `VLBDDPMPipeline` does not have, downloaded where need be;
-    `None` where diffusers loads it.
-
-    Raises:
-        CheckpointError: as `check_index`.
-    """
-    index = check_index(name, kwargs)
-    # diffusers saves deprecated schedulers under a library that it does not find again.
-    by_diffusers = set(parts_of(index)) <= {"unet", "scheduler"} and parts_of(index).get("scheduler", [""])[0] != DEPRECATED
-    if kwargs.get("custom_pipeline") is not None or by_diffusers:
-        return None
-    folder = Path(name)
-    return folder if folder.is_dir() else download_parts(name, kwargs, with_text)
-
-
-def check_index(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""The index of a checkpoint; refused with more parts than are known, or where it names anything but classes of diffusers
-    for what is scored: loading would import whatever module it names."""
-    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
-    if kwargs.get("custom_pipeline") is None:
-        check_parts(index, name, (*TEXT_PARTS, *BESIDE))
-    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
-        return index  # as the user asked for
-    named = ("unet", "transformer", "scheduler")
-    for part, value in [("_class_name", index.get("_class_name")), *((key, index[key]) for key in named if index.get(key))]:
-        if part == "_class_name":
-            safe = isinstance(value, str)
-        else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2
-            known = known_module_class if part in NETWORKS else deprecated_process
-            safe = safe and (value[0] in SAFE_LIBRARIES or known(*value) is not None)
-        if not safe and part not in kwargs:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {shown(value)} in {name!r}."
-            )
-    return index
-
-
-def deprecated_process(library: Any, name: Any) -> NoiseProcess | None:
-    r"""The noise process of a deprecated scheduler of diffusers."""
-    return process_named(name) if library == DEPRECATED else None
-
-
-def check_parts(index: Mapping[str, Any], name: str, allowed: tuple[str, ...] = ()) -> None:
-    r"""Raise `CheckpointError` for a pipeline with more parts than a network, a scheduler and those that are `allowed`.
-
-    With a decoder what the network sees are latents: their bits/dim are not those of an image. And whatever a part is for, a
-    `VLBDDPMPipeline` would leave it out when it is saved.
-    """
-    parts = parts_of(index)
-    more = [part for part in parts if part not in ("scheduler", *NETWORKS, *allowed)]
-    if more or set(NETWORKS) <= set(parts):
-        latent = " Latent diffusion models cannot be scored." if set(more) & set(DECODERS) else ""
-        raise CheckpointError(
-            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
-            f" got {', '.join(sorted(more or NETWORKS))} in {name!r}.{latent}"
-        )
-
-
-def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
-    r"""Network and scheduler of a folder, each as the class that its configuration names."""
-    told = {path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}
-    check_parts(told, str(folder), (*TEXT_PARTS, *BESIDE))
-    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
-    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        if name in parts:
-            continue
-        places = NETWORKS if name == "unet" else (name,)
-        subfolder = next((place for place in places if (folder / place / file).exists()), None)
-        if subfolder is None and not (folder / file).exists():
-            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
-                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
-            )
-        named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
-        if name == "unet":
-            cls = network_class(named, str(folder))
-        else:
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
-        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
-        parts[name] = cast(Any, cls).from_pretrained(folder, subfolder=subfolder, **options)
-    return parts
-
-
-def network_class(name: Any, folder: str) -> type:
-    r"""The class of networks that a configuration names, or `CheckpointError`; one that says nothing is a `UNet2DModel`'s."""
-    cls = DEFAULT_MODULE if name in UNET_NAMES else known_module_class("diffusers", str(name))
-    if cls is None:
-        raise not_a_network(folder, str(name))
-    return cls
-
-
-def not_a_network(folder: str, name: str) -> CheckpointError:
-    r"""The error for a network of a class that is not known."""
-    return CheckpointError(
-        f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {folder!r} with a {name}."
-    )
-
-
-def describe_part(config: Path) -> tuple[str | None, str | None]:
-    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
-    under whatever name (an average of weights, say), and for what is no part."""
-    told = json.loads(config.read_text(encoding="utf-8"))
-    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
-    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
-
-
 # ---- ddpm_vlb/checkpoints/loading.py ----
 
 r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
 
-What a repository says is not trusted further than its weights and numbers. Of which parts it may consist: `parts.py`.
+What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
+diffusers is refused, for loading would import whatever it names.
 """
 
 
@@ -4657,10 +4636,13 @@ What a repository says is not trusted further than its weights and numbers. Of w
 
 logger = logging.get_logger(__name__)
 
+# What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
+SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
+# Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
+DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 # The configurations of a checkpoint, and what is asked of each.
 CONFIGURATIONS = {
     "unet/config.json": check_network_config,
-    "transformer/config.json": check_network_config,
     "config.json": check_network_config,
     "scheduler/scheduler_config.json": check_scheduler_config,
     "scheduler_config.json": check_scheduler_config,
@@ -4668,6 +4650,13 @@ CONFIGURATIONS = {
 }
 MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
 MAX_REASON_LENGTH = 1000
+
+
+class CheckpointError(OSError, ValueError):
+    r"""A checkpoint that is missing, damaged or incomplete.
+
+    Also an `OSError`, the type that diffusers raises for most such files.
+    """
 
 
 def check_name(name: Any, kwargs: dict[str, Any]) -> str:
@@ -4702,8 +4691,7 @@ def is_repository_name(name: str) -> bool:
 
 def check_files(folder: Path) -> None:
     r"""Raise `CheckpointError` for a file of a checkpoint that is none: a pipe, whose reader waits for ever."""
-    places = (folder, *(folder / name for name in ("unet", "transformer", "scheduler")))
-    for path in [path for place in places for path in place.glob("*")]:
+    for path in [path for place in (folder, folder / "unet", folder / "scheduler") for path in place.glob("*")]:
         if path.suffix in (".json", ".safetensors", ".bin") and path.exists() and not (path.is_file() or path.is_dir()):
             raise CheckpointError(f"`pretrained_model_name_or_path` must hold plain files, got {str(path)!r}, which is none.")
 
@@ -4750,17 +4738,13 @@ def without_loading_bar() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def parts_folder(name: str, kwargs: dict[str, Any], with_text: bool = False) -> Path | None:
-    r"""The folder of a network and a scheduler without an index, or with one that names more (`indexed_folder`), downloaded
-    where need be, a text encoder only where it is wanted; `None` where there is an index of these two alone."""
+def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
+    r"""The folder of a network and a scheduler without an index, downloaded where need be; `None` where there is one."""
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
-        folder = download_parts(name, kwargs, with_text)
+        folder = download_parts(name, kwargs)
     check_configurations(folder, kwargs)
-    if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists():
-        return folder
-    folder = indexed_folder(name, kwargs, with_text)
-    return folder if folder is None else check_configurations(folder, kwargs)
+    return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
 
 
 def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
@@ -4809,12 +4793,20 @@ def check_network(unet: Any, name: str) -> Any:
         )
     known = known_module_class(type(unet).__module__, type(unet).__name__)
     if type(unet).__module__.startswith("diffusers.") and known is None:
-        raise not_a_network(name, type(unet).__name__)
+        raise CheckpointError(
+            f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {name!r} with a"
+            f" {type(unet).__name__}."
+        )
     unet = restore_single_head(unet)
     if "_name_or_path" in getattr(unet, "config", {}):
         # A folder of this machine, which the network would take along wherever it is pushed by itself.
         unet.register_to_config(_name_or_path="")
     return unet
+
+
+def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
+    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 
 def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
@@ -4858,6 +4850,84 @@ def not_here(name: str, error: Exception) -> CheckpointError:
     )
 
 
+def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
+    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
+    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
+    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
+    allowed += ["*/config.json"]  # of what else there is, for `check_parts`
+    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
+
+
+def check_index(name: str, kwargs: dict[str, Any]) -> None:
+    r"""Refuse an index with more parts than a DDPM's, or that names anything but classes of diffusers: loading would import
+    whatever module it names."""
+    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
+    if kwargs.get("custom_pipeline") is None:
+        check_parts(index, name)
+    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
+        return  # as the user asked for
+    pipeline = index.get("_class_name")
+    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
+        if part == "_class_name":
+            safe = isinstance(value, str)
+        else:
+            safe = isinstance(value, (list, tuple)) and len(value) == 2
+            safe = safe and (value[0] in SAFE_LIBRARIES or part == "unet" and known_module_class(*value) is not None)
+        if not safe and part not in kwargs:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
+                f" got {part} = {shown(value)} in {name!r}."
+            )
+
+
+def check_parts(index: Mapping[str, Any], name: str) -> None:
+    r"""Raise `CheckpointError` for a pipeline with more parts than a network and a scheduler.
+
+    With a decoder (`vae`, `vqvae`, `movq`) what the network sees are latents: their bits/dim are not those of an image. And
+    whatever a part is for, a `VLBDDPMPipeline` would leave it out when it is saved.
+    """
+    parts = [key.removeprefix("_") for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)]
+    more = [part for part in parts if part not in ("unet", "scheduler", "class_name")]
+    if more:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
+            f" got {', '.join(sorted(more))} in {name!r}. Latent diffusion models cannot be scored."
+        )
+
+
+def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
+    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
+    check_parts({path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}, str(folder))
+    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
+    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        if name in parts:
+            continue
+        subfolder = name if (folder / name / file).exists() else None
+        if subfolder is None and not (folder / file).exists():
+            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
+                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
+            )
+        cls = DEFAULT_MODULE
+        if name == "scheduler":
+            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
+            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
+            cls = getattr(diffusers, str(named), None)
+            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
+        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
+    return parts
+
+
+def describe_part(config: Path) -> tuple[str | None, str | None]:
+    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
+    under whatever name (an average of weights, say), and for what is no part."""
+    told = json.loads(config.read_text(encoding="utf-8"))
+    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
+    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
+
+
 def restore_single_head(unet: Any) -> Any:
     r"""Attention as it was trained, for configurations older than `attention_head_dim`.
 
@@ -4894,15 +4964,6 @@ def is_not_about_num_pixel_levels(record) -> bool:
 
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
 NOT_ANOTHER = (None, False, "discrete")
-# Whose networks are consistency models, or distilled from others.
-DISTILLED = (
-    *("CMStochasticIterativeScheduler", "SCMScheduler"),
-    *("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"),
-)
-WHY_NOT_DISTILLED = (
-    "What a consistency model or another distilled network says is an image where a sampler's path ends, and not the mean of"
-    " all that a denoiser predicts: no bound is known of it."
-)
 
 
 def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMScheduler:
@@ -4925,25 +4986,24 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
         read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
         logger.warning(
-            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
-            f" {read.config.num_train_timesteps} noise levels that a network of {process.name} amounts to."
+            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
+            f" {read.config.num_train_timesteps} noise levels that a {process.name} network amounts to."
         )
         return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
         if not compatible or "beta_schedule" not in config or others:
-            distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(
                 "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
-                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}.{f' {WHY_NOT_DISTILLED}' * distilled}"
+                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]
         upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
         logger.warning(
-            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the"
-            f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
+            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
+            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
         )
         return upgraded
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
@@ -4959,13 +5019,10 @@ def own_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
-    r"""Raise `ValueError` unless the pipeline can sample with its scheduler: the network says the variances that it asks for;
-    or, put in the place of its own, its steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances,
-    and nothing asked for that only a `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
+    r"""Raise `ValueError` unless the pipeline can sample with the scheduler that was put in the place of its own: one whose
+    steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances, and nothing asked for that only a
+    `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
     if isinstance(scheduler, VLBDDPMScheduler):
-        variance_type = scheduler.config.variance_type
-        if variance_of(variance_type).is_learned and network.out_channels == network.channels:
-            network.check_out_channels(True, variance_type)
         return
     name = type(scheduler).__name__
     for argument, given in own.items():
@@ -4979,283 +5036,6 @@ def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
             f"`scheduler` must be a VLBDDPMScheduler for this network to be sampled from here, got {name}."
             " `VLBDDPMScheduler.from_config(pipe.scheduler.config)` makes one of it."
         )
-
-
-# ---- ddpm_vlb/checkpoints/prompts.py ----
-
-r"""Prompts, through a checkpoint's own text encoder: what a network is given in place of words.
-
-A network with `encoder_hidden_states` says :math:`p(x | c)`, c a prompt's embeddings; which they are is a matter of the text
-encoder that it was trained with, in the same folder. The encoder is read when there is a prompt, and then let go.
-
-=====================  ============================================================  =======================================
-encoder                how words become tokens                                       its pipelines
-=====================  ============================================================  =======================================
-`T5EncoderModel`       in small letters, without blanks at the ends, 77 of them,     DeepFloyd IF
-                       with a mask of those that stand for words
-`CLIPTextModel`        as they are, as many as the encoder has positions; a mask     Stable Diffusion's kin
-                       where its configuration says so
-=====================  ============================================================  =======================================
-
-A prompt with more tokens than that is refused, of which the pipelines would drop the end.
-"""
-
-
-
-
-T5_LENGTH = 77
-ENCODERS = ("T5EncoderModel", "CLIPTextModel")
-TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "CLIPTokenizer", "CLIPTokenizerFast")
-
-
-class TextParts(NamedTuple):
-    r"""A text encoder and its tokenizer.
-
-    Args:
-        folder: with `text_encoder/` and `tokenizer/`.
-        classes: of the two, in transformers.
-        index: what the index of a pipeline says of them, and of itself besides.
-    """
-
-    folder: Path
-    classes: tuple[str, str]
-    index: dict[str, Any]
-
-
-def text_parts(folder: Path | None) -> TextParts | None:
-    r"""The text encoder of a checkpoint's folder, `None` where there is none, or not its weights."""
-    if folder is None or not all((folder / part).is_dir() for part in TEXT_PARTS):
-        return None
-    if not any(path.suffix in (".safetensors", ".bin") for path in (folder / "text_encoder").iterdir()):
-        return None
-    path = folder / DDPMPipeline.config_name
-    index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    named = parts_of(index)
-    classes = (_class_of(named, folder, 0), _class_of(named, folder, 1))
-    kept = {key: value for key, value in index.items() if isinstance(value, (str, bool)) and key != "_diffusers_version"}
-    kept |= {part: ["transformers", cls] for part, cls in zip(TEXT_PARTS, classes)}
-    # What looked at finished images is not kept, and a pipeline of diffusers can do without.
-    kept |= {part: [None, None] for part in BESIDE if part in index}
-    kept |= {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
-    return TextParts(folder, classes, kept)
-
-
-def _class_of(named: dict[str, Any], folder: Path, place: int) -> str:
-    r"""The class of a part by the index or, without one, by its own configuration."""
-    part = TEXT_PARTS[place]
-    if part in named:
-        return str(named[part][1])
-    file = folder / part / ("config.json", "tokenizer_config.json")[place]
-    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return str(told.get("tokenizer_class") if place else next(iter(told.get("architectures") or ()), None))
-
-
-def check_prompt(prompt: Any, network_kwargs: Any = None) -> list[str] | None:
-    r"""The prompts, as a list; `ValueError` for what is none, or beside `network_kwargs`."""
-    if prompt is None:
-        return None
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(one, str) for one in prompts):
-        raise ValueError(f"`prompt` must be a text, or a list of one for each class, got {shown(prompt)}.")
-    if network_kwargs is not None:
-        raise ValueError(f"Only one of `prompt` and `network_kwargs` may be given, got {shown(prompt)} and tensors.")
-    return list(prompts)
-
-
-@torch.no_grad()
-def encode_prompts(prompts: Sequence[str], text: TextParts | None, network: torch.nn.Module, name: str) -> Conditions:
-    r"""What a network is given for prompts: `encoder_hidden_states`, `(P, length, width)`, float32.
-
-    Args:
-        prompts: P of them.
-        text: of the network's checkpoint.
-        network: that is to be given them.
-        name: of the checkpoint, for refusals.
-
-    Raises:
-        ValueError: a network that takes no prompt, a checkpoint without a text encoder or with one of another kind, a prompt
-            that is too long.
-        CheckpointError: a text encoder that cannot be read, or not all of it.
-    """
-    if "encoder_hidden_states" not in inspect.signature(network.forward).parameters:
-        raise ValueError(f"`prompt` must be left out for a {type(network).__name__}, which takes none, got {shown(prompts)}.")
-    if text is None:
-        raise ValueError(
-            f"`prompt` must go with a checkpoint that has a text_encoder and a tokenizer, got {shown(prompts)} for {name!r},"
-            " which has none. `network_kwargs` takes embeddings."
-        )
-    encoder, tokenizer = _load(text, name)
-    is_t5 = text.classes[0] == "T5EncoderModel"
-    words = [prompt.lower().strip() for prompt in prompts] if is_t5 else list(prompts)
-    length = T5_LENGTH if is_t5 else min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    for prompt, tokens in zip(prompts, tokenizer(words).input_ids):
-        if len(tokens) > length:
-            raise ValueError(f"`prompt` must have at most {length} tokens, got {len(tokens)} for {shown(prompt)}.")
-    tokens = tokenizer(words, padding="max_length", max_length=length, return_tensors="pt")
-    masked = is_t5 or getattr(encoder.config, "use_attention_mask", False)
-    said = encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)
-    return Conditions({"encoder_hidden_states": said[0].float()}, prompts)
-
-
-def _load(text: TextParts, name: str) -> tuple[Any, Any]:
-    r"""Text encoder and tokenizer."""
-    import transformers  # seconds, which only prompts are worth
-
-    for part, cls, known in zip(TEXT_PARTS, text.classes, (ENCODERS, TOKENIZERS)):
-        if cls not in known:
-            raise ValueError(f"`prompt` must go with a {part} that is a {' or a '.join(known)}, got {name!r} with a {cls}.")
-    encoder_class, tokenizer_class = (getattr(transformers, cls) for cls in text.classes)
-    with reading(name), _without_bar(transformers.logging):
-        encoder, told = encoder_class.from_pretrained(
-            text.folder / TEXT_PARTS[0], local_files_only=True, output_loading_info=True, dtype=torch.float32
-        )
-        tokenizer = tokenizer_class.from_pretrained(text.folder / TEXT_PARTS[1], local_files_only=True)
-    # Those that are missing transformers makes up, with no more than a warning.
-    if missing := sorted(told["missing_keys"]):
-        raise CheckpointError(
-            "`pretrained_model_name_or_path` must hold all weights of its text encoder, got"
-            f" {name!r} without {', '.join(missing[:3])} ({len(missing)} missing)."
-        )
-    return encoder.eval(), tokenizer
-
-
-@contextmanager
-def _without_bar(logging: Any) -> Iterator[None]:
-    r"""No bar of transformers' while it loads."""
-    shown_before = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown_before:
-            logging.enable_progress_bar()
-
-
-def keep_text(text: TextParts | None, folder: Path) -> None:
-    r"""Copy a text encoder and its tokenizer, as they are, into a folder that a pipeline is saved to."""
-    if text is None:
-        return
-    for part in TEXT_PARTS:
-        place = folder / part
-        place.mkdir()
-        for path in sorted((text.folder / part).iterdir()):
-            if path.is_file():
-                shutil.copyfile(path, place / path.name)
-
-
-# ---- ddpm_vlb/noise.py ----
-
-r"""Noise that is looked up, not drawn in turn: a pure function of (seed, timestep), for images of one shape.
-
-Each image has a seed of its own; its noise at timestep t depends on that seed and on t alone. Batch size, order, the choice
-of other timesteps and the number of processes then change a result by no more than float rounding. Training looks its noise,
-timesteps and order of examples up in the same way, by (seed, step, position in the global batch), so that a run has no state
-of chance to save.
-"""
-
-
-
-_MASK = (1 << 64) - 1
-_SPLITMIX64 = tuple(map(np.uint64, (1, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 30, 27, 31)))
-
-
-def draw_seeds(count: int, generator: torch.Generator | list[torch.Generator] | None = None) -> list[int]:
-    r"""`count` seeds, the i-th depending only on the generator's state and on i (or on the i-th generator of a list).
-
-    Raises:
-        ValueError: a list of generators of another length than `count`.
-    """
-    check_generator(generator, count)
-    if isinstance(generator, (list, tuple)):
-        return [seed for one in generator for seed in draw_seeds(1, one)]
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()
-
-
-def check_generator(generator: Any, count: int) -> None:
-    r"""Raise `ValueError` unless `generator` is a `torch.Generator`, a list of `count` of them, or `None`."""
-    generators = generator if isinstance(generator, (list, tuple)) else [generator]
-    for one in generators:
-        if not isinstance(one, torch.Generator) and (one is not None or generators is generator):
-            raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {one!r}.")
-    if generators is generator and len(generators) != count:
-        raise ValueError(f"`generator` must be one generator or one per image ({count}), got {len(generator)}.")
-
-
-def fresh_seed(generator: Any) -> int | None:
-    r"""The seed of a generator that nothing has been drawn from yet, `None` for any other."""
-    if not isinstance(generator, torch.Generator):
-        return None
-    seed = generator.initial_seed()
-    untouched = torch.Generator(device=generator.device).manual_seed(seed)
-    return seed if torch.equal(untouched.get_state(), generator.get_state()) else None
-
-
-def mix(seed: int, number: int) -> int:
-    r"""A 64-bit key of the two in which every bit of both tells on every bit (the finaliser of SplitMix64)."""
-    z = (seed + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
-
-
-def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
-    r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
-    one, golden, first, second, *shifts = _SPLITMIX64
-    with np.errstate(over="ignore"):
-        z = np.asarray(seeds, dtype=np.uint64) + golden * (np.asarray(numbers, dtype=np.uint64) + one)
-        for shift, factor in zip(shifts, (first, second)):
-            z ^= z >> shift
-            z *= factor
-    return z ^ (z >> shifts[2])
-
-
-def uniform_array(keys: np.ndarray) -> np.ndarray:
-    r"""`keyed_uniform` of each key."""
-    return (mix_array(keys, 0) >> np.uint64(11)) * 2.0**-53
-
-
-def keyed_uniform(key: int) -> float:
-    r"""A number in [0, 1) that is a function of the key alone."""
-    return (mix(key, 0) >> 11) * 2.0**-53
-
-
-def keyed_normal(keys: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    r"""Standard normal noise of shape `(len(keys), *shape)`, float32 on the CPU, each row a function of its key alone."""
-    # torch takes the low 32 bits of a seed. Of n keys about n^2 / 2^33 pairs coincide, 1 in 10^5 and 12,000 in 10^7: other
-    # images or other timesteps that share their noise. Each keeps its distribution, so that no estimate is biased.
-    generator = torch.Generator()
-    noise = torch.empty(len(keys), *shape)
-    for row, key in zip(noise.unbind(), keys):
-        row.normal_(generator=generator.manual_seed(key))
-    return noise
-
-
-def keyed_noise(seeds: Sequence[int], timesteps: Iterable[int], shape: Sequence[int]) -> Iterator[torch.Tensor]:
-    r"""Standard normal noise, timestep after timestep, for the images with these seeds.
-
-    Args:
-        seeds: one per image, length B.
-        timesteps: zero-based timesteps, in any order; cheapest where neighbours follow each other.
-        shape: shape of one image, `(C, H, W)`.
-
-    Yields:
-        For each timestep a float32 tensor of shape `(B, C, H, W)` on the CPU, whatever the device it is for.
-    """
-    # Seeding a generator costs as much as a thousand numbers, so small images get the noise of several timesteps at once.
-    # The block is a function of t and of the shape, and the noise still one of (seed, t).
-    block = max(1, 1024 // math.prod(shape))
-    drawn = None
-    for timestep in timesteps:
-        if timestep // block != drawn:
-            drawn = timestep // block
-            noise = keyed_normal([mix(seed, drawn) for seed in seeds], (block, *shape))
-        yield noise[:, timestep % block]
-
-
-def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
-    r"""The images of `frame` in an order that the key gives."""
-    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
 
 
 # ---- ddpm_vlb/data/frame.py ----
@@ -6228,7 +6008,6 @@ SETTINGS = (
     # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
     Setting("noise_process", str | None, identity=True, shown="noise process"),
     Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
-    Setting("prompt", list | None, shown="prompt", flag="--prompt"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
     # the checkpoint, so it is not overridable.
     Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),
@@ -6552,8 +6331,7 @@ CLASS_SETTINGS: dict[str, Any] = {
 }
 SHARED_SETTINGS = (
     *("dataset", "split", "image_column", "label_column", "convert", "resize", "center_crop", "max_images", "image_seed"),
-    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "prompt"),
-    *("dtype", "seed"),
+    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "dtype", "seed"),
 )
 
 
@@ -6886,9 +6664,7 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
         if len(value["indices"]) > 1:
             return None
         value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
-    if value is None or flag is None:
-        return []
-    return [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
+    return [] if value is None or flag is None else [flag, str(value)]
 
 
 def check_card(text: str, report: Mapping[str, Any]) -> None:
@@ -7085,7 +6861,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     clean_up(target)
-    with naming(target), _hidden_folder(target) as folder:
+    with _hidden_folder(target) as folder:
         try:
             yield folder
             sync(folder)
@@ -7357,7 +7133,6 @@ One layout serves three users:
 
 - `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
   upgrades what it loads;
-- `text_encoder/` and `tokenizer/` are there where the network takes prompts;
 - `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
 - `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it;
 - `.eval_results/ddpm-vlb.yaml` has the report's number where the Hub looks for results.
@@ -7376,8 +7151,6 @@ WEIGHT_NAME = re.compile(
     rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
 )
 PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
-# A text encoder and its tokenizer, which a network of prompts is nothing without.
-TEXT_NAME = re.compile(r"(text_encoder|tokenizer)/[\w.-]+\.(json|safetensors|bin|txt|model)")
 PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
 
 
@@ -7438,12 +7211,11 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        is_text = TEXT_NAME.fullmatch(name) is not None
-        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name) and not is_text:
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
             continue
         check_no_link(path, folder)
         files[name] = path
-        if path.suffix == ".json" and not name.endswith(".index.json") and (not is_text or path.name == "config.json"):
+        if path.suffix == ".json" and not name.endswith(".index.json"):
             files[name] = json_bytes(json_config(json.loads(path.read_text(encoding="utf-8"))))
     return files
 
@@ -7517,12 +7289,11 @@ def saving(folder: Path, variant: str | None, **parts: Any) -> Iterator[Path]:
         OSError: the weights cannot be written.
     """
     check_savable(**parts)
-    with naming(folder), fill_folder(folder) as fresh:
+    with fill_folder(folder) as fresh:
         try:
             yield fresh
         except SafetensorError as error:  # of a disk that is full
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, f"The weights could not be written: {error}") from error
+            raise OSError(f"The weights could not be written: {error}") from error
         for name, content in pipeline_files(fresh).items():
             if isinstance(content, bytes):
                 (fresh / name).write_bytes(content)
@@ -8217,13 +7988,12 @@ class PreconditionedNetwork(Network):
         log_sigma = torch.lerp(table[lower], table[upper], timesteps.to(table.dtype) - lower)
         return self._process.precondition(log_sigma.exp(), self._config)
 
-    def __call__(
+    def ask(
         self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        r"""The predicted image in the dtype of `noisy_samples`, all NaN where some of the output is not finite; arguments as
-        `Network.__call__`."""
-        labels = None if class_labels is None else class_labels.to(self.device, non_blocking=True)
-        at = torch.as_tensor(timesteps).to(self.device, non_blocking=True)
+        r"""The predicted image in the dtype of `noisy_samples`; arguments as `Network.ask`."""
+        labels = None if class_labels is None else to_device(class_labels, self.device)
+        at = to_device(torch.as_tensor(timesteps), self.device)
         how = self.preconditioning(at)
         shape = (-1, 1, 1, 1) if at.ndim else ()
         scale, skip, out = (number.reshape(shape) for number in (how.scale, how.skip, how.out))
@@ -8231,7 +8001,7 @@ class PreconditionedNetwork(Network):
         # Times between integers are no longer right in half precision.
         output = self._network.output(asked, how.noise.to(torch.promote_types(self.dtype, torch.float32)), labels)
         image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
-        return nan_unless_finite(image.to(noisy_samples.dtype))
+        return image.to(noisy_samples.dtype)
 
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""As `Network.check`."""
@@ -8323,7 +8093,6 @@ class Scorer:
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "noise_process": schedule.get("noise_process"),
             "condition_sha256": self.network.condition_sha256,
-            "prompt": self.network.prompt,
             "calibration": schedule.get("calibration"),
             "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,
@@ -8355,7 +8124,7 @@ class Scorer:
 
     def samples(self, levels: torch.Tensor) -> torch.Tensor:
         r"""Levels as images in [-1, 1] on the device, in the working dtype."""
-        return levels_to_samples(levels.to(self.device, non_blocking=True), self.num_pixel_levels, working_dtype(self.device))
+        return levels_to_samples(to_device(levels, self.device), self.num_pixel_levels, working_dtype(self.device))
 
     def prior(self, samples: torch.Tensor) -> torch.Tensor:
         r""":math:`L_T` in nats, `(B,)`, on the device."""
@@ -8381,6 +8150,7 @@ class Scorer:
         Returns:
             Nats, `(B,)`, on the device; NaN where the network's output is not finite.
         """
+        timesteps = self.reverse.forward.look_up(timesteps, len(samples))
         noisy_samples, model_output = self._ask(samples, noise, timesteps, class_labels, on_device)
         # The levels were checked once, on the CPU.
         return vlb_terms(
@@ -8396,6 +8166,7 @@ class Scorer:
     ) -> torch.Tensor:
         r""":math:`\|\epsilon - \hat\epsilon(x_t)\|^2` summed over the pixels, `(B,)`, by what the network says of the image,
         after clipping; arguments as `terms`."""
+        timesteps = self.reverse.forward.look_up(timesteps, len(samples))
         noisy_samples, model_output = self._ask(samples, noise, timesteps, class_labels)
         predicted, _ = self.reverse.predict(model_output, noisy_samples, timesteps)
         # The noise that is in x_t for an image has its error, times sqrt(SNR).
@@ -8405,10 +8176,11 @@ class Scorer:
 
     def _ask(self, samples, noise, timesteps, class_labels, on_device=None) -> tuple[torch.Tensor, torch.Tensor]:
         r""":math:`x_t` and what the network says of it."""
-        if self.device.type == "cuda" and noise.device.type == "cpu":
-            noise = noise.pin_memory().to(self.device, non_blocking=True)
-        noisy_samples = self.reverse.forward.q_sample(samples, noise.to(self.device, non_blocking=True), timesteps)
-        return noisy_samples, self.network(noisy_samples, timesteps if on_device is None else on_device, class_labels)
+        noisy_samples = self.reverse.forward.q_sample(samples, to_device(noise, self.device), timesteps)
+        if on_device is None:
+            on_device = timesteps.timesteps if isinstance(timesteps, Rows) else timesteps
+        # What is not finite is seen to where the output is read.
+        return noisy_samples, self.network.ask(noisy_samples, on_device, class_labels)
 
 
 def make_scorer(
@@ -8728,35 +8500,34 @@ def fit(
         values: in bits/dim, `(n,)`.
         features: of image and noise, `(n, P + Q)`, the first a constant 1.
     """
-    widths = np.diff(edges)
+    widths = torch.as_tensor(np.diff(edges))
     count = len(widths)
-    bin_of_row = torch.from_numpy(np.arange(count).repeat(widths))
-    bins = bin_of_row[rows]
-    # By bins and, for their medians, by size.
-    order = torch.from_numpy(np.lexsort((values.abs().numpy(), bins.numpy())))
+    bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
+
+    order = bins.argsort()
     bins, values, features = bins[order], values[order], features[order]
     counts = torch.bincount(bins, minlength=count)
-    distance, kernel, smooth = _neighbours(count)
 
     def summed(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
-    limits = OUTLIER * values.abs()[middle.clamp(max=len(values) - 1)]
-    limits = torch.where(limits > 0, limits, math.inf)[bins]
+    limits = OUTLIER * _medians(values.abs(), bins, counts)[bins]
+    limits = torch.where(limits > 0, limits, math.inf)
     values = values.clamp(-limits, limits)
     totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
     scale = (summed(values.square()) / seen).sqrt()
+    index = torch.arange(count, dtype=torch.float64)
+    distance = (index[:, None] - index).abs()
     nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
     scale = scale[nearest].clamp(min=1e-300)
     values = values / scale[bins]
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
-    grams = torch.stack([part.T @ part for part in centred.split(counts.tolist())])
-    gram = (kernel @ grams.flatten(1)).view_as(grams)
+    kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
+    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in centred.split(counts.tolist())]))
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -8764,19 +8535,20 @@ def fit(
     # The intercepts, for the constant feature, which its own mean has taken out of the fit.
     value_means, feature_means = value_means[nearest], feature_means[nearest]
     coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
+    smooth = torch.exp(-0.5 * distance**2)
     fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
     freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
-    return (coefficients * scale[:, None])[bin_of_row], spread[bin_of_row]
+    return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
 
 
-@lru_cache
-def _neighbours(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""Of bins: how far they are apart, and what each learns from the others of the features and of their spread."""
-    index = torch.arange(count, dtype=torch.float64)
-    distance = (index[:, None] - index).abs()
-    return distance, torch.exp(-0.5 * (distance / KERNEL) ** 2), torch.exp(-0.5 * distance**2)
+def _medians(values: torch.Tensor, bins: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    r"""The (lower) median of the values `(n,)` of each bin, 0 of an empty one; `bins` ascend."""
+    by_size = values.argsort()
+    ordered = values[by_size[bins[by_size].argsort(stable=True)]]
+    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
+    return torch.where(counts > 0, ordered[middle.clamp(max=len(ordered) - 1)], 0.0)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
@@ -9336,11 +9108,12 @@ class Classifier:
         ask = scorer.terms if self.score == "bound" else scorer.squared_errors
         for chunk in torch.arange(len(draws)).split(self.batch_size):
             own, place = draws[chunk].unique_consecutive(return_inverse=True)
-            noise = keyed_normal(keys[own.numpy()].tolist(), levels.shape[1:])
+            noise = keyed_normal(keys[own.numpy()], levels.shape[1:], scorer.device)
             samples = scorer.samples(levels[images[own.numpy()]])
-            labels = chosen[classes[chunk]].to(scorer.device)
+            labels = to_device(chosen[classes[chunk]], scorer.device)
             at = timesteps[rows[draws[chunk].numpy()]]
-            parts.append(ask(samples[place.to(samples.device)], noise[place], at, labels))
+            place = to_device(place, scorer.device)
+            parts.append(ask(samples[place], noise[place], at, labels))
         # One wait for the device, for all batches.
         nats = torch.cat(parts).cpu().double()
         bad = (~torch.isfinite(nats)).nonzero().flatten()
@@ -9395,7 +9168,7 @@ def sweep(
     labels = None if labels is None else labels.to(scorer.device)
     timesteps = scorer.reverse.forward.timesteps
     terms = []
-    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:])
+    noises = keyed_noise(seeds, timesteps.tolist(), samples.shape[1:], samples.device)
     for timestep, on_device, noise in zip(timesteps.tolist(), timesteps.to(scorer.device).unbind(), noises):
         terms.append(scorer.terms(samples, noise, timestep, labels, on_device))
         step()
@@ -9527,74 +9300,142 @@ Each is divided by a constant of t that brings its standard deviation near 1.
 
 
 
+VALUES_AT_ONCE = 2**22  # numbers at a time
+
+
 class ControlVariates:
     r"""The functions :math:`h_t` for images that resemble some given ones.
 
     Args:
         alphas_cumprod: signal levels :math:`\bar\alpha_t` of the steps that are scored, `(K,)`.
-        samples: images from which the spectrum and the scales are taken, `(M, C, H, W)`, in [-1, 1].
+        samples: images from which the spectrum and the scales are taken, `(M, C, H, W)`, in [-1, 1], some at a time. Everything
+            is computed where they are, and nothing waits for it.
     """
 
-    def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor):
-        samples = samples.double().cpu()
-        self._alphas_cumprod = alphas_cumprod.detach().double().cpu()
-        self._transforms = [_cosine_transform(size) for size in samples.shape[1:]]
-        spectrum = self._transform(samples)
-        self._mean = spectrum.mean(dim=0)
-        self._variance = spectrum.var(dim=0, unbiased=False)
+    def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor | Iterable[torch.Tensor]):
+        count, means, squares, weights = 0, 0.0, 0.0, 0.0
+        for part in in_parts(samples) if isinstance(samples, torch.Tensor) else samples:
+            part = part.to(working_dtype(part.device))
+            if not count:
+                self._transforms = [_cosine_transform(size).to(part) for size in part.shape[1:]]
+            spectrum = self._transform(part)
+            # The mean, and the sum of squares about it (Chan's formula).
+            variance, mean = torch.var_mean(spectrum, dim=0, correction=0)
+            gap, both = mean - means, count + len(part)
+            squares = squares + len(part) * variance + gap.square() * (count * len(part) / both)
+            means, count = means + gap * (len(part) / both), both
+            weights = weights + torch.stack([w.square().sum() for w in _weights(part)])
+        self._mean, self._variance = means, squares / count
         # For the energies; the variance of the sum of w (e^2 - 1) is 2 times the sum of w^2.
-        self._scales = torch.stack([(2 * w.square().flatten(1).sum(dim=1).mean()).sqrt() for w in _weights(samples)])
+        self._factors = _reciprocals((2 * weights / count).sqrt())
+        self._tables = self._of_rows(alphas_cumprod.detach().to(self._mean))
+
+    def _of_rows(self, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+        r"""What the Wiener feature needs of each row, `(K, 5)`: :math:`\bar\alpha, 1 - \bar\alpha,
+        \sqrt{\bar\alpha (1 - \bar\alpha)}`, the mean of its first sum, and 1 over its standard deviation."""
+        means, deviations = [], []
+        for alpha_bar in alphas_cumprod.split(max(1, VALUES_AT_ONCE // self._mean.numel())):
+            alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
+            inverse = (alpha_bar * self._variance).add_(1 - alpha_bar).reciprocal_()
+            spread = (alpha_bar * (1 - alpha_bar)).sqrt() * self._variance * inverse
+            rest = inverse.mul_(1 - alpha_bar)
+            variance = 2 * spread**4 + 4 * (rest * spread).square() * self._variance
+            means.append(spread.square().flatten(1).sum(dim=1))
+            deviations.append(variance.flatten(1).sum(dim=1).sqrt())
+        noise = 1 - alphas_cumprod
+        columns = (
+            alphas_cumprod,
+            noise,
+            (alphas_cumprod * noise).sqrt(),
+            torch.cat(means),
+            _reciprocals(torch.cat(deviations)),
+        )
+        return torch.stack(columns, dim=1)
 
     def noise_features(self, samples: torch.Tensor, noise: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         r""":math:`h_t(x, \epsilon)`, of mean zero over the noise.
 
         Args:
-            samples, noise: images and standard normal noise, `(B, C, H, W)`.
+            samples, noise: images and standard normal noise, `(B, C, H, W)`, where the images are that it was made from.
             rows: steps of each, indices into `alphas_cumprod`, `(B,)`.
 
         Returns:
-            float64, `(B, 4)`.
+            In the working dtype, float64, `(B, 4)`, on the device.
         """
-        samples, noise = samples.double().cpu(), noise.double().cpu()
-        energy = noise.square() - 1
-        columns = [
-            (w * energy).flatten(1).sum(dim=1) / scale if scale > 0 else torch.zeros(len(samples), dtype=torch.float64)
-            for w, scale in zip(_weights(samples), self._scales)
-        ]
-        alpha_bar = self._alphas_cumprod[rows].reshape(-1, 1, 1, 1)
-        gain = alpha_bar.sqrt() * self._variance / (alpha_bar * self._variance + 1 - alpha_bar)
-        spread = gain * (1 - alpha_bar).sqrt()
-        rest = 1 - alpha_bar.sqrt() * gain
-        e = self._transform(noise)
-        bias = rest * (self._transform(samples) - self._mean)
-        error = (spread.square() * (e.square() - 1) - 2 * bias * spread * e).flatten(1).sum(dim=1)
-        variance = (2 * spread**4 + 4 * (rest * spread).square() * self._variance).flatten(1).sum(dim=1)
-        columns.append(torch.where(variance > 0, error / variance.sqrt().clamp(min=1e-150), 0.0))
+        both = torch.empty(2, *samples.shape, dtype=self._mean.dtype, device=samples.device)
+        both[0].copy_(samples)
+        both[1].copy_(noise)
+        x, e = both.unbind()
+        columns = [column.mul_(factor) for column, factor in zip(_energies(x, e), self._factors.unbind())]
+        columns.append(self._wiener(*self._transform(both.flatten(0, 1)).chunk(2), rows))
         return torch.stack(columns, dim=1)
 
+    def _wiener(self, z: torch.Tensor, e: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        r"""The last feature, `(B,)`, from the transforms of images and noise, which are overwritten.
+
+        With :math:`q = \bar\alpha S + 1 - \bar\alpha` it is :math:`y = \sqrt{\bar\alpha (1 - \bar\alpha)}\, (S / q)\, e` that
+        the noise adds, and :math:`r = (1 - \bar\alpha) (z - \mu) / q`; the sum of :math:`y^2 - 2 r y`, less its mean.
+        """
+        numbers = self._tables.index_select(0, to_device(rows, e.device)).reshape(-1, 5, 1, 1, 1)
+        alpha_bar, noise, root, mean, factor = numbers.unbind(dim=1)
+        inverse = (alpha_bar * self._variance).add_(noise).reciprocal_()
+        y = e.mul_(inverse).mul_(self._variance).mul_(root)
+        error = z.sub_(self._mean).mul_(inverse).mul_(-2.0 * noise).add_(y).mul_(y)
+        return error.flatten(1).sum(dim=1).sub_(mean.flatten()).mul_(factor.flatten())
+
     def _transform(self, values: torch.Tensor) -> torch.Tensor:
-        # Along channels, rows and columns; of colours, the first coefficient is the brightness.
-        return torch.einsum("bchw,ic,jh,kw->bijk", values, *self._transforms)
+        # Along columns, rows and channels; of colours, the first coefficient is the brightness.
+        of_channels, of_rows, of_columns = self._transforms
+        values = torch.matmul(of_rows, torch.matmul(values, of_columns.T))
+        return torch.matmul(of_channels, values.flatten(2)).reshape(values.shape)
 
 
 def image_features(samples: torch.Tensor) -> torch.Tensor:
-    r""":math:`\phi(x)` of images `(B, C, H, W)` in [-1, 1]: float64, `(B, 4)`, the first a constant 1."""
-    samples = samples.double().cpu()
+    r""":math:`\phi(x)` of images `(B, C, H, W)` in [-1, 1]: in the working dtype, float64, `(B, 4)`, the first a constant 1."""
+    samples = samples.to(working_dtype(samples.device))
     _, between, rough = _weights(samples)
-    columns = [torch.ones(len(samples), dtype=torch.float64)]
-    columns += [values.flatten(1).mean(dim=1) for values in (between, rough, samples)]
-    return torch.stack(columns, dim=1)
+    columns = [values.flatten(1).mean(dim=1) for values in (between, rough, samples)]
+    return torch.stack([torch.ones_like(columns[0]), *columns], dim=1)
+
+
+def in_parts(samples: torch.Tensor) -> Iterator[torch.Tensor]:
+    r"""Images `(N, C, H, W)`, as many at a time as do not fill the memory."""
+    return iter(samples.split(max(1, VALUES_AT_ONCE // samples[0].numel())))
+
+
+def _energies(samples: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
+    r""":math:`\sum_d w_d (\epsilon_d^2 - 1)` for each of `_weights`, `(B,)` each."""
+    energy = (noise * noise).sub_(1.0)
+    between = (samples.abs() < 1).to(energy.dtype).mul_(energy)
+    rough = torch.zeros_like(energy[:, 0, 0, 0])
+    for dim, steps in _steps(samples):
+        # Of two neighbours both.
+        size = energy.shape[dim]
+        pairs = energy.narrow(dim, 1, size - 1) + energy.narrow(dim, 0, size - 1)
+        rough = rough.add_(pairs.mul_(steps).flatten(1).sum(dim=1))
+    return [energy.flatten(1).sum(dim=1), between.flatten(1).sum(dim=1), rough]
+
+
+def _steps(samples: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    r"""How far neighbours along rows and along columns are from each other, and the dimension."""
+    for dim in (2, 3):
+        size = samples.shape[dim]
+        yield dim, (samples.narrow(dim, 1, size - 1) - samples.narrow(dim, 0, size - 1)).abs_()
 
 
 def _weights(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     r"""Weights of the pixels, `(B, C, H, W)` each: all, those between the extremes, and the rough ones by how rough."""
     rough = torch.zeros_like(samples)
-    for dim in (2, 3):
-        steps = samples.diff(dim=dim).abs()
+    for dim, steps in _steps(samples):
         size = samples.shape[dim]
         rough.narrow(dim, 1, size - 1).add_(steps)
         rough.narrow(dim, 0, size - 1).add_(steps)
     return torch.ones_like(samples), (samples.abs() < 1).to(samples.dtype), rough
+
+
+def _reciprocals(scales: torch.Tensor) -> torch.Tensor:
+    r"""1 over each, and 0 of nothing."""
+    return torch.where(scales > 0, scales.clamp(min=1e-150 if scales.dtype == torch.float64 else 1e-30).reciprocal(), 0.0)
 
 
 def _cosine_transform(size: int) -> torch.Tensor:
@@ -9661,12 +9502,9 @@ def log_spread(values: np.ndarray, bins: np.ndarray) -> float:
         bins: which of them are alike, `(n,)`: their logarithms are taken about the medians of these.
     """
     logs = np.log(np.abs(values).clip(min=1e-300))
-    logs = logs[np.lexsort((logs, bins))]
-    counts = np.bincount(bins)
-    counts = counts[counts > 0]
-    first = counts.cumsum() - counts
-    medians = (logs[first + (counts - 1) // 2] + logs[first + counts // 2]) / 2
-    above = logs - medians.repeat(counts)
+    order = np.argsort(bins, kind="stable")
+    parts = np.split(logs[order], np.flatnonzero(np.diff(bins[order])) + 1)
+    above = np.concatenate([part - np.median(part) for part in parts])
     return float(np.quantile(above[above >= 0], math.erf(0.5**0.5)))
 
 
@@ -9811,8 +9649,6 @@ class Round:
         even = len(bins) // 2 * 2 if self.paired else 0
         noise = torch.zeros(num_bins, dtype=torch.float64)
         for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
-            if first == last:
-                continue
             y, where = (
                 x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
             )
@@ -9942,19 +9778,17 @@ class Sums:
             rows = one.rows.flatten()
             terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
             counts += torch.bincount(rows, minlength=num_rows)
-        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts).long()
-        of_bins = zip(
-            self.edges.tolist(),
-            (self.edges - 1).tolist()[1:],
-            *(x.tolist() for x in (by_bin, bin_variance.sqrt(), counts_by_bin)),
-        )
+        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
         number = self.number()
         return BoundEstimate(
             bits_per_dim=number.bits_per_dim,
             monte_carlo_error=number.monte_carlo_error,
             degrees_of_freedom=number.degrees_of_freedom,
             prior=self.prior.mean().item(),
-            bins=[Bin(*of_bin) for of_bin in of_bins],
+            bins=[
+                Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
+                for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
+            ],
             data_error=self._data_error(),
             terms=terms / counts,
             term_evaluations=counts.long(),
@@ -10377,7 +10211,10 @@ class DrawScorer:
         # Of two grids the mean of both levels, so that it does not matter which is the first.
         there = self._cells.rows >= 0
         signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])
-        self._controls = ControlVariates((signal * there).sum(dim=0) / there.sum(dim=0), self._samples(torch.as_tensor(chosen)))
+        self._controls = ControlVariates(
+            (signal * there).sum(dim=0) / there.sum(dim=0),
+            map(scorers[0].samples, in_parts(levels[torch.as_tensor(chosen)])),
+        )
 
     def cost(self, draws: Draws) -> int:
         r"""Network evaluations that draws take."""
@@ -10405,34 +10242,33 @@ class DrawScorer:
 
     @torch.inference_mode()
     def __call__(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Values of a batch in bits/dim, `(B,)`, still on the device, and the features of its noise, `(B, Q)`."""
+        r"""Values of a batch in bits/dim, `(B,)`, and the features of its noise, `(B, Q)`, still on the device."""
         places, cells = torch.as_tensor(np.searchsorted(self.positions, draws.images)), torch.as_tensor(draws.rows)
-        noise = keyed_normal(draws.keys.tolist(), self.levels.shape[1:])
+        samples = self.scorers[0].samples(self.levels.index_select(0, places))
+        noise = keyed_normal(draws.keys, self.levels.shape[1:], samples.device)
         # The first, less the second if there is one.
-        values, *second = (self._terms(index, places, noise, cells) for index in range(len(self.scorers)))
+        values, *second = (self._terms(index, places, samples, noise, cells) for index in range(len(self.scorers)))
         for other in second:
             values = values - other.to(values.device)
-        return values, self._controls.noise_features(self._samples(places), noise, cells)
+        return values, self._controls.noise_features(samples, noise, cells)
 
-    def _samples(self, places: torch.Tensor) -> torch.Tensor:
-        return levels_to_samples(self.levels[places], self.scorers[0].num_pixel_levels)
-
-    def _terms(self, index: int, places, noise, cells) -> torch.Tensor:
+    def _terms(self, index: int, places, samples, noise, cells) -> torch.Tensor:
         r"""Terms of one scorer, zero where its grid has none."""
         scorer, labels = self.scorers[index], self.class_labels[index]
-        rows, factors = self._cells.rows[index, cells], self._cells.factors[index, cells]
+        rows = self._cells.rows[index, cells]
         there = rows >= 0
         if not there.any():
-            return torch.zeros(len(rows), dtype=torch.float64)
+            return torch.zeros(len(rows), dtype=working_dtype(scorer.device), device=scorer.device)
         if not there.all():
-            values = self._terms(index, places[there], noise[there], cells[there])
-            return torch.zeros(len(rows), dtype=values.dtype, device=values.device).index_copy(
-                0, there.nonzero().flatten().to(values.device), values
-            )
-        levels = self.levels[places]
-        timesteps = scorer.reverse.forward.timesteps[rows]
-        nats = scorer.terms(scorer.samples(levels), noise, timesteps, None if labels is None else labels[places])
-        return nats_to_bits_per_dim(nats * factors.to(nats), levels[0].numel())
+            index_there = there.nonzero().flatten()
+            on_device = to_device(index_there, samples.device)
+            values = self._terms(index, places[there], samples[on_device], noise[on_device], cells[there])
+            nothing = torch.zeros(len(rows), dtype=values.dtype, device=values.device)
+            return nothing.index_copy(0, to_device(index_there, values.device), values)
+        forward, samples = scorer.reverse.forward, to_device(samples, scorer.device)
+        nats = scorer.terms(samples, noise, Rows(forward, rows), None if labels is None else labels[places])
+        factors = nats_to_bits_per_dim(self._cells.factors[index, cells], samples[0].numel())
+        return nats * to_device(factors.to(nats.dtype), nats.device)
 
 
 def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -10445,9 +10281,14 @@ def known_parts(scorers: Sequence[Scorer], levels: torch.Tensor) -> tuple[torch.
     Returns:
         :math:`L_T` in bits/dim, `(B,)`, or the difference of both, and features `(B, P)`.
     """
-    priors = [nats_to_bits_per_dim(s.prior(s.samples(levels)).cpu().double(), levels[0].numel()) for s in scorers]
-    prior = priors[0] - priors[1] if len(priors) == 2 else priors[0]
-    return prior, image_features(levels_to_samples(levels, scorers[0].num_pixel_levels))
+    parts = []
+    for part in in_parts(levels):
+        samples = scorers[0].samples(part)
+        priors = [s.prior(to_device(samples, s.device)).to(samples.device) for s in scorers]
+        known = [nats_to_bits_per_dim(nats, levels[0].numel()) for nats in priors]
+        parts.append((known[0] - known[1] if len(known) == 2 else known[0], image_features(samples)))
+    prior, features = (torch.cat(column).cpu().double() for column in zip(*parts))
+    return prior, features
 
 
 def evaluating_at_once(draw_scorer: DrawScorer, batch_size: int, step: Callable[[int], Any]) -> Evaluate:
@@ -10460,7 +10301,7 @@ def evaluating_at_once(draw_scorer: DrawScorer, batch_size: int, step: Callable[
             step(len(batch.rows))
         values = torch.cat([values for values, _ in parts]).cpu()
         draw_scorer.check_finite(draws, values)
-        return values, torch.cat([noise_features for _, noise_features in parts])
+        return values, torch.cat([noise_features for _, noise_features in parts]).cpu().double()
 
     return evaluate
 
@@ -10538,7 +10379,6 @@ class VLBDDPMPipeline(DDPMPipeline):
     def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
-        self.text_parts: TextParts | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -10546,7 +10386,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     # Loading and saving.
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, prompt=None, **kwargs) -> "VLBDDPMPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "VLBDDPMPipeline":
         r"""Load any DDPM checkpoint: stock or ours, in sub-folders or flat, from a folder or from the Hub.
 
         Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
@@ -10554,25 +10394,19 @@ class VLBDDPMPipeline(DDPMPipeline):
         is always on: only then does a weight that is missing from the files show. Nothing but classes of diffusers is loaded,
         and no code from a repository unless `custom_pipeline` and `trust_remote_code` ask for it.
 
-        Args:
-            prompt (`str` or `list[str]`, *optional*):
-                What the images show, of a network that takes prompts: the checkpoint's text encoder makes `network_kwargs` of
-                it. The likelihood is p(x | prompt); of several, an image's class label is the number of its own.
-
         Raises:
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
-        conditions = kwargs.pop("network_kwargs", None)
-        prompts = check_prompt(prompt, conditions)
         name = check_name(pretrained_model_name_or_path, kwargs)
         with reading(name), without_loading_bar():
-            folder = parts_folder(name, kwargs, prompts is not None)
-            own = None if folder is None else load_parts(folder, **kwargs)
-            pipe = super().from_pretrained(name, **kwargs) if own is None else cls(**own)
-            pipe.text_parts = text_parts(folder)
+            folder = parts_folder(name, kwargs)
+            if folder is not None:
+                pipe = cls(**load_parts(folder, **kwargs))
+            else:
+                check_index(name, kwargs)
+                pipe = super().from_pretrained(name, **kwargs)
         pipe.unet = check_network(pipe.unet, name)
-        pipe.network_kwargs = encode_prompts(prompts, pipe.text_parts, pipe.unet, name) if prompts else conditions
         return pipe
 
     @classmethod
@@ -10594,7 +10428,6 @@ class VLBDDPMPipeline(DDPMPipeline):
         if type(self.scheduler) is VLBDDPMScheduler:
             index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
             index["scheduler"] = ["diffusers", scheduler]
-        index |= {} if self.text_parts is None else self.text_parts.index
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:
@@ -10621,7 +10454,6 @@ class VLBDDPMPipeline(DDPMPipeline):
             options["report"] = self.check_report(options["report"])
         with saving(folder, variant, unet=self.unet, scheduler=self.scheduler) as fresh:
             super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
-            keep_text(self.text_parts, fresh)
         if push_to_hub:
             push_folder(folder, options.pop("repo_id", folder.resolve().name), variant=variant, **options)
 
@@ -11036,7 +10868,7 @@ def _terms_and_errors(scorer: Scorer, levels, seeds, labels) -> tuple[torch.Tens
     samples, reverse = scorer.samples(levels), scorer.reverse
     terms, errors = [], []
     timesteps = reverse.forward.timesteps.tolist()
-    for timestep, noise in zip(timesteps, keyed_noise(seeds, timesteps, samples.shape[1:])):
+    for timestep, noise in zip(timesteps, keyed_noise(seeds, timesteps, samples.shape[1:], samples.device)):
         noisy = reverse.forward.q_sample(samples, noise.to(samples), timestep)
         output = scorer.network(noisy, timestep, labels)
         terms.append(vlb_terms(reverse, output, samples, noisy, timestep, scorer.num_pixel_levels, validate_args=False))
@@ -11075,7 +10907,8 @@ def progressive_decoding(
     levels, labels = scorer.read(images, class_labels)
     forward, steps = scorer.reverse.forward, scorer.num_pixel_levels - 1
     latents = scorer.samples(levels)
-    noises = keyed_noise([mix(seed, number) for number in range(len(levels))], forward.timesteps.tolist(), latents.shape[1:])
+    seeds = [mix(seed, number) for number in range(len(levels))]
+    noises = keyed_noise(seeds, forward.timesteps.tolist(), latents.shape[1:], latents.device)
     shown = []
     with scorer.network.evaluating():
         for timestep, noise in zip(forward.timesteps.tolist(), noises):
