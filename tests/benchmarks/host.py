@@ -1,0 +1,138 @@
+r"""What the host does for a batch of an evaluation: `python tests/benchmarks/host.py`.
+
+On a GPU the host draws, gathers the images, and calls torch's operators, and the device computes meanwhile. Here it is timed
+where nothing has to be computed: with images of a single pixel on the CPU, which take as many calls as those of full size; and
+the images of full size are gathered. Beside it stands how many of the calls start work on the device, the time of all with the
+network on torch's meta device (where nothing is computed, but most operators are Python themselves, a tenth of a millisecond
+each), and the whole of a batch on a CPU, arithmetic and all. The network does nothing.
+"""
+
+import argparse
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import FrozenDict
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.likelihoods.full_sweep import sweep
+from ddpm_vlb.noise import mix_array
+from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer
+from ddpm_vlb.sampled_bound.draws import Draws
+
+# Side of the images, images in a batch.
+CASES = {"3 x 32 x 32": (32, 128), "3 x 64 x 64": (64, 64), "3 x 256 x 256": (256, 16)}
+BATCHES = 8
+# Operators that give another view of a tensor, or memory, and start nothing on the device.
+NO_WORK = (
+    "view",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "select",
+    "slice",
+    "transpose",
+    "permute",
+    "detach",
+    "alias",
+    "unbind",
+    "empty",
+)
+
+
+class Nothing(torch.nn.Module):
+    """Costs nothing, and gives what a network gives."""
+
+    def __init__(self, side, device):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device=device))
+        self.config = FrozenDict(in_channels=3, out_channels=3, sample_size=side, num_class_embeds=None)
+        self.dtype, self.device = torch.float32, torch.device(device)
+
+    def forward(self, sample, timestep):
+        return SimpleNamespace(sample=sample)
+
+
+class Recorded(TorchDispatchMode):
+    """Every operator that is called, with its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def launches(self) -> int:
+        r"""How many of them start work on the device."""
+        return sum(
+            any(isinstance(value, torch.Tensor) and value.is_meta for value in tree_iter((args, kwargs)))
+            and not any(func.__name__.lstrip("_").startswith(name) for name in NO_WORK)
+            for func, args, kwargs in self.calls
+        )
+
+
+def milliseconds(run, rounds) -> float:
+    r"""CPU time; the least of some rounds, for other work on the machine can only add to it."""
+    run()
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return 1e3 * min(times)
+
+
+def batches(side, count, device):
+    r"""Ways to score a batch, by name: draws of a sampled evaluation, and a step of a full sweep."""
+    pipe = VLBDDPMPipeline(Nothing(side, device), VLBDDPMScheduler(1000))
+    rng = np.random.default_rng(0)
+    levels = torch.from_numpy(rng.integers(256, size=(count, 3, side, side), dtype=np.uint8))
+    scorer, ids = pipe.scorer(), np.arange(count)
+    score = DrawScorer([scorer], levels, ids, ids, 0)
+    # One in 20 is the decoder's.
+    rows = rng.integers(1, 1000, count) * (np.arange(count) % 20 > 0)
+    draws = Draws(np.sort(rng.integers(count, size=count)), rows, mix_array(0, np.arange(count)))
+    some = pipe.scorer(inference_timesteps=list(range(BATCHES - 1, -1, -1)))
+    return {"sampled": (lambda: score(draws), 1), "sweep": (lambda: sweep(some, levels, ids.tolist()), BATCHES)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"{arguments.threads} CPU thread(s), CPU time a batch, least of {arguments.rounds} rounds; a network that does nothing"
+    )
+    for name, (side, count) in CASES.items():
+        runs = {
+            key: batches(size, count, device)
+            for key, (size, device) in {"calls": (1, "cpu"), "meta": (side, "meta"), "cpu": (side, "cpu")}.items()
+        }
+        levels, places = torch.zeros(count, 3, side, side, dtype=torch.uint8), torch.arange(count)
+        with torch.inference_mode():
+            gathering = milliseconds(lambda: levels.index_select(0, places), arguments.rounds)  # noqa: B023
+            for kind, (run, number) in runs["meta"].items():
+                with Recorded() as recorded:
+                    run()
+                few = max(3, arguments.rounds // 4)
+                times = {
+                    key: milliseconds(of[kind][0], few if key == "cpu" else arguments.rounds) / number
+                    for key, of in runs.items()
+                }
+                host = times["calls"] + (gathering if kind == "sampled" else 0.0)
+                print(
+                    f"{name:13} batch {count:3} {kind:7}  host {host:5.2f} ms  {recorded.launches / number:3.0f} operators"
+                    f"  meta device {times['meta']:5.1f} ms  on the CPU {times['cpu']:6.1f} ms"
+                )
+
+
+if __name__ == "__main__":
+    main()
