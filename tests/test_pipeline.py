@@ -20,10 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import generator, quiet, tiny_unet
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput
+from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler, VLBOutput, ode_nll
+from ddpm_vlb.calibration import calibrate
 from ddpm_vlb.checkpoints import CheckpointError
 from ddpm_vlb.checks import NonFiniteOutput
-from ddpm_vlb.evaluation import estimate_nll, evaluate, make_report
+from ddpm_vlb.codec import compress
+from ddpm_vlb.evaluation import compare, estimate_nll, evaluate, make_report
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
 from ddpm_vlb.likelihoods.rate_distortion import progressive_decoding, rate_distortion
 from ddpm_vlb.model.configuration import SCHEDULER_RULES, UNET_RULES, check_network_config, check_scheduler_config
@@ -254,6 +256,14 @@ METHODS = {
     "progressive_decoding": lambda pipe, x: progressive_decoding(pipe, x, [9, 3]),
     "stratified": lambda pipe, x: estimate_nll(pipe, x, [0, 1], 4).bits_per_dim,
     "evaluate": lambda pipe, x: torch.tensor(evaluate(pipe, x, quiet=True, max_evaluations=100)["bits_per_dim"]),
+    "compare": lambda pipe, x: torch.tensor(
+        compare([pipe, pipe], x, num_inference_steps=(20, 5), quiet=True, max_evaluations=200)["difference"]
+    ),
+    "ode": lambda pipe, x: ode_nll(pipe, x[:1], trace="hutchinson", rtol=0.1, atol=0.1).bits_per_dim,
+    "calibrate": lambda pipe, x: torch.as_tensor(
+        calibrate(pipe, x.repeat(8, 1, 1, 1), num_timesteps=2, evaluations=32, quiet=True).decoder_costs
+    ),
+    "compress": lambda pipe, x: torch.frombuffer(bytearray(compress(pipe, x)), dtype=torch.uint8),
 }
 
 
@@ -262,6 +272,20 @@ def test_autocast_changes_no_number(number_of, pipe, images):
     expected = number_of(pipe, images[:2])
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(number_of(pipe, images[:2]), expected) and torch.is_autocast_enabled("cpu")
+
+
+def test_a_network_with_an_autocast_of_its_own_is_refused(pipe, images):
+    def mixed(x, t):
+        with torch.autocast("cpu", torch.bfloat16):
+            return pipe.unet(x, t).sample
+
+    own = quiet(VLBDDPMPipeline(FunctionModel(mixed, (1, 8, 8)), pipe.scheduler))
+    # The function has no weights to be of another dtype.
+    for number_of in (METHODS[name] for name in ("full", "sampled", "iw", "rate_distortion", "evaluate")):
+        with pytest.raises(
+            ValueError, match="`unet` must compute in its own dtype, torch.float32, got an output in torch.bfloat16"
+        ):
+            number_of(own, images[:2])
 
 
 def test_mixed_precision_of_accelerate_changes_no_number(pipe, images):

@@ -141,6 +141,8 @@ def test_the_community_pipeline_scores_as_the_package_does(variance_type, images
     for name in ("prior", "decoder", "transitions"):
         assert torch.equal(out[name], expected[name]), name
     assert torch.allclose(out.bits_per_dim, expected.bits_per_dim, rtol=1e-12) and pipe.unet.training
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pipe(images, generator=generator(), batch_size=3).bits_per_dim, out.bits_per_dim)
     floats = pipe(levels_to_samples(images, 256, torch.float32), generator=generator(), batch_size=3, return_dict=False)
     assert torch.equal(floats[0], out.bits_per_dim) and len(floats) == 4
     for bad, message in (

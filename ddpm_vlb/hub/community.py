@@ -4,6 +4,7 @@ diffusers keeps pipelines of its users in `examples/community`, one file each. T
 it imports (`standalone.community_source`): the same maths, without this package's readers, reports and estimators.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -128,8 +129,10 @@ class DDPMLikelihoodPipeline(DDPMPipeline):
         seeds, was_training = draw_seeds(len(images), generator), self.unet.training
         timesteps, rows = forward.timesteps.tolist(), []
         self.unet.eval()
+        # In the network's own dtype, whatever `torch.autocast` the call stands in.
+        own = torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
         try:
-            with cast(Any, self).progress_bar(total=len(timesteps) * -(-len(images) // batch_size)) as bar:
+            with own, cast(Any, self).progress_bar(total=len(timesteps) * -(-len(images) // batch_size)) as bar:
                 for start in range(0, len(images), batch_size):
                     x = levels_to_samples(images[start : start + batch_size].to(device), num_pixel_levels, torch.float64)
                     terms = [prior_kl(forward, x)]

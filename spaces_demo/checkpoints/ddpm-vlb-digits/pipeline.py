@@ -782,6 +782,7 @@ for what every torch module can do. The kinds of networks are in `kinds.py`.
 
 
 
+HALF = (torch.float16, torch.bfloat16)
 _LOCK = Lock()
 
 
@@ -856,7 +857,7 @@ class Network:
     def ask(
         self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        r"""The network's output as it is.
+        r"""The network's output as it is; `ValueError` of half precision from a network in another.
 
         Args:
             noisy_samples: latents on the device, `(B, C, H, W)`; formed in the working dtype, and only here brought to the
@@ -867,7 +868,14 @@ class Network:
         device = self.device
         labels = None if class_labels is None else to_device(class_labels, device)
         on_device = to_device(torch.as_tensor(timesteps), device)
-        return self.output(noisy_samples.to(self.dtype), on_device, labels)
+        output = self.output(noisy_samples.to(self.dtype), on_device, labels)
+        if output.dtype in HALF and not self.is_half and not torch.is_autocast_enabled(device.type):
+            # A `torch.autocast` within it, say: reports would name another precision. Sampling alone has one around it.
+            raise ValueError(
+                f"`unet` must compute in its own dtype, {self.dtype}, got an output in {output.dtype}. For half precision give"
+                " it weights of that dtype; then reports say so, and what it changes."
+            )
+        return output
 
     def with_module(self, module: torch.nn.Module) -> "Network":
         r"""The same of another module of its kind: a copy in another dtype, say."""
@@ -944,7 +952,7 @@ class Network:
     @property
     def is_half(self) -> bool:
         r"""Whether it computes in half precision."""
-        return self.dtype in (torch.float16, torch.bfloat16)
+        return self.dtype in HALF
 
     @cached_property
     def is_cast_by_layer(self) -> bool:
