@@ -33,6 +33,7 @@ from .hub.repository import saving, strip_paths
 from .likelihoods.classify import classify
 from .likelihoods.full_sweep import sweep_images
 from .model.kinds import KnownModule, network_of
+from .model.memory import check_batch_size
 from .model.network import Network, check_output_type, unwrapped
 from .model.preconditioned import preconditioned
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
@@ -307,7 +308,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def evaluate_nll(
         self,
         images: Any,
-        batch_size: int = 64,
+        batch_size: int | str = 64,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         inference_timesteps: Sequence[int] | None = None,
@@ -329,8 +330,9 @@ class VLBDDPMPipeline(DDPMPipeline):
             images:
                 A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), numpy arrays `(N, H, W, C)`, PIL
                 images, paths, one image of these kinds, a `datasets.Dataset`, a Dataset or DataLoader of torch.
-            batch_size (`int`, defaults to 64):
-                Images per network call; pairs of image and timestep where they are sampled.
+            batch_size (`int` or `"auto"`, defaults to 64):
+                Images per network call; pairs of image and timestep where they are sampled. With `"auto"` as many as fit into
+                memory: 256 (64 on a CPU), halved where they do not.
             generator (`torch.Generator`, *optional*):
                 Makes the result reproducible; or a list with one generator per image, for a full sweep.
             num_inference_steps (`int`, *optional*):
@@ -356,7 +358,6 @@ class VLBDDPMPipeline(DDPMPipeline):
             ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be
                 scored; a network whose output is not finite.
         """
-        batch_size = check_count("batch_size", batch_size)
         if method not in ("full", "sampled"):
             raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
         evaluations = 64 if evaluations_per_image is None else evaluations_per_image
@@ -367,6 +368,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         elif evaluations_per_image is not None:
             raise ValueError(f"`evaluations_per_image` must be left out with method='full', got {evaluations_per_image!r}.")
         scorer = self.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
+        batch_size = check_batch_size(batch_size, scorer.network)
         levels, labels = scorer.read(images, class_labels)
         config = scorer.config(image_shape=list(levels.shape[1:]), batch_size=batch_size, seed=fresh_seed(generator))
         with scorer.network.evaluating():

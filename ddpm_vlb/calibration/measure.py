@@ -23,6 +23,7 @@ from ..data.frame import BLOCK, read_images
 from ..data.sources import Source, source_of
 from ..error_model import features_of, step_costs
 from ..gaussians import discretized_gaussian_log_likelihood
+from ..model.memory import check_batch_size
 from ..model.scorer import Scorer
 from ..noise import keyed_normal, mix, mix_array
 from ..outputs import Shown
@@ -128,7 +129,7 @@ def calibrate(
     target_se: float | None = None,
     max_images: int | None = None,
     image_seed: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | str = 64,
     seed: int = 0,
     class_labels: int | Sequence[int] | torch.Tensor | None = None,
     quiet: bool = False,
@@ -155,7 +156,7 @@ def calibrate(
         ValueError: fewer than 16 images, or too few evaluations or images for `target_se`; images off the model's grid; a model
             that cannot be scored; a network whose output is not finite.
     """
-    batch_size, evaluations = check_count("batch_size", batch_size), check_count("evaluations", evaluations)
+    evaluations = check_count("evaluations", evaluations)
     max_images = None if max_images is None else check_count("max_images", max_images)
     num_timesteps = check_count("num_timesteps", num_timesteps)
     if num_timesteps < 2:
@@ -167,6 +168,7 @@ def calibrate(
         if not isinstance(value, str | None):
             raise ValueError(f"`{name}` must be a name, got {value!r}.")
     scorer = pipe.scorer(calibrated=False)
+    batch_size = check_batch_size(batch_size, scorer.network)
     forward = scorer.reverse.forward
     knots = _knots(log_snr(forward), num_timesteps)
     count = evaluations // len(knots)

@@ -77,8 +77,19 @@ def add_data_options(parser, default_split: str = "test") -> None:
     parser.add_argument(
         "--buffer-mb", type=float, default=BUFFER_MB, help=f"memory for images, of a sampled evaluation {DEFAULT}"
     )
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"evaluations that go together {DEFAULT}")
+    parser.add_argument(
+        "--batch-size",
+        type=integer_or_auto,
+        default=BATCH_SIZE,
+        metavar="N",
+        help=f"evaluations that go together; auto: as many as fit into memory {DEFAULT}",
+    )
     parser.add_argument("--expected-processes", type=int, help="fail unless so many processes take part")
+
+
+def integer_or_auto(text: str) -> int | str:
+    r"""Of `--batch-size`."""
+    return text if text == "auto" else int(text)
 
 
 def add_checkpoint_options(parser) -> None:
@@ -154,7 +165,7 @@ def check_data_options(arguments: argparse.Namespace) -> None:
             raise ValueError(f"`{name}` must be a positive integer, got {getattr(arguments, name)}.")
     if arguments.label_column is not None and arguments.streaming:
         raise ValueError(f"`label_column` must be left out with --streaming, got {arguments.label_column!r}.")
-    if arguments.batch_size < 1:
+    if arguments.batch_size != "auto" and arguments.batch_size < 1:
         raise ValueError(f"`batch_size` must be a positive integer, got {arguments.batch_size}.")
     if not 0 < arguments.buffer_mb < math.inf:
         raise ValueError(f"`buffer_mb` must be a positive number, got {arguments.buffer_mb}.")

@@ -16,6 +16,7 @@ from ..checks import check_count, check_integer, check_seed
 from ..data.frame import BLOCK, BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import MAX_EVALUATIONS, TARGET_SE, most_evaluations
+from ..model.memory import check_batch_size
 from ..model.scorer import Scorer
 from ..reports.checks import to_plain
 from ..reports.make import estimate_fields
@@ -39,7 +40,7 @@ def compare(
     *,
     target_se: float | None = None,
     max_evaluations: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | str = 64,
     seed: int = 0,
     num_inference_steps: Sequence[int | None] = (None, None),
     class_labels: Sequence[Any] = (None, None),
@@ -79,13 +80,14 @@ def compare(
     max_evaluations = None if max_evaluations is None else check_integer("max_evaluations", max_evaluations)
     rules = to_plain({"target_se": target_se, "max_evaluations": max_evaluations})
     check_rules(**rules, evaluations_per_image=None)
-    batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
+    seed = check_seed(seed)
     buffer_bytes = check_integer("buffer_bytes", buffer_bytes)
     max_images = None if max_images is None else check_count("max_images", max_images)
     context = check_context(context or {})
     workers = Workers() if workers is None else workers
     scorers = [pipe.scorer(steps) for pipe, steps in zip(pipes, num_inference_steps)]
     _check_alike(scorers)
+    batch_size = min(check_batch_size(batch_size, scorer.network) for scorer in scorers)
     which: dict[str, Any] = {"max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorers[0].network, scorers[0].num_pixel_levels, class_labels[0], **which)
     count = 1 if source.is_stream else len(source.images)

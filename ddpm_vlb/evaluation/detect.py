@@ -39,6 +39,7 @@ from ..checks import check_count, check_finite, check_seed
 from ..data.complexity import complexity
 from ..data.sources import Block, Source, source_of
 from ..gaussians import nats_to_bits_per_dim
+from ..model.memory import check_batch_size
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
 from .conformal import conformal_p_values
@@ -174,8 +175,8 @@ def fit_detector(
         ValueError: too few images, or ones that do not fit the model; fewer steps than evaluations.
     """
     num_timesteps, num_draws = check_evaluations(evaluations_per_image)
-    batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
-    scorer = pipe.scorer(num_inference_steps)
+    seed, scorer = check_seed(seed), pipe.scorer(num_inference_steps)
+    batch_size = check_batch_size(batch_size, scorer.network)
     timesteps = _timesteps(scorer, num_timesteps)
     source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
     if not source.is_stream:

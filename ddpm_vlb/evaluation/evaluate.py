@@ -15,6 +15,7 @@ from ..checks import check_count, check_integer, check_seed, integer
 from ..data.frame import BUFFER_BYTES
 from ..data.sources import source_of
 from ..likelihoods.methods import METHODS, most_evaluations, own_options
+from ..model.memory import check_batch_size
 from ..reports.checks import to_plain
 from ..reports.schema import Report, check_context, check_settings, without_places
 from ..sampled_bound.rules import check_rules
@@ -31,7 +32,7 @@ def evaluate(
     images: Any,
     *,
     method: str = "sampled",
-    batch_size: int = 64,
+    batch_size: int | str = 64,
     seed: int = 0,
     num_inference_steps: int | None = None,
     inference_timesteps: Sequence[int] | None = None,
@@ -59,7 +60,8 @@ def evaluate(
         method: a row of `likelihoods.methods.METHODS`: `"sampled"`, an unbiased estimate of the bound from few evaluations;
             `"full"`, every image at every step; `"iw"`, the importance-weighted bound; `"ode"`, that of the probability-flow
             ODE, another model.
-        batch_size: images per network call of a full sweep, pairs of image and timestep (or trajectory) of the others.
+        batch_size: images per network call of a full sweep, pairs of image and timestep (or trajectory) of the others; `"auto"`
+            for as many as fit into memory: 256 (64 on a CPU), halved where they do not, which is said.
         seed: of all that is drawn. What comes out depends on no batch size and no number of processes, beyond rounding.
         num_inference_steps, inference_timesteps, class_labels, clip_sample, thresholding: as `evaluate_nll`.
         max_images: the first so many images only.
@@ -87,7 +89,8 @@ def evaluate(
 
     Raises:
         ValueError: arguments that do not go together or that there are none of, images off the model's grid, a network whose
-            output is not finite, a journal that is of another evaluation, damaged, or without checksums.
+            output is not finite, a batch that does not fit into memory, a journal that is of another evaluation, damaged, or
+            without checksums.
     """
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -102,12 +105,13 @@ def evaluate(
         check_rules(**options)
     shard = _check_shard(shard)
     row.check_shard(shard)
-    batch_size, seed = check_count("batch_size", batch_size), check_seed(seed)
+    seed = check_seed(seed)
     buffer_bytes = check_integer("buffer_bytes", buffer_bytes)
     max_images = None if max_images is None else check_count("max_images", max_images)
     context = check_context(context or {})
     workers = Workers() if workers is None else workers
     scorer = pipe.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
+    batch_size = check_batch_size(batch_size, scorer.network)
     which: dict[str, Any] = {"shard": shard, "max_images": max_images, "image_seed": image_seed}
     source = source_of(images, scorer.network, scorer.num_pixel_levels, class_labels, **which)
     if row.name == "sampled" and unasked:

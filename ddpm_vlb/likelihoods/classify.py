@@ -20,6 +20,7 @@ from diffusers.utils import BaseOutput
 
 from ..checks import NonFiniteOutput, check_count, check_integer
 from ..gaussians import nats_to_bits_per_dim
+from ..model.memory import check_batch_size
 from ..model.scorer import Scorer
 from ..noise import draw_seeds, fresh_seed, keyed_normal, mix, mix_array, to_device, uniform_array
 from ..outputs import Shown
@@ -248,7 +249,7 @@ class Classifier:
             raise ValueError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
         if score not in SCORES:
             raise ValueError(f"`score` must be 'bound' or 'simple', got {score!r}.")
-        batch_size = check_count("batch_size", batch_size)
+        batch_size = check_batch_size(batch_size, scorer.network)
         most = SWEEPS * len(chosen) if max_evaluations_per_image is None else max_evaluations_per_image
         if check_count("max_evaluations_per_image", most) < 2 * len(chosen):
             raise ValueError(

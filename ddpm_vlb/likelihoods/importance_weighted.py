@@ -24,6 +24,7 @@ import torch
 from ..bound import trajectory_bound
 from ..checks import NonFiniteOutput, check_count
 from ..gaussians import nats_to_bits_per_dim
+from ..model.memory import check_batch_size
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
 from ..outputs import Shown, mean_of_images
@@ -86,8 +87,8 @@ def importance_weighted_nll(
     Raises:
         ValueError: as `evaluate_nll`; a k that is no positive integer.
     """
-    k, batch_size = check_count("k", k), check_count("batch_size", batch_size)
-    scorer = pipe.scorer(num_inference_steps, inference_timesteps)
+    k, scorer = check_count("k", k), pipe.scorer(num_inference_steps, inference_timesteps)
+    batch_size = check_batch_size(batch_size, scorer.network)
     levels, labels = scorer.read(images, class_labels)
     with scorer.network.evaluating():
         weights = log_weights(scorer, levels, [mix(seed, number) for number in range(len(levels))], k, labels, batch_size)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..bound import vlb_terms
-from ..checks import NonFiniteOutput, check_count
+from ..checks import NonFiniteOutput
 from ..gaussians import nats_to_bits_per_dim
+from ..model.memory import check_batch_size
 from ..model.scorer import Scorer
 from ..noise import keyed_noise, mix
 from ..outputs import Shown
@@ -86,8 +87,8 @@ def rate_distortion(
     Raises:
         ValueError: as `evaluate_nll`; a single image, which has no standard error.
     """
-    batch_size = check_count("batch_size", batch_size)
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
+    batch_size = check_batch_size(batch_size, scorer.network)
     levels, labels = scorer.read(images, class_labels)
     if len(levels) < 2:
         raise ValueError(f"`images` must be at least two, got {len(levels)}.")

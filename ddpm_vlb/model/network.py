@@ -18,11 +18,15 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from diffusers.utils import logging
 
 from ..checks import nan_unless_finite, shown
 from ..noise import to_device
 from ..words import counted
 from .conditions import Conditions
+from .memory import out_of_memory, smaller
+
+logger = logging.get_logger(__name__)
 
 HALF = (torch.float16, torch.bfloat16)
 _LOCK = Lock()
@@ -72,6 +76,7 @@ class Network:
         takes_fractions: whether it can be asked between timesteps.
         conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
         needs: names without which it cannot be asked, and what each is, in words.
+        halves, most: whether calls that do not fit into memory are made in halves, and of how many images they are then.
     """
 
     channels: int
@@ -80,6 +85,8 @@ class Network:
     num_classes: int | None = None
     takes_fractions: bool = True
     needs: Mapping[str, str] = {}
+    halves: bool = False
+    most: int | None = None
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
@@ -110,8 +117,35 @@ class Network:
         device = self.device
         labels = None if class_labels is None else to_device(class_labels, device)
         on_device = to_device(torch.as_tensor(timesteps), device)
-        output = self.output(noisy_samples.to(self.dtype), on_device, labels)
-        if output.dtype in HALF and not self.is_half and not torch.is_autocast_enabled(device.type):
+        while True:
+            size = min(len(noisy_samples), self.most or len(noisy_samples))
+            try:
+                return self._in_parts(noisy_samples, on_device, labels, size)
+            except RuntimeError as error:
+                reason = out_of_memory(error)
+                if reason is None:
+                    raise
+            # Here, where the error and all that it holds in memory are gone.
+            self.most = smaller(size, self, reason)
+            logger.warning(f"{size} images do not fit into the memory of {device}: going on with batches of {self.most}.")
+
+    def _in_parts(self, noisy_samples, timesteps, class_labels, size: int) -> torch.Tensor:
+        if size == len(noisy_samples):
+            return self.answer(noisy_samples, timesteps, class_labels)
+        parts = []
+        for first in range(0, len(noisy_samples), size):
+            rows = slice(first, first + size)
+            at = timesteps[rows] if timesteps.ndim and len(timesteps) > 1 else timesteps
+            parts.append(self.answer(noisy_samples[rows], at, None if class_labels is None else class_labels[rows]))
+        return torch.cat(parts)
+
+    def answer(self, noisy_samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        r"""As `ask`, of what is on the device, in one call."""
+        return self.checked(self.output(noisy_samples.to(self.dtype), timesteps, class_labels))
+
+    def checked(self, output: torch.Tensor) -> torch.Tensor:
+        r"""An output of the module; `ValueError` of half precision from a network in another."""
+        if output.dtype in HALF and not self.is_half and not torch.is_autocast_enabled(output.device.type):
             # A `torch.autocast` within it, say: reports would name another precision. Sampling alone has one around it.
             raise ValueError(
                 f"`unet` must compute in its own dtype, {self.dtype}, got an output in {output.dtype}. For half precision give"
@@ -121,7 +155,9 @@ class Network:
 
     def with_module(self, module: torch.nn.Module) -> "Network":
         r"""The same of another module of its kind: a copy in another dtype, say."""
-        return type(self)(module, self._device).with_conditions(self.conditions)
+        network = type(self)(module, self._device).with_conditions(self.conditions)
+        network.halves, network.most = self.halves, self.most
+        return network
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> "Network":
         r"""Itself, given the same tensors whenever it is asked: a prompt's embeddings, say.

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from ..checks import working_dtype
-from ..noise import to_device
 from ..noise_processes import NoiseProcess, Preconditioning, process_named
 from .network import Network
 
@@ -29,7 +28,9 @@ class PreconditionedNetwork(Network):
 
     def with_module(self, module: torch.nn.Module) -> Network:
         r"""As `Network.with_module`."""
-        return type(self)(self._network.with_module(module), self._process, self._config, self._log_sigmas)
+        network = type(self)(self._network.with_module(module), self._process, self._config, self._log_sigmas)
+        network.halves, network.most = self.halves, self.most
+        return network
 
     def preconditioning(self, timesteps: torch.Tensor) -> Preconditioning:
         r"""How the network is asked at timesteps of any shape, fractions too."""
@@ -39,18 +40,15 @@ class PreconditionedNetwork(Network):
         log_sigma = torch.lerp(table[lower], table[upper], timesteps.to(table.dtype) - lower)
         return self._process.precondition(log_sigma.exp(), self._config)
 
-    def ask(
-        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        r"""The predicted image in the dtype of `noisy_samples`; arguments as `Network.ask`."""
-        labels = None if class_labels is None else to_device(class_labels, self.device)
-        at = to_device(torch.as_tensor(timesteps), self.device)
-        how = self.preconditioning(at)
-        shape = (-1, 1, 1, 1) if at.ndim else ()
+    def answer(self, noisy_samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        r"""The predicted image in the dtype of `noisy_samples`; arguments as `Network.answer`."""
+        how = self.preconditioning(timesteps)
+        shape = (-1, 1, 1, 1) if timesteps.ndim else ()
         scale, skip, out = (number.reshape(shape) for number in (how.scale, how.skip, how.out))
         asked = (scale * noisy_samples + how.shift).to(self.dtype)
         # Times between integers are no longer right in half precision.
-        output = self._network.output(asked, how.noise.to(torch.promote_types(self.dtype, torch.float32)), labels)
+        times = how.noise.to(torch.promote_types(self.dtype, torch.float32))
+        output = self.checked(self._network.output(asked, times, class_labels))
         image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
         return image.to(noisy_samples.dtype)
 

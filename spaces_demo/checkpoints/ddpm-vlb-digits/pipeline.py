@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.memory, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -770,6 +770,56 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+# ---- ddpm_vlb/model/memory.py ----
+
+r"""How many images go together where memory has the say.
+
+With `batch_size="auto"` a call of the network that does not fit into the memory of its device is made again in halves, and all
+calls after it are of no more images. What is drawn does not change, and no number beyond rounding.
+"""
+
+
+
+
+
+AUTO = "auto"
+FIRST = 256
+FIRST_ON_CPU = 64  # where memory that is not there is asked of the disk, and no error says so
+
+
+def check_batch_size(batch_size: Any, network: "Network") -> int:
+    r"""A positive integer; for `"auto"` where a network that may halve its calls from here on begins; or `ValueError`."""
+    if isinstance(batch_size, str) and batch_size == AUTO:
+        network.halves = True
+        return FIRST_ON_CPU if network.device.type == "cpu" else FIRST
+    return check_count("batch_size", batch_size)
+
+
+def out_of_memory(error: RuntimeError) -> str | None:
+    r"""What an error says, in a sentence, if it is that memory does not suffice."""
+    said = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in said or "out of memory" in said:
+        said = said[max(0, said.find("DefaultCPUAllocator")) :]
+        return said.strip().split("\n")[0].split(". ")[0].rstrip(".") + "."
+    return None
+
+
+def smaller(size: int, network: "Network", reason: str) -> int:
+    r"""How many images to try after `size` of them did not fit.
+
+    Raises:
+        ValueError: nobody asked for it, or a single image does not fit.
+    """
+    where = f"the memory of {network.device}"
+    if not network.halves:
+        raise ValueError(f"`batch_size` must be of images that fit into {where}, got {size}: {reason} Give less, or 'auto'.")
+    if size == 1:
+        raise ValueError(f"`batch_size` cannot be less than one image, and one does not fit into {where}: {reason}")
+    if network.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return size // 2
+
+
 # ---- ddpm_vlb/model/network.py ----
 
 r"""The network that is scored: all that is asked of one, whatever class it is of.
@@ -781,6 +831,8 @@ for what every torch module can do. The kinds of networks are in `kinds.py`.
 
 
 
+
+logger = logging.get_logger(__name__)
 
 HALF = (torch.float16, torch.bfloat16)
 _LOCK = Lock()
@@ -830,6 +882,7 @@ class Network:
         takes_fractions: whether it can be asked between timesteps.
         conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
         needs: names without which it cannot be asked, and what each is, in words.
+        halves, most: whether calls that do not fit into memory are made in halves, and of how many images they are then.
     """
 
     channels: int
@@ -838,6 +891,8 @@ class Network:
     num_classes: int | None = None
     takes_fractions: bool = True
     needs: Mapping[str, str] = {}
+    halves: bool = False
+    most: int | None = None
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
@@ -868,8 +923,35 @@ class Network:
         device = self.device
         labels = None if class_labels is None else to_device(class_labels, device)
         on_device = to_device(torch.as_tensor(timesteps), device)
-        output = self.output(noisy_samples.to(self.dtype), on_device, labels)
-        if output.dtype in HALF and not self.is_half and not torch.is_autocast_enabled(device.type):
+        while True:
+            size = min(len(noisy_samples), self.most or len(noisy_samples))
+            try:
+                return self._in_parts(noisy_samples, on_device, labels, size)
+            except RuntimeError as error:
+                reason = out_of_memory(error)
+                if reason is None:
+                    raise
+            # Here, where the error and all that it holds in memory are gone.
+            self.most = smaller(size, self, reason)
+            logger.warning(f"{size} images do not fit into the memory of {device}: going on with batches of {self.most}.")
+
+    def _in_parts(self, noisy_samples, timesteps, class_labels, size: int) -> torch.Tensor:
+        if size == len(noisy_samples):
+            return self.answer(noisy_samples, timesteps, class_labels)
+        parts = []
+        for first in range(0, len(noisy_samples), size):
+            rows = slice(first, first + size)
+            at = timesteps[rows] if timesteps.ndim and len(timesteps) > 1 else timesteps
+            parts.append(self.answer(noisy_samples[rows], at, None if class_labels is None else class_labels[rows]))
+        return torch.cat(parts)
+
+    def answer(self, noisy_samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        r"""As `ask`, of what is on the device, in one call."""
+        return self.checked(self.output(noisy_samples.to(self.dtype), timesteps, class_labels))
+
+    def checked(self, output: torch.Tensor) -> torch.Tensor:
+        r"""An output of the module; `ValueError` of half precision from a network in another."""
+        if output.dtype in HALF and not self.is_half and not torch.is_autocast_enabled(output.device.type):
             # A `torch.autocast` within it, say: reports would name another precision. Sampling alone has one around it.
             raise ValueError(
                 f"`unet` must compute in its own dtype, {self.dtype}, got an output in {output.dtype}. For half precision give"
@@ -879,7 +961,9 @@ class Network:
 
     def with_module(self, module: torch.nn.Module) -> "Network":
         r"""The same of another module of its kind: a copy in another dtype, say."""
-        return type(self)(module, self._device).with_conditions(self.conditions)
+        network = type(self)(module, self._device).with_conditions(self.conditions)
+        network.halves, network.most = self.halves, self.most
+        return network
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> "Network":
         r"""Itself, given the same tensors whenever it is asked: a prompt's embeddings, say.
@@ -7986,7 +8070,9 @@ class PreconditionedNetwork(Network):
 
     def with_module(self, module: torch.nn.Module) -> Network:
         r"""As `Network.with_module`."""
-        return type(self)(self._network.with_module(module), self._process, self._config, self._log_sigmas)
+        network = type(self)(self._network.with_module(module), self._process, self._config, self._log_sigmas)
+        network.halves, network.most = self.halves, self.most
+        return network
 
     def preconditioning(self, timesteps: torch.Tensor) -> Preconditioning:
         r"""How the network is asked at timesteps of any shape, fractions too."""
@@ -7996,18 +8082,15 @@ class PreconditionedNetwork(Network):
         log_sigma = torch.lerp(table[lower], table[upper], timesteps.to(table.dtype) - lower)
         return self._process.precondition(log_sigma.exp(), self._config)
 
-    def ask(
-        self, noisy_samples: torch.Tensor, timesteps: int | float | torch.Tensor, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        r"""The predicted image in the dtype of `noisy_samples`; arguments as `Network.ask`."""
-        labels = None if class_labels is None else to_device(class_labels, self.device)
-        at = to_device(torch.as_tensor(timesteps), self.device)
-        how = self.preconditioning(at)
-        shape = (-1, 1, 1, 1) if at.ndim else ()
+    def answer(self, noisy_samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        r"""The predicted image in the dtype of `noisy_samples`; arguments as `Network.answer`."""
+        how = self.preconditioning(timesteps)
+        shape = (-1, 1, 1, 1) if timesteps.ndim else ()
         scale, skip, out = (number.reshape(shape) for number in (how.scale, how.skip, how.out))
         asked = (scale * noisy_samples + how.shift).to(self.dtype)
         # Times between integers are no longer right in half precision.
-        output = self._network.output(asked, how.noise.to(torch.promote_types(self.dtype, torch.float32)), labels)
+        times = how.noise.to(torch.promote_types(self.dtype, torch.float32))
+        output = self.checked(self._network.output(asked, times, class_labels))
         image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
         return image.to(noisy_samples.dtype)
 
@@ -9007,7 +9090,7 @@ class Classifier:
             raise ValueError(f"`confidence` must lie in (0, 1), got {confidence!r}.")
         if score not in SCORES:
             raise ValueError(f"`score` must be 'bound' or 'simple', got {score!r}.")
-        batch_size = check_count("batch_size", batch_size)
+        batch_size = check_batch_size(batch_size, scorer.network)
         most = SWEEPS * len(chosen) if max_evaluations_per_image is None else max_evaluations_per_image
         if check_count("max_evaluations_per_image", most) < 2 * len(chosen):
             raise ValueError(
@@ -10617,7 +10700,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def evaluate_nll(
         self,
         images: Any,
-        batch_size: int = 64,
+        batch_size: int | str = 64,
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int | None = None,
         inference_timesteps: Sequence[int] | None = None,
@@ -10639,8 +10722,9 @@ class VLBDDPMPipeline(DDPMPipeline):
             images:
                 A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), numpy arrays `(N, H, W, C)`, PIL
                 images, paths, one image of these kinds, a `datasets.Dataset`, a Dataset or DataLoader of torch.
-            batch_size (`int`, defaults to 64):
-                Images per network call; pairs of image and timestep where they are sampled.
+            batch_size (`int` or `"auto"`, defaults to 64):
+                Images per network call; pairs of image and timestep where they are sampled. With `"auto"` as many as fit into
+                memory: 256 (64 on a CPU), halved where they do not.
             generator (`torch.Generator`, *optional*):
                 Makes the result reproducible; or a list with one generator per image, for a full sweep.
             num_inference_steps (`int`, *optional*):
@@ -10666,7 +10750,6 @@ class VLBDDPMPipeline(DDPMPipeline):
             ValueError: images that are not exactly on the model's pixel grid, or of the wrong size; a model that cannot be
                 scored; a network whose output is not finite.
         """
-        batch_size = check_count("batch_size", batch_size)
         if method not in ("full", "sampled"):
             raise ValueError(f"`method` must be 'full' or 'sampled', got {method!r}.")
         evaluations = 64 if evaluations_per_image is None else evaluations_per_image
@@ -10677,6 +10760,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         elif evaluations_per_image is not None:
             raise ValueError(f"`evaluations_per_image` must be left out with method='full', got {evaluations_per_image!r}.")
         scorer = self.scorer(num_inference_steps, inference_timesteps, clip_sample, thresholding)
+        batch_size = check_batch_size(batch_size, scorer.network)
         levels, labels = scorer.read(images, class_labels)
         config = scorer.config(image_shape=list(levels.shape[1:]), batch_size=batch_size, seed=fresh_seed(generator))
         with scorer.network.evaluating():
@@ -10838,8 +10922,8 @@ def rate_distortion(
     Raises:
         ValueError: as `evaluate_nll`; a single image, which has no standard error.
     """
-    batch_size = check_count("batch_size", batch_size)
     scorer = pipe.scorer(num_inference_steps, inference_timesteps)
+    batch_size = check_batch_size(batch_size, scorer.network)
     levels, labels = scorer.read(images, class_labels)
     if len(levels) < 2:
         raise ValueError(f"`images` must be at least two, got {len(levels)}.")

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from tiny import generator, quiet, tiny_unet
+
+from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.calibration import calibrate
+from ddpm_vlb.cli import main
+from ddpm_vlb.evaluation import compare, evaluate
+from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
+from ddpm_vlb.likelihoods.rate_distortion import rate_distortion
+
+UNET = tiny_unet()
+
+
+def pipe_with_room(most, error=torch.OutOfMemoryError, sizes=None):
+    """A network that has memory for so many images, and tells how many it was asked about."""
+
+    def function(x, t):
+        if sizes is not None:
+            sizes.append(len(x))
+        if len(x) > most:
+            raise error(f"CUDA out of memory. Tried to allocate {len(x)} MiB. GPU 0 has a total capacity of {most} MiB.")
+        return UNET(x, t).sample
+
+    model = FunctionModel(function, (1, 8, 8))
+    return quiet(VLBDDPMPipeline(model, VLBDDPMScheduler(num_train_timesteps=20, num_pixel_levels=17)))
+
+
+SCORES = {
+    "full": lambda pipe, x, size: pipe.evaluate_nll(x, size, generator()).bits_per_dim,
+    "sampled": lambda pipe, x, size: pipe.evaluate_nll(x, size, generator(), method="sampled").bits_per_dim,
+    "iw": lambda pipe, x, size: importance_weighted_nll(pipe, x, k=4, batch_size=size).bits_per_dim,
+    "rate_distortion": lambda pipe, x, size: rate_distortion(pipe, x, batch_size=size).rate,
+    "calibrate": lambda pipe, x, size: torch.as_tensor(
+        calibrate(pipe, x, num_timesteps=2, evaluations=32, batch_size=size, quiet=True).decoder_costs
+    ),
+    "evaluate": lambda pipe, x, size: torch.tensor(
+        evaluate(pipe, x, batch_size=size, max_evaluations=400, quiet=True)["bits_per_dim"]
+    ),
+}
+
+
+@pytest.fixture
+def many(images):
+    return images.repeat(8, 1, 1, 1)
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
+def test_batches_are_halved_until_they_fit_and_the_numbers_are_the_same(score, many):
+    sizes = []
+    expected = score(pipe_with_room(1000), many, 40)
+    got = score(pipe_with_room(9, sizes=sizes), many, "auto")
+    # float32 networks differ in the last place between batch shapes: 1e-7 of terms of up to 300 bits/dim.
+    assert torch.allclose(got, expected, rtol=1e-4, atol=2e-5)
+    refused = [size for size in sizes if size > 9]
+    # What was found is kept: no larger batch is tried again.
+    assert refused and max(sizes[len(refused) :]) <= 9 and refused == sorted(refused, reverse=True)
+    assert len(refused) == len(set(refused))
+
+
+def test_two_networks_have_each_its_own_room(many):
+    rules = {"num_inference_steps": (20, 5), "max_evaluations": 200, "quiet": True}
+    got, expected = (
+        compare([pipe_with_room(most), pipe_with_room(1000)], many, batch_size=size, **rules)["difference"]
+        for most, size in ((9, "auto"), (1000, 40))
+    )
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_halving_is_said_and_reports_hold_where_it_began(many, caplog):
+    report = evaluate(pipe_with_room(9), many, method="full", batch_size="auto", quiet=True)
+    assert report["config"]["batch_size"] == 64
+    assert caplog.messages == [
+        f"{size} images do not fit into the memory of cpu: going on with batches of {size // 2}." for size in (40, 20, 10)
+    ]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_what_does_not_fit_is_refused(error, many):
+    with pytest.raises(ValueError, match="`batch_size` cannot be less than one image, and one does not fit into the memory of"):
+        pipe_with_room(0, error).evaluate_nll(many, "auto")
+    match = "`batch_size` must be of images that fit into the memory of cpu, got 32: CUDA out of memory. Give less, or 'auto'."
+    with pytest.raises(ValueError, match=match):
+        pipe_with_room(9, error).evaluate_nll(many, 32)
+    # Another error of the network is its own, and no batch is a string of another kind.
+    with pytest.raises(KeyError, match="out of memory"):
+        pipe_with_room(9, KeyError).evaluate_nll(many, "auto")
+    for bad in ("all", "8", 0, None):
+        with pytest.raises(ValueError, match=r"`batch_size` must be a positive integer"):
+            pipe_with_room(9).evaluate_nll(many, bad)
+
+
+def test_allocations_that_a_cpu_cannot_make_count_too(many):
+    def too_large(x, t):
+        return x + torch.empty(2**48, len(x), device="cpu")[0, 0]
+
+    pipe = quiet(VLBDDPMPipeline(FunctionModel(too_large, (1, 8, 8)), VLBDDPMScheduler(20, num_pixel_levels=17)))
+    with pytest.raises(ValueError, match="one does not fit into the memory of cpu: .*allocate"):
+        pipe.evaluate_nll(many, "auto")
+
+
+def test_the_command_takes_auto(pipe, tmp_path, capsys):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    command = ["evaluate", str(tmp_path / "pipeline"), "--dataset", "digits", "--max-images", "20", "--max-evaluations", "400"]
+    assert main([*command, "--batch-size", "auto", "--output", str(tmp_path / "report.json")]) == 0
+    for bad in ("0", "-3"):
+        assert main([*command, "--batch-size", bad, "--output", str(tmp_path / "other.json")]) == 2
+    assert "`batch_size` must be a positive integer" in capsys.readouterr().err
