@@ -4,12 +4,13 @@ import os
 import pty
 import re
 import sys
+import time
 import types
 
 import pytest
 from tiny import generator, tiny_unet
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, progress
+from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler, progress
 from ddpm_vlb.calibration import calibrate
 from ddpm_vlb.cli.common import draw_samples
 from ddpm_vlb.evaluation import compare, evaluate
@@ -83,3 +84,52 @@ def test_loading_has_no_bar_in_a_pipe(pipe, tmp_path, capsys):
     from diffusers.utils import logging
 
     assert logging.is_progress_bar_enabled()  # as it was, for all others
+
+
+UNITS = {"seconds": 1, "minutes": 60, "hours": 3600}
+
+
+class Enough(Exception):
+    """Seen enough."""
+
+
+def slow_pipe(calls):
+    """A network that takes a hundredth of a second, and ends the test after so many calls."""
+    left, unet = iter(range(calls)), tiny_unet()
+
+    def function(x, t):
+        time.sleep(0.01)
+        if next(left, None) is None:
+            raise Enough
+        return unet(x, t).sample
+
+    scheduler = VLBDDPMScheduler(num_train_timesteps=20, num_pixel_levels=17)
+    return VLBDDPMPipeline(FunctionModel(function, (1, 8, 8)), scheduler)
+
+
+@pytest.mark.parametrize(
+    "calls, options, aim",
+    [
+        (90, {"method": "full", "batch_size": 2}, "for the 20,000 evaluations of 1,000 images"),
+        (90, {"method": "iw", "k": 2, "batch_size": 2}, "for the 40,000 evaluations of 1,000 images"),
+        (200, {"target_se": 0.01, "batch_size": 16}, "to a Monte Carlo error of 0.01 bits/dim"),
+        (200, {"target_se": 1e-5, "max_evaluations": 100_000, "batch_size": 16}, "to 100,000 evaluations, where it stops"),
+    ],
+)
+def test_what_it_will_cost_is_said_after_the_first_batches(images, calls, options, aim, capsys):
+    many = images.repeat(200, 1, 1, 1)
+    with pytest.raises(Enough):
+        evaluate(slow_pipe(calls), many, **options)
+    said = capsys.readouterr().err
+    (line,) = (line for line in said.splitlines() if line.endswith(aim))
+    rate, time_left, unit = re.match(r"([\d.e+]+) evaluations a second: about ([\d.]+) (\w+) ", line).groups()
+    # At the most a batch in each hundredth of a second; the rest is the machine's.
+    assert 0 < float(rate) < 100 * options["batch_size"] and float(time_left) > 0 and unit in line
+    if options.get("method") == "full":
+        length = {"seconds": 1, "minutes": 60, "hours": 360}[unit]  # of hours a tenth is printed
+        seconds = float(time_left) * UNITS[unit]
+        # Half of the last digit is the most that either is off; 160 evaluations of 20,000 are done.
+        assert abs(seconds - (20_000 - 160) / float(rate)) <= 0.5 * length + 0.01 * seconds
+    with pytest.raises(Enough):
+        evaluate(slow_pipe(calls), many, quiet=True, **options)
+    assert capsys.readouterr().err == ""

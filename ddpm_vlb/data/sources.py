@@ -175,6 +175,14 @@ class Source:
         return isinstance(self.images, StreamedImages)
 
     @property
+    def count(self) -> int | None:
+        r"""How many images it takes, `None` of a stream."""
+        if self.is_stream:
+            return None
+        index, of = self.shard
+        return len(range(index, min(len(self.images), self.max_images or len(self.images)), of))
+
+    @property
     def num_dimensions(self) -> int:
         r"""D = C H W, of the first image."""
         return math.prod(torch.as_tensor(self.images[0]).shape)

@@ -86,7 +86,7 @@ def evaluate_columns(e: Evaluation) -> Report:
 
     blocks = e.source.blocks(columns.images_per_batch)
     with e.run.journal() as journal:
-        for _, result in over_batches(e, blocks, frame, journal, score, dict, columns.cost or 1, so_far):
+        for _, result in over_batches(e, blocks, frame, journal, score, dict, columns.cost or 0, so_far):
             done.append(result)
     return report_of_images(columns.name, done, e.config | frame.description, e.source.about(frame.numbers))
 
@@ -109,10 +109,10 @@ def over_batches(
         blocks: the batches.
         frame: is told of all images.
         score, to_plain: as `run_batches`.
-        cost: network evaluations of an image, for the progress bar.
+        cost: network evaluations of an image, for the progress bar; 0 where nobody knows.
         so_far: from the results of the batches at hand, the number and its error, or nothing.
     """
-    workers, progress = e.run.workers, e.run.progress
+    workers, progress, total, gone = e.run.workers, e.run.progress, e.source.count, 0
     while batches := list(islice(blocks, BATCHES_AT_HAND * workers.count)):
         # Of the images so far: a batch that the journal has is of the images that stand before it, or it is refused.
         marks = []
@@ -120,7 +120,7 @@ def over_batches(
             frame.add(*batch)
             marks.append(frame.sha256)
         counts, counted = [len(batch.numbers) for batch in batches], 0
-        progress.extend(cost * sum(counts))
+        progress.extend((cost or 1) * sum(counts))
 
         def marked(index: int, batches=batches):
             return index, score(batches[index])
@@ -130,10 +130,12 @@ def over_batches(
             return {"images": marks[index], "result": to_plain(scored)}
 
         def after(results: dict[int, Any], counts=counts) -> None:
-            nonlocal counted
+            nonlocal counted, gone
             done = sum(counts[index] for index in results)
-            progress.update(cost * (done - counted), *so_far([result["result"] for result in results.values()]))
-            counted = done
+            progress.update((cost or 1) * (done - counted), *so_far([result["result"] for result in results.values()]))
+            gone, counted = gone + done - counted, done
+            if total is not None and cost:
+                progress.tell(cost * (total - gone), f"for the {cost * total:,} evaluations of {total:,} images")
 
         results = run_batches(range(len(batches)), marked, plain, journal, workers, after)
         for batch, mark, result in zip(batches, marks, results):

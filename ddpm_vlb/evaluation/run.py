@@ -7,6 +7,7 @@ goes on. Between these moments nothing waits for the device.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from ..data.sources import Source
 from ..files import locked, naming, write_atomically
@@ -23,9 +25,10 @@ from ..forward_process import ForwardProcess
 from ..likelihoods.method import Method
 from ..model.scorer import Scorer
 from ..noise import NOISE_VERSION
-from ..progress import progress_bar
+from ..progress import SECONDS, progress_bar
 from ..reports.schema import settings_that_are
 from ..sampled_bound.draws import DRAWS_VERSION
+from ..words import duration
 
 SECONDS_BETWEEN_EXCHANGES = 5.0
 CHECKSUM = "sha256"
@@ -198,10 +201,15 @@ class Progress:
     r"""A progress bar with the number so far, its error, and how long it will take; of one process."""
 
     def __init__(self, workers: Workers, quiet: bool):
-        self._bar = progress_bar(disable=quiet or workers.rank > 0, unit="evaluation", unit_scale=True)
+        self._quiet = quiet or workers.rank > 0
+        self._bar = progress_bar(disable=self._quiet, unit="evaluation", unit_scale=True)
+        self._told: set[str] = set()
+        self._mark: float | None = None
+        self._since = 0
 
     def extend(self, evaluations: int) -> None:
         r"""So many more are to come."""
+        self._mark = None
         self._bar.total = (self._bar.total or 0) + evaluations
         self._bar.refresh()
 
@@ -210,6 +218,19 @@ class Progress:
         if value is not None:
             self._bar.set_postfix_str(f"{value:.4f} bits/dim" + ("" if error is None else f" +- {error:.4f}"), refresh=False)
         self._bar.update(evaluations)
+        # The first ones are not counted: a journal has them, or they take longer than those that follow.
+        self._since = 0 if self._mark is None else self._since + evaluations
+        self._mark = time.monotonic() if self._mark is None and evaluations else self._mark
+
+    def tell(self, left: float, aim: str) -> None:
+        r"""Say once, as soon as it is known, how long so many evaluations take: "about 40 minutes" and the aim."""
+        if self._quiet or self._mark is None or not self._since or aim in self._told:
+            return
+        self._told.add(aim)
+        rate = self._since / max(time.monotonic() - self._mark, 1e-9)
+        if left / rate >= SECONDS:
+            line = f"{rate:.3g} evaluations a second: about {duration(left / rate)} {aim}"
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         r"""Leave the bar as it is."""
