@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model
 from tiny import generator, quiet, tiny_unet
 
 from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler
@@ -106,3 +107,67 @@ def test_the_command_takes_auto(pipe, tmp_path, capsys):
     for bad in ("0", "-3"):
         assert main([*command, "--batch-size", bad, "--output", str(tmp_path / "other.json")]) == 2
     assert "`batch_size` must be a positive integer" in capsys.readouterr().err
+
+
+# Weights that are elsewhere, or in several places.
+
+
+def tiny_pipe(unet):
+    return quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(num_train_timesteps=20, num_pixel_levels=17)))
+
+
+def by_group(unet, folder):
+    cpu = torch.device("cpu")
+    unet.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    return tiny_pipe(unet)
+
+
+def by_model(unet, folder):
+    pipe = tiny_pipe(unet)
+    pipe.enable_model_cpu_offload(device="cpu")
+    return pipe
+
+
+def in_two_places(unet, folder):
+    places = {name: "disk" if name == "mid_block" else "cpu" for name, _ in unet.named_children()}
+    return tiny_pipe(dispatch_model(unet, places, main_device="cpu", offload_dir=str(folder)))
+
+
+OFFLOADS = {
+    "group": by_group,
+    "model": by_model,
+    "accelerate": lambda unet, folder: tiny_pipe(cpu_offload(unet, torch.device("cpu"))),
+    "disk": lambda unet, folder: tiny_pipe(disk_offload(unet, str(folder), torch.device("cpu"))),
+    "split": in_two_places,
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+def test_networks_whose_weights_come_when_they_are_needed(offload, images, tmp_path):
+    pipe = offload(tiny_unet(), tmp_path)
+    expected = tiny_pipe(tiny_unet()).evaluate_nll(images, generator=generator())
+    for _ in range(2):  # before and after the hooks have been at rest
+        assert torch.equal(pipe.evaluate_nll(images, generator=generator()).bits_per_dim, expected.bits_per_dim)
+    assert pipe(num_inference_steps=2, output_type="pt").images.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("offload", OFFLOADS.values(), ids=OFFLOADS)
+def test_what_half_precision_moves_is_told_of_them_too_or_refused(offload, images, tmp_path):
+    options = {"max_evaluations": 200, "quiet": True}
+    expected = evaluate(tiny_pipe(tiny_unet().bfloat16()), images, **options)["half_precision_bias"]
+    pipe = offload(tiny_unet().bfloat16(), tmp_path)
+    if not any(weight.is_meta for weight in pipe.unet.parameters()):
+        assert evaluate(pipe, images, **options)["half_precision_bias"] == expected
+        return
+    # A copy would take the weights from where they are, in half precision again.
+    with pytest.raises(ValueError, match="`unet` must have its weights at hand for a copy of it in float32, got"):
+        evaluate(pipe, images, **options)
+    report = evaluate(pipe, images, float32_unet=tiny_unet().bfloat16().float(), **options)
+    assert report["half_precision_bias"]["bits_per_dim"] == expected["bits_per_dim"]
+
+
+def test_a_network_in_two_places_is_refused(images):
+    unet = tiny_unet()
+    unet.mid_block.to("meta")
+    with pytest.raises(ValueError, match="`unet` must have its weights on one device, or hooks that .*, got cpu, meta"):
+        tiny_pipe(unet).evaluate_nll(images)

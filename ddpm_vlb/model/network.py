@@ -18,6 +18,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from diffusers.utils import logging
 
 from ..checks import nan_unless_finite, shown
@@ -151,7 +152,8 @@ class Network:
                 f"`unet` must compute in its own dtype, {self.dtype}, got an output in {output.dtype}. For half precision give"
                 " it weights of that dtype; then reports say so, and what it changes."
             )
-        return output
+        # Of a network on several devices the output is where its last part is.
+        return output if output.device == self.device else output.to(self.device)
 
     def with_module(self, module: torch.nn.Module) -> "Network":
         r"""The same of another module of its kind: a copy in another dtype, say."""
@@ -249,13 +251,34 @@ class Network:
         return self.is_half or self.is_cast_by_layer
 
     def in_float32(self) -> torch.nn.Module:
-        r"""A copy of the module, with its weights as they are, that computes in float32."""
-        module = copy.deepcopy(getattr(self.module, "_orig_mod", self.module))
-        for part in module.modules():
-            if vars(part).pop("_diffusers_hook", None) is not None:
-                # The hooks', which are this network's own still; the class has another.
-                vars(part).pop("forward", None)
-        return module.float()
+        r"""A copy of the module, with its weights as they are, that computes in float32.
+
+        Raises:
+            ValueError: weights that are not at hand.
+        """
+        module: Any = getattr(self.module, "_orig_mod", self.module)
+        if any(weight.is_meta for weight in module.parameters()) and self.device.type != "meta":
+            raise ValueError(
+                "`unet` must have its weights at hand for a copy of it in float32, got offloaded ones: load it without, or give"
+                " `float32_unet`."
+            )
+        hooks = [part for part in module.modules() if hasattr(part, "_diffusers_hook")]
+        if not hooks:
+            return remove_hook_from_module(copy.deepcopy(module), recurse=True).float().to(self.device)
+        # Hooks of diffusers are the network's own, and some cannot be copied.
+        plain = type(module).from_config(module.config).float()
+        plain.load_state_dict(module.state_dict())
+        return plain.eval().to(self.device)
+
+    def check_devices(self) -> None:
+        r"""Raise `ValueError` for weights on several devices that nothing brings together."""
+        devices = sorted({str(weight.device) for weight in self.module.parameters()})
+        hooked = any(hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook") for part in self.module.modules())
+        if len(devices) > 1 and not hooked:
+            raise ValueError(
+                f"`unet` must have its weights on one device, or hooks that bring its inputs to them (accelerate's"
+                f" `dispatch_model`), got {', '.join(devices)}."
+            )
 
     @property
     def architecture_sha256(self) -> str:

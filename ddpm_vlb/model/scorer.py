@@ -207,6 +207,7 @@ def make_scorer(
         inference_timesteps, clip_sample=clip_sample, thresholding=thresholding, calibrated=calibrated
     )
     network = preconditioned(network, scheduler)
+    network.check_devices()
     network.check_out_channels(reverse.learns_variance, reverse.variance_type)
     network.check(reverse.forward.timesteps.tolist(), network.size)
     betas = config.trained_betas
