@@ -201,22 +201,12 @@ def test_samples_and_folders_are_what_the_script_says(full_run):
     assert len(kept) == 28 and all(image.numpy().tobytes() in train for image in kept)
 
 
-def test_two_processes_see_what_one_with_the_whole_batch_sees(full_run, tmp_path):
+def test_two_nodes_see_what_one_process_with_the_whole_batch_sees(full_run, tmp_path):
     flags = {"config": full_run / "full.yaml", "max_train_steps": 12, "expected_processes": 2, "unet": {"dropout": 0.0}}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = subprocess.run(
-        [
-            sys.executable,
-            *launch,
-            *command(SCRIPT, output_dir=tmp_path / "two", train_batch_size=12, **flags),
-        ],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert "processes: 2 on cpu" in two.stdout
+    arguments = command(SCRIPT, output_dir=tmp_path / "two", train_batch_size=12, **flags)
+    two = shared().run_nodes(2, *arguments, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    assert [node.returncode for node in two] == [0, 0], [node.stderr[-3000:] for node in two]
+    assert "processes: 2 on cpu" in two[0].stdout
     one = train(output_dir=tmp_path / "one", **{**flags, "expected_processes": 1})
     assert "processes: 1 on cpu" in one.stdout
     pairs = list(zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True))

@@ -228,17 +228,21 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options",
-    [("--max-evaluations", 2000), ("--method", "full", "--max-images", 23), ("--method", "ode", "--max-images", 2)],
-    ids=["sampled", "full", "ode"],
+    "options, nodes",
+    [
+        (("--max-evaluations", 2000), 1),
+        (("--method", "full", "--max-images", 23), 2),
+        (("--method", "ode", "--max-images", 2), 1),
+    ],
+    ids=["sampled", "full, two nodes", "ode"],
 )
-def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, options):
+def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, options, nodes):
     # 23 images in batches of 5: the last batch is not full, and the last round has a batch for one process alone.
     common = ["-m", "ddpm_vlb", "evaluate", str(checkpoint), "--dataset", "digits", *map(str, options)]
     one = [*common, "--output", "one.json", "--batch-size", "64"]
     two = [*common, "--output", "two.json", "--batch-size", "5", "--expected-processes", "2"]
     how = {"cwd": tmp_path, "env": os.environ | {"ACCELERATE_USE_CPU": "true"}}
-    results = [shared().run(*one, **how), *shared().run_ranks(2, *two, **how)]
+    results = [shared().run(*one, **how), *shared().run_ranks(2, *two, nodes=nodes, **how)]
     for result in results:
         assert result.returncode == 0, result.stderr[-2000:]
     said = "".join(result.stdout for result in results[1:])

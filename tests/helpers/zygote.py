@@ -158,14 +158,23 @@ class Zygote:
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, *printed)
 
-    def run_ranks(self, count, *arguments, env, **options):
-        r"""Run `python *arguments` as `torchrun --nproc_per_node count` would: a list of `count` results."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-        processes = [self.start(*arguments, env=dict(env) | world | rank, **options) for rank in ranks]
+    def run_ranks(self, count, *arguments, env, nodes=1, **options):
+        r"""Run `python *arguments` as `torchrun --nnodes nodes --nproc_per_node count/nodes`: a list of `count` results."""
+        each = count // nodes
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        world |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(each)}
+        ranks = [{"RANK": str(n), "LOCAL_RANK": str(n % each), "GROUP_RANK": str(n // each)} for n in range(count)]
+        return self._finish_all([self.start(*arguments, env=dict(env) | world | rank, **options) for rank in ranks])
+
+    def run_nodes(self, count, *arguments, env, **options):
+        r"""`torchrun --nnodes count --nproc_per_node 1 *arguments` on nodes that are all this machine: a list of results."""
+        torchrun = ["-m", "torch.distributed.run", "--nnodes", str(count), "--nproc_per_node", "1"]
+        where = ["--master_addr", "127.0.0.1", "--master_port", _free_port(), "--node_rank"]
+        return self._finish_all(
+            [self.start(*torchrun, *where, str(node), *arguments, env=dict(env), **options) for node in range(count)]
+        )
+
+    def _finish_all(self, processes):
         try:
             return [self._finish(process) for process in processes]
         finally:
@@ -176,6 +185,12 @@ class Zygote:
         r"""End it, and every command that still runs."""
         self._socket.close()
         self._process.wait()
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 @functools.cache
