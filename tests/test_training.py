@@ -207,7 +207,8 @@ def test_two_nodes_see_what_one_process_with_the_whole_batch_sees(full_run, tmp_
     two = shared().run_nodes(2, *arguments, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     assert [node.returncode for node in two] == [0, 0], [node.stderr[-3000:] for node in two]
     assert "processes: 2 on cpu" in two[0].stdout
-    one = train(output_dir=tmp_path / "one", **{**flags, "expected_processes": 1})
+    # By the fused optimizer, which is the same but for rounding.
+    one = train("--adam_fused", output_dir=tmp_path / "one", **{**flags, "expected_processes": 1})
     assert "processes: 1 on cpu" in one.stdout
     pairs = list(zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True))
     for a, b in pairs:

@@ -113,6 +113,7 @@ def print_step_times(rounds: int = 15, steps: int = 4) -> None:
     variants = {
         "plain MSE loop": plain_step,
         "simple": simple_step,
+        "simple, fused AdamW": ours(*simple, "--adam_fused")[1],
         "hybrid": ours(*hybrid)[1],
         "vlb": ours(*vlb)[1],
         "vlb, learned betas": ours(*[flag for flag in vlb if flag != "--no-learn_betas"], "--learn_betas")[1],

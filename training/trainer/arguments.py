@@ -128,6 +128,7 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--adam_beta2", type=float, default=0.999)
     add("--adam_weight_decay", type=float, default=1e-6)
     add("--adam_epsilon", type=float, default=1e-8)
+    add("--adam_fused", action=SWITCH, default=False, help="one kernel for all weights: faster, with other rounding")
     add("--max_grad_norm", type=float, default=1.0)
     add("--use_ema", action=SWITCH, default=False, help="score, sample and save averaged weights")
     add("--ema_inv_gamma", type=float, default=1.0)

@@ -74,7 +74,8 @@ class Trainer:
         if a.learn_betas:
             betas = list(objective.noise_schedule.parameters())
             groups.append({"params": betas, "lr": a.learning_rate_betas, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, betas=(a.adam_beta1, a.adam_beta2), eps=a.adam_epsilon)
+        fused = {"fused": True} if a.adam_fused else {}
+        optimizer = torch.optim.AdamW(groups, betas=(a.adam_beta1, a.adam_beta2), eps=a.adam_epsilon, **fused)
         # Not prepared: a prepared one moves once per process. This one moves once per update, whatever the processes and parts.
         self.lr_scheduler = get_scheduler(
             a.lr_scheduler,
