@@ -191,8 +191,9 @@ def vlb_terms(
     # All as transitions, those of the lowest step as if they were of the next; then the decoder's own in their place.
     terms = transition_kl(reverse, *arguments, Rows(reverse.forward, rows.clamp(min=1)))
     on_device = to_device(index, noisy_samples.device)
-    few = (argument.index_select(0, on_device) for argument in arguments)
-    return terms.index_copy(0, on_device, decoder_nll(reverse, *few, Rows(reverse.forward, rows[index]), *decoder_args))
+    output, x, x_t = (argument.index_select(0, on_device) for argument in arguments)
+    decoded = decoder_nll(reverse, output, x, x_t, Rows(reverse.forward, rows[index]), *decoder_args)
+    return terms.index_copy(0, on_device, decoded)
 
 
 def step_log_prob(

@@ -124,7 +124,7 @@ class Scorer:
         self,
         samples: torch.Tensor,
         noise: torch.Tensor,
-        timesteps: int | torch.Tensor,
+        timesteps: int | torch.Tensor | Rows,
         class_labels: torch.Tensor | None = None,
         on_device: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -133,7 +133,7 @@ class Scorer:
         Args:
             samples: images on the grid, `(B, C, H, W)`, on the device.
             noise: standard normal, of the same shape, on the CPU or the device.
-            timesteps: one for all, or one each, `(B,)`, on the CPU.
+            timesteps: one for all, or one each, `(B,)`, on the CPU, looked up or not.
             class_labels: of a class-conditional network, `(B,)`.
             on_device: the same timesteps on the device, where they are there already.
 
@@ -151,7 +151,7 @@ class Scorer:
         self,
         samples: torch.Tensor,
         noise: torch.Tensor,
-        timesteps: int | torch.Tensor,
+        timesteps: int | torch.Tensor | Rows,
         class_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         r""":math:`\|\epsilon - \hat\epsilon(x_t)\|^2` summed over the pixels, `(B,)`, by what the network says of the image,

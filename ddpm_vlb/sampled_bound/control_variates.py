@@ -45,10 +45,12 @@ class ControlVariates:
     """
 
     def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor | Iterable[torch.Tensor]):
-        count, means, squares, weights = 0, 0.0, 0.0, 0.0
+        count, nothing = 0, torch.zeros(())
+        means = squares = weights = nothing
         for part in in_parts(samples) if isinstance(samples, torch.Tensor) else samples:
             part = part.to(working_dtype(part.device))
             if not count:
+                means = squares = weights = nothing.to(part)
                 self._transforms = [_cosine_transform(size).to(part) for size in part.shape[1:]]
             spectrum = self._transform(part)
             # The mean, and the sum of squares about it (Chan's formula).
@@ -99,7 +101,8 @@ class ControlVariates:
         both[1].copy_(noise)
         x, e = both.unbind()
         columns = [column.mul_(factor) for column, factor in zip(_energies(x, e), self._factors.unbind())]
-        columns.append(self._wiener(*self._transform(both.flatten(0, 1)).chunk(2), rows))
+        z, z_noise = self._transform(both.flatten(0, 1)).chunk(2)
+        columns.append(self._wiener(z, z_noise, rows))
         return torch.stack(columns, dim=1)
 
     def _wiener(self, z: torch.Tensor, e: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -3352,8 +3352,9 @@ def vlb_terms(
     # All as transitions, those of the lowest step as if they were of the next; then the decoder's own in their place.
     terms = transition_kl(reverse, *arguments, Rows(reverse.forward, rows.clamp(min=1)))
     on_device = to_device(index, noisy_samples.device)
-    few = (argument.index_select(0, on_device) for argument in arguments)
-    return terms.index_copy(0, on_device, decoder_nll(reverse, *few, Rows(reverse.forward, rows[index]), *decoder_args))
+    output, x, x_t = (argument.index_select(0, on_device) for argument in arguments)
+    decoded = decoder_nll(reverse, output, x, x_t, Rows(reverse.forward, rows[index]), *decoder_args)
+    return terms.index_copy(0, on_device, decoded)
 
 
 def step_log_prob(
@@ -8257,7 +8258,7 @@ class Scorer:
         self,
         samples: torch.Tensor,
         noise: torch.Tensor,
-        timesteps: int | torch.Tensor,
+        timesteps: int | torch.Tensor | Rows,
         class_labels: torch.Tensor | None = None,
         on_device: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -8266,7 +8267,7 @@ class Scorer:
         Args:
             samples: images on the grid, `(B, C, H, W)`, on the device.
             noise: standard normal, of the same shape, on the CPU or the device.
-            timesteps: one for all, or one each, `(B,)`, on the CPU.
+            timesteps: one for all, or one each, `(B,)`, on the CPU, looked up or not.
             class_labels: of a class-conditional network, `(B,)`.
             on_device: the same timesteps on the device, where they are there already.
 
@@ -8284,7 +8285,7 @@ class Scorer:
         self,
         samples: torch.Tensor,
         noise: torch.Tensor,
-        timesteps: int | torch.Tensor,
+        timesteps: int | torch.Tensor | Rows,
         class_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         r""":math:`\|\epsilon - \hat\epsilon(x_t)\|^2` summed over the pixels, `(B,)`, by what the network says of the image,
@@ -9437,10 +9438,12 @@ class ControlVariates:
     """
 
     def __init__(self, alphas_cumprod: torch.Tensor, samples: torch.Tensor | Iterable[torch.Tensor]):
-        count, means, squares, weights = 0, 0.0, 0.0, 0.0
+        count, nothing = 0, torch.zeros(())
+        means = squares = weights = nothing
         for part in in_parts(samples) if isinstance(samples, torch.Tensor) else samples:
             part = part.to(working_dtype(part.device))
             if not count:
+                means = squares = weights = nothing.to(part)
                 self._transforms = [_cosine_transform(size).to(part) for size in part.shape[1:]]
             spectrum = self._transform(part)
             # The mean, and the sum of squares about it (Chan's formula).
@@ -9491,7 +9494,8 @@ class ControlVariates:
         both[1].copy_(noise)
         x, e = both.unbind()
         columns = [column.mul_(factor) for column, factor in zip(_energies(x, e), self._factors.unbind())]
-        columns.append(self._wiener(*self._transform(both.flatten(0, 1)).chunk(2), rows))
+        z, z_noise = self._transform(both.flatten(0, 1)).chunk(2)
+        columns.append(self._wiener(z, z_noise, rows))
         return torch.stack(columns, dim=1)
 
     def _wiener(self, z: torch.Tensor, e: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
