@@ -48,6 +48,7 @@ bench: $(READY) runs/quickstart/report.json
 	$(RUN) tests/benchmarks/step.py | tee runs/benchmarks/step.txt
 	$(RUN) tests/benchmarks/sweep.py | tee runs/benchmarks/sweep.txt
 	$(RUN) tests/benchmarks/host.py | tee runs/benchmarks/host.txt
+	$(if $(FULL_SIZE),$(RUN) tests/benchmarks/full_size.py $(FULL_SIZE) | tee runs/benchmarks/full_size.txt)
 	$(RUN) tests/benchmarks/rao_blackwell.py | tee runs/benchmarks/rao_blackwell.txt
 	$(RUN) tests/benchmarks/sampling.py $(if $(MNIST),--mnist $(MNIST)) | tee runs/benchmarks/sampling.txt
 	$(RUN) tests/benchmarks/worlds.py | tee runs/benchmarks/worlds.txt
