@@ -264,8 +264,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
 
         Raises:
-            ValueError: a grid outside the scheduler's, or two; epsilon prediction from zero terminal SNR; class labels that do
-                not fit; PIL images of over 4 channels.
+            ValueError: no grid of the scheduler's, or two; epsilon from zero terminal SNR; class labels that do not fit.
         """
         batch_size = check_count("batch_size", batch_size)
         check_generator(generator, batch_size)
@@ -331,8 +330,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), numpy arrays `(N, H, W, C)`, PIL
                 images, paths, one image of these kinds, a `datasets.Dataset`, a Dataset or DataLoader of torch.
             batch_size (`int` or `"auto"`, defaults to 64):
-                Images per network call; pairs of image and timestep where they are sampled. With `"auto"` as many as fit into
-                memory: 256 (64 on a CPU), halved where they do not.
+                Images, or pairs of image and timestep, per network call; `"auto"`: 256 (64 on a CPU), halved till they fit.
             generator (`torch.Generator`, *optional*):
                 Makes the result reproducible; or a list with one generator per image, for a full sweep.
             num_inference_steps (`int`, *optional*):

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.memory, model.network, model.kinds, parametrizations, noise_processes, progress, gaussians, forward_process, error_model, reverse_process, model.stepping, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.loading, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.conditions, model.memory, model.network, model.kinds, parametrizations, error_model, gaussians, forward_process, reverse_process, model.stepping, noise_processes, progress, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -7,6 +7,7 @@ import copy
 import ctypes
 import difflib
 import diffusers
+import errno
 import hashlib
 import html
 import importlib
@@ -611,6 +612,7 @@ a probability of about :math:`n^2 / 2^{65}`, 1 in 370,000 for :math:`10^7`.
 NOISE_VERSION = 2
 
 _MASK = (1 << 64) - 1
+_SPLITMIX64 = tuple(map(np.uint64, (1, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 30, 27, 31)))
 NUMBERS_AT_ONCE = 2**18  # numbers at a time
 # Odd, of 64 bits, as signed integers: those of SplitMix64's finaliser.
 FACTORS = tuple(factor - 2**64 for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -658,12 +660,13 @@ def mix(seed: int, number: int) -> int:
 
 def mix_array(seeds: int | np.ndarray, numbers: int | np.ndarray) -> np.ndarray:
     r"""`mix` of each seed with each number, for uint64 arrays that broadcast with each other."""
+    one, golden, first, second, *shifts = _SPLITMIX64
     with np.errstate(over="ignore"):
-        numbers = np.asarray(numbers, dtype=np.uint64)
-        z = np.asarray(seeds, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * (numbers + np.uint64(1))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+        z = np.asarray(seeds, dtype=np.uint64) + golden * (np.asarray(numbers, dtype=np.uint64) + one)
+        for shift, factor in zip(shifts, (first, second)):
+            z ^= z >> shift
+            z *= factor
+    return z ^ (z >> shifts[2])
 
 
 def uniform_array(keys: np.ndarray) -> np.ndarray:
@@ -778,6 +781,26 @@ def duration(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     r"""`1 channel`, `3 channels`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+# ---- ddpm_vlb/model/conditions.py ----
+
+r"""What a network is given besides latents and timesteps: tensors by the names of its arguments."""
+
+
+
+
+class Conditions(dict[str, torch.Tensor]):
+    r"""Tensors of P rows each, by the names of a network's arguments.
+
+    Args:
+        tensors: `(P, ...)` each.
+        prompt: what they were made of, P texts, where that is known.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], prompt: Sequence[str] | None = None):
+        super().__init__(tensors)
+        self.prompt = None if prompt is None else list(prompt)
 
 
 # ---- ddpm_vlb/model/memory.py ----
@@ -907,7 +930,7 @@ class Network:
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
         self._device = device
-        self.conditions: dict[str, torch.Tensor] = {}
+        self.conditions = Conditions({})
 
     def output(self, samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""What the module says of samples `(B, C, H, W)` in its dtype, at timesteps `()` or `(B,)`, all on its device."""
@@ -986,11 +1009,11 @@ class Network:
         Raises:
             ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
         """
-        conditions = dict(conditions or {})
+        conditions = conditions if isinstance(conditions, Conditions) else Conditions(conditions or {})
         known = inspect.signature(self.module.forward).parameters if conditions else {}
         counts = set()
         for name, rows in conditions.items():
-            if name not in known:
+            if name not in known and name not in self.needs:
                 raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
             if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
                 raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
@@ -1007,7 +1030,7 @@ class Network:
         self.num_classes = count if count > 1 else self.num_classes
         return self
 
-    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
         r"""What the module is given besides samples and timesteps, on its device."""
         if not self.conditions:
             return {} if class_labels is None else {"class_labels": class_labels}
@@ -1018,6 +1041,11 @@ class Network:
         if class_labels is not None and all(len(rows) == 1 for rows in self.conditions.values()):
             arguments["class_labels"] = class_labels
         return arguments
+
+    @property
+    def prompt(self) -> list[str] | None:
+        r"""The texts that what it is given was made of, where that is known."""
+        return self.conditions.prompt
 
     @property
     def condition_sha256(self) -> str | None:
@@ -1133,14 +1161,24 @@ class Network:
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
 
+    def check_inputs(self) -> None:
+        r"""Raise `ValueError` for a network of more channels in than out, which is conditional on another picture."""
+        if self.out_channels is not None and self.out_channels < self.channels:
+            raise ValueError(
+                "`unet` must say as many channels as it is given, got"
+                f" {counted(self.channels, 'input channel')} and {counted(self.out_channels, 'output channel')}: it is"
+                " conditional on another picture, in its further inputs, and such networks cannot be scored."
+            )
+
     def check_out_channels(self, learns_variance: bool, variance_type: str) -> None:
         r"""Raise `ValueError` for a number of output channels that does not fit the variance type."""
         expected = self.channels * (2 if learns_variance else 1)
         if self.out_channels not in (None, expected):
+            as_many = learns_variance and self.out_channels == self.channels  # DeepFloyd IF's, of larger pictures
+            hint = " It learns no variances, or is conditional on another picture." if as_many else ""
             raise ValueError(
                 f"`unet` must have {counted(expected, 'output channel')} for {counted(self.channels, 'input channel')} and"
-                f" variance_type={variance_type!r}, got {self.out_channels}."
-                + (" Further inputs make it conditional on another picture." if self.out_channels < self.channels else "")
+                f" variance_type={variance_type!r}, got {self.out_channels}.{hint}"
             )
 
     def check_class_labels(self, class_labels: Any, count: int) -> torch.Tensor | None:
@@ -1316,6 +1354,18 @@ class DiTNetwork(Network):
         return self.module(samples, timesteps.expand(len(samples)), **self.given(samples, class_labels)).sample
 
 
+# What `UNet2DConditionModel` takes in `added_cond_kwargs`, by what asks for it.
+ADDED = {
+    "addition_embed_type": {
+        "text_image": ("image_embeds",),
+        "text_time": ("text_embeds", "time_ids"),
+        "image": ("image_embeds",),
+        "image_hint": ("image_embeds", "hint"),
+    },
+    "encoder_hid_dim_type": {"text_image_proj": ("image_embeds",), "image_proj": ("image_embeds",)},
+}
+
+
 class ConditionNetwork(UNetNetwork):
     r"""diffusers' `UNet2DConditionModel`, in pixel space: what it is given is `encoder_hidden_states`, and what else its
     configuration asks for (`Network.with_conditions`)."""
@@ -1323,9 +1373,29 @@ class ConditionNetwork(UNetNetwork):
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
         config: Any = module.config
+        if config.time_cond_proj_dim is not None:
+            raise ValueError(
+                f"`unet` must not be distilled from a guided network, got time_cond_proj_dim={config.time_cond_proj_dim}, an"
+                " input for the scale of guidance: what it says is no denoiser's prediction, and no bound is known of it."
+            )
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
+        words += ", or be made of a `prompt` where the checkpoint has a text encoder"
         self.needs = {**self.needs, "encoder_hidden_states": words}
+        self._added: tuple[str, ...] = ()
+        for key, kinds in ADDED.items():
+            for name in kinds.get(getattr(config, key), ()):
+                self._added += (name,)
+                self.needs[name] = (
+                    f"as {key}={getattr(config, key)!r} asks for in `added_cond_kwargs`, a row for each condition"
+                )
+
+    def given(self, samples: torch.Tensor, class_labels: torch.Tensor | None) -> dict[str, Any]:
+        r"""As `Network.given`."""
+        arguments: dict[str, Any] = super().given(samples, class_labels)
+        if self._added:
+            arguments["added_cond_kwargs"] = {name: arguments.pop(name) for name in dict.fromkeys(self._added)}
+        return arguments
 
     def with_conditions(self, conditions: Mapping[str, torch.Tensor] | None) -> Network:
         r"""As `Network.with_conditions`."""
@@ -1367,7 +1437,9 @@ def network_of(
     inner = getattr(module, "_orig_mod", module)
     # What is none of them is taken for a module that is called like a UNet2DModel.
     kind = next((kind for cls, kind in reversed(_KINDS) if isinstance(inner, cls)), UNetNetwork)
-    return kind(module, device).with_conditions(conditions)
+    network = kind(module, device)
+    network.check_inputs()
+    return network.with_conditions(conditions)
 
 
 def known_module_class(library: str, name: str) -> type | None:
@@ -1572,324 +1644,90 @@ def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
     return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
 
 
-# ---- ddpm_vlb/noise_processes.py ----
+# ---- ddpm_vlb/error_model.py ----
 
-r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
+r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
 
-Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
+A step from t to s that takes :math:`\hat x` for x is off by :math:`c (x - \hat x)`, c the coefficient of the image in the
+posterior mean. With :math:`r^2 = (x - \hat x)^2` and :math:`\Delta = c^2 / \tilde\beta = \mathrm{SNR}(s) - \mathrm{SNR}(t)`,
+its expected KL is least for
 
-.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
+.. math:: \sigma^2 = \tilde\beta + c^2 e, \qquad e = E[r^2 | x_t],                                                   (1)
 
-is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
-the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
-the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
+in every pixel, where it is
 
-.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
-    c_\mathrm{noise}(\sigma)) .
+.. math:: L(\Delta) = \tfrac12 \left[ \log(1 + \Delta e) + \Delta \frac{r^2 - e}{1 + \Delta e} \right].              (2)
 
-=======================  ==================================================================================================
-process                  :math:`\sigma` and the network
-=======================  ==================================================================================================
-`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
-                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
-`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
-                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
-                         \sigma_d^2}}` (minus with `v_prediction`)
-`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
-                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
-                         :math:`\hat x = y + 2 \sigma'^2 F`
-=======================  ==================================================================================================
+(With one number for all pixels this is the optimal variance of Analytic-DPM, Bao et al. 2022.) The step's length comes in by
+:math:`\Delta` alone: a network that was looked at once at t is known for the steps from t to any s.
 
-**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
-line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
-decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
-variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
-scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
+**The model of e**, with three numbers for each timestep, none of them negative:
+
+.. math:: e = a_t + b_t\, (1 - \hat x^2)_+ + g_t\, \hat e .                                                          (3)
+
+- :math:`1 - \hat x^2` is the most that the variance of a number in [-1, 1] with mean :math:`\hat x` can be (Bhatia & Davis
+  2000). A pixel that is predicted black or white is nearly sure; a grey one may still become either.
+- :math:`\hat e` is what a network with learned variances says: (1) solved for e at the step that it was trained for, from t to
+  t - 1. It is carried to steps of any length that way, where interpolating between the bounds of that step says little.
+
+What went before is in it: `fixed_small` is a = b = g = 0; `fixed_large` is :math:`a = 1 - \bar\alpha_t`, for all steps alike
+(:math:`\beta - \tilde\beta = c^2 (1 - \bar\alpha_t)`); learned variances on the chain of all steps are g = 1.
+
+**The decoder** spreads its mass over the grid of levels with the variance (3) too, with numbers of its own, so that decoding
+may start at any noise level.
 """
 
 
 
 
-NUM_LEVELS = 1000
-
-
-class Preconditioning(NamedTuple):
-    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
-
-    scale: torch.Tensor  # c_in
-    shift: float  # c_shift
-    noise: torch.Tensor  # c_noise
-    skip: torch.Tensor
-    out: torch.Tensor
-
-
-@dataclass(frozen=True)
-class NoiseProcess:
-    r"""A process that networks are trained for.
+@dataclass(frozen=True, eq=False)
+class ErrorModel:
+    r"""The numbers of (3), float64 of shape `(T,)`, for the reverse steps and for the decoder.
 
     Args:
-        name: in words of the field, as reports have it.
-        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
-            known, which loads it).
-        needed: what their configuration must say, positive numbers.
-        precondition: from :math:`\sigma`, float64, and the configuration.
-        ends: lowest and highest :math:`\sigma` of the configuration.
-        rule: raises `ValueError` for a configuration that cannot be scored.
+        offsets, gains, learned_gains: a, b and g.
+        decoder_offsets, decoder_gains, decoder_learned_gains: those of the decoder's variance, where it starts at t.
     """
 
-    name: str
-    schedulers: dict[str, str]
-    needed: tuple[str, ...]
-    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
-    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
-    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
+    offsets: torch.Tensor
+    gains: torch.Tensor
+    learned_gains: torch.Tensor
+    decoder_offsets: torch.Tensor
+    decoder_gains: torch.Tensor
+    decoder_learned_gains: torch.Tensor
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        r"""Raise `ValueError` for a configuration that no levels can be made of."""
-        for name in self.needed:
-            if not is_number(config.get(name)) or config[name] <= 0:
-                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
-        self.rule(config)
-        low, high = self.ends(config)
-        if not 0 < low < high:
-            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
-
-
-def _flow(sigma, config):
-    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
-    scale = root / (1 + sigma)
-    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
+    def __post_init__(self):
+        for name, values in vars(self).items():
+            if not (bool(torch.isfinite(values).all()) and bool((values >= 0).all())):
+                raise ValueError(f"`{name}` must be finite and not negative, got {values.tolist()}.")
+            if values.shape != self.offsets.shape:
+                raise ValueError(f"`{name}` must have the shape {tuple(self.offsets.shape)}, got {tuple(values.shape)}.")
+        if not bool((self.decoder_offsets > 0).all()):
+            raise ValueError("`decoder_offsets` must be positive: a decoder without spread calls some images impossible.")
 
 
-def _check_flow(config):
-    if config.get("invert_sigmas"):
-        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
-        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
-    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
-        steps = config["num_train_timesteps"]
-        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
+def features_of(pred_original_sample: torch.Tensor, learned_errors: torch.Tensor | None) -> torch.Tensor:
+    r"""What (3) is linear in: 1, :math:`(1 - \hat x^2)_+` and, where there is one, :math:`\hat e`; `(F, *)` for shape `*`."""
+    x = pred_original_sample
+    parts = [torch.ones_like(x), (1 - x.square()).clamp(min=0.0)]
+    return torch.stack(parts if learned_errors is None else [*parts, learned_errors])
 
 
-def _flow_ends(config):
-    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
-    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
-    return low / (1 - low), high / (1 - high)
-
-
-def _edm(sigma, config):
-    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
-    total = sigma**2 + data**2
-    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
-    inverse = total.rsqrt()
-    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
-
-
-def _check_edm(config):
-    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
-
-
-def _exploding(sigma, config):
-    root = torch.sqrt(1 + sigma**2)
-    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
-
-
-def _exploding_ends(config):
-    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
-    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
-    return width * config["sigma_min"], width * config["sigma_max"]
-
-
-NOISE_PROCESSES = (
-    NoiseProcess(
-        "flow_matching",
-        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
-        ("num_train_timesteps", "shift"),
-        _flow,
-        _flow_ends,
-        _check_flow,
-    ),
-    NoiseProcess(
-        "edm",
-        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
-        ("sigma_min", "sigma_max", "sigma_data"),
-        _edm,
-        lambda config: (config["sigma_min"], config["sigma_max"]),
-        _check_edm,
-    ),
-    NoiseProcess(
-        "variance_exploding",
-        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
-        ("sigma_min", "sigma_max"),
-        _exploding,
-        _exploding_ends,
-    ),
-)
-
-
-def process_named(scheduler: Any) -> NoiseProcess | None:
-    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
-    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
-
-
-def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
-    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
-    name = "DDPMScheduler" if config is None else str(config["_class_name"])
-    process = process_named(name)
-    return "DDPMPipeline" if process is None else process.schedulers[name], name
-
-
-def describe_process(config: Mapping[str, Any] | None) -> str | None:
-    r"""In words, what a network was trained for; `None` of a DDPM's."""
-    process = None if config is None else process_named(config.get("_class_name"))
-    if process is None or config is None:
-        return None
-    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
-    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
-
-
-def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
-    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
-    halves the SNR; float64 `(num_levels,)`."""
-    top, bottom = -2 * math.log(high), -2 * math.log(low)
-    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
-    log_alphas = -np.logaddexp(0.0, -log_snr)
-    return -np.expm1(np.diff(log_alphas, prepend=0.0))
-
-
-def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
-    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
+def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
+    r"""(2), the mean over pixels.
 
     Args:
-        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
-        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
+        errors, squared_errors: e and :math:`r^2`, `(N, D)`.
+        deltas: :math:`\Delta`, `(R,)`.
 
-    Raises:
-        ValueError: a configuration that no levels can be made of.
+    Returns:
+        Nats per dimension, `(N, R)`.
     """
-    if process_named(config.get("_class_name")) is None:
-        return config
-    kept = config.get(KEPT_UNDER)
-    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
-    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
-    return {
-        "num_train_timesteps": num_levels,
-        "trained_betas": line_betas(original, num_levels),
-        "prediction_type": "sample",
-        "variance_type": "fixed_small",
-        "clip_sample": False,
-        "timestep_spacing": "linspace",
-        "num_pixel_levels": config.get("num_pixel_levels", 256),
-        **own,
-        "noise_process": original,
-    }
-
-
-def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
-    in it what is ours, without betas that can be made again."""
-    kept = json.loads(own)
-    if are_of_line(kept):
-        del kept["trained_betas"]
-    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
-
-
-def are_of_line(config: Mapping[str, Any]) -> bool:
-    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
-    process, betas = config.get("noise_process"), config.get("trained_betas")
-    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
-
-
-def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
-    r"""`level_betas` of a scheduler's ends, as a list."""
-    process = process_named(config.get("_class_name"))
-    if process is None:
-        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
-    process.check(config)
-    num_levels = check_count("num_levels", num_levels)
-    low, high = process.ends(config)
-    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
-        raise ValueError(
-            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
-            f" from {low:g} to {high:g}."
-        )
-    return level_betas(low, high, num_levels).tolist()
-
-
-# ---- ddpm_vlb/progress.py ----
-
-r"""How far a computation is: a bar in a terminal or a notebook, and elsewhere, as in a pipe or a file, a line now and then."""
-
-
-
-SECONDS = 10.0  # between two lines; later on a tenth of the time that has gone by
-
-
-def can_be_redrawn() -> bool:
-    r"""Whether what stands on stderr can be drawn over: in a terminal, and in a notebook's cell."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    notebook = shell is not None and "IPKernelApp" in shell.config
-    return notebook or sys.stderr.isatty()
-
-
-def progress_bar(total: int | None = None, *, disable: bool = False, **options: Any) -> Any:
-    r"""A `tqdm` bar, or `Lines`.
-
-    Args:
-        total: of the work, where it is known.
-        disable: nothing at all.
-        options: of `tqdm`; `Lines` knows some of them.
-    """
-    if disable or can_be_redrawn():
-        return tqdm(total=total, disable=disable, **options)
-    return Lines(total, **options)
-
-
-class Lines:
-    r"""What of `tqdm` is used here, as lines on stderr. What takes no longer than a few seconds prints none.
-
-    Args:
-        total, initial, desc, unit, unit_scale: as `tqdm`.
-        others: of `tqdm`, and of no meaning here.
-    """
-
-    def __init__(
-        self, total: int | None = None, initial: int = 0, desc: str = "", unit: str = "it", unit_scale: bool = False, **others
-    ):
-        self.total, self.n, self._initial = total, initial, initial
-        self._how = {"prefix": desc, "unit": unit, "unit_scale": unit_scale}
-        self._start = self._last = time.monotonic()
-        self._postfix = ""
-
-    def update(self, n: int = 1) -> None:
-        r"""So many more are done."""
-        self.n += n
-        now = time.monotonic()
-        if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
-            self._last = now
-            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
-            line = tqdm.format_meter(
-                self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
-            )
-            print(line.strip(), file=sys.stderr, flush=True)
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        r"""What the next line ends with."""
-        self._postfix = text
-
-    def refresh(self) -> None:
-        r"""Nothing: a line stays as it was printed."""
-
-    def close(self) -> None:
-        r"""Nothing is left to do."""
-
-    def __enter__(self) -> "Lines":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
+    costs = []
+    for delta in deltas:
+        scaled = delta * errors
+        costs.append(0.5 * (torch.log1p(scaled) + delta * (squared_errors - errors) / (1 + scaled)).mean(dim=1))
+    return torch.stack(costs, dim=1)
 
 
 # ---- ddpm_vlb/gaussians.py ----
@@ -2457,92 +2295,6 @@ def check_inference_timesteps(inference_timesteps: Sequence[int], num_train_time
     return steps
 
 
-# ---- ddpm_vlb/error_model.py ----
-
-r"""How far a predicted image is expected to be off, pixel by pixel, and the variances of the reverse steps that follow.
-
-A step from t to s that takes :math:`\hat x` for x is off by :math:`c (x - \hat x)`, c the coefficient of the image in the
-posterior mean. With :math:`r^2 = (x - \hat x)^2` and :math:`\Delta = c^2 / \tilde\beta = \mathrm{SNR}(s) - \mathrm{SNR}(t)`,
-its expected KL is least for
-
-.. math:: \sigma^2 = \tilde\beta + c^2 e, \qquad e = E[r^2 | x_t],                                                   (1)
-
-in every pixel, where it is
-
-.. math:: L(\Delta) = \tfrac12 \left[ \log(1 + \Delta e) + \Delta \frac{r^2 - e}{1 + \Delta e} \right].              (2)
-
-(With one number for all pixels this is the optimal variance of Analytic-DPM, Bao et al. 2022.) The step's length comes in by
-:math:`\Delta` alone: a network that was looked at once at t is known for the steps from t to any s.
-
-**The model of e**, with three numbers for each timestep, none of them negative:
-
-.. math:: e = a_t + b_t\, (1 - \hat x^2)_+ + g_t\, \hat e .                                                          (3)
-
-- :math:`1 - \hat x^2` is the most that the variance of a number in [-1, 1] with mean :math:`\hat x` can be (Bhatia & Davis
-  2000). A pixel that is predicted black or white is nearly sure; a grey one may still become either.
-- :math:`\hat e` is what a network with learned variances says: (1) solved for e at the step that it was trained for, from t to
-  t - 1. It is carried to steps of any length that way, where interpolating between the bounds of that step says little.
-
-What went before is in it: `fixed_small` is a = b = g = 0; `fixed_large` is :math:`a = 1 - \bar\alpha_t`, for all steps alike
-(:math:`\beta - \tilde\beta = c^2 (1 - \bar\alpha_t)`); learned variances on the chain of all steps are g = 1.
-
-**The decoder** spreads its mass over the grid of levels with the variance (3) too, with numbers of its own, so that decoding
-may start at any noise level.
-"""
-
-
-
-
-@dataclass(frozen=True, eq=False)
-class ErrorModel:
-    r"""The numbers of (3), float64 of shape `(T,)`, for the reverse steps and for the decoder.
-
-    Args:
-        offsets, gains, learned_gains: a, b and g.
-        decoder_offsets, decoder_gains, decoder_learned_gains: those of the decoder's variance, where it starts at t.
-    """
-
-    offsets: torch.Tensor
-    gains: torch.Tensor
-    learned_gains: torch.Tensor
-    decoder_offsets: torch.Tensor
-    decoder_gains: torch.Tensor
-    decoder_learned_gains: torch.Tensor
-
-    def __post_init__(self):
-        for name, values in vars(self).items():
-            if not (bool(torch.isfinite(values).all()) and bool((values >= 0).all())):
-                raise ValueError(f"`{name}` must be finite and not negative, got {values.tolist()}.")
-            if values.shape != self.offsets.shape:
-                raise ValueError(f"`{name}` must have the shape {tuple(self.offsets.shape)}, got {tuple(values.shape)}.")
-        if not bool((self.decoder_offsets > 0).all()):
-            raise ValueError("`decoder_offsets` must be positive: a decoder without spread calls some images impossible.")
-
-
-def features_of(pred_original_sample: torch.Tensor, learned_errors: torch.Tensor | None) -> torch.Tensor:
-    r"""What (3) is linear in: 1, :math:`(1 - \hat x^2)_+` and, where there is one, :math:`\hat e`; `(F, *)` for shape `*`."""
-    x = pred_original_sample
-    parts = [torch.ones_like(x), (1 - x.square()).clamp(min=0.0)]
-    return torch.stack(parts if learned_errors is None else [*parts, learned_errors])
-
-
-def step_costs(errors: torch.Tensor, squared_errors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
-    r"""(2), the mean over pixels.
-
-    Args:
-        errors, squared_errors: e and :math:`r^2`, `(N, D)`.
-        deltas: :math:`\Delta`, `(R,)`.
-
-    Returns:
-        Nats per dimension, `(N, R)`.
-    """
-    costs = []
-    for delta in deltas:
-        scaled = delta * errors
-        costs.append(0.5 * (torch.log1p(scaled) + delta * (squared_errors - errors) / (1 + scaled)).mean(dim=1))
-    return torch.stack(costs, dim=1)
-
-
 # ---- ddpm_vlb/reverse_process.py ----
 
 r"""The reverse process p, the learned Gaussians that turn noise back into an image (Section 3.2, Ho et al. 2020).
@@ -3025,6 +2777,337 @@ def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, pred
         above = row.above(predicted_variance.to(pred_original_sample.dtype), c.trained_log_variance, c.trained_log_beta)
         errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
     return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
+
+
+# ---- ddpm_vlb/noise_processes.py ----
+
+r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
+
+Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
+
+.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
+
+is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
+the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
+the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
+
+.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
+    c_\mathrm{noise}(\sigma)) .
+
+=======================  ==================================================================================================
+process                  :math:`\sigma` and the network
+=======================  ==================================================================================================
+`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
+                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
+`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
+                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
+                         \sigma_d^2}}` (minus with `v_prediction`)
+`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
+                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
+                         :math:`\hat x = y + 2 \sigma'^2 F`
+=======================  ==================================================================================================
+
+**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
+line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
+decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
+variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
+scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
+"""
+
+
+
+
+NUM_LEVELS = 1000
+
+
+class Preconditioning(NamedTuple):
+    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
+
+    scale: torch.Tensor  # c_in
+    shift: float  # c_shift
+    noise: torch.Tensor  # c_noise
+    skip: torch.Tensor
+    out: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    r"""A process that networks are trained for.
+
+    Args:
+        name: in words of the field, as reports have it.
+        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
+            known, which loads it).
+        needed: what their configuration must say, positive numbers.
+        precondition: from :math:`\sigma`, float64, and the configuration.
+        ends: lowest and highest :math:`\sigma` of the configuration.
+        rule: raises `ValueError` for a configuration that cannot be scored.
+    """
+
+    name: str
+    schedulers: dict[str, str]
+    needed: tuple[str, ...]
+    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
+    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
+    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        r"""Raise `ValueError` for a configuration that no levels can be made of."""
+        for name in self.needed:
+            if not is_number(config.get(name)) or config[name] <= 0:
+                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
+        self.rule(config)
+        low, high = self.ends(config)
+        if not 0 < low < high:
+            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
+
+
+def _flow(sigma, config):
+    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
+    scale = root / (1 + sigma)
+    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
+
+
+def _check_flow(config):
+    if config.get("invert_sigmas"):
+        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
+        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
+    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
+        steps = config["num_train_timesteps"]
+        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
+
+
+def _flow_ends(config):
+    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
+    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
+    return low / (1 - low), high / (1 - high)
+
+
+def _edm(sigma, config):
+    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
+    total = sigma**2 + data**2
+    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
+    inverse = total.rsqrt()
+    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
+
+
+def _check_edm(config):
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
+
+
+def _exploding(sigma, config):
+    root = torch.sqrt(1 + sigma**2)
+    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
+
+
+def _exploding_ends(config):
+    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
+    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
+    return width * config["sigma_min"], width * config["sigma_max"]
+
+
+NOISE_PROCESSES = (
+    NoiseProcess(
+        "flow_matching",
+        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+        ("num_train_timesteps", "shift"),
+        _flow,
+        _flow_ends,
+        _check_flow,
+    ),
+    NoiseProcess(
+        "edm",
+        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
+        ("sigma_min", "sigma_max", "sigma_data"),
+        _edm,
+        lambda config: (config["sigma_min"], config["sigma_max"]),
+        _check_edm,
+    ),
+    NoiseProcess(
+        "variance_exploding",
+        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
+        ("sigma_min", "sigma_max"),
+        _exploding,
+        _exploding_ends,
+    ),
+)
+
+
+def process_named(scheduler: Any) -> NoiseProcess | None:
+    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
+    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
+
+
+def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
+    name = "DDPMScheduler" if config is None else str(config["_class_name"])
+    process = process_named(name)
+    return "DDPMPipeline" if process is None else process.schedulers[name], name
+
+
+def describe_process(config: Mapping[str, Any] | None) -> str | None:
+    r"""In words, what a network was trained for; `None` of a DDPM's."""
+    process = None if config is None else process_named(config.get("_class_name"))
+    if process is None or config is None:
+        return None
+    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
+    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
+
+
+def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
+    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
+    halves the SNR; float64 `(num_levels,)`."""
+    top, bottom = -2 * math.log(high), -2 * math.log(low)
+    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
+    log_alphas = -np.logaddexp(0.0, -log_snr)
+    return -np.expm1(np.diff(log_alphas, prepend=0.0))
+
+
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
+    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
+
+    Args:
+        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
+        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
+
+    Raises:
+        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
+    """
+    if process_named(config.get("_class_name")) is None:
+        _check_named(config)
+        return config
+    kept = config.get(KEPT_UNDER)
+    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
+    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
+    return {
+        "num_train_timesteps": num_levels,
+        "trained_betas": line_betas(original, num_levels),
+        "prediction_type": "sample",
+        "variance_type": "fixed_small",
+        "clip_sample": False,
+        "timestep_spacing": "linspace",
+        "num_pixel_levels": config.get("num_pixel_levels", 256),
+        **own,
+        "noise_process": original,
+    }
+
+
+def _check_named(config: Mapping[str, Any]) -> None:
+    # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
+    strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
+    if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
+        raise ValueError(
+            f"`config` must say of which class it is, in `_class_name`, to be another's than a DDPM's, got {strange[0]} ="
+            f" {shown(config[strange[0]])} alone. `ddpm_vlb.upgrade_scheduler` takes the scheduler itself."
+        )
+
+
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
+    in it what is ours, without betas that can be made again."""
+    kept = json.loads(own)
+    if are_of_line(kept):
+        del kept["trained_betas"]
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+
+
+def are_of_line(config: Mapping[str, Any]) -> bool:
+    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
+    process, betas = config.get("noise_process"), config.get("trained_betas")
+    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
+
+
+def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
+    r"""`level_betas` of a scheduler's ends, as a list."""
+    process = process_named(config.get("_class_name"))
+    if process is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
+    process.check(config)
+    num_levels = check_count("num_levels", num_levels)
+    low, high = process.ends(config)
+    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
+        raise ValueError(
+            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
+            f" from {low:g} to {high:g}."
+        )
+    return level_betas(low, high, num_levels).tolist()
+
+
+# ---- ddpm_vlb/progress.py ----
+
+r"""How far a computation is: a bar in a terminal or a notebook, and elsewhere, as in a pipe or a file, a line now and then."""
+
+
+
+SECONDS = 10.0  # between two lines; later on a tenth of the time that has gone by
+
+
+def can_be_redrawn() -> bool:
+    r"""Whether what stands on stderr can be drawn over: in a terminal, and in a notebook's cell."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    notebook = shell is not None and "IPKernelApp" in shell.config
+    return notebook or sys.stderr.isatty()
+
+
+def progress_bar(total: int | None = None, *, disable: bool = False, **options: Any) -> Any:
+    r"""A `tqdm` bar, or `Lines`.
+
+    Args:
+        total: of the work, where it is known.
+        disable: nothing at all.
+        options: of `tqdm`; `Lines` knows some of them.
+    """
+    if disable or can_be_redrawn():
+        return tqdm(total=total, disable=disable, **options)
+    return Lines(total, **options)
+
+
+class Lines:
+    r"""What of `tqdm` is used here, as lines on stderr. What takes no longer than a few seconds prints none.
+
+    Args:
+        total, initial, desc, unit, unit_scale: as `tqdm`.
+        others: of `tqdm`, and of no meaning here.
+    """
+
+    def __init__(
+        self, total: int | None = None, initial: int = 0, desc: str = "", unit: str = "it", unit_scale: bool = False, **others
+    ):
+        self.total, self.n, self._initial = total, initial, initial
+        self._how = {"prefix": desc, "unit": unit, "unit_scale": unit_scale}
+        self._start = self._last = time.monotonic()
+        self._postfix = ""
+
+    def update(self, n: int = 1) -> None:
+        r"""So many more are done."""
+        self.n += n
+        now = time.monotonic()
+        if now - self._last >= max(SECONDS, (self._last - self._start) / 10):
+            self._last = now
+            total: Any = None if self.total is None else max(self.total, self.n)  # a total can be an estimate
+            line = tqdm.format_meter(
+                self.n, total, now - self._start, ncols=0, initial=self._initial, postfix=self._postfix, **self._how
+            )
+            print(line.strip(), file=sys.stderr, flush=True)
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        r"""What the next line ends with."""
+        self._postfix = text
+
+    def refresh(self) -> None:
+        r"""Nothing: a line stays as it was printed."""
+
+    def close(self) -> None:
+        r"""Nothing is left to do."""
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
 
 # ---- ddpm_vlb/outputs.py ----
@@ -4748,33 +4831,33 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         return signal, noise
 
 
-# ---- ddpm_vlb/checkpoints/loading.py ----
+# ---- ddpm_vlb/checkpoints/parts.py ----
 
-r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
+r"""The parts of a checkpoint: which are scored, which lie beside them, and which make it another model.
 
-What a repository says is not trusted further than its weights and numbers: an index that names anything but classes of
-diffusers is refused, for loading would import whatever it names.
+===========================================  ===============================================================================
+`unet` or `transformer`, `scheduler`         what is scored
+`text_encoder`, `tokenizer`                  what a prompt is read with (`prompts.py`)
+`safety_checker`, `feature_extractor`,       look at finished images alone
+`watermarker`
+`vae`, `vqvae`, `movq`                       the network sees latents, whose bits/dim are not those of an image: refused
+===========================================  ===============================================================================
+
+Whatever else there is may change what the network sees, and is refused, too.
 """
 
 
 
 
-logger = logging.get_logger(__name__)
-
+NETWORKS = ("unet", "transformer")
+TEXT_PARTS = ("text_encoder", "tokenizer")
+BESIDE = ("safety_checker", "feature_extractor", "watermarker")
+DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
+DEPRECATED = "deprecated"
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
-# The configurations of a checkpoint, and what is asked of each.
-CONFIGURATIONS = {
-    "unet/config.json": check_network_config,
-    "config.json": check_network_config,
-    "scheduler/scheduler_config.json": check_scheduler_config,
-    "scheduler_config.json": check_scheduler_config,
-    "model_index.json": None,
-}
-MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
-MAX_REASON_LENGTH = 1000
 
 
 class CheckpointError(OSError, ValueError):
@@ -4782,6 +4865,165 @@ class CheckpointError(OSError, ValueError):
 
     Also an `OSError`, the type that diffusers raises for most such files.
     """
+
+
+def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
+    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def download_parts(repository: str, kwargs: dict[str, Any], with_text: bool = False) -> Path:
+    r"""The folder of a repository, with its network, its scheduler and an index, where there is one; the weights of a text
+    encoder, if wanted."""
+    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
+    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "transformer/", "scheduler/") for pattern in patterns]
+    allowed += ["*/config.json", DDPMPipeline.config_name, *(f"{part}/*" for part in TEXT_PARTS if with_text)]
+    unwanted = [] if kwargs.get("variant") else ["*.fp16.*", "*.bf16.*"]
+    return Path(snapshot_download(repository, allow_patterns=allowed, ignore_patterns=unwanted, **options))
+
+
+def parts_of(index: Mapping[str, Any]) -> dict[str, Any]:
+    r"""The parts that an index names, each with its library and class."""
+    found = {key.removeprefix("_"): value for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)}
+    found.pop("class_name", None)
+    return found
+
+
+def indexed_folder(name: str, kwargs: dict[str, Any], with_text: bool) -> Path | None:
+    r"""The folder of a checkpoint whose index names parts that a `VLBDDPMPipeline` does not have, downloaded where need be;
+    `None` where diffusers loads it.
+
+    Raises:
+        CheckpointError: as `check_index`.
+    """
+    index = check_index(name, kwargs)
+    # diffusers saves deprecated schedulers under a library that it does not find again.
+    by_diffusers = set(parts_of(index)) <= {"unet", "scheduler"} and parts_of(index).get("scheduler", [""])[0] != DEPRECATED
+    if kwargs.get("custom_pipeline") is not None or by_diffusers:
+        return None
+    folder = Path(name)
+    return folder if folder.is_dir() else download_parts(name, kwargs, with_text)
+
+
+def check_index(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    r"""The index of a checkpoint; refused with more parts than are known, or where it names anything but classes of diffusers
+    for what is scored: loading would import whatever module it names."""
+    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
+    if kwargs.get("custom_pipeline") is None:
+        check_parts(index, name, (*TEXT_PARTS, *BESIDE))
+    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
+        return index  # as the user asked for
+    named = ("unet", "transformer", "scheduler")
+    for part, value in [("_class_name", index.get("_class_name")), *((key, index[key]) for key in named if index.get(key))]:
+        if part == "_class_name":
+            safe = isinstance(value, str)
+        else:
+            safe = isinstance(value, (list, tuple)) and len(value) == 2
+            known = known_module_class if part in NETWORKS else deprecated_process
+            safe = safe and (value[0] in SAFE_LIBRARIES or known(*value) is not None)
+        if not safe and part not in kwargs:
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
+                f" got {part} = {shown(value)} in {name!r}."
+            )
+    return index
+
+
+def deprecated_process(library: Any, name: Any) -> NoiseProcess | None:
+    r"""The noise process of a deprecated scheduler of diffusers."""
+    return process_named(name) if library == DEPRECATED else None
+
+
+def check_parts(index: Mapping[str, Any], name: str, allowed: tuple[str, ...] = ()) -> None:
+    r"""Raise `CheckpointError` for a pipeline with more parts than a network, a scheduler and those that are `allowed`.
+
+    With a decoder what the network sees are latents: their bits/dim are not those of an image. And whatever a part is for, a
+    `VLBDDPMPipeline` would leave it out when it is saved.
+    """
+    parts = parts_of(index)
+    more = [part for part in parts if part not in ("scheduler", *NETWORKS, *allowed)]
+    if more or set(NETWORKS) <= set(parts):
+        latent = " Latent diffusion models cannot be scored." if set(more) & set(DECODERS) else ""
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
+            f" got {', '.join(sorted(more or NETWORKS))} in {name!r}.{latent}"
+        )
+
+
+def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
+    r"""Network and scheduler of a folder, each as the class that its configuration names."""
+    told = {path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}
+    check_parts(told, str(folder), (*TEXT_PARTS, *BESIDE))
+    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
+    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        if name in parts:
+            continue
+        places = NETWORKS if name == "unet" else (name,)
+        subfolder = next((place for place in places if (folder / place / file).exists()), None)
+        if subfolder is None and not (folder / file).exists():
+            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
+            raise CheckpointError(
+                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
+                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
+            )
+        named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
+        if name == "unet":
+            cls = network_class(named, str(folder))
+        else:
+            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
+            cls = getattr(diffusers, str(named), None)
+            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
+        parts[name] = cast(Any, cls).from_pretrained(folder, subfolder=subfolder, **options)
+    return parts
+
+
+def network_class(name: Any, folder: str) -> type:
+    r"""The class of networks that a configuration names, or `CheckpointError`; one that says nothing is a `UNet2DModel`'s."""
+    cls = DEFAULT_MODULE if name in UNET_NAMES else known_module_class("diffusers", str(name))
+    if cls is None:
+        raise not_a_network(folder, str(name))
+    return cls
+
+
+def not_a_network(folder: str, name: str) -> CheckpointError:
+    r"""The error for a network of a class that is not known."""
+    return CheckpointError(
+        f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {folder!r} with a {name}."
+    )
+
+
+def describe_part(config: Path) -> tuple[str | None, str | None]:
+    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
+    under whatever name (an average of weights, say), and for what is no part."""
+    told = json.loads(config.read_text(encoding="utf-8"))
+    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
+    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
+
+
+# ---- ddpm_vlb/checkpoints/loading.py ----
+
+r"""Checkpoints as others left them: with an index or without, flat or in sub-folders, older than some of their keys.
+
+What a repository says is not trusted further than its weights and numbers. Of which parts it may consist: `parts.py`.
+"""
+
+
+
+
+logger = logging.get_logger(__name__)
+
+# The configurations of a checkpoint, and what is asked of each.
+CONFIGURATIONS = {
+    "unet/config.json": check_network_config,
+    "transformer/config.json": check_network_config,
+    "config.json": check_network_config,
+    "scheduler/scheduler_config.json": check_scheduler_config,
+    "scheduler_config.json": check_scheduler_config,
+    "model_index.json": None,
+}
+MAX_CONFIGURATION_BYTES = 32 * 2**20  # a million betas have two thirds of it
+MAX_REASON_LENGTH = 1000
 
 
 def check_name(name: Any, kwargs: dict[str, Any]) -> str:
@@ -4816,7 +5058,8 @@ def is_repository_name(name: str) -> bool:
 
 def check_files(folder: Path) -> None:
     r"""Raise `CheckpointError` for a file of a checkpoint that is none: a pipe, whose reader waits for ever."""
-    for path in [path for place in (folder, folder / "unet", folder / "scheduler") for path in place.glob("*")]:
+    places = (folder, *(folder / name for name in ("unet", "transformer", "scheduler")))
+    for path in [path for place in places for path in place.glob("*")]:
         if path.suffix in (".json", ".safetensors", ".bin") and path.exists() and not (path.is_file() or path.is_dir()):
             raise CheckpointError(f"`pretrained_model_name_or_path` must hold plain files, got {str(path)!r}, which is none.")
 
@@ -4863,13 +5106,17 @@ def without_loading_bar() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def parts_folder(name: str, kwargs: dict[str, Any]) -> Path | None:
-    r"""The folder of a network and a scheduler without an index, downloaded where need be; `None` where there is one."""
+def parts_folder(name: str, kwargs: dict[str, Any], with_text: bool = False) -> Path | None:
+    r"""The folder of a network and a scheduler without an index, or with one that names more (`indexed_folder`), downloaded
+    where need be, a text encoder only where it is wanted; `None` where there is an index of these two alone."""
     folder = Path(name)
     if not folder.is_dir() and not has_index(name, kwargs):
-        folder = download_parts(name, kwargs)
+        folder = download_parts(name, kwargs, with_text)
     check_configurations(folder, kwargs)
-    return folder if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists() else None
+    if folder.is_dir() and not (folder / DDPMPipeline.config_name).exists():
+        return folder
+    folder = indexed_folder(name, kwargs, with_text)
+    return folder if folder is None else check_configurations(folder, kwargs)
 
 
 def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
@@ -4918,20 +5165,12 @@ def check_network(unet: Any, name: str) -> Any:
         )
     known = known_module_class(type(unet).__module__, type(unet).__name__)
     if type(unet).__module__.startswith("diffusers.") and known is None:
-        raise CheckpointError(
-            f"`pretrained_model_name_or_path` must hold a {' or a '.join(known_names())}, got {name!r} with a"
-            f" {type(unet).__name__}."
-        )
+        raise not_a_network(name, type(unet).__name__)
     unet = restore_single_head(unet)
     if "_name_or_path" in getattr(unet, "config", {}):
         # A folder of this machine, which the network would take along wherever it is pushed by itself.
         unet.register_to_config(_name_or_path="")
     return unet
-
-
-def download_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    r"""Those of `from_pretrained`'s arguments that are in `DOWNLOAD_ARGUMENTS` and given."""
-    return {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if kwargs.get(name) is not None}
 
 
 def has_index(repository: str, kwargs: dict[str, Any]) -> bool:
@@ -4975,84 +5214,6 @@ def not_here(name: str, error: Exception) -> CheckpointError:
     )
 
 
-def download_parts(repository: str, kwargs: dict[str, Any]) -> Path:
-    r"""The folder of a repository that holds a network and a scheduler, but no index of a pipeline."""
-    options, patterns = download_options(kwargs), ["*config.json", "diffusion_pytorch_model*"]
-    allowed = [f"{prefix}{pattern}" for prefix in ("", "unet/", "scheduler/") for pattern in patterns]
-    allowed += ["*/config.json"]  # of what else there is, for `check_parts`
-    return Path(snapshot_download(repository, allow_patterns=allowed, **options))
-
-
-def check_index(name: str, kwargs: dict[str, Any]) -> None:
-    r"""Refuse an index with more parts than a DDPM's, or that names anything but classes of diffusers: loading would import
-    whatever module it names."""
-    index = cast(dict[str, Any], DDPMPipeline.load_config(name, **download_options(kwargs)))
-    if kwargs.get("custom_pipeline") is None:
-        check_parts(index, name)
-    if kwargs.get("custom_pipeline") is not None or kwargs.get("trust_remote_code"):
-        return  # as the user asked for
-    pipeline = index.get("_class_name")
-    for part, value in [("_class_name", pipeline), *((key, index[key]) for key in ("unet", "scheduler") if key in index)]:
-        if part == "_class_name":
-            safe = isinstance(value, str)
-        else:
-            safe = isinstance(value, (list, tuple)) and len(value) == 2
-            safe = safe and (value[0] in SAFE_LIBRARIES or part == "unet" and known_module_class(*value) is not None)
-        if not safe and part not in kwargs:
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must name classes of diffusers in its index,"
-                f" got {part} = {shown(value)} in {name!r}."
-            )
-
-
-def check_parts(index: Mapping[str, Any], name: str) -> None:
-    r"""Raise `CheckpointError` for a pipeline with more parts than a network and a scheduler.
-
-    With a decoder (`vae`, `vqvae`, `movq`) what the network sees are latents: their bits/dim are not those of an image. And
-    whatever a part is for, a `VLBDDPMPipeline` would leave it out when it is saved.
-    """
-    parts = [key.removeprefix("_") for key, value in index.items() if isinstance(value, (list, tuple)) and any(value)]
-    more = [part for part in parts if part not in ("unet", "scheduler", "class_name")]
-    if more:
-        raise CheckpointError(
-            "`pretrained_model_name_or_path` must be a DDPM of pixels, with a unet and a scheduler and no other part,"
-            f" got {', '.join(sorted(more))} in {name!r}. Latent diffusion models cannot be scored."
-        )
-
-
-def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
-    r"""Network and scheduler of a folder without an index, each as the class that its configuration names."""
-    check_parts({path.parent.name: describe_part(path) for path in sorted(folder.glob("*/config.json"))}, str(folder))
-    parts = {name: kwargs.pop(name) for name in ("unet", "scheduler") if name in kwargs}
-    for name, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        if name in parts:
-            continue
-        subfolder = name if (folder / name / file).exists() else None
-        if subfolder is None and not (folder / file).exists():
-            hint = f" Did you mean {str(folder / 'pipeline')!r}?" if (folder / "pipeline" / "model_index.json").exists() else ""
-            raise CheckpointError(
-                "`pretrained_model_name_or_path` must be a folder with a model_index.json, or with config.json and"
-                f" scheduler_config.json, got {str(folder)!r} without {file}.{hint}"
-            )
-        cls = DEFAULT_MODULE
-        if name == "scheduler":
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            named = json.loads((folder / (subfolder or "") / file).read_text(encoding="utf-8")).get("_class_name")
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
-        options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
-        parts[name] = cls.from_pretrained(folder, subfolder=subfolder, **options)
-    return parts
-
-
-def describe_part(config: Path) -> tuple[str | None, str | None]:
-    r"""Library and class of a part by its configuration, as an index names them; nothing for a network that can be scored,
-    under whatever name (an average of weights, say), and for what is no part."""
-    told = json.loads(config.read_text(encoding="utf-8"))
-    name = told.get("_class_name") or told.get("model_type") if isinstance(told, dict) else None
-    return (None, None) if name is None or known_module_class("diffusers", name) else ("diffusers", str(name))
-
-
 def restore_single_head(unet: Any) -> Any:
     r"""Attention as it was trained, for configurations older than `attention_head_dim`.
 
@@ -5089,6 +5250,15 @@ def is_not_about_num_pixel_levels(record) -> bool:
 
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
 NOT_ANOTHER = (None, False, "discrete")
+# Whose networks are consistency models, or distilled from others.
+DISTILLED = (
+    *("CMStochasticIterativeScheduler", "SCMScheduler"),
+    *("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"),
+)
+WHY_NOT_DISTILLED = (
+    "What a consistency model or another distilled network says is an image where a sampler's path ends, and not the mean of"
+    " all that a denoiser predicts: no bound is known of it."
+)
 
 
 def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMScheduler:
@@ -5111,24 +5281,25 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
         read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
         logger.warning(
-            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
-            f" {read.config.num_train_timesteps} noise levels that a {process.name} network amounts to."
+            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of"
+            f" {read.config.num_train_timesteps} noise levels that a network of {process.name} amounts to."
         )
         return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
         if not compatible or "beta_schedule" not in config or others:
+            distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(
                 "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
-                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}."
+                f" got {type(scheduler).__name__}{f' with {others}' if others else ''}.{f' {WHY_NOT_DISTILLED}' * distilled}"
             )
         if config.get("variance_type", 0) is None:
             del config["variance_type"]
         upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
         logger.warning(
-            f"A {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the network,"
-            f" with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
+            f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the"
+            f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
         )
         return upgraded
     # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
@@ -5144,10 +5315,13 @@ def own_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
-    r"""Raise `ValueError` unless the pipeline can sample with the scheduler that was put in the place of its own: one whose
-    steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances, and nothing asked for that only a
-    `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
+    r"""Raise `ValueError` unless the pipeline can sample with its scheduler: the network says the variances that it asks for;
+    or, put in the place of its own, its steps are taken as a DDPM's are (DDIM, DPM-Solver), for a network without variances,
+    and nothing asked for that only a `VLBDDPMScheduler` knows (`own`, the arguments by their names)."""
     if isinstance(scheduler, VLBDDPMScheduler):
+        variance_type = scheduler.config.variance_type
+        if variance_of(variance_type).is_learned and network.out_channels == network.channels:
+            network.check_out_channels(True, variance_type)
         return
     name = type(scheduler).__name__
     for argument, given in own.items():
@@ -5161,6 +5335,168 @@ def check_sampler(scheduler: Any, network: Network, **own: Any) -> None:
             f"`scheduler` must be a VLBDDPMScheduler for this network to be sampled from here, got {name}."
             " `VLBDDPMScheduler.from_config(pipe.scheduler.config)` makes one of it."
         )
+
+
+# ---- ddpm_vlb/checkpoints/prompts.py ----
+
+r"""Prompts, through a checkpoint's own text encoder: what a network is given in place of words.
+
+A network with `encoder_hidden_states` says :math:`p(x | c)`, c a prompt's embeddings; which they are is a matter of the text
+encoder that it was trained with, in the same folder. The encoder is read when there is a prompt, and then let go.
+
+=====================  ============================================================  =======================================
+encoder                how words become tokens                                       its pipelines
+=====================  ============================================================  =======================================
+`T5EncoderModel`       in small letters, without blanks at the ends, 77 of them,     DeepFloyd IF
+                       with a mask of those that stand for words
+`CLIPTextModel`        as they are, as many as the encoder has positions; a mask     Stable Diffusion's kin
+                       where its configuration says so
+=====================  ============================================================  =======================================
+
+A prompt with more tokens than that is refused, of which the pipelines would drop the end.
+"""
+
+
+
+
+T5_LENGTH = 77
+ENCODERS = ("T5EncoderModel", "CLIPTextModel")
+TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "CLIPTokenizer", "CLIPTokenizerFast")
+
+
+class TextParts(NamedTuple):
+    r"""A text encoder and its tokenizer.
+
+    Args:
+        folder: with `text_encoder/` and `tokenizer/`.
+        classes: of the two, in transformers.
+        index: what the index of a pipeline says of them, and of itself besides.
+    """
+
+    folder: Path
+    classes: tuple[str, str]
+    index: dict[str, Any]
+
+
+def text_parts(folder: Path | None) -> TextParts | None:
+    r"""The text encoder of a checkpoint's folder, `None` where there is none, or not its weights."""
+    if folder is None or not all((folder / part).is_dir() for part in TEXT_PARTS):
+        return None
+    if not any(path.suffix in (".safetensors", ".bin") for path in (folder / "text_encoder").iterdir()):
+        return None
+    path = folder / DDPMPipeline.config_name
+    index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    named = parts_of(index)
+    classes = (_class_of(named, folder, 0), _class_of(named, folder, 1))
+    kept = {key: value for key, value in index.items() if isinstance(value, (str, bool)) and key != "_diffusers_version"}
+    kept |= {part: ["transformers", cls] for part, cls in zip(TEXT_PARTS, classes)}
+    # What looked at finished images is not kept, and a pipeline of diffusers can do without.
+    kept |= {part: [None, None] for part in BESIDE if part in index}
+    kept |= {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
+    return TextParts(folder, classes, kept)
+
+
+def _class_of(named: dict[str, Any], folder: Path, place: int) -> str:
+    r"""The class of a part by the index or, without one, by its own configuration."""
+    part = TEXT_PARTS[place]
+    if part in named:
+        return str(named[part][1])
+    file = folder / part / ("config.json", "tokenizer_config.json")[place]
+    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return str(told.get("tokenizer_class") if place else next(iter(told.get("architectures") or ()), None))
+
+
+def check_prompt(prompt: Any, network_kwargs: Any = None) -> list[str] | None:
+    r"""The prompts, as a list; `ValueError` for what is none, or beside `network_kwargs`."""
+    if prompt is None:
+        return None
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(one, str) for one in prompts):
+        raise ValueError(f"`prompt` must be a text, or a list of one for each class, got {shown(prompt)}.")
+    if network_kwargs is not None:
+        raise ValueError(f"Only one of `prompt` and `network_kwargs` may be given, got {shown(prompt)} and tensors.")
+    return list(prompts)
+
+
+@torch.no_grad()
+def encode_prompts(prompts: Sequence[str], text: TextParts | None, network: torch.nn.Module, name: str) -> Conditions:
+    r"""What a network is given for prompts: `encoder_hidden_states`, `(P, length, width)`, float32.
+
+    Args:
+        prompts: P of them.
+        text: of the network's checkpoint.
+        network: that is to be given them.
+        name: of the checkpoint, for refusals.
+
+    Raises:
+        ValueError: a network that takes no prompt, a checkpoint without a text encoder or with one of another kind, a prompt
+            that is too long.
+        CheckpointError: a text encoder that cannot be read, or not all of it.
+    """
+    if "encoder_hidden_states" not in inspect.signature(network.forward).parameters:
+        raise ValueError(f"`prompt` must be left out for a {type(network).__name__}, which takes none, got {shown(prompts)}.")
+    if text is None:
+        raise ValueError(
+            f"`prompt` must go with a checkpoint that has a text_encoder and a tokenizer, got {shown(prompts)} for {name!r},"
+            " which has none. `network_kwargs` takes embeddings."
+        )
+    encoder, tokenizer = _load(text, name)
+    is_t5 = text.classes[0] == "T5EncoderModel"
+    words = [prompt.lower().strip() for prompt in prompts] if is_t5 else list(prompts)
+    length = T5_LENGTH if is_t5 else min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    for prompt, tokens in zip(prompts, tokenizer(words).input_ids):
+        if len(tokens) > length:
+            raise ValueError(f"`prompt` must have at most {length} tokens, got {len(tokens)} for {shown(prompt)}.")
+    tokens = tokenizer(words, padding="max_length", max_length=length, return_tensors="pt")
+    masked = is_t5 or getattr(encoder.config, "use_attention_mask", False)
+    said = encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)
+    return Conditions({"encoder_hidden_states": said[0].float()}, prompts)
+
+
+def _load(text: TextParts, name: str) -> tuple[Any, Any]:
+    r"""Text encoder and tokenizer."""
+    import transformers  # seconds, which only prompts are worth
+
+    for part, cls, known in zip(TEXT_PARTS, text.classes, (ENCODERS, TOKENIZERS)):
+        if cls not in known:
+            raise ValueError(f"`prompt` must go with a {part} that is a {' or a '.join(known)}, got {name!r} with a {cls}.")
+    encoder_class, tokenizer_class = (getattr(transformers, cls) for cls in text.classes)
+    with reading(name), _without_bar(transformers.logging):
+        encoder, told = encoder_class.from_pretrained(
+            text.folder / TEXT_PARTS[0], local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+        tokenizer = tokenizer_class.from_pretrained(text.folder / TEXT_PARTS[1], local_files_only=True)
+    # Those that are missing transformers makes up, with no more than a warning.
+    if missing := sorted(told["missing_keys"]):
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must hold all weights of its text encoder, got"
+            f" {name!r} without {', '.join(missing[:3])} ({len(missing)} missing)."
+        )
+    return encoder.eval(), tokenizer
+
+
+@contextmanager
+def _without_bar(logging: Any) -> Iterator[None]:
+    r"""No bar of transformers' while it loads."""
+    shown_before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown_before:
+            logging.enable_progress_bar()
+
+
+def keep_text(text: TextParts | None, folder: Path) -> None:
+    r"""Copy a text encoder and its tokenizer, as they are, into a folder that a pipeline is saved to."""
+    if text is None:
+        return
+    for part in TEXT_PARTS:
+        place = folder / part
+        place.mkdir()
+        for path in sorted((text.folder / part).iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, place / path.name)
 
 
 # ---- ddpm_vlb/data/frame.py ----
@@ -6133,6 +6469,7 @@ SETTINGS = (
     # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
     Setting("noise_process", str | None, identity=True, shown="noise process"),
     Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
+    Setting("prompt", list | None, shown="prompt", flag="--prompt"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
     # the checkpoint, so it is not overridable.
     Setting("calibration", str | None, identity=True, shown="calibrated on", flag={None: "--no-calibration"}),
@@ -6456,7 +6793,8 @@ CLASS_SETTINGS: dict[str, Any] = {
 }
 SHARED_SETTINGS = (
     *("dataset", "split", "image_column", "label_column", "convert", "resize", "center_crop", "max_images", "image_seed"),
-    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "dtype", "seed"),
+    *("num_pixel_levels", "quantized", "num_inference_steps", "checkpoint", "revision", "network_kwargs", "prompt"),
+    *("dtype", "seed"),
 )
 
 
@@ -6789,7 +7127,9 @@ def _words(row: Setting, report: Mapping[str, Any], repository: str) -> list[str
         if len(value["indices"]) > 1:
             return None
         value = None if value["of"] == 1 else f"{value['indices'][0]}/{value['of']}"
-    return [] if value is None or flag is None else [flag, str(value)]
+    if value is None or flag is None:
+        return []
+    return [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
 
 
 def check_card(text: str, report: Mapping[str, Any]) -> None:
@@ -6986,7 +7326,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     clean_up(target)
-    with _hidden_folder(target) as folder:
+    with naming(target), _hidden_folder(target) as folder:
         try:
             yield folder
             sync(folder)
@@ -7258,6 +7598,7 @@ One layout serves three users:
 
 - `model_index.json`, `unet/`, `scheduler/` name the stock classes: diffusers alone loads and samples them, `VLBDDPMPipeline`
   upgrades what it loads;
+- `text_encoder/` and `tokenizer/` are there where the network takes prompts;
 - `pipeline.py` is the package in one file, for `custom_pipeline=` and those who trust it;
 - `README.md` is a card made from `report.json`, with `terms.png` and `samples.png` beside it;
 - `.eval_results/ddpm-vlb.yaml` has the report's number where the Hub looks for results.
@@ -7276,6 +7617,8 @@ WEIGHT_NAME = re.compile(
     rf"unet/{WEIGHTS}(?:\.(?P<variant>[\w-]+?))??(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
 )
 PIPELINE_FILES = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json")
+# A text encoder and its tokenizer, which a network of prompts is nothing without.
+TEXT_NAME = re.compile(r"(text_encoder|tokenizer)/[\w.-]+\.(json|safetensors|bin|txt|model)")
 PICTURES = {"terms.png": "The terms of the bound over t", "samples.png": "Samples"}
 
 
@@ -7336,11 +7679,12 @@ def pipeline_files(folder: str | Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name):
+        is_text = TEXT_NAME.fullmatch(name) is not None
+        if name not in PIPELINE_FILES and not WEIGHT_NAME.fullmatch(name) and not is_text:
             continue
         check_no_link(path, folder)
         files[name] = path
-        if path.suffix == ".json" and not name.endswith(".index.json"):
+        if path.suffix == ".json" and not name.endswith(".index.json") and (not is_text or path.name == "config.json"):
             files[name] = json_bytes(json_config(json.loads(path.read_text(encoding="utf-8"))))
     return files
 
@@ -7414,11 +7758,12 @@ def saving(folder: Path, variant: str | None, **parts: Any) -> Iterator[Path]:
         OSError: the weights cannot be written.
     """
     check_savable(**parts)
-    with fill_folder(folder) as fresh:
+    with naming(folder), fill_folder(folder) as fresh:
         try:
             yield fresh
         except SafetensorError as error:  # of a disk that is full
-            raise OSError(f"The weights could not be written: {error}") from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, f"The weights could not be written: {error}") from error
         for name, content in pipeline_files(fresh).items():
             if isinstance(content, bytes):
                 (fresh / name).write_bytes(content)
@@ -8217,6 +8562,7 @@ class Scorer:
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "noise_process": schedule.get("noise_process"),
             "condition_sha256": self.network.condition_sha256,
+            "prompt": self.network.prompt,
             "calibration": schedule.get("calibration"),
             "clip_sample": bool(reverse.clip_sample),
             "clip_sample_range": reverse.clip_sample_range,
@@ -8625,34 +8971,35 @@ def fit(
         values: in bits/dim, `(n,)`.
         features: of image and noise, `(n, P + Q)`, the first a constant 1.
     """
-    widths = torch.as_tensor(np.diff(edges))
+    widths = np.diff(edges)
     count = len(widths)
-    bins = torch.as_tensor(np.searchsorted(edges, rows.numpy(), side="right") - 1)
-
-    order = bins.argsort()
+    bin_of_row = torch.from_numpy(np.arange(count).repeat(widths))
+    bins = bin_of_row[rows]
+    # By bins and, for their medians, by size.
+    order = torch.from_numpy(np.lexsort((values.abs().numpy(), bins.numpy())))
     bins, values, features = bins[order], values[order], features[order]
     counts = torch.bincount(bins, minlength=count)
+    distance, kernel, smooth = _neighbours(count)
 
     def summed(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    limits = OUTLIER * _medians(values.abs(), bins, counts)[bins]
-    limits = torch.where(limits > 0, limits, math.inf)
+    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
+    limits = OUTLIER * values.abs()[middle.clamp(max=len(values) - 1)]
+    limits = torch.where(limits > 0, limits, math.inf)[bins]
     values = values.clamp(-limits, limits)
     totals, seen = counts.double(), counts.double().clamp(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
     scale = (summed(values.square()) / seen).sqrt()
-    index = torch.arange(count, dtype=torch.float64)
-    distance = (index[:, None] - index).abs()
     nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
     scale = scale[nearest].clamp(min=1e-300)
     values = values / scale[bins]
     value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
     values, centred = values - value_means[bins], features - feature_means[bins]
-    kernel = torch.exp(-0.5 * (distance / KERNEL) ** 2)
-    gram = torch.einsum("ab,bpq->apq", kernel, torch.stack([part.T @ part for part in centred.split(counts.tolist())]))
+    grams = torch.stack([part.T @ part for part in centred.split(counts.tolist())])
+    gram = (kernel @ grams.flatten(1)).view_as(grams)
     moment = kernel @ summed(centred * values[:, None])
     gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(gram, moment)
@@ -8660,20 +9007,19 @@ def fit(
     # The intercepts, for the constant feature, which its own mean has taken out of the fit.
     value_means, feature_means = value_means[nearest], feature_means[nearest]
     coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-    smooth = torch.exp(-0.5 * distance**2)
     fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
     freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
     variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
     spread = variance.sqrt() * scale
-    return (coefficients * scale[:, None]).repeat_interleave(widths, dim=0), spread.repeat_interleave(widths)
+    return (coefficients * scale[:, None])[bin_of_row], spread[bin_of_row]
 
 
-def _medians(values: torch.Tensor, bins: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    r"""The (lower) median of the values `(n,)` of each bin, 0 of an empty one; `bins` ascend."""
-    by_size = values.argsort()
-    ordered = values[by_size[bins[by_size].argsort(stable=True)]]
-    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
-    return torch.where(counts > 0, ordered[middle.clamp(max=len(ordered) - 1)], 0.0)
+@lru_cache
+def _neighbours(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Of bins: how far they are apart, and what each learns from the others of the features and of their spread."""
+    index = torch.arange(count, dtype=torch.float64)
+    distance = (index[:, None] - index).abs()
+    return distance, torch.exp(-0.5 * (distance / KERNEL) ** 2), torch.exp(-0.5 * distance**2)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
@@ -9630,9 +9976,12 @@ def log_spread(values: np.ndarray, bins: np.ndarray) -> float:
         bins: which of them are alike, `(n,)`: their logarithms are taken about the medians of these.
     """
     logs = np.log(np.abs(values).clip(min=1e-300))
-    order = np.argsort(bins, kind="stable")
-    parts = np.split(logs[order], np.flatnonzero(np.diff(bins[order])) + 1)
-    above = np.concatenate([part - np.median(part) for part in parts])
+    logs = logs[np.lexsort((logs, bins))]
+    counts = np.bincount(bins)
+    counts = counts[counts > 0]
+    first = counts.cumsum() - counts
+    medians = (logs[first + (counts - 1) // 2] + logs[first + counts // 2]) / 2
+    above = logs - medians.repeat(counts)
     return float(np.quantile(above[above >= 0], math.erf(0.5**0.5)))
 
 
@@ -9777,6 +10126,8 @@ class Round:
         even = len(bins) // 2 * 2 if self.paired else 0
         noise = torch.zeros(num_bins, dtype=torch.float64)
         for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
+            if first == last:
+                continue
             y, where = (
                 x[first:last].reshape(-1, images, *x.shape[1:]).transpose(1, 2).reshape(-1, 2 * images) for x in (self.y, bins)
             )
@@ -9906,17 +10257,19 @@ class Sums:
             rows = one.rows.flatten()
             terms.index_add_(0, rows, one.left_over.flatten() + known[rows])
             counts += torch.bincount(rows, minlength=num_rows)
-        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts)
+        counts_by_bin = torch.zeros_like(by_bin).index_add_(0, bins_of_rows, counts).long()
+        of_bins = zip(
+            self.edges.tolist(),
+            (self.edges - 1).tolist()[1:],
+            *(x.tolist() for x in (by_bin, bin_variance.sqrt(), counts_by_bin)),
+        )
         number = self.number()
         return BoundEstimate(
             bits_per_dim=number.bits_per_dim,
             monte_carlo_error=number.monte_carlo_error,
             degrees_of_freedom=number.degrees_of_freedom,
             prior=self.prior.mean().item(),
-            bins=[
-                Bin(int(first), int(last) - 1, by_bin[b].item(), bin_variance[b].sqrt().item(), int(counts_by_bin[b]))
-                for b, (first, last) in enumerate(zip(self.edges, self.edges[1:]))
-            ],
+            bins=[Bin(*of_bin) for of_bin in of_bins],
             data_error=self._data_error(),
             terms=terms / counts,
             term_evaluations=counts.long(),
@@ -10507,6 +10860,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
+        self.text_parts: TextParts | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -10514,7 +10868,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     # Loading and saving.
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "VLBDDPMPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path, prompt=None, **kwargs) -> "VLBDDPMPipeline":
         r"""Load any DDPM checkpoint: stock or ours, in sub-folders or flat, from a folder or from the Hub.
 
         Arguments as [`~diffusers.DiffusionPipeline.from_pretrained`]. A folder needs no `model_index.json`: a network's
@@ -10522,19 +10876,25 @@ class VLBDDPMPipeline(DDPMPipeline):
         is always on: only then does a weight that is missing from the files show. Nothing but classes of diffusers is loaded,
         and no code from a repository unless `custom_pipeline` and `trust_remote_code` ask for it.
 
+        Args:
+            prompt (`str` or `list[str]`, *optional*):
+                What the images show, of a network that takes prompts: the checkpoint's text encoder makes `network_kwargs` of
+                it. The likelihood is p(x | prompt); of several, an image's class label is the number of its own.
+
         Raises:
             CheckpointError: files that are missing, damaged, lack some of the network's weights, or (`.bin`) hold anything but
                 tensors; an index that names other classes than diffusers'. It is a `ValueError` and an `OSError`.
         """
+        conditions = kwargs.pop("network_kwargs", None)
+        prompts = check_prompt(prompt, conditions)
         name = check_name(pretrained_model_name_or_path, kwargs)
         with reading(name), without_loading_bar():
-            folder = parts_folder(name, kwargs)
-            if folder is not None:
-                pipe = cls(**load_parts(folder, **kwargs))
-            else:
-                check_index(name, kwargs)
-                pipe = super().from_pretrained(name, **kwargs)
+            folder = parts_folder(name, kwargs, prompts is not None)
+            own = None if folder is None else load_parts(folder, **kwargs)
+            pipe = super().from_pretrained(name, **kwargs) if own is None else cls(**own)
+            pipe.text_parts = text_parts(folder)
         pipe.unet = check_network(pipe.unet, name)
+        pipe.network_kwargs = encode_prompts(prompts, pipe.text_parts, pipe.unet, name) if prompts else conditions
         return pipe
 
     @classmethod
@@ -10556,6 +10916,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         if type(self.scheduler) is VLBDDPMScheduler:
             index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
             index["scheduler"] = ["diffusers", scheduler]
+        index |= {} if self.text_parts is None else self.text_parts.index
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
 
     def __repr__(self) -> str:
@@ -10582,6 +10943,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             options["report"] = self.check_report(options["report"])
         with saving(folder, variant, unet=self.unet, scheduler=self.scheduler) as fresh:
             super().save_pretrained(fresh, safe_serialization, variant, max_shard_size, **kwargs)
+            keep_text(self.text_parts, fresh)
         if push_to_hub:
             push_folder(folder, options.pop("repo_id", folder.resolve().name), variant=variant, **options)
 
@@ -10693,8 +11055,7 @@ class VLBDDPMPipeline(DDPMPipeline):
             [`~pipelines.ImagePipelineOutput`] or `tuple`: the images.
 
         Raises:
-            ValueError: a grid outside the scheduler's, or two; epsilon prediction from zero terminal SNR; class labels that do
-                not fit; PIL images of over 4 channels.
+            ValueError: no grid of the scheduler's, or two; epsilon from zero terminal SNR; class labels that do not fit.
         """
         batch_size = check_count("batch_size", batch_size)
         check_generator(generator, batch_size)
@@ -10760,8 +11121,7 @@ class VLBDDPMPipeline(DDPMPipeline):
                 A tensor `(N, C, H, W)` (uint8 levels, or float on the pixel grid in [-1, 1]), numpy arrays `(N, H, W, C)`, PIL
                 images, paths, one image of these kinds, a `datasets.Dataset`, a Dataset or DataLoader of torch.
             batch_size (`int` or `"auto"`, defaults to 64):
-                Images per network call; pairs of image and timestep where they are sampled. With `"auto"` as many as fit into
-                memory: 256 (64 on a CPU), halved where they do not.
+                Images, or pairs of image and timestep, per network call; `"auto"`: 256 (64 on a CPU), halved till they fit.
             generator (`torch.Generator`, *optional*):
                 Makes the result reproducible; or a list with one generator per image, for a full sweep.
             num_inference_steps (`int`, *optional*):
