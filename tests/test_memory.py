@@ -168,6 +168,6 @@ def test_what_half_precision_moves_is_told_of_them_too_or_refused(offload, image
 
 def test_a_network_in_two_places_is_refused(images):
     unet = tiny_unet()
-    unet.mid_block.to("meta")
+    unet.up_blocks.to("meta")
     with pytest.raises(ValueError, match="`unet` must have its weights on one device, or hooks that .*, got cpu, meta"):
         tiny_pipe(unet).evaluate_nll(images)
