@@ -761,7 +761,7 @@ def keyed_noise(
 
 def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
     r"""The images of `frame` in an order that the key gives."""
-    return frame[np.argsort(mix_array(key, ids[frame]), kind="stable")]
+    return frame[np.argsort(mix_array(key, ids[frame]))]  # no two of which are equal, but for equal ids
 
 
 # ---- ddpm_vlb/words.py ----
