@@ -127,22 +127,23 @@ def estimate_bound(
         )
     run.pilot(counts=not evaluations_per_image)
     if evaluations_per_image:
-        return run.round(Shape(len(frame), evaluations_per_image // 2, 2), paired=False)
+        run.round(Shape(len(frame), evaluations_per_image // 2, 2), paired=False)
+        return run.estimate()
     wanted = math.inf if target_se is None else run.wanted(target_se)
     reached = 0
     while True:
         evaluations = min(wanted, budget - run.spent, MAX_DRAWS)
-        estimate = run.round(_shape(evaluations, len(frame), run.missing_images(target_se)), paired=len(frame) > 1)
+        number = run.round(_shape(evaluations, len(frame), run.missing_images(target_se)), paired=len(frame) > 1)
         left = budget - run.spent
         if left < 4 or target_se is None and left < 0.02 * budget:
-            return estimate
-        wanted = left if target_se is None else run.still_wanted(estimate.monte_carlo_error, target_se)
+            return run.estimate()
+        wanted = left if target_se is None else run.still_wanted(number.monte_carlo_error, target_se)
         if wanted:
             continue
         # Twice as many, so that few looks are taken: each that lets it end is one more chance of a small variance.
         reached = reached or run.spent
-        if run.spent >= PATIENCE * reached or not (estimate.doubt or _is_vague(estimate)):
-            return estimate
+        if run.spent >= PATIENCE * reached or not (_is_vague(number) or run.sums.doubt()):
+            return run.estimate()
         wanted = run.spent
 
 
@@ -226,8 +227,8 @@ class _Run:
         missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
         return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
 
-    def round(self, shape: Shape, paired: bool) -> BoundEstimate:
-        r"""Another round, by what all before it taught; returns the estimate with it."""
+    def round(self, shape: Shape, paired: bool) -> Number:
+        r"""Another round, by what all before it taught; returns the number with it."""
         coefficients, spread = self._fit(self.seen)
         design = Design(best_probabilities(self.edges, spread), coefficients, self.image_features.shape[1])
         draws = design.draw(self.ids, self.frame, mix(self.seed, 4 + self.num_rounds), shape, paired)
@@ -236,6 +237,10 @@ class _Run:
         self._see(draws, partial(self._preview, draws, as_round))
         self.sums.rounds.append(as_round(*self.seen[-1]))
         self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
+        return self.sums.number()
+
+    def estimate(self) -> BoundEstimate:
+        r"""What all rounds say."""
         return self.sums.estimate(self.spent, self.num_unused, self.num_rounds)
 
     def _between_before(self, design: Design) -> float:
@@ -282,9 +287,9 @@ def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
     return Shape(min(frame_size, max(1, int(evaluations // (2 * strata)))), strata, 2)
 
 
-def _is_vague(estimate: BoundEstimate) -> bool:
+def _is_vague(number: Number) -> bool:
     r"""Whether its error is known too little to end with."""
-    return estimate.monte_carlo_error > 0 and estimate.degrees_of_freedom < MIN_FREEDOM
+    return number.monte_carlo_error > 0 and number.degrees_of_freedom < MIN_FREEDOM
 
 
 def _variance_of_draw(spread: torch.Tensor, probabilities: torch.Tensor) -> float:

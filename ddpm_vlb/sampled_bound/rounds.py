@@ -219,7 +219,14 @@ class Sums:
         freedom = torch.where(fourths > 0, squares.square() / fourths, 1.0).clamp(min=1.0)
         return dict(zip(names, (bounds, decoders, squares.sqrt(), freedom)))
 
-    def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
+    @property
+    def _bins_of_rows(self) -> torch.Tensor:
+        widths = np.diff(self.edges)
+        return torch.from_numpy(np.arange(len(widths)).repeat(widths))
+
+    def doubt(self) -> str | None:
+        r"""Why the error cannot be trusted, `None` where nothing speaks against it."""
+        bins_of_rows = self._bins_of_rows
         parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
         return doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
 
@@ -236,7 +243,7 @@ class Sums:
 
     def estimate(self, num_evaluations: int, num_unused: int, num_rounds: int) -> BoundEstimate:
         r"""The estimate from all rounds, and what it is made of."""
-        bins_of_rows = torch.as_tensor(np.searchsorted(self.edges, np.arange(self.edges[-1]), side="right") - 1)
+        bins_of_rows = self._bins_of_rows
         num_bins, num_rows = len(self.edges) - 1, len(bins_of_rows)
         by_bin, bin_variance = torch.zeros(2, num_bins, dtype=torch.float64)
         features = self.image_features.mean(dim=0)
@@ -270,5 +277,5 @@ class Sums:
             num_evaluations=num_evaluations,
             num_pilot_evaluations=num_unused,
             num_rounds=num_rounds,
-            doubt=self._doubt(bins_of_rows),
+            doubt=self.doubt(),
         )

@@ -74,7 +74,7 @@ def running_space(folder, *arguments, **variables):
     try:
         for _ in range(600):
             try:
-                httpx.get(address).raise_for_status()
+                httpx.get(address, verify=False).raise_for_status()  # certificates take longer than the question
                 break
             except httpx.HTTPError:
                 assert process.poll() is None, (folder / "log.txt").read_text()

@@ -166,12 +166,16 @@ class Zygote:
         ranks = [{"RANK": str(n), "LOCAL_RANK": str(n % each), "GROUP_RANK": str(n // each)} for n in range(count)]
         return self._finish_all([self.start(*arguments, env=dict(env) | world | rank, **options) for rank in ranks])
 
-    def run_nodes(self, count, *arguments, env, **options):
-        r"""`torchrun --nnodes count --nproc_per_node 1 *arguments` on nodes that are all this machine: a list of results."""
-        torchrun = ["-m", "torch.distributed.run", "--nnodes", str(count), "--nproc_per_node", "1"]
+    def run_nodes(self, count, script, *arguments, env, **options):
+        r"""`torchrun --nnodes count --nproc_per_node 1 script *arguments`, the nodes being all this machine: a list of results.
+
+        The launchers fork the script's processes, too.
+        """
+        launcher = f"import sys, torch.distributed.run as run; sys.path[0] = {str(Path(script).resolve().parent)!r}; run.main()"
+        torchrun = ["-c", launcher, "--nnodes", str(count), "--nproc_per_node", "1", "--run_path", "--start_method", "fork"]
         where = ["--master_addr", "127.0.0.1", "--master_port", _free_port(), "--node_rank"]
         return self._finish_all(
-            [self.start(*torchrun, *where, str(node), *arguments, env=dict(env), **options) for node in range(count)]
+            [self.start(*torchrun, *where, str(node), script, *arguments, env=dict(env), **options) for node in range(count)]
         )
 
     def _finish_all(self, processes):
