@@ -64,12 +64,15 @@ class VLBDDPMPipeline(DDPMPipeline):
         network_kwargs (`dict[str, torch.Tensor]`, *optional*):
             What the network is given besides, `(P, ...)` each: `encoder_hidden_states` of prompts, say. With P > 1 an image's
             class label is the number of its row.
+
+    `autocast` may be set to `torch.bfloat16`, or float16: scoring and sampling then have `torch.autocast` around the network.
     """
 
     def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
         self.text_parts: TextParts | None = None
+        self.autocast: torch.dtype | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -424,7 +427,8 @@ class VLBDDPMPipeline(DDPMPipeline):
     @property
     def network(self) -> Network:
         r"""The network as scoring sees it."""
-        return preconditioned(network_of(self.unet, self._execution_device, self.network_kwargs), self.scheduler)
+        network = network_of(self.unet, self._execution_device, self.network_kwargs)
+        return preconditioned(network, self.scheduler).with_autocast(self.autocast)
 
     def scorer(
         self,
@@ -443,8 +447,3 @@ class VLBDDPMPipeline(DDPMPipeline):
         return make_scorer(
             self.network, self.scheduler, num_inference_steps, inference_timesteps, clip_sample, thresholding, calibrated
         )
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        r"""(height, width) of the network's images, `None` where its configuration leaves it open."""
-        return self.network.size

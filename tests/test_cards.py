@@ -85,6 +85,7 @@ COMMANDS = {
         ["--image-column image --label-column size"],
     ),
     "half": (["--method", "full", "--dtype", "bf16"], ["--dtype bfloat16"]),
+    "autocast": (["--method", "full", "--dtype", "autocast-bf16"], ["--dtype autocast-bfloat16"]),
     "some in memory": (["--max-images", "300", "--buffer-mb", "0.01", "--max-evaluations", "300"], ["--buffer-mb 0.00"]),
     "calibrated": (["--method", "full"], ["--num-inference-steps"]),
     "not calibrated": (["--method", "full", "--no-calibration"], ["--no-calibration"]),

@@ -369,13 +369,14 @@ def test_no_label_is_no_class_to_choose(pictures):
     assert pipe.classify(pictures[0], classes=[0, 1], generator=generator()).config["classes"] == [0, 1]
 
 
-def test_half_precision_says_what_it_moves(tmp_path, capsys):
+@pytest.mark.parametrize("dtype", ["bfloat16", "autocast-bfloat16"])
+def test_half_precision_says_what_it_moves(dtype, tmp_path, capsys):
     unet = tiny_unet(1, num_class_embeds=3)
     pipe = VLBDDPMPipeline(unet, VLBDDPMScheduler(20, 0.003, 0.3, num_pixel_levels=17))
     pipe.save_pretrained(tmp_path / "pipeline")
     images = torch.randint(17, (6, 8, 8), generator=generator(4)).to(torch.uint8)
     np.savez(tmp_path / "images.npz", images=images.numpy())
-    command = ["classify", str(tmp_path / "pipeline"), "--dataset", str(tmp_path / "images.npz"), "--dtype", "bfloat16"]
+    command = ["classify", str(tmp_path / "pipeline"), "--dataset", str(tmp_path / "images.npz"), "--dtype", dtype]
     assert main([*command, "--output", str(tmp_path / "out.json"), "--max-evaluations-per-image", "12"]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
     bias = result["half_precision_bias"]

@@ -207,6 +207,22 @@ def test_other_likelihoods_of_a_data_set(pipe, options, tmp_path):
         merge_reports([report, again])
 
 
+def test_autocast_says_what_it_costs(pipe):
+    images, mixed = digits_of(20), VLBDDPMPipeline(pipe.unet, pipe.scheduler)
+    mixed.autocast = torch.bfloat16
+    gaps = sweeps(mixed, images.images, 8).mean(dim=1) - sweeps(pipe, images.images, 8).mean(dim=1)
+    for options in ({"max_evaluations": 600}, {"method": "full"}):
+        report = evaluate(mixed, images, quiet=True, **options)
+        bias = report["half_precision_bias"]
+        assert abs(gaps.mean() - bias["bits_per_dim"]) < 4 * math.hypot(bias["monte_carlo_error"], gaps.std() / 8**0.5)
+        assert bias["includes_rounding_of_weights"] and "autocast-bfloat16 instead of float32" in format_report(report)
+        # The weights are as they were: it is the same network, of which there is no second copy.
+        plain = evaluate(pipe, images, quiet=True, **options)
+        assert report["config"]["network_sha256"] == plain["config"]["network_sha256"]
+        assert mixed.check_report(report) == report and report["bits_per_dim"] != plain["bits_per_dim"]
+    assert mixed.network.exact()[0].module is pipe.unet
+
+
 def test_half_precision_says_what_it_costs(pipe):
     images = digits_of(20)
     half = VLBDDPMPipeline(tiny_unet().to(torch.bfloat16), pipe.scheduler)

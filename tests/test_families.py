@@ -152,7 +152,7 @@ def test_a_network(families, images, tmp_path, monkeypatch, capsys):
     add_network(Mixer, MixerNetwork)
     torch.manual_seed(0)
     pipe = quiet(VLBDDPMPipeline(Mixer(), VLBDDPMScheduler(num_train_timesteps=20, num_pixel_levels=17)))
-    assert isinstance(pipe.network, MixerNetwork) and network_of(pipe.unet).channels == 1 and pipe.image_size == (8, 8)
+    assert isinstance(pipe.network, MixerNetwork) and network_of(pipe.unet).channels == 1 and pipe.network.size == (8, 8)
     full = evaluate(pipe, images, method="full", quiet=True)
     assert full["num_network_evaluations"] == 100 and full["config"]["num_class_embeds"] is None
     sampled = evaluate(pipe, images, evaluations_per_image=400, quiet=True)

@@ -2,6 +2,7 @@ import copy
 import inspect
 import json
 import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -289,6 +290,45 @@ def test_a_network_with_an_autocast_of_its_own_is_refused(pipe, images):
             number_of(own, images[:2])
 
 
+@pytest.mark.parametrize("name", ["full", "sampled", "iw", "rate_distortion", "progressive_decoding", "evaluate"])
+def test_autocast_that_is_asked_for_is_around_the_network_alone(name, pipe, images):
+    def mixed(x, t):
+        with torch.autocast("cpu", torch.bfloat16):
+            return pipe.unet(x, t).sample.float()
+
+    by_hand = quiet(VLBDDPMPipeline(FunctionModel(mixed, (1, 8, 8)), pipe.scheduler))
+    expected, exact = METHODS[name](by_hand, images[:2]), METHODS[name](pipe, images[:2])
+    pipe.autocast = torch.bfloat16
+    assert torch.equal(METHODS[name](pipe, images[:2]), expected) and not torch.equal(exact, expected)
+    assert pipe.unet.dtype == torch.float32 and pipe.scorer().config()["dtype"] == "autocast-bfloat16"
+
+
+def test_autocast_of_sampling_and_of_a_coded_file(pipe, images):
+    options = {"num_inference_steps": 5, "output_type": "np"}
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = pipe(generator=generator(), **options).images
+    exact, file = pipe(generator=generator(), **options).images, compress(pipe, images)
+    pipe.autocast = torch.bfloat16
+    assert np.array_equal(pipe(generator=generator(), **options).images, expected) and not np.array_equal(exact, expected)
+    assert compress(pipe, images) == file  # which is the float32 network's, in whatever arithmetic it is read
+
+
+@pytest.mark.parametrize(
+    "dtype, weights, message",
+    [
+        (torch.float32, torch.float32, "must be torch.bfloat16, torch.float16 or None, got torch.float32"),
+        ("bf16", torch.float32, "must be torch.bfloat16, torch.float16 or None, got 'bf16'"),
+        (torch.bfloat16, torch.float16, "must be None for a network with weights in torch.float16, got torch.bfloat16"),
+    ],
+)
+def test_an_autocast_that_cannot_be_is_refused(pipe, images, dtype, weights, message):
+    pipe.to(weights)
+    pipe.autocast = dtype
+    for ask in (pipe.evaluate_nll, lambda images: pipe(), lambda images: evaluate(pipe, images, quiet=True)):
+        with pytest.raises(ValueError, match=f"`autocast` {re.escape(message)}"):
+            ask(images)
+
+
 def test_mixed_precision_of_accelerate_changes_no_number(pipe, images):
     expected, x, stock = score(pipe, images), torch.zeros(1, 1, 8, 8), pipe.unet.forward
     exact = stock(x, 3).sample
@@ -319,6 +359,35 @@ def test_channels_last_and_compiled_networks(pipe, images):
     assert same(score(pipe, images), plain, atol=2e-5)
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     assert same(score(pipe, images), plain, atol=2e-5)
+
+
+def test_a_compiled_network_is_asked_about_few_sizes(images):
+    r"""What is left over at the end of rounds has any size."""
+    unet, asked, sizes = tiny_unet(num_class_embeds=3), set(), set()
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(200, num_pixel_levels=17)))
+    many = torch.randint(17, (30, 1, 8, 8), generator=generator(3)).to(torch.uint8)
+    labels = torch.arange(30) % 3
+    options = {"class_labels": labels, "batch_size": 50, "quiet": True}
+    runs = [{"max_evaluations": 700}, {"evaluations_per_image": 4}, {"method": "full", "num_inference_steps": 3}]
+    hook = unet.register_forward_pre_hook(lambda module, inputs: asked.add(len(inputs[0])))
+    expected = [evaluate(pipe, many, **options, **rules)["bits_per_dim"] for rules in runs]
+    hook.remove()
+
+    def backend(graph, inputs):
+        sizes.add(max(x.shape[0] for x in inputs if isinstance(x, torch.Tensor) and x.shape[1:] == (1, 8, 8)))
+        return graph.forward
+
+    unet.compile(backend=backend, dynamic=False)
+    got = [evaluate(pipe, many, **options, **rules)["bits_per_dim"] for rules in runs]
+    assert got == pytest.approx(expected, rel=1e-5)
+    assert len(sizes) <= 4 < len(asked), (sizes, asked)
+    network = pipe.network
+    x, t = torch.randn(50, 1, 8, 8, generator=generator()), torch.arange(50)
+    whole = network(x, t, labels.repeat(2)[:50])
+    for size in (50, 49, 26, 25, 3, 1):
+        assert torch.allclose(network(x[:size], t[:size], labels.repeat(2)[:size]), whole[:size], atol=2e-5)
+        one = network(x[:size], t[0], labels.repeat(2)[:size])
+        assert torch.allclose(one[0], whole[0], atol=2e-5) and len(one) == size
 
 
 def test_class_conditional_networks(images):

@@ -231,5 +231,9 @@ def test_models_without_such_a_flow(images):
     with pytest.raises(ValueError, match="`unet` must take fractions of a timestep"):
         ode_nll(pipe, images)
     half = quiet(VLBDDPMPipeline(tiny_unet().to(torch.bfloat16), VLBDDPMScheduler(20, num_pixel_levels=17)))
-    with pytest.raises(ValueError, match="`unet` must be in float32 or float64 for the ODE.*got torch.bfloat16"):
+    with pytest.raises(ValueError, match="`unet` must be in float32 or float64 for the ODE.*got bfloat16"):
         ode_nll(half, images)
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(), VLBDDPMScheduler(20, num_pixel_levels=17)))
+    pipe.autocast = torch.bfloat16
+    with pytest.raises(ValueError, match="`unet` must be in float32 or float64 for the ODE.*got autocast-bfloat16"):
+        ode_nll(pipe, images)

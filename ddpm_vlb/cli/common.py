@@ -28,7 +28,8 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
     from ..pipeline_vlb_ddpm import VLBDDPMPipeline
 
     of_revision = {} if revision is None else {"revision": revision}
-    dtype = getattr(torch, DTYPES[arguments.dtype])
+    autocast, _, name = DTYPES[arguments.dtype].rpartition("-")
+    dtype = getattr(torch, name)
     try:
         device = torch.device(arguments.device or device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()  # read back, which "meta" refuses
@@ -37,7 +38,9 @@ def load_pipeline(arguments: argparse.Namespace, checkpoint: str, revision: str 
         raise ValueError(f"`device` must be one that torch has here, got {arguments.device!r}: {reason}") from error
     how = {"dtype": torch.float32, **given_to_network(arguments, suffix), **of_revision}
     pipe, float32_unet = VLBDDPMPipeline.from_pretrained(checkpoint, **how).to(device), None
-    if dtype != torch.float32:
+    if autocast:
+        pipe.autocast = dtype
+    elif dtype != torch.float32:
         # Not diffusers' own `to`, which warns of modules that are to stay in float32 though there are none.
         float32_unet, pipe.unet = pipe.unet, copy.deepcopy(pipe.unet)
         torch.nn.Module.to(pipe.unet, dtype=dtype)  # in place

@@ -11,6 +11,7 @@ from ..likelihoods.methods import METHODS
 
 DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES |= {f"autocast-{name}": f"autocast-{DTYPES[name]}" for name in ("bfloat16", "float16", "bf16", "fp16")}
 BATCH_SIZE = 64
 BUFFER_MB = 1024
 NUM_SAMPLES = 16
@@ -106,7 +107,8 @@ def add_steps_option(parser) -> None:
 def add_network_options(parser) -> None:
     r"""How the network is run."""
     parser.add_argument("--seed", type=int, default=0, help=f"a non-negative integer below 2^63 {DEFAULT}")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=f"of the network {DEFAULT}")
+    words = f"of the network; autocast-bf16 leaves its weights in float32 {DEFAULT}"
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=words)
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--channels-last", action="store_true", help="another layout of the network's memory; can be faster")
     parser.add_argument("--compile", action="store_true", help="compile the network first (torch.compile); can be faster")

@@ -124,10 +124,9 @@ class _Race:
         classifier, seed = self.classifier, self.run.seed
         chosen = classifier.pilot_images(block.numbers, seed)
         levels = block.levels[torch.from_numpy(np.searchsorted(block.numbers, chosen))]
-        askers = [classifier]
+        askers, includes_weights = [classifier], False
         if classifier.scorer.network.is_rounded:
-            network = classifier.scorer.network
-            exact = network.with_module(network.in_float32() if float32_unet is None else float32_unet)
+            exact, includes_weights = classifier.scorer.network.exact(float32_unet)
             askers.append(replace(classifier, scorer=replace(classifier.scorer, network=exact)))
 
         def ask(which: int) -> list:
@@ -137,7 +136,7 @@ class _Race:
         pilots = np.array(run_batches(range(len(askers)), ask, list, journal, self.run.workers, lambda results: None))
         self.num_pilot_evaluations = pilots[0].size
         if len(pilots) > 1:
-            self.bias = {"half_precision_bias": self._bias(*pilots, includes_weights=float32_unet is not None)}
+            self.bias = {"half_precision_bias": self._bias(*pilots, includes_weights=includes_weights)}
         return classifier.proposal(pilots[0])
 
     def _bias(self, half: np.ndarray, exact: np.ndarray, includes_weights: bool) -> dict[str, Any]:

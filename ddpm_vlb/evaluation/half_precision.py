@@ -40,12 +40,10 @@ def half_precision_bias(
         `bits_per_dim`, the difference, half precision minus float32; its `monte_carlo_error`, in bits/dim, that of having only
         some images in memory with it; `num_network_evaluations`, of both networks; `includes_rounding_of_weights`.
     """
-    exact = scorer.network.in_float32() if float32_unet is None else float32_unet
-    both = [scorer, replace(scorer, network=scorer.network.with_module(exact))]
-    if both[1].network.is_rounded:
-        raise ValueError(f"`float32_unet` must not be in half precision, got {both[1].dtype}.")
+    exact, includes_weights = scorer.network.exact(float32_unet)
+    both = [scorer, replace(scorer, network=exact)]
     labels = images.labels if class_labels is None else class_labels
-    with both[1].network.evaluating():
+    with exact.evaluating():
         estimate, num_evaluations = estimate_in_batches(
             both,
             images._replace(prior=torch.zeros(len(images.numbers), dtype=torch.float64)),
@@ -59,7 +57,7 @@ def half_precision_bias(
         "bits_per_dim": estimate.bits_per_dim,
         "monte_carlo_error": estimate.monte_carlo_error,
         "num_network_evaluations": num_evaluations,
-        "includes_rounding_of_weights": float32_unet is not None,
+        "includes_rounding_of_weights": includes_weights,
     }
 
 

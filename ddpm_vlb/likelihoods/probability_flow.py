@@ -214,7 +214,8 @@ class Flow:
             raise ValueError("`unet` must take fractions of a timestep, got one with a learned table of them.")
         if scorer.network.is_half:
             raise ValueError(
-                f"`unet` must be in float32 or float64 for the ODE, whose solver would follow the rounding, got {scorer.dtype}."
+                "`unet` must be in float32 or float64 for the ODE, whose solver would follow the rounding, got"
+                f" {scorer.network.precision}."
             )
         if len(forward) < 2:
             raise ValueError("The ODE must lead from one timestep to another, got a model of a single step.")

@@ -1,7 +1,10 @@
-r"""How many images go together where memory has the say.
+r"""How many images go together where memory has the say, or a compiler.
 
 With `batch_size="auto"` a call of the network that does not fit into the memory of its device is made again in halves, and all
 calls after it are of no more images. What is drawn does not change, and no number beyond rounding.
+
+A module that was compiled for batches of one size is compiled anew for every other, which takes minutes, and after eight of
+them torch gives up. What is left at the end of a round is filled up, so that few sizes are met.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,19 @@ def check_batch_size(batch_size: Any, network: "Network") -> int:
         network.halves = True
         return FIRST_ON_CPU if network.device.type == "cpu" else FIRST
     return check_count("batch_size", batch_size)
+
+
+def compiled_size(size: int, largest: int) -> int:
+    r"""How many rows a compiled module is asked about for `size` of them: as many as the largest of its calls had, or, for half
+    of these and less, a power of two."""
+    return largest if 2 * size > largest else 1 << (size - 1).bit_length()
+
+
+def filled(rows: torch.Tensor, size: int, full: int) -> torch.Tensor:
+    r"""Rows `(size, ...)` with the first one repeated up to `full`; anything else, which is the same for all, as it is."""
+    if rows.ndim == 0 or len(rows) != size or size == full:
+        return rows
+    return torch.cat([rows, rows[:1].expand(full - size, *rows.shape[1:])])
 
 
 def out_of_memory(error: RuntimeError) -> str | None:

@@ -6,12 +6,10 @@ for what every torch module can do. The kinds of networks are in `kinds.py`.
 """
 
 import copy
-import hashlib
 import inspect
-import json
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from threading import Lock
 from typing import Any, cast
@@ -25,7 +23,8 @@ from ..checks import nan_unless_finite, shown
 from ..noise import to_device
 from ..words import counted
 from .conditions import Conditions
-from .memory import out_of_memory, smaller
+from .digests import architecture_digest, network_digest, tensors_digest
+from .memory import compiled_size, filled, out_of_memory, smaller
 
 logger = logging.get_logger(__name__)
 
@@ -78,6 +77,7 @@ class Network:
         conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
         needs: names without which it cannot be asked, and what each is, in words.
         halves, most: whether calls that do not fit into memory are made in halves, and of how many images they are then.
+        autocast: of `torch.autocast` around each call of the module, whose weights keep their own dtype; `None` for none.
     """
 
     channels: int
@@ -88,6 +88,8 @@ class Network:
     needs: Mapping[str, str] = {}
     halves: bool = False
     most: int | None = None
+    autocast: torch.dtype | None = None
+    _largest: int = 0  # of the calls of a compiled module
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
@@ -132,7 +134,11 @@ class Network:
 
     def _in_parts(self, noisy_samples, timesteps, class_labels, size: int) -> torch.Tensor:
         if size == len(noisy_samples):
-            return self.answer(noisy_samples, timesteps, class_labels)
+            # A compiled module is compiled anew for each size.
+            self._largest = max(self._largest, size)
+            full = compiled_size(size, self._largest) if self._is_compiled else size
+            labels = None if class_labels is None else filled(class_labels, size, full)
+            return self.answer(filled(noisy_samples, size, full), filled(timesteps, size, full), labels)[:size]
         parts = []
         for first in range(0, len(noisy_samples), size):
             rows = slice(first, first + size)
@@ -142,21 +148,40 @@ class Network:
 
     def answer(self, noisy_samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""As `ask`, of what is on the device, in one call."""
-        return self.checked(self.output(noisy_samples.to(self.dtype), timesteps, class_labels))
+        with self.mixed_precision():
+            return self.checked(self.output(noisy_samples.to(self.dtype), timesteps, class_labels))
+
+    def with_autocast(self, dtype: torch.dtype | None) -> "Network":
+        r"""Itself, computing within `torch.autocast` of a dtype; `ValueError` for what is none of half precision, weights that
+        are of it themselves, or a device without."""
+        if dtype is not None:
+            if dtype not in HALF:
+                raise ValueError(f"`autocast` must be torch.bfloat16, torch.float16 or None, got {dtype!r}.")
+            if self.dtype in HALF:
+                raise ValueError(f"`autocast` must be None for a network with weights in {self.dtype}, got {dtype}.")
+            if not torch.amp.is_autocast_available(self.device.type):
+                raise ValueError(f"`autocast` must be None on {self.device}, where torch has none, got {dtype}.")
+        self.autocast = dtype
+        return self
+
+    def mixed_precision(self) -> AbstractContextManager:
+        r"""What the module is called in: the network's own `torch.autocast`, if there is one."""
+        # Within `evaluating` it keeps the weights that it has brought to its dtype from one call to the next.
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     def checked(self, output: torch.Tensor) -> torch.Tensor:
         r"""An output of the module; `ValueError` of half precision from a network in another."""
-        if output.dtype in HALF and not self.is_half and not torch.is_autocast_enabled(output.device.type):
+        if output.dtype in HALF and self.dtype not in HALF and not torch.is_autocast_enabled(output.device.type):
             # A `torch.autocast` within it, say: reports would name another precision. Sampling alone has one around it.
             raise ValueError(
                 f"`unet` must compute in its own dtype, {self.dtype}, got an output in {output.dtype}. For half precision give"
-                " it weights of that dtype; then reports say so, and what it changes."
+                " it weights of that dtype, or set `pipe.autocast`; then reports say so, and what it changes."
             )
         # Of a network on several devices the output is where its last part is.
         return output if output.device == self.device else output.to(self.device)
 
     def with_module(self, module: torch.nn.Module) -> "Network":
-        r"""The same of another module of its kind: a copy in another dtype, say."""
+        r"""The same of another module of its kind, without autocast: a copy in another dtype, say."""
         network = type(self)(module, self._device).with_conditions(self.conditions)
         network.halves, network.most = self.halves, self.most
         return network
@@ -235,9 +260,23 @@ class Network:
         return getattr(self.module, "dtype", None) or next(weights, torch.float32)
 
     @property
+    def _is_compiled(self) -> bool:
+        return hasattr(self.module, "_orig_mod") or getattr(self.module, "_compiled_call_impl", None) is not None
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        r"""In which most of it is computed: its own dtype, or autocast's."""
+        return self.autocast or self.dtype
+
+    @property
+    def precision(self) -> str:
+        r"""What reports call it: a dtype's name, `"autocast-bfloat16"`."""
+        return ("" if self.autocast is None else "autocast-") + str(self.arithmetic).removeprefix("torch.")
+
+    @property
     def is_half(self) -> bool:
         r"""Whether it computes in half precision."""
-        return self.dtype in HALF
+        return self.arithmetic in HALF
 
     @cached_property
     def is_cast_by_layer(self) -> bool:
@@ -269,6 +308,21 @@ class Network:
         plain = type(module).from_config(module.config).float()
         plain.load_state_dict(module.state_dict())
         return plain.eval().to(self.device)
+
+    def exact(self, float32_module: torch.nn.Module | None = None) -> tuple["Network", bool]:
+        r"""The same in float32, and whether what differs includes the rounding of the weights.
+
+        Args:
+            float32_module: what it was made from; `None` takes its own weights, as they are.
+
+        Raises:
+            ValueError: weights that are not at hand; a module in half precision.
+        """
+        own = self.module if self.autocast is not None and not self.is_cast_by_layer else None
+        network = self.with_module(float32_module or own or self.in_float32())
+        if network.is_rounded:
+            raise ValueError(f"`float32_unet` must not be in half precision, got {network.dtype}.")
+        return network, float32_module is not None or own is not None
 
     def check_devices(self) -> None:
         r"""Raise `ValueError` for weights on several devices that nothing brings together."""
@@ -391,33 +445,3 @@ def unwrapped(module: Any) -> Any:
     while isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
         module = module.module
     return module
-
-
-def architecture_digest(network: torch.nn.Module) -> str:
-    r"""SHA-256 of a network's configuration."""
-    return hashlib.sha256(_public_config(network).encode()).hexdigest()
-
-
-def _public_config(network: torch.nn.Module) -> str:
-    config = getattr(network, "config", None)
-    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
-    return json.dumps(public, sort_keys=True, default=str)
-
-
-def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
-    whatever file it was loaded from. `None` where the weights are not at hand."""
-    return tensors_digest(_public_config(network), network.state_dict(), dtype)
-
-
-def tensors_digest(config: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a text and of tensors by their names, as `network_digest`."""
-    digest = hashlib.sha256(config.encode())
-    for name, weight in sorted(tensors.items()):
-        if weight.is_meta:
-            return None
-        weight = weight.detach().cpu()
-        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -48,7 +48,8 @@ class PreconditionedNetwork(Network):
         asked = (scale * noisy_samples + how.shift).to(self.dtype)
         # Times between integers are no longer right in half precision.
         times = how.noise.to(torch.promote_types(self.dtype, torch.float32))
-        output = self.checked(self._network.output(asked, times, class_labels))
+        with self.mixed_precision():
+            output = self.checked(self._network.output(asked, times, class_labels))
         image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
         return image.to(noisy_samples.dtype)
 

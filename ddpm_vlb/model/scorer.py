@@ -60,7 +60,7 @@ class Scorer:
     @property
     def dtype(self) -> torch.dtype:
         r"""In which the network computes."""
-        return self.network.dtype
+        return self.network.arithmetic
 
     @property
     def timesteps(self) -> list[int]:
@@ -90,7 +90,7 @@ class Scorer:
             "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
             "sample_max_value": reverse.sample_max_value,
             "num_pixel_levels": self.num_pixel_levels,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.network.precision,
             "device": self.device.type,
             "timestep_spacing": schedule.get("timestep_spacing"),
             "num_class_embeds": self.network.num_classes,

@@ -407,5 +407,5 @@ def _check_half_precision(bias: Mapping[str, Any], dtype: str) -> None:
             f"`report.half_precision_bias` must have {', '.join(kinds)}, none of the last three negative, got {bias}."
         )
     # In float32 too: of a network whose weights are kept in fewer digits, by layerwise casting.
-    holds = dtype in ("float16", "bfloat16", "float32")
+    holds = dtype.removeprefix("autocast-") in ("float16", "bfloat16", "float32")
     _require("a bias of half precision only where there is one", holds, f"the dtype {dtype!r}")

@@ -20,6 +20,8 @@ from ..likelihoods.methods import METHODS, method_named
 from .checks import check_numbers, check_plain, is_of_kind, kind_words, to_plain
 
 IN_MEMORY = "images in memory"  # the data set that nobody named
+# Of a network; within autocast its weights are float32.
+DTYPES = ("float32", "bfloat16", "float16", "autocast-bfloat16", "autocast-float16")
 BOUNDS = ("sampled", "full")  # the methods whose reports hold the terms of the bound
 
 
@@ -172,9 +174,7 @@ SETTINGS = (
     Setting("thresholding", bool, identity=True, overridable=True, shown="thresholding"),
     Setting("dynamic_thresholding_ratio", float | None, identity=True),
     Setting("sample_max_value", float | None, identity=True),
-    Setting(
-        "dtype", required=True, shown="dtype", flag={name: f"--dtype {name}" for name in ("float32", "bfloat16", "float16")}
-    ),
+    Setting("dtype", required=True, shown="dtype", flag={name: f"--dtype {name}" for name in DTYPES}),
     # Of reports that were merged a list. None of a generator that nobody named, which no command makes again.
     Setting("seed", int | list | None, required=True, free=True, shown="seed", flag="--seed"),
     Setting("dataset", str | None, required=True, context=True, flag="--dataset"),  # null in old reports of a tensor

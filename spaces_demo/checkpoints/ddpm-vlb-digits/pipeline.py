@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.conditions, model.memory, model.network, model.kinds, parametrizations, error_model, gaussians, forward_process, reverse_process, model.stepping, noise_processes, progress, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.conditions, model.digests, model.memory, model.network, model.kinds, parametrizations, error_model, gaussians, forward_process, reverse_process, model.stepping, noise_processes, progress, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -36,7 +36,7 @@ from PIL import ExifTags, Image, ImageOps
 from accelerate.hooks import remove_hook_from_module
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel, UNet2DModel
@@ -803,12 +803,52 @@ class Conditions(dict[str, torch.Tensor]):
         self.prompt = None if prompt is None else list(prompt)
 
 
+# ---- ddpm_vlb/model/digests.py ----
+
+r"""Which network a number is of: SHA-256 of a configuration and of weights."""
+
+
+
+
+def architecture_digest(network: torch.nn.Module) -> str:
+    r"""SHA-256 of a network's configuration."""
+    return hashlib.sha256(_public_config(network).encode()).hexdigest()
+
+
+def _public_config(network: torch.nn.Module) -> str:
+    config = getattr(network, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
+    whatever file it was loaded from. `None` where the weights are not at hand."""
+    return tensors_digest(_public_config(network), network.state_dict(), dtype)
+
+
+def tensors_digest(config: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str | None:
+    r"""SHA-256 of a text and of tensors by their names, as `network_digest`."""
+    digest = hashlib.sha256(config.encode())
+    for name, weight in sorted(tensors.items()):
+        if weight.is_meta:
+            return None
+        weight = weight.detach().cpu()
+        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
+        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 # ---- ddpm_vlb/model/memory.py ----
 
-r"""How many images go together where memory has the say.
+r"""How many images go together where memory has the say, or a compiler.
 
 With `batch_size="auto"` a call of the network that does not fit into the memory of its device is made again in halves, and all
 calls after it are of no more images. What is drawn does not change, and no number beyond rounding.
+
+A module that was compiled for batches of one size is compiled anew for every other, which takes minutes, and after eight of
+them torch gives up. What is left at the end of a round is filled up, so that few sizes are met.
 """
 
 
@@ -826,6 +866,19 @@ def check_batch_size(batch_size: Any, network: "Network") -> int:
         network.halves = True
         return FIRST_ON_CPU if network.device.type == "cpu" else FIRST
     return check_count("batch_size", batch_size)
+
+
+def compiled_size(size: int, largest: int) -> int:
+    r"""How many rows a compiled module is asked about for `size` of them: as many as the largest of its calls had, or, for half
+    of these and less, a power of two."""
+    return largest if 2 * size > largest else 1 << (size - 1).bit_length()
+
+
+def filled(rows: torch.Tensor, size: int, full: int) -> torch.Tensor:
+    r"""Rows `(size, ...)` with the first one repeated up to `full`; anything else, which is the same for all, as it is."""
+    if rows.ndim == 0 or len(rows) != size or size == full:
+        return rows
+    return torch.cat([rows, rows[:1].expand(full - size, *rows.shape[1:])])
 
 
 def out_of_memory(error: RuntimeError) -> str | None:
@@ -916,6 +969,7 @@ class Network:
         conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
         needs: names without which it cannot be asked, and what each is, in words.
         halves, most: whether calls that do not fit into memory are made in halves, and of how many images they are then.
+        autocast: of `torch.autocast` around each call of the module, whose weights keep their own dtype; `None` for none.
     """
 
     channels: int
@@ -926,6 +980,8 @@ class Network:
     needs: Mapping[str, str] = {}
     halves: bool = False
     most: int | None = None
+    autocast: torch.dtype | None = None
+    _largest: int = 0  # of the calls of a compiled module
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         self.module = module
@@ -970,7 +1026,11 @@ class Network:
 
     def _in_parts(self, noisy_samples, timesteps, class_labels, size: int) -> torch.Tensor:
         if size == len(noisy_samples):
-            return self.answer(noisy_samples, timesteps, class_labels)
+            # A compiled module is compiled anew for each size.
+            self._largest = max(self._largest, size)
+            full = compiled_size(size, self._largest) if self._is_compiled else size
+            labels = None if class_labels is None else filled(class_labels, size, full)
+            return self.answer(filled(noisy_samples, size, full), filled(timesteps, size, full), labels)[:size]
         parts = []
         for first in range(0, len(noisy_samples), size):
             rows = slice(first, first + size)
@@ -980,21 +1040,40 @@ class Network:
 
     def answer(self, noisy_samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""As `ask`, of what is on the device, in one call."""
-        return self.checked(self.output(noisy_samples.to(self.dtype), timesteps, class_labels))
+        with self.mixed_precision():
+            return self.checked(self.output(noisy_samples.to(self.dtype), timesteps, class_labels))
+
+    def with_autocast(self, dtype: torch.dtype | None) -> "Network":
+        r"""Itself, computing within `torch.autocast` of a dtype; `ValueError` for what is none of half precision, weights that
+        are of it themselves, or a device without."""
+        if dtype is not None:
+            if dtype not in HALF:
+                raise ValueError(f"`autocast` must be torch.bfloat16, torch.float16 or None, got {dtype!r}.")
+            if self.dtype in HALF:
+                raise ValueError(f"`autocast` must be None for a network with weights in {self.dtype}, got {dtype}.")
+            if not torch.amp.is_autocast_available(self.device.type):
+                raise ValueError(f"`autocast` must be None on {self.device}, where torch has none, got {dtype}.")
+        self.autocast = dtype
+        return self
+
+    def mixed_precision(self) -> AbstractContextManager:
+        r"""What the module is called in: the network's own `torch.autocast`, if there is one."""
+        # Within `evaluating` it keeps the weights that it has brought to its dtype from one call to the next.
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast)
 
     def checked(self, output: torch.Tensor) -> torch.Tensor:
         r"""An output of the module; `ValueError` of half precision from a network in another."""
-        if output.dtype in HALF and not self.is_half and not torch.is_autocast_enabled(output.device.type):
+        if output.dtype in HALF and self.dtype not in HALF and not torch.is_autocast_enabled(output.device.type):
             # A `torch.autocast` within it, say: reports would name another precision. Sampling alone has one around it.
             raise ValueError(
                 f"`unet` must compute in its own dtype, {self.dtype}, got an output in {output.dtype}. For half precision give"
-                " it weights of that dtype; then reports say so, and what it changes."
+                " it weights of that dtype, or set `pipe.autocast`; then reports say so, and what it changes."
             )
         # Of a network on several devices the output is where its last part is.
         return output if output.device == self.device else output.to(self.device)
 
     def with_module(self, module: torch.nn.Module) -> "Network":
-        r"""The same of another module of its kind: a copy in another dtype, say."""
+        r"""The same of another module of its kind, without autocast: a copy in another dtype, say."""
         network = type(self)(module, self._device).with_conditions(self.conditions)
         network.halves, network.most = self.halves, self.most
         return network
@@ -1073,9 +1152,23 @@ class Network:
         return getattr(self.module, "dtype", None) or next(weights, torch.float32)
 
     @property
+    def _is_compiled(self) -> bool:
+        return hasattr(self.module, "_orig_mod") or getattr(self.module, "_compiled_call_impl", None) is not None
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        r"""In which most of it is computed: its own dtype, or autocast's."""
+        return self.autocast or self.dtype
+
+    @property
+    def precision(self) -> str:
+        r"""What reports call it: a dtype's name, `"autocast-bfloat16"`."""
+        return ("" if self.autocast is None else "autocast-") + str(self.arithmetic).removeprefix("torch.")
+
+    @property
     def is_half(self) -> bool:
         r"""Whether it computes in half precision."""
-        return self.dtype in HALF
+        return self.arithmetic in HALF
 
     @cached_property
     def is_cast_by_layer(self) -> bool:
@@ -1107,6 +1200,21 @@ class Network:
         plain = type(module).from_config(module.config).float()
         plain.load_state_dict(module.state_dict())
         return plain.eval().to(self.device)
+
+    def exact(self, float32_module: torch.nn.Module | None = None) -> tuple["Network", bool]:
+        r"""The same in float32, and whether what differs includes the rounding of the weights.
+
+        Args:
+            float32_module: what it was made from; `None` takes its own weights, as they are.
+
+        Raises:
+            ValueError: weights that are not at hand; a module in half precision.
+        """
+        own = self.module if self.autocast is not None and not self.is_cast_by_layer else None
+        network = self.with_module(float32_module or own or self.in_float32())
+        if network.is_rounded:
+            raise ValueError(f"`float32_unet` must not be in half precision, got {network.dtype}.")
+        return network, float32_module is not None or own is not None
 
     def check_devices(self) -> None:
         r"""Raise `ValueError` for weights on several devices that nothing brings together."""
@@ -1229,36 +1337,6 @@ def unwrapped(module: Any) -> Any:
     while isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
         module = module.module
     return module
-
-
-def architecture_digest(network: torch.nn.Module) -> str:
-    r"""SHA-256 of a network's configuration."""
-    return hashlib.sha256(_public_config(network).encode()).hexdigest()
-
-
-def _public_config(network: torch.nn.Module) -> str:
-    config = getattr(network, "config", None)
-    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, dict) else {}
-    return json.dumps(public, sort_keys=True, default=str)
-
-
-def network_digest(network: torch.nn.Module, dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a network's configuration and weights (in `dtype`, by default as they are): which network a number is of,
-    whatever file it was loaded from. `None` where the weights are not at hand."""
-    return tensors_digest(_public_config(network), network.state_dict(), dtype)
-
-
-def tensors_digest(config: str, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str | None:
-    r"""SHA-256 of a text and of tensors by their names, as `network_digest`."""
-    digest = hashlib.sha256(config.encode())
-    for name, weight in sorted(tensors.items()):
-        if weight.is_meta:
-            return None
-        weight = weight.detach().cpu()
-        weight = weight.to(dtype) if dtype is not None and weight.is_floating_point() else weight
-        digest.update(f"{name.removeprefix('_orig_mod.')} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # ---- ddpm_vlb/model/kinds.py ----
@@ -6333,7 +6411,7 @@ def _check_half_precision(bias: Mapping[str, Any], dtype: str) -> None:
             f"`report.half_precision_bias` must have {', '.join(kinds)}, none of the last three negative, got {bias}."
         )
     # In float32 too: of a network whose weights are kept in fewer digits, by layerwise casting.
-    holds = dtype in ("float16", "bfloat16", "float32")
+    holds = dtype.removeprefix("autocast-") in ("float16", "bfloat16", "float32")
     _require("a bias of half precision only where there is one", holds, f"the dtype {dtype!r}")
 
 
@@ -6350,6 +6428,8 @@ options its settings: there is nothing to say here of either.
 
 
 IN_MEMORY = "images in memory"  # the data set that nobody named
+# Of a network; within autocast its weights are float32.
+DTYPES = ("float32", "bfloat16", "float16", "autocast-bfloat16", "autocast-float16")
 BOUNDS = ("sampled", "full")  # the methods whose reports hold the terms of the bound
 
 
@@ -6502,9 +6582,7 @@ SETTINGS = (
     Setting("thresholding", bool, identity=True, overridable=True, shown="thresholding"),
     Setting("dynamic_thresholding_ratio", float | None, identity=True),
     Setting("sample_max_value", float | None, identity=True),
-    Setting(
-        "dtype", required=True, shown="dtype", flag={name: f"--dtype {name}" for name in ("float32", "bfloat16", "float16")}
-    ),
+    Setting("dtype", required=True, shown="dtype", flag={name: f"--dtype {name}" for name in DTYPES}),
     # Of reports that were merged a list. None of a generator that nobody named, which no command makes again.
     Setting("seed", int | list | None, required=True, free=True, shown="seed", flag="--seed"),
     Setting("dataset", str | None, required=True, context=True, flag="--dataset"),  # null in old reports of a tensor
@@ -8468,7 +8546,8 @@ class PreconditionedNetwork(Network):
         asked = (scale * noisy_samples + how.shift).to(self.dtype)
         # Times between integers are no longer right in half precision.
         times = how.noise.to(torch.promote_types(self.dtype, torch.float32))
-        output = self.checked(self._network.output(asked, times, class_labels))
+        with self.mixed_precision():
+            output = self.checked(self._network.output(asked, times, class_labels))
         image = skip * noisy_samples + out * output.to(noisy_samples.dtype)
         return image.to(noisy_samples.dtype)
 
@@ -8540,7 +8619,7 @@ class Scorer:
     @property
     def dtype(self) -> torch.dtype:
         r"""In which the network computes."""
-        return self.network.dtype
+        return self.network.arithmetic
 
     @property
     def timesteps(self) -> list[int]:
@@ -8570,7 +8649,7 @@ class Scorer:
             "dynamic_thresholding_ratio": reverse.dynamic_thresholding_ratio,
             "sample_max_value": reverse.sample_max_value,
             "num_pixel_levels": self.num_pixel_levels,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": self.network.precision,
             "device": self.device.type,
             "timestep_spacing": schedule.get("timestep_spacing"),
             "num_class_embeds": self.network.num_classes,
@@ -10226,7 +10305,14 @@ class Sums:
         freedom = torch.where(fourths > 0, squares.square() / fourths, 1.0).clamp(min=1.0)
         return dict(zip(names, (bounds, decoders, squares.sqrt(), freedom)))
 
-    def _doubt(self, bins_of_rows: torch.Tensor) -> str | None:
+    @property
+    def _bins_of_rows(self) -> torch.Tensor:
+        widths = np.diff(self.edges)
+        return torch.from_numpy(np.arange(len(widths)).repeat(widths))
+
+    def doubt(self) -> str | None:
+        r"""Why the error cannot be trusted, `None` where nothing speaks against it."""
+        bins_of_rows = self._bins_of_rows
         parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
         return doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
 
@@ -10243,7 +10329,7 @@ class Sums:
 
     def estimate(self, num_evaluations: int, num_unused: int, num_rounds: int) -> BoundEstimate:
         r"""The estimate from all rounds, and what it is made of."""
-        bins_of_rows = torch.as_tensor(np.searchsorted(self.edges, np.arange(self.edges[-1]), side="right") - 1)
+        bins_of_rows = self._bins_of_rows
         num_bins, num_rows = len(self.edges) - 1, len(bins_of_rows)
         by_bin, bin_variance = torch.zeros(2, num_bins, dtype=torch.float64)
         features = self.image_features.mean(dim=0)
@@ -10277,7 +10363,7 @@ class Sums:
             num_evaluations=num_evaluations,
             num_pilot_evaluations=num_unused,
             num_rounds=num_rounds,
-            doubt=self._doubt(bins_of_rows),
+            doubt=self.doubt(),
         )
 
 
@@ -10424,22 +10510,23 @@ def estimate_bound(
         )
     run.pilot(counts=not evaluations_per_image)
     if evaluations_per_image:
-        return run.round(Shape(len(frame), evaluations_per_image // 2, 2), paired=False)
+        run.round(Shape(len(frame), evaluations_per_image // 2, 2), paired=False)
+        return run.estimate()
     wanted = math.inf if target_se is None else run.wanted(target_se)
     reached = 0
     while True:
         evaluations = min(wanted, budget - run.spent, MAX_DRAWS)
-        estimate = run.round(_shape(evaluations, len(frame), run.missing_images(target_se)), paired=len(frame) > 1)
+        number = run.round(_shape(evaluations, len(frame), run.missing_images(target_se)), paired=len(frame) > 1)
         left = budget - run.spent
         if left < 4 or target_se is None and left < 0.02 * budget:
-            return estimate
-        wanted = left if target_se is None else run.still_wanted(estimate.monte_carlo_error, target_se)
+            return run.estimate()
+        wanted = left if target_se is None else run.still_wanted(number.monte_carlo_error, target_se)
         if wanted:
             continue
         # Twice as many, so that few looks are taken: each that lets it end is one more chance of a small variance.
         reached = reached or run.spent
-        if run.spent >= PATIENCE * reached or not (estimate.doubt or _is_vague(estimate)):
-            return estimate
+        if run.spent >= PATIENCE * reached or not (_is_vague(number) or run.sums.doubt()):
+            return run.estimate()
         wanted = run.spent
 
 
@@ -10523,8 +10610,8 @@ class _Run:
         missing = self.spent * ((error**2 - fixed) / (target_se**2 - fixed) - 1)
         return math.ceil(max(4.0, 1.05 * missing, 0.05 * self.spent))
 
-    def round(self, shape: Shape, paired: bool) -> BoundEstimate:
-        r"""Another round, by what all before it taught; returns the estimate with it."""
+    def round(self, shape: Shape, paired: bool) -> Number:
+        r"""Another round, by what all before it taught; returns the number with it."""
         coefficients, spread = self._fit(self.seen)
         design = Design(best_probabilities(self.edges, spread), coefficients, self.image_features.shape[1])
         draws = design.draw(self.ids, self.frame, mix(self.seed, 4 + self.num_rounds), shape, paired)
@@ -10533,6 +10620,10 @@ class _Run:
         self._see(draws, partial(self._preview, draws, as_round))
         self.sums.rounds.append(as_round(*self.seen[-1]))
         self.spent, self.num_rounds = self.spent + shape.evaluations, self.num_rounds + 1
+        return self.sums.number()
+
+    def estimate(self) -> BoundEstimate:
+        r"""What all rounds say."""
         return self.sums.estimate(self.spent, self.num_unused, self.num_rounds)
 
     def _between_before(self, design: Design) -> float:
@@ -10579,9 +10670,9 @@ def _shape(evaluations: float, frame_size: int, missing_images: int) -> Shape:
     return Shape(min(frame_size, max(1, int(evaluations // (2 * strata)))), strata, 2)
 
 
-def _is_vague(estimate: BoundEstimate) -> bool:
+def _is_vague(number: Number) -> bool:
     r"""Whether its error is known too little to end with."""
-    return estimate.monte_carlo_error > 0 and estimate.degrees_of_freedom < MIN_FREEDOM
+    return number.monte_carlo_error > 0 and number.degrees_of_freedom < MIN_FREEDOM
 
 
 def _variance_of_draw(spread: torch.Tensor, probabilities: torch.Tensor) -> float:
@@ -10855,12 +10946,15 @@ class VLBDDPMPipeline(DDPMPipeline):
         network_kwargs (`dict[str, torch.Tensor]`, *optional*):
             What the network is given besides, `(P, ...)` each: `encoder_hidden_states` of prompts, say. With P > 1 an image's
             class label is the number of its row.
+
+    `autocast` may be set to `torch.bfloat16`, or float16: scoring and sampling then have `torch.autocast` around the network.
     """
 
     def __init__(self, unet: KnownModule, scheduler: DDPMScheduler, network_kwargs: dict[str, torch.Tensor] | None = None):
         super().__init__(unet=unwrapped(unet), scheduler=upgrade_scheduler(scheduler))
         self.network_kwargs = network_kwargs
         self.text_parts: TextParts | None = None
+        self.autocast: torch.dtype | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, unwrapped(value))
@@ -11215,7 +11309,8 @@ class VLBDDPMPipeline(DDPMPipeline):
     @property
     def network(self) -> Network:
         r"""The network as scoring sees it."""
-        return preconditioned(network_of(self.unet, self._execution_device, self.network_kwargs), self.scheduler)
+        network = network_of(self.unet, self._execution_device, self.network_kwargs)
+        return preconditioned(network, self.scheduler).with_autocast(self.autocast)
 
     def scorer(
         self,
@@ -11234,11 +11329,6 @@ class VLBDDPMPipeline(DDPMPipeline):
         return make_scorer(
             self.network, self.scheduler, num_inference_steps, inference_timesteps, clip_sample, thresholding, calibrated
         )
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        r"""(height, width) of the network's images, `None` where its configuration leaves it open."""
-        return self.network.size
 
 
 # ---- ddpm_vlb/likelihoods/rate_distortion.py ----
