@@ -145,3 +145,18 @@ def check_finite(terms: torch.Tensor, grid: list[int], dtype: torch.dtype | None
             share=f"{len(bad)} of {terms.numel()} terms are not finite",
             dtype=dtype,
         )
+
+
+# Grey, grey with alpha, RGB, RGB with alpha.
+MAX_PICTURE_CHANNELS = 4
+
+
+def check_output_type(output_type: Any, channels: int) -> None:
+    r"""Raise `ValueError` for an unknown kind of images to sample, or for PIL images of more channels than PIL has."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+    if output_type == "pil" and channels > MAX_PICTURE_CHANNELS:
+        raise ValueError(
+            f"`output_type` must be 'np' or 'pt' for images of {channels} channels, of which no picture can be made,"
+            f" got {output_type!r}."
+        )

@@ -26,7 +26,7 @@ from .checkpoints.loading import (
 )
 from .checkpoints.parts import check_parts, load_parts
 from .checkpoints.prompts import TextParts, check_prompt, encode_prompts, keep_text, text_parts
-from .checks import NonFiniteOutput, check_count
+from .checks import NonFiniteOutput, check_count, check_output_type
 from .data.frame import Images
 from .hub.push import check_repository, push_folder
 from .hub.repository import saving, strip_paths
@@ -34,7 +34,7 @@ from .likelihoods.classify import classify
 from .likelihoods.full_sweep import sweep_images
 from .model.kinds import KnownModule, network_of
 from .model.memory import check_batch_size
-from .model.network import Network, check_output_type, unwrapped
+from .model.network import Network, unwrapped
 from .model.preconditioned import preconditioned
 from .model.scorer import Scorer, check_calibration, make_scorer, scheduler_of_run
 from .noise import check_generator, draw_seeds, fresh_seed

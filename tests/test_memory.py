@@ -9,6 +9,7 @@ from ddpm_vlb.cli import main
 from ddpm_vlb.evaluation import compare, evaluate
 from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
 from ddpm_vlb.likelihoods.rate_distortion import rate_distortion
+from ddpm_vlb.model.network import Network
 
 UNET = tiny_unet()
 
@@ -74,6 +75,24 @@ def test_halving_is_said_and_reports_hold_where_it_began(many, caplog):
     assert caplog.messages == [
         f"{size} images do not fit into the memory of cpu: going on with batches of {size // 2}." for size in (40, 20, 10)
     ]
+
+
+def test_halves_of_a_compiled_network_are_of_few_sizes():
+    sizes = []
+
+    class Counting(Network):
+        def answer(self, noisy_samples, timesteps, class_labels):
+            if len(noisy_samples) > 12:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            sizes.append(len(noisy_samples))
+            return noisy_samples + timesteps.reshape(-1, *[1] * (3 * timesteps.ndim))
+
+    network = Counting(torch.compile(torch.nn.Linear(1, 1)))
+    network.halves = True
+    for size in (40, 23, 20, 19, 11, 9, 6, 5, 3, 2, 1):
+        x, t = torch.arange(size).float().reshape(-1, 1, 1, 1), torch.arange(size) % 7
+        assert torch.equal(network(x, t), x + t.reshape(x.shape)) and torch.equal(network(x, 5), x + 5)
+    assert network.most == 10 and set(sizes) == {10, 8, 4, 2, 1}
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])

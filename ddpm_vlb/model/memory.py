@@ -32,7 +32,7 @@ def check_batch_size(batch_size: Any, network: "Network") -> int:
 def compiled_size(size: int, largest: int) -> int:
     r"""How many rows a compiled module is asked about for `size` of them: as many as the largest of its calls had, or, for half
     of these and less, a power of two."""
-    return largest if 2 * size > largest else 1 << (size - 1).bit_length()
+    return largest if 2 * size > largest else min(largest, 1 << (size - 1).bit_length())
 
 
 def filled(rows: torch.Tensor, size: int, full: int) -> torch.Tensor:

@@ -129,22 +129,28 @@ class Network:
                 if reason is None:
                     raise
             # Here, where the error and all that it holds in memory are gone.
-            self.most = smaller(size, self, reason)
+            self.most = self._largest = smaller(size, self, reason)
             logger.warning(f"{size} images do not fit into the memory of {device}: going on with batches of {self.most}.")
 
     def _in_parts(self, noisy_samples, timesteps, class_labels, size: int) -> torch.Tensor:
         if size == len(noisy_samples):
-            # A compiled module is compiled anew for each size.
-            self._largest = max(self._largest, size)
-            full = compiled_size(size, self._largest) if self._is_compiled else size
-            labels = None if class_labels is None else filled(class_labels, size, full)
-            return self.answer(filled(noisy_samples, size, full), filled(timesteps, size, full), labels)[:size]
+            return self._of_one_size(noisy_samples, timesteps, class_labels)
         parts = []
         for first in range(0, len(noisy_samples), size):
             rows = slice(first, first + size)
             at = timesteps[rows] if timesteps.ndim and len(timesteps) > 1 else timesteps
-            parts.append(self.answer(noisy_samples[rows], at, None if class_labels is None else class_labels[rows]))
+            labels = None if class_labels is None else class_labels[rows]
+            parts.append(self._of_one_size(noisy_samples[rows], at, labels))
         return torch.cat(parts)
+
+    def _of_one_size(self, noisy_samples, timesteps, class_labels) -> torch.Tensor:
+        if not self._is_compiled:
+            return self.answer(noisy_samples, timesteps, class_labels)
+        size = len(noisy_samples)
+        self._largest = max(self._largest, size)
+        full = compiled_size(size, self._largest)
+        labels = None if class_labels is None else filled(class_labels, size, full)
+        return self.answer(filled(noisy_samples, size, full), filled(timesteps, size, full), labels)[:size]
 
     def answer(self, noisy_samples: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         r"""As `ask`, of what is on the device, in one call."""
@@ -418,21 +424,6 @@ class Network:
                 f"`class_labels` must lie in [0, {num_classes}), got values from {int(labels.min())} to {int(labels.max())}."
             )
         return labels
-
-
-# Grey, grey with alpha, RGB, RGB with alpha.
-MAX_PICTURE_CHANNELS = 4
-
-
-def check_output_type(output_type: Any, channels: int) -> None:
-    r"""Raise `ValueError` for an unknown kind of images to sample, or for PIL images of more channels than PIL has."""
-    if output_type not in ("pil", "np", "pt"):
-        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
-    if output_type == "pil" and channels > MAX_PICTURE_CHANNELS:
-        raise ValueError(
-            f"`output_type` must be 'np' or 'pt' for images of {channels} channels, of which no picture can be made,"
-            f" got {output_type!r}."
-        )
 
 
 def _is_autocast_by_accelerate(part: torch.nn.Module) -> bool:

@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ddpm_vlb import VLBDDPMPipeline
+from ddpm_vlb.checks import check_output_type
 from ddpm_vlb.evaluation import estimate_nll, image_grid
 from ddpm_vlb.evaluation.classify import classify_images
 from ddpm_vlb.files import write_atomically
-from ddpm_vlb.model.network import check_output_type
 from ddpm_vlb.noise import mix
 
 from .data import SAMPLING, SCORING
