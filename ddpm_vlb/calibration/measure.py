@@ -195,7 +195,7 @@ def calibrate(
         "decoder_costs": rounded([fit.decoder.mean().item() for fit in fits]),
         "deltas": deltas,
         "step_costs": [rounded(fit.steps.mean(dim=0).clamp(min=1e-12)) for fit in fits],
-        "mean_square": rounded([scorer.samples(draws.levels).double().square().mean().item()])[0],
+        "mean_square": rounded([scorer.samples(draws.levels).cpu().double().square().mean().item()])[0],
         "num_inference_steps": 1,
         "architecture_sha256": scorer.network.architecture_sha256,
         "network_sha256": scorer.network.sha256(),
@@ -288,15 +288,16 @@ def _look(scorer: Scorer, draws: _Draws, timestep: int, batch_size: int, progres
         noise = keyed_normal(keys, samples.shape[1:], scorer.device)
         noisy = reverse.forward.q_sample(samples, noise, timestep)
         output = scorer.network(noisy, timestep, None if draws.labels is None else draws.labels[rows])
-        if not bool(torch.isfinite(output).all()):
-            raise NonFiniteOutput("others", timestep=timestep, dtype=scorer.dtype)
         prediction, _ = reverse.predict(output, noisy, timestep)
         errors = reverse.learned_errors(reverse.check_model_output(output, noisy)[1], timestep)
         for part, values in zip(parts, (samples, prediction, errors)):
             if values is not None:
-                part.append(values.double().flatten(1).cpu())
+                part.append(values.flatten(1).cpu().double())
         progress(len(rows))
     samples, predictions = torch.cat(parts[0]), torch.cat(parts[1])
+    # Of an output that is not finite every prediction is NaN.
+    if not bool(torch.isfinite(predictions).all()):
+        raise NonFiniteOutput("others", timestep=timestep, dtype=scorer.dtype)
     return _Look(samples, predictions, (samples - predictions).square(), torch.cat(parts[2]) if parts[2] else None)
 
 
