@@ -176,6 +176,10 @@ def keyed_noise(
         yield from noise.reshape(len(some), len(own), *shape).unbind()
 
 
-def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
-    r"""The images of `frame` in an order that the key gives."""
-    return frame[np.argsort(mix_array(key, ids[frame]))]  # no two of which are equal, but for equal ids
+def order_of(ids: np.ndarray, frame: np.ndarray, key: int, count: int | None = None) -> np.ndarray:
+    r"""The images of `frame` in an order that the key gives, or the first `count` of them."""
+    keys = mix_array(key, ids[frame])  # no two of which are equal, but for equal ids
+    if count is not None and count < len(keys):
+        first = np.argpartition(keys, count)[:count]
+        frame, keys = frame[first], keys[first]
+    return frame[np.argsort(keys)]

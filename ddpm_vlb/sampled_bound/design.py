@@ -92,7 +92,7 @@ class Design:
         stratum is cut further, into as many cells as there are draws of a pair of images: a pair has cells of its own, each of
         which both visit.
         """
-        chosen = order_of(ids, frame, key)[: shape.images]
+        chosen = order_of(ids, frame, key, shape.images)
         images, strata, draws = shape
         keys = mix_array(mix_array(mix(key, 1), ids[chosen])[:, None], np.arange(strata * draws)[None])
         inside = uniform_array(mix_array(keys, 1)).reshape(shape)
@@ -132,55 +132,58 @@ def fit(
         values: in bits/dim, `(n,)`.
         features: of image and noise, `(n, P + Q)`, the first a constant 1.
     """
+    # In NumPy, whose calls are the cheaper ones: there are a few hundred numbers.
     widths = np.diff(edges)
     count = len(widths)
-    bin_of_row = torch.from_numpy(np.arange(count).repeat(widths))
-    bins = bin_of_row[rows]
+    bin_of_row = np.arange(count).repeat(widths)
+    y, phi = values.numpy(), features.numpy()
+    bins = bin_of_row[rows.numpy()]
     # By bins and, for their medians, by size.
-    order = torch.from_numpy(np.lexsort((values.abs().numpy(), bins.numpy())))
-    bins, values, features = bins[order], values[order], features[order]
-    counts = torch.bincount(bins, minlength=count)
+    order = np.lexsort((np.abs(y), bins))
+    bins, y, phi = bins[order], y[order], phi[order]
+    counts = np.bincount(bins, minlength=count)
+    met, first = counts > 0, counts.cumsum() - counts
     distance, kernel, smooth = _neighbours(count)
 
-    def summed(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
+    def summed(values: np.ndarray) -> np.ndarray:
+        sums = np.zeros((count, *values.shape[1:]))
+        sums[met] = np.add.reduceat(values, first[met])
+        return sums
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
-    limits = OUTLIER * values.abs()[middle.clamp(max=len(values) - 1)]
-    limits = torch.where(limits > 0, limits, math.inf)[bins]
-    values = values.clamp(-limits, limits)
-    totals, seen = counts.double(), counts.double().clamp(min=1.0)
+    middle = first + (counts - 1).clip(min=0) // 2
+    limits = OUTLIER * np.abs(y)[middle.clip(max=len(y) - 1)]
+    limits = np.where(limits > 0, limits, math.inf)[bins]
+    y = y.clip(-limits, limits)
+    seen = counts.clip(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
-    scale = (summed(values.square()) / seen).sqrt()
-    nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
-    scale = scale[nearest].clamp(min=1e-300)
-    values = values / scale[bins]
-    value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
-    values, centred = values - value_means[bins], features - feature_means[bins]
-    grams = torch.stack([part.T @ part for part in centred.split(counts.tolist())])
-    gram = (kernel @ grams.flatten(1)).view_as(grams)
-    moment = kernel @ summed(centred * values[:, None])
-    gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
-    coefficients = torch.linalg.solve(gram, moment)
-    residuals = values - (centred * coefficients[bins]).sum(dim=1)
+    nearest = np.where(met, distance, math.inf).argmin(axis=1)
+    scale = np.sqrt(summed(y * y) / seen)[nearest].clip(min=1e-300)
+    y = y / scale[bins]
+    y_means, phi_means = summed(y) / seen, summed(phi) / seen[:, None]
+    y, centred = y - y_means[bins], phi - phi_means[bins]
+    grams = np.stack([part.T @ part for part in np.split(centred, first[1:])])
+    gram = np.tensordot(kernel, grams, axes=1) + RIDGE * np.eye(phi.shape[1])
+    moment = kernel @ summed(centred * y[:, None])
+    coefficients = np.linalg.solve(gram, moment[:, :, None])[:, :, 0]
+    residuals = y - (centred * coefficients[bins]).sum(axis=1)
     # The intercepts, for the constant feature, which its own mean has taken out of the fit.
-    value_means, feature_means = value_means[nearest], feature_means[nearest]
-    coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-    fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
-    freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
-    variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
-    spread = variance.sqrt() * scale
-    return (coefficients * scale[:, None])[bin_of_row], spread[bin_of_row]
+    y_means, phi_means = y_means[nearest], phi_means[nearest]
+    coefficients[:, 0] = y_means - (phi_means[:, 1:] * coefficients[:, 1:]).sum(axis=1)
+    fitted = (phi.shape[1] - 1) * counts / (kernel @ counts).clip(min=1.0)
+    freedom = smooth @ (counts - 1 - fitted).clip(min=0.0)
+    variance = (smooth @ summed(residuals * residuals)) / freedom.clip(min=1.0)
+    spread = np.sqrt(variance) * scale
+    return torch.from_numpy((coefficients * scale[:, None])[bin_of_row]), torch.from_numpy(spread[bin_of_row])
 
 
 @lru_cache
-def _neighbours(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _neighbours(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""Of bins: how far they are apart, and what each learns from the others of the features and of their spread."""
-    index = torch.arange(count, dtype=torch.float64)
-    distance = (index[:, None] - index).abs()
-    return distance, torch.exp(-0.5 * (distance / KERNEL) ** 2), torch.exp(-0.5 * distance**2)
+    index = np.arange(float(count))
+    distance = np.abs(index[:, None] - index)
+    return distance, np.exp(-0.5 * (distance / KERNEL) ** 2), np.exp(-0.5 * distance**2)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:

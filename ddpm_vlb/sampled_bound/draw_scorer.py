@@ -109,7 +109,7 @@ class DrawScorer:
         self.num_steps = self._cells.rows.shape[1]
         sizes = [size_of_terms(f)[rows.clamp(min=0)] * (rows >= 0) for f, rows in zip(forwards, self._cells.rows)]
         self.row_sizes = (torch.stack(sizes) * self._cells.factors).amax(dim=0).numpy()
-        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
+        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0), SPECTRUM_IMAGES)
         # Of two grids the mean of both levels, so that it does not matter which is the first.
         there = self._cells.rows >= 0
         signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])

@@ -2,6 +2,7 @@ r"""Rounds of draws, and the estimates that they give."""
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -62,13 +63,13 @@ class Round:
             return (d[0:even:2] - d[1:even:2]).square() / 2
         return (d - d.mean(dim=0)).square() * len(d) / max(len(d) - 1, 1)
 
-    def of_noise(self, y: torch.Tensor) -> torch.Tensor:
-        r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws
-        `(images, strata, 2)`.
+    @cached_property
+    def noise(self) -> torch.Tensor:
+        r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws.
 
         Two draws of one image differ by their noise and by their cells; those of the other image of the pair by the same cells.
         """
-        strata = y.shape[1]
+        y, strata = self.y, self.y.shape[1]
         difference = y[:, :, 0] - y[:, :, 1]
         if not self.paired:
             return difference.square() / (4 * strata**2)
@@ -87,7 +88,7 @@ class Round:
         r"""What the Monte Carlo variance is the sum of, and its degrees of freedom at the most."""
         m, share = len(self.images), len(self.images) / frame_size
         if share == 1 and self.is_double:
-            summands = self.of_noise(self.y).flatten() / m**2
+            summands = self.noise.flatten() / m**2
             return summands, len(summands)
         between = self.between_pairs(self.d)
         between = between / (len(between) * m)
@@ -95,7 +96,7 @@ class Round:
             # The images' own part of it does not count for those that were met, and the rest is noise.
             own = min(1.0, max(self.between_before, 0.0) / max(between.sum().item() * m, 1e-300))
             return (1 - share * own) * between, len(between) - (not self.paired)
-        noise = self.of_noise(self.y).sum(dim=1)
+        noise = self.noise.sum(dim=1)
         if self.paired:
             noise = noise[: len(between)]  # an odd image has no partner
         noise = noise * (len(self.images) / (2 * len(between) if self.paired else len(between)))
@@ -115,7 +116,7 @@ class Round:
         return of_images.mean(dim=0), variance
 
     def _noise_by_bin(self, bins: torch.Tensor, num_bins: int) -> torch.Tensor:
-        r"""The sum of `of_noise` for what falls into each bin: of a square of sums the products within one bin."""
+        r"""The sum of `noise` for what falls into each bin: of a square of sums the products within one bin."""
         even = len(bins) // 2 * 2 if self.paired else 0
         noise = torch.zeros(num_bins, dtype=torch.float64)
         for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
@@ -136,6 +137,7 @@ class Sums:
     def __init__(self, edges: np.ndarray, prior: torch.Tensor, image_features: torch.Tensor, frame: np.ndarray):
         self.edges, self.prior, self.image_features, self.frame = edges, prior.double(), image_features, frame
         self.rounds: list[Round] = []
+        self._judged: tuple[int, str | None] = (0, None)
 
     def with_round(self, one: Round) -> "Sums":
         r"""These and another."""
@@ -177,7 +179,7 @@ class Sums:
     @property
     def within(self) -> float:
         r"""The variance of a draw about its image's mean."""
-        return self._over_images(lambda one: 2 * one.y.shape[1] * one.of_noise(one.y).sum().item() / len(one.images))
+        return self._over_images(lambda one: 2 * one.y.shape[1] * one.noise.sum().item() / len(one.images))
 
     @property
     def frame_variance(self) -> float:
@@ -207,7 +209,7 @@ class Sums:
             return dict.fromkeys(names)
         bounds, decoders, squares, fourths = torch.zeros(4, len(self.prior), dtype=torch.float64)
         for weight, one in zip(self.weights, self.rounds):
-            noise = one.of_noise(one.y)
+            noise = one.noise
             bounds += weight * self._known(one)
             decoders += weight * (self.image_features @ one.design.known[0])
             bounds[one.images] += weight * one.d
@@ -226,9 +228,12 @@ class Sums:
 
     def doubt(self) -> str | None:
         r"""Why the error cannot be trusted, `None` where nothing speaks against it."""
-        bins_of_rows = self._bins_of_rows
-        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
-        return doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
+        if self._judged[0] < len(self.rounds):
+            bins_of_rows = self._bins_of_rows
+            parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
+            reason = doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
+            self._judged = len(self.rounds), reason
+        return self._judged[1]
 
     def number(self) -> Number:
         r"""The estimate from all rounds, and nothing beside it."""

@@ -774,9 +774,13 @@ def keyed_noise(
         yield from noise.reshape(len(some), len(own), *shape).unbind()
 
 
-def order_of(ids: np.ndarray, frame: np.ndarray, key: int) -> np.ndarray:
-    r"""The images of `frame` in an order that the key gives."""
-    return frame[np.argsort(mix_array(key, ids[frame]))]  # no two of which are equal, but for equal ids
+def order_of(ids: np.ndarray, frame: np.ndarray, key: int, count: int | None = None) -> np.ndarray:
+    r"""The images of `frame` in an order that the key gives, or the first `count` of them."""
+    keys = mix_array(key, ids[frame])  # no two of which are equal, but for equal ids
+    if count is not None and count < len(keys):
+        first = np.argpartition(keys, count)[:count]
+        frame, keys = frame[first], keys[first]
+    return frame[np.argsort(keys)]
 
 
 # ---- ddpm_vlb/words.py ----
@@ -9016,7 +9020,7 @@ class Design:
         stratum is cut further, into as many cells as there are draws of a pair of images: a pair has cells of its own, each of
         which both visit.
         """
-        chosen = order_of(ids, frame, key)[: shape.images]
+        chosen = order_of(ids, frame, key, shape.images)
         images, strata, draws = shape
         keys = mix_array(mix_array(mix(key, 1), ids[chosen])[:, None], np.arange(strata * draws)[None])
         inside = uniform_array(mix_array(keys, 1)).reshape(shape)
@@ -9056,55 +9060,58 @@ def fit(
         values: in bits/dim, `(n,)`.
         features: of image and noise, `(n, P + Q)`, the first a constant 1.
     """
+    # In NumPy, whose calls are the cheaper ones: there are a few hundred numbers.
     widths = np.diff(edges)
     count = len(widths)
-    bin_of_row = torch.from_numpy(np.arange(count).repeat(widths))
-    bins = bin_of_row[rows]
+    bin_of_row = np.arange(count).repeat(widths)
+    y, phi = values.numpy(), features.numpy()
+    bins = bin_of_row[rows.numpy()]
     # By bins and, for their medians, by size.
-    order = torch.from_numpy(np.lexsort((values.abs().numpy(), bins.numpy())))
-    bins, values, features = bins[order], values[order], features[order]
-    counts = torch.bincount(bins, minlength=count)
+    order = np.lexsort((np.abs(y), bins))
+    bins, y, phi = bins[order], y[order], phi[order]
+    counts = np.bincount(bins, minlength=count)
+    met, first = counts > 0, counts.cumsum() - counts
     distance, kernel, smooth = _neighbours(count)
 
-    def summed(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(count, *values.shape[1:]).index_add_(0, bins, values)
+    def summed(values: np.ndarray) -> np.ndarray:
+        sums = np.zeros((count, *values.shape[1:]))
+        sums[met] = np.add.reduceat(values, first[met])
+        return sums
 
     # One image unlike all others, met in one bin, would draw all evaluations there.
-    middle = counts.cumsum(0) - counts + (counts - 1).clamp(min=0) // 2
-    limits = OUTLIER * values.abs()[middle.clamp(max=len(values) - 1)]
-    limits = torch.where(limits > 0, limits, math.inf)[bins]
-    values = values.clamp(-limits, limits)
-    totals, seen = counts.double(), counts.double().clamp(min=1.0)
+    middle = first + (counts - 1).clip(min=0) // 2
+    limits = OUTLIER * np.abs(y)[middle.clip(max=len(y) - 1)]
+    limits = np.where(limits > 0, limits, math.inf)[bins]
+    y = y.clip(-limits, limits)
+    seen = counts.clip(min=1.0)
     # Terms differ by orders of magnitude from bin to bin, their relation to the features does not: each bin learns from its
     # neighbours, in units of its own size. One that was never met is as large as the nearest that was.
-    scale = (summed(values.square()) / seen).sqrt()
-    nearest = torch.where(counts > 0, distance, math.inf).argmin(dim=1)
-    scale = scale[nearest].clamp(min=1e-300)
-    values = values / scale[bins]
-    value_means, feature_means = summed(values) / seen, summed(features) / seen[:, None]
-    values, centred = values - value_means[bins], features - feature_means[bins]
-    grams = torch.stack([part.T @ part for part in centred.split(counts.tolist())])
-    gram = (kernel @ grams.flatten(1)).view_as(grams)
-    moment = kernel @ summed(centred * values[:, None])
-    gram = gram + RIDGE * torch.eye(features.shape[1], dtype=torch.float64)
-    coefficients = torch.linalg.solve(gram, moment)
-    residuals = values - (centred * coefficients[bins]).sum(dim=1)
+    nearest = np.where(met, distance, math.inf).argmin(axis=1)
+    scale = np.sqrt(summed(y * y) / seen)[nearest].clip(min=1e-300)
+    y = y / scale[bins]
+    y_means, phi_means = summed(y) / seen, summed(phi) / seen[:, None]
+    y, centred = y - y_means[bins], phi - phi_means[bins]
+    grams = np.stack([part.T @ part for part in np.split(centred, first[1:])])
+    gram = np.tensordot(kernel, grams, axes=1) + RIDGE * np.eye(phi.shape[1])
+    moment = kernel @ summed(centred * y[:, None])
+    coefficients = np.linalg.solve(gram, moment[:, :, None])[:, :, 0]
+    residuals = y - (centred * coefficients[bins]).sum(axis=1)
     # The intercepts, for the constant feature, which its own mean has taken out of the fit.
-    value_means, feature_means = value_means[nearest], feature_means[nearest]
-    coefficients[:, 0] = value_means - (feature_means[:, 1:] * coefficients[:, 1:]).sum(dim=1)
-    fitted = (features.shape[1] - 1) * totals / (kernel @ totals).clamp(min=1.0)
-    freedom = smooth @ (totals - 1 - fitted).clamp(min=0.0)
-    variance = (smooth @ summed(residuals.square())) / freedom.clamp(min=1.0)
-    spread = variance.sqrt() * scale
-    return (coefficients * scale[:, None])[bin_of_row], spread[bin_of_row]
+    y_means, phi_means = y_means[nearest], phi_means[nearest]
+    coefficients[:, 0] = y_means - (phi_means[:, 1:] * coefficients[:, 1:]).sum(axis=1)
+    fitted = (phi.shape[1] - 1) * counts / (kernel @ counts).clip(min=1.0)
+    freedom = smooth @ (counts - 1 - fitted).clip(min=0.0)
+    variance = (smooth @ summed(residuals * residuals)) / freedom.clip(min=1.0)
+    spread = np.sqrt(variance) * scale
+    return torch.from_numpy((coefficients * scale[:, None])[bin_of_row]), torch.from_numpy(spread[bin_of_row])
 
 
 @lru_cache
-def _neighbours(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _neighbours(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     r"""Of bins: how far they are apart, and what each learns from the others of the features and of their spread."""
-    index = torch.arange(count, dtype=torch.float64)
-    distance = (index[:, None] - index).abs()
-    return distance, torch.exp(-0.5 * (distance / KERNEL) ** 2), torch.exp(-0.5 * distance**2)
+    index = np.arange(float(count))
+    distance = np.abs(index[:, None] - index)
+    return distance, np.exp(-0.5 * (distance / KERNEL) ** 2), np.exp(-0.5 * distance**2)
 
 
 def best_probabilities(edges: np.ndarray, spread: torch.Tensor) -> torch.Tensor:
@@ -10154,13 +10161,13 @@ class Round:
             return (d[0:even:2] - d[1:even:2]).square() / 2
         return (d - d.mean(dim=0)).square() * len(d) / max(len(d) - 1, 1)
 
-    def of_noise(self, y: torch.Tensor) -> torch.Tensor:
-        r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws
-        `(images, strata, 2)`.
+    @cached_property
+    def noise(self) -> torch.Tensor:
+        r"""Summands of the sum over images of the variances of their means, `(pairs or images, strata)`, from doubled draws.
 
         Two draws of one image differ by their noise and by their cells; those of the other image of the pair by the same cells.
         """
-        strata = y.shape[1]
+        y, strata = self.y, self.y.shape[1]
         difference = y[:, :, 0] - y[:, :, 1]
         if not self.paired:
             return difference.square() / (4 * strata**2)
@@ -10179,7 +10186,7 @@ class Round:
         r"""What the Monte Carlo variance is the sum of, and its degrees of freedom at the most."""
         m, share = len(self.images), len(self.images) / frame_size
         if share == 1 and self.is_double:
-            summands = self.of_noise(self.y).flatten() / m**2
+            summands = self.noise.flatten() / m**2
             return summands, len(summands)
         between = self.between_pairs(self.d)
         between = between / (len(between) * m)
@@ -10187,7 +10194,7 @@ class Round:
             # The images' own part of it does not count for those that were met, and the rest is noise.
             own = min(1.0, max(self.between_before, 0.0) / max(between.sum().item() * m, 1e-300))
             return (1 - share * own) * between, len(between) - (not self.paired)
-        noise = self.of_noise(self.y).sum(dim=1)
+        noise = self.noise.sum(dim=1)
         if self.paired:
             noise = noise[: len(between)]  # an odd image has no partner
         noise = noise * (len(self.images) / (2 * len(between) if self.paired else len(between)))
@@ -10207,7 +10214,7 @@ class Round:
         return of_images.mean(dim=0), variance
 
     def _noise_by_bin(self, bins: torch.Tensor, num_bins: int) -> torch.Tensor:
-        r"""The sum of `of_noise` for what falls into each bin: of a square of sums the products within one bin."""
+        r"""The sum of `noise` for what falls into each bin: of a square of sums the products within one bin."""
         even = len(bins) // 2 * 2 if self.paired else 0
         noise = torch.zeros(num_bins, dtype=torch.float64)
         for first, last, images, signs in ((0, even, 2, [1, -1, -1, 1]), (even, len(bins), 1, [1, -1])):
@@ -10228,6 +10235,7 @@ class Sums:
     def __init__(self, edges: np.ndarray, prior: torch.Tensor, image_features: torch.Tensor, frame: np.ndarray):
         self.edges, self.prior, self.image_features, self.frame = edges, prior.double(), image_features, frame
         self.rounds: list[Round] = []
+        self._judged: tuple[int, str | None] = (0, None)
 
     def with_round(self, one: Round) -> "Sums":
         r"""These and another."""
@@ -10269,7 +10277,7 @@ class Sums:
     @property
     def within(self) -> float:
         r"""The variance of a draw about its image's mean."""
-        return self._over_images(lambda one: 2 * one.y.shape[1] * one.of_noise(one.y).sum().item() / len(one.images))
+        return self._over_images(lambda one: 2 * one.y.shape[1] * one.noise.sum().item() / len(one.images))
 
     @property
     def frame_variance(self) -> float:
@@ -10299,7 +10307,7 @@ class Sums:
             return dict.fromkeys(names)
         bounds, decoders, squares, fourths = torch.zeros(4, len(self.prior), dtype=torch.float64)
         for weight, one in zip(self.weights, self.rounds):
-            noise = one.of_noise(one.y)
+            noise = one.noise
             bounds += weight * self._known(one)
             decoders += weight * (self.image_features @ one.design.known[0])
             bounds[one.images] += weight * one.d
@@ -10318,9 +10326,12 @@ class Sums:
 
     def doubt(self) -> str | None:
         r"""Why the error cannot be trusted, `None` where nothing speaks against it."""
-        bins_of_rows = self._bins_of_rows
-        parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
-        return doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
+        if self._judged[0] < len(self.rounds):
+            bins_of_rows = self._bins_of_rows
+            parts = [[one.y.flatten(), one.values.flatten(), bins_of_rows[one.rows].flatten()] for one in self.later]
+            reason = doubt(self.num_evaluations, *(torch.cat(part).numpy() for part in zip(*parts)))
+            self._judged = len(self.rounds), reason
+        return self._judged[1]
 
     def number(self) -> Number:
         r"""The estimate from all rounds, and nothing beside it."""
@@ -10785,7 +10796,7 @@ class DrawScorer:
         self.num_steps = self._cells.rows.shape[1]
         sizes = [size_of_terms(f)[rows.clamp(min=0)] * (rows >= 0) for f, rows in zip(forwards, self._cells.rows)]
         self.row_sizes = (torch.stack(sizes) * self._cells.factors).amax(dim=0).numpy()
-        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0))[:SPECTRUM_IMAGES]
+        chosen = order_of(ids, np.arange(len(ids)), mix(seed, 0), SPECTRUM_IMAGES)
         # Of two grids the mean of both levels, so that it does not matter which is the first.
         there = self._cells.rows >= 0
         signal = torch.stack([f.alphas_cumprod[row.clamp(min=0)].double() for f, row in zip(forwards, self._cells.rows)])
