@@ -165,6 +165,14 @@ def process_named(scheduler: Any) -> NoiseProcess | None:
     return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
 
 
+def check_levels(config: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` for a number of another process's scheduler that is none, before diffusers computes with it."""
+    process = process_named(config.get("_class_name"))
+    for name in () if process is None else process.needed:
+        if name in config and not is_number(config[name]):
+            raise ValueError(f"`{name}` must be a positive number, got {shown(config[name])}.")
+
+
 def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
     r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
     name = "DDPMScheduler" if config is None else str(config["_class_name"])
@@ -218,6 +226,19 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
         **own,
         "noise_process": original,
     }
+
+
+def check_as_ddpm(noise_process: Any, prediction_type: str, variance_type: str) -> None:
+    r"""Raise `ValueError` for settings of a `VLBDDPMScheduler` that the network of another process does not have: what it says
+    is read as an image, and nothing as a variance."""
+    if noise_process is None:
+        return
+    if process_named(noise_process.get("_class_name")) is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(noise_process.get('_class_name'))}.")
+    if prediction_type != "sample":
+        raise ValueError(f"`prediction_type` must be 'sample' with a `noise_process`, got {prediction_type!r}.")
+    if variance_type.startswith("learned"):
+        raise ValueError(f"`variance_type` must be a fixed one with a `noise_process`, got {variance_type!r}.")
 
 
 def _check_named(config: Mapping[str, Any]) -> None:

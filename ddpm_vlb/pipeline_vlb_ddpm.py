@@ -32,7 +32,7 @@ from .hub.push import check_repository, push_folder
 from .hub.repository import saving, strip_paths
 from .likelihoods.classify import classify
 from .likelihoods.full_sweep import sweep_images
-from .model.kinds import KnownModule, network_of
+from .model.kinds import KnownModule, check_module, network_of
 from .model.memory import check_batch_size
 from .model.network import Network, unwrapped
 from .model.preconditioned import preconditioned
@@ -427,7 +427,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     @property
     def network(self) -> Network:
         r"""The network as scoring sees it."""
-        network = network_of(self.unet, self._execution_device, self.network_kwargs)
+        network = network_of(check_module(self.unet), self._execution_device, self.network_kwargs)
         return preconditioned(network, self.scheduler).with_autocast(self.autocast)
 
     def scorer(

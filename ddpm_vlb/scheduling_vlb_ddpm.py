@@ -32,7 +32,7 @@ from .model.stepping import (
     step_coefficients,
     variance_of,
 )
-from .noise_processes import as_ddpm, as_saved
+from .noise_processes import as_ddpm, as_saved, check_as_ddpm
 from .outputs import VLBDDPMSchedulerOutput
 from .pixel_grid import to_grid
 from .scheduling_bound import BoundMixin, is_default
@@ -125,6 +125,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         unlabelled_class: int | None = None,
     ):
         check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
+        check_as_ddpm(noise_process, prediction_type, variance_type)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,

@@ -391,9 +391,24 @@ def test_a_prompt_is_given_to_a_conditional_unet(pictures):
     [
         (None, r"`network_kwargs` must hold 'encoder_hidden_states' for this network, a prompt's embeddings \(P, length, 6\)"),
         ({"encoder_hidden_states": torch.zeros(1, 5, 7)}, r"got encoder_hidden_states of shape \(1, 5, 7\)"),
-        ({"encoder_hidden_state": torch.zeros(1, 5, 6)}, "must name arguments of UNet2DConditionModel"),
+        (
+            {"encoder_hidden_state": torch.zeros(1, 5, 6)},
+            "must name what this UNet2DConditionModel is given.*'encoder_hidden_st",
+        ),
         ({"encoder_hidden_states": "a cat"}, "must be tensors with a row for each condition"),
-        ({"encoder_hidden_states": torch.zeros(2, 5, 6), "timestep_cond": torch.zeros(3, 4)}, "as many rows each"),
+        ({"encoder_hidden_states": torch.zeros(2, 5, 6), "encoder_attention_mask": torch.ones(3, 5)}, "as many rows each"),
+        ({"encoder_hidden_states": torch.zeros(1, 5, 6, dtype=torch.int64)}, r"of shape \(1, 5, 6\) and torch.int64"),
+        ({"encoder_hidden_states": torch.full((1, 5, 6), torch.nan)}, "must be finite numbers, got others in encoder_hidden"),
+        # Of these it would make no use: other numbers in the report, and the same bound.
+        *(
+            ({"encoder_hidden_states": torch.zeros(1, 5, 6), name: torch.zeros(1, 4)}, f"mask, got '{name}'")
+            for name in ("class_labels", "added_cond_kwargs", "mid_block_additional_residual", "timestep", "return_dict")
+        ),
+        # What only a call of the network tells.
+        (
+            {"encoder_hidden_states": torch.zeros(1, 5, 6), "encoder_attention_mask": torch.ones(1, 4)},
+            r"must fit the network, got encoder_hidden_states \(1, 5, 6\), encoder_attention_mask \(1, 4\): ",
+        ),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(pictures, network_kwargs, message):

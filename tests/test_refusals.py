@@ -7,22 +7,32 @@ import pytest
 import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
+    DDIMInverseScheduler,
+    DDIMParallelScheduler,
+    DDPMParallelScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     LCMScheduler,
     SCMScheduler,
+    ScoreSdeVeScheduler,
     TCDScheduler,
 )
 from tiny import generator, quiet, tiny_condition, tiny_dit, tiny_unet
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb import FunctionModel, VLBDDPMPipeline, VLBDDPMScheduler, upgrade_scheduler
 from ddpm_vlb.calibration import calibrate, describe
+from ddpm_vlb.checkpoints import CheckpointError
+from ddpm_vlb.checkpoints.parts import load_parts
 from ddpm_vlb.cli import main
 from ddpm_vlb.data import images_to_levels, load_images, quantize
 from ddpm_vlb.evaluation import compare, evaluate
+from ddpm_vlb.likelihoods.importance_weighted import importance_weighted_nll
+from ddpm_vlb.likelihoods.rate_distortion import rate_distortion
 
 TWO_BLOCKS = {
     "block_out_channels": (4, 4),
@@ -96,6 +106,65 @@ def test_sizes_that_cannot_be_halved(images):
     assert pipe_of(sample_size=None).evaluate_nll(odd, num_inference_steps=2).bits_per_dim.isfinite().all()
 
 
+def test_networks_that_bring_any_size_up_again(images):
+    states, odd = {"encoder_hidden_states": torch.ones(1, 3, 6)}, images[:, :, :7]
+    blocks = {"block_out_channels": (4, 4), "down_block_types": ("CrossAttnDownBlock2D",) * 2}
+    unet = tiny_condition(sample_size=(7, 8), up_block_types=("CrossAttnUpBlock2D",) * 2, **blocks)
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(20, num_pixel_levels=17), states))
+    assert pipe.evaluate_nll(odd, num_inference_steps=2).bits_per_dim.isfinite().all()
+    # Its embedding is of the timestep, not of its logarithm.
+    unet = tiny_condition(time_embedding_type="fourier")
+    pipe = quiet(VLBDDPMPipeline(unet, VLBDDPMScheduler(20, num_pixel_levels=17), states))
+    assert pipe.evaluate_nll(images, num_inference_steps=2).bits_per_dim.isfinite().all()
+
+
+def test_conditions_that_a_network_makes_no_use_of(images):
+    labels = {"class_labels": torch.zeros(1, 4)}
+    for unet, settings in ((tiny_unet(), {}), (tiny_unet(num_class_embeds=3), {"class_labels": 1}), (tiny_dit(), {})):
+        own = VLBDDPMScheduler(20, num_pixel_levels=17)
+        for way in every_way(never_asked(quiet(VLBDDPMPipeline(unet, own, labels))), images, **settings):
+            with pytest.raises(ValueError, match="beside latents, timesteps and labels, nothing, got 'class_labels'"):
+                way()
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(class_embed_type="identity"), VLBDDPMScheduler(20, num_pixel_levels=17), labels))
+    for way in every_way(pipe, images):
+        with pytest.raises(ValueError, match=r"`network_kwargs` must fit the network, got class_labels \(1, 4\): "):
+            way()
+
+
+def test_a_module_that_says_nothing_of_its_images(images):
+    for function in (torch.nn.Conv2d(1, 1, 1), lambda x, t: x):
+        with pytest.raises(ValueError, match="`ddpm_vlb.FunctionModel` makes a network of any module or function"):
+            VLBDDPMPipeline(function, VLBDDPMScheduler(20, num_pixel_levels=17)).evaluate_nll(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_that_work_in_place(images, dtype):
+    r"""What they do to their arguments reaches nothing of ours."""
+    convolution = torch.nn.Conv2d(1, 1, 3, padding=1, dtype=dtype)
+    scheduler = VLBDDPMScheduler(20, num_pixel_levels=17)
+
+    def in_place(x, t):
+        t.mul_(0)
+        return convolution(x.relu_())
+
+    one, other = (
+        quiet(VLBDDPMPipeline(FunctionModel(function, (1, 8, 8)).to(dtype), scheduler))
+        for function in (in_place, lambda x, t: convolution(x.relu()))
+    )
+    for pipe in (one, other):
+        pipe.unet.convolution = convolution
+    numbers = [
+        (
+            pipe.evaluate_nll(images, generator=generator()).bits_per_dim,
+            importance_weighted_nll(pipe, images, k=2).bits_per_dim,
+            rate_distortion(pipe, images).distortion,
+            pipe(2, generator(), output_type="pt").images,
+        )
+        for pipe in (one, other)
+    ]
+    assert all(torch.equal(*pair) for pair in zip(*numbers))
+
+
 def test_networks_that_are_conditional_on_another_picture(images, tmp_path, capsys):
     for kind, network in (("unet", tiny_unet(3, 1)), ("dit", tiny_dit(in_channels=3)), ("unet", tiny_unet(4, 3))):
         pipe = quiet(VLBDDPMPipeline(network, VLBDDPMScheduler(20, num_pixel_levels=17)))
@@ -162,6 +231,105 @@ def test_grids_that_do_not_descend(images):
     with pytest.raises(ValueError, match="`noise_process` must be of a known scheduler, got 'LCMScheduler'"):
         own = VLBDDPMScheduler(20, num_pixel_levels=17, noise_process={"_class_name": "LCMScheduler"})
         never_asked(quiet(VLBDDPMPipeline(tiny_unet(), own))).evaluate_nll(images)
+
+
+FLOW = FlowMatchEulerDiscreteScheduler
+
+
+@pytest.mark.parametrize("named", ["CosineDPMSolverMultistepScheduler", "RectifiedFlowScheduler", ["EDMEulerScheduler"], 7])
+@pytest.mark.parametrize("has_index", [False, True])
+def test_schedulers_that_diffusers_does_not_have(named, has_index, tmp_path):
+    r"""Read with the defaults of a DDPM they would give a number that looks right."""
+    DDPMPipeline(tiny_unet(), EDMEulerScheduler()).save_pretrained(tmp_path)
+    file, index = tmp_path / "scheduler" / "scheduler_config.json", tmp_path / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": named}))
+    if has_index:
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", named]}))
+    else:
+        index.unlink()
+    with pytest.raises(CheckpointError):
+        VLBDDPMPipeline.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="must have a scheduler that diffusers has here, got _class_name = "):
+        load_parts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("indexed", "configured"),
+    [(DDPMScheduler, FLOW), (EDMEulerScheduler, DDPMScheduler), (DDPMScheduler, LCMScheduler), (FLOW, EDMEulerScheduler)],
+)
+def test_an_index_and_a_configuration_that_disagree(indexed, configured, tmp_path):
+    DDPMPipeline(tiny_unet(), indexed()).save_pretrained(tmp_path)
+    configured().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(CheckpointError, match=f"got '{indexed.__name__}' and '{configured.__name__}' in"):
+        VLBDDPMPipeline.from_pretrained(tmp_path)
+    pipe = VLBDDPMPipeline.from_pretrained(tmp_path, scheduler=DDPMScheduler(20))  # as the user says
+    assert pipe.scheduler.config.noise_process is None
+    # Those of DDPMs stand for each other.
+    DDPMPipeline(tiny_unet(), DDPMScheduler(30)).save_pretrained(tmp_path)
+    EulerDiscreteScheduler(30).save_pretrained(tmp_path / "scheduler")
+    assert VLBDDPMPipeline.from_pretrained(tmp_path).scheduler.config.num_train_timesteps == 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prediction_type": "epsilon"}, "`prediction_type` must be 'sample' with a `noise_process`, got 'epsilon'"),
+        ({"variance_type": "learned_range"}, "`variance_type` must be a fixed one with a `noise_process`, got 'learned_range'"),
+    ],
+)
+@pytest.mark.parametrize("scheduler", [FLOW, EDMEulerScheduler, ScoreSdeVeScheduler])
+def test_settings_that_another_process_does_not_have(scheduler, settings, message, tmp_path):
+    own = upgrade_scheduler(scheduler(), 20)
+    with pytest.raises(ValueError, match=message):
+        VLBDDPMScheduler.from_config(own.config, **settings)
+    quiet(VLBDDPMPipeline(tiny_unet(), own)).save_pretrained(tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    config["vlb_ddpm"].update(settings)
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        VLBDDPMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shift", ["three", None, [3.0]])
+def test_a_shift_that_is_no_number(shift, tmp_path):
+    DDPMPipeline(tiny_unet(), FLOW()).save_pretrained(tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shift": shift}))
+    with pytest.raises(CheckpointError, match="`shift` must be a positive number, got "):
+        VLBDDPMPipeline.from_pretrained(tmp_path)
+
+
+def test_a_shift_that_was_set(images):
+    moved, made = FLOW(), FLOW(shift=3.0)
+    moved.set_shift(3.0)
+    scores = [
+        quiet(VLBDDPMPipeline(tiny_unet(), upgrade_scheduler(scheduler, 20))).evaluate_nll(
+            quantize(images, 256), 64, generator()
+        )
+        for scheduler in (moved, made, FLOW())
+    ]
+    assert torch.equal(scores[0].bits_per_dim, scores[1].bits_per_dim)
+    assert not torch.equal(scores[0].bits_per_dim, scores[2].bits_per_dim)
+
+
+@pytest.mark.parametrize("scheduler", [DDPMParallelScheduler, DDIMParallelScheduler, DDIMInverseScheduler])
+def test_further_schedulers_of_ddpms(images, scheduler, tmp_path):
+    DDPMPipeline(tiny_unet(), scheduler(20)).save_pretrained(tmp_path)
+    scores = []
+    for own in ({}, {"scheduler": DDPMScheduler(20, clip_sample=True)}):
+        pipe = quiet(VLBDDPMPipeline.from_pretrained(tmp_path, **own))
+        pipe.scheduler.register_to_config(num_pixel_levels=17)
+        scores.append(pipe.evaluate_nll(images, generator=generator()).bits_per_dim)
+    assert torch.equal(*scores)
+
+
+def test_networks_without_a_timestep_between_two(images):
+    function = FunctionModel(lambda x, t: x, (1, 8, 8))
+    pipe = quiet(VLBDDPMPipeline(function, upgrade_scheduler(EDMEulerScheduler(), 20)))
+    for way in every_way(never_asked(pipe), quantize(images, 256)):
+        with pytest.raises(ValueError, match="must take fractions of a timestep .*, got a function of which `takes_fractions"):
+            way()
 
 
 def test_patches_that_do_not_fit(images):

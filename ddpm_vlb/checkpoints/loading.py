@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DDPMPipeline, DDPMScheduler
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import logging
 from huggingface_hub import _CACHED_NO_EXIST, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -30,11 +29,19 @@ from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_sc
 from ..model.kinds import DEFAULT_MODULE, known_module_class
 from ..model.network import Network
 from ..model.stepping import variance_of
-from ..noise_processes import as_ddpm, process_named
+from ..noise_processes import as_ddpm, check_levels, process_named
 from ..parametrizations import KEPT_UNDER
 from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
-from .parts import CheckpointError, download_options, download_parts, indexed_folder, not_a_network
+from .parts import (
+    CheckpointError,
+    check_one_scheduler,
+    download_options,
+    download_parts,
+    indexed_folder,
+    is_of_ddpms,
+    not_a_network,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -154,6 +161,7 @@ def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
     Raises:
         ValueError: a file that is too large or no mapping, a key longer than any that is known, a value that cannot be meant.
     """
+    read: dict[str, dict] = {}
     for file, check in CONFIGURATIONS.items():
         path = Path(folder, file)
         given = "unet" if check is check_network_config else "scheduler"
@@ -172,6 +180,13 @@ def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
             raise ValueError(f"`{file}` must have keys of at most {MAX_KEY_LENGTH} characters, got {shown(long)}.")
         if check is not None:
             check(config)
+        if check is check_scheduler_config:
+            check_levels(config)
+            read["scheduler"] = config
+        elif check is None:
+            read["index"] = config
+    if len(read) == 2:
+        check_one_scheduler(read["index"], read["scheduler"], str(folder))
     return folder
 
 
@@ -303,6 +318,9 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
     stock = getattr(scheduler, "config", {})
     config = {key: getattr(stock, key, value) for key, value in stock.items()}
     if (process := process_named(type(scheduler).__name__)) is not None:
+        if "shift" in config:
+            # `set_shift` leaves the configuration as it was.
+            config["shift"] = vars(scheduler).get("_shift", config["shift"])
         own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
         read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
         logger.warning(
@@ -311,7 +329,7 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         )
         return read
     if not isinstance(scheduler, DDPMScheduler):
-        compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
+        compatible = is_of_ddpms(type(scheduler).__name__)
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
         if not compatible or "beta_schedule" not in config or others:
             distilled = type(scheduler).__name__ in DISTILLED

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import diffusers
 from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from huggingface_hub import snapshot_download
 
 from ..checks import shown
@@ -32,6 +33,8 @@ DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 DEPRECATED = "deprecated"
+# For the networks of DDPMs, beside diffusers' own list of these.
+LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
@@ -146,9 +149,7 @@ def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
         if name == "unet":
             cls = network_class(named, str(folder))
         else:
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+            cls = scheduler_class(named, str(folder))
         options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
         parts[name] = cast(Any, cls).from_pretrained(folder, subfolder=subfolder, **options)
     return parts
@@ -160,6 +161,37 @@ def network_class(name: Any, folder: str) -> type:
     if cls is None:
         raise not_a_network(folder, str(name))
     return cls
+
+
+def scheduler_class(name: Any, folder: str) -> type:
+    r"""The class of schedulers that a configuration names, or `CheckpointError`: what it is decides whether it can be scored.
+    One that says nothing, or is ours, is a DDPM's."""
+    cls = DDPMScheduler if name in (None, "VLBDDPMScheduler") else getattr(diffusers, str(name), None)
+    # Of what needs a library that is not here diffusers has a placeholder, which is no scheduler.
+    if not isinstance(cls, type) or not issubclass(cls, SchedulerMixin):
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must have a scheduler that diffusers has here, got"
+            f" _class_name = {shown(name)} in the scheduler_config.json of {folder!r}."
+        )
+    return cls
+
+
+def check_one_scheduler(index: Mapping[str, Any], config: Mapping[str, Any], folder: str) -> None:
+    r"""Raise `CheckpointError` where index and configuration name schedulers for networks of different kinds: one of them is
+    wrong, and which, nothing tells. Those of DDPMs stand for each other."""
+    entry = index.get("scheduler")
+    named = [entry[1] if isinstance(entry, (list, tuple)) and len(entry) == 2 else None, config.get("_class_name")]
+    if None not in named and len({"a DDPM's" if is_of_ddpms(name) else name for name in named}) > 1:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must name one scheduler in its index and in its scheduler_config.json, got"
+            f" {shown(named[0])} and {shown(named[1])} in {folder!r}."
+        )
+
+
+def is_of_ddpms(scheduler: Any) -> bool:
+    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
+    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
+    return scheduler in own and process_named(scheduler) is None
 
 
 def not_a_network(folder: str, name: str) -> CheckpointError:

@@ -117,7 +117,9 @@ def detect(arguments: argparse.Namespace, output: Path) -> None:
         **data_settings(data),
         "quantized": arguments.quantize,
         "seed": arguments.seed,
+        "dtype": detector.scorer.network.precision,
         "network_sha256": detector.scorer.network.sha256(),
+        "condition_sha256": detector.scorer.network.condition_sha256,
         "timesteps": detector.timesteps,
     }
     result = result_of(detector, detection, arguments.alpha, arguments.fdr, anomalous) | {"config": settings}

@@ -211,7 +211,7 @@ class Flow:
     def __init__(self, scorer: Scorer, trained):
         forward = scorer.reverse.forward
         if not scorer.network.takes_fractions:
-            raise ValueError("`unet` must take fractions of a timestep, got one with a learned table of them.")
+            raise ValueError(f"`unet` must take fractions of a timestep, got {scorer.network.why_no_fractions}.")
         if scorer.network.is_half:
             raise ValueError(
                 "`unet` must be in float32 or float64 for the ODE, whose solver would follow the rounding, got"

@@ -71,7 +71,8 @@ class FunctionModel(torch.nn.Module):
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None) -> UNet2DOutput:
         r"""As `UNet2DModel`."""
         arguments = () if class_labels is None else (class_labels,)
-        output = self.function(sample, timestep.expand(len(sample)), *arguments)
+        # A copy: a function that works in place would change the latents that its prediction is compared with.
+        output = self.function(sample.clone(), timestep.expand(len(sample)).clone(), *arguments)
         expected = (len(sample), self.config["out_channels"], *sample.shape[2:])
         if not isinstance(output, torch.Tensor) or output.shape != expected:
             got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -81,6 +82,9 @@ class FunctionModel(torch.nn.Module):
 
 class FunctionNetwork(Network):
     r"""A `FunctionModel`."""
+
+    takes = ()
+    why_no_fractions = "a function of which `takes_fractions=True` does not say so"
 
     def __init__(self, module: Any, device: torch.device | None = None):
         super().__init__(module, device)

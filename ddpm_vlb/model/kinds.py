@@ -37,6 +37,9 @@ class UNetNetwork(Network):
         self.num_classes = getattr(config, "num_class_embeds", None)
         self.size_multiple = 2 ** max(len(getattr(config, "down_block_types", None) or ()) - 1, 0)
         self._time_embedding = getattr(config, "time_embedding_type", "positional")
+        self._takes_logarithm = self._time_embedding == "fourier"
+        if isinstance(getattr(module, "_orig_mod", module), UNet2DModel):
+            self.takes = ()
         embedding = getattr(config, "class_embed_type", None)
         if embedding is not None:  # in place of a table
             self.num_classes = None
@@ -47,7 +50,7 @@ class UNetNetwork(Network):
 
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
-        if self._time_embedding == "fourier" and min(timesteps, default=1) <= 0:
+        if self._takes_logarithm and min(timesteps, default=1) <= 0:
             raise ValueError(
                 f"`unet` must have an embedding of timestep {min(timesteps):g}, got time_embedding_type='fourier', which takes"
                 " the timestep's logarithm. `inference_timesteps` can name a grid without it."
@@ -74,6 +77,8 @@ class DiTNetwork(Network):
     Attributes:
         size_multiple: the side of its patches.
     """
+
+    takes = ()
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
@@ -119,6 +124,10 @@ class ConditionNetwork(UNetNetwork):
                 f"`unet` must not be distilled from a guided network, got time_cond_proj_dim={config.time_cond_proj_dim}, an"
                 " input for the scale of guidance: what it says is no denoiser's prediction, and no bound is known of it."
             )
+        # It brings any size up again to what it was, and has the timestep, not its logarithm, where that is not in a table.
+        self.size_multiple = 1
+        self._takes_logarithm = False
+        self.takes = ("encoder_attention_mask", "attention_mask")
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
         words += ", or be made of a `prompt` where the checkpoint has a text encoder"
@@ -142,10 +151,15 @@ class ConditionNetwork(UNetNetwork):
         r"""As `Network.with_conditions`."""
         network = super().with_conditions(conditions)
         states = self.conditions["encoder_hidden_states"]
-        if states.ndim != 3 or isinstance(self._width, int) and states.shape[2] != self._width:
+        if (
+            states.ndim != 3
+            or not states.is_floating_point()
+            or isinstance(self._width, int)
+            and states.shape[2] != self._width
+        ):
             raise ValueError(
                 f"`network_kwargs` must hold {self.needs['encoder_hidden_states']}, got encoder_hidden_states of shape"
-                f" {tuple(states.shape)}."
+                f" {tuple(states.shape)} and {states.dtype}."
             )
         return network
 
@@ -165,6 +179,16 @@ DEFAULT_MODULE = UNet2DModel
 def add_network(module_class: type, network_class: type[Network]) -> None:
     r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
     _KINDS.append((module_class, network_class))
+
+
+def check_module(module: Any) -> Any:
+    r"""The module, or `ValueError` for one that does not say what its images are."""
+    if not isinstance(module, Network) and not hasattr(getattr(unwrapped(module), "_orig_mod", unwrapped(module)), "config"):
+        raise ValueError(
+            f"`unet` must be a {' or a '.join(known_names())}, or say what its images are in a `config` like one, got a"
+            f" {type(module).__name__}. `ddpm_vlb.FunctionModel` makes a network of any module or function."
+        )
+    return module
 
 
 def network_of(

@@ -42,7 +42,7 @@ def filled(rows: torch.Tensor, size: int, full: int) -> torch.Tensor:
     return torch.cat([rows, rows[:1].expand(full - size, *rows.shape[1:])])
 
 
-def out_of_memory(error: RuntimeError) -> str | None:
+def out_of_memory(error: Exception) -> str | None:
     r"""What an error says, in a sentence, if it is that memory does not suffice."""
     said = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in said or "out of memory" in said:

@@ -19,7 +19,7 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from diffusers.utils import logging
 
-from ..checks import nan_unless_finite, shown
+from ..checks import nan_unless_finite
 from ..noise import to_device
 from ..words import counted
 from .conditions import Conditions
@@ -73,9 +73,10 @@ class Network:
         size: their (height, width), `None` where it takes any.
         out_channels: of its output, `None` where nothing tells.
         num_classes: of a class-conditional network, else `None`.
-        takes_fractions: whether it can be asked between timesteps.
+        takes_fractions: whether it can be asked between timesteps, and `why_no_fractions` what it is, if not.
         conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
         needs: names without which it cannot be asked, and what each is, in words.
+        takes: further names that it makes use of; `None` for all arguments of the module that a call does not give itself.
         halves, most: whether calls that do not fit into memory are made in halves, and of how many images they are then.
         autocast: of `torch.autocast` around each call of the module, whose weights keep their own dtype; `None` for none.
     """
@@ -85,7 +86,9 @@ class Network:
     out_channels: int | None = None
     num_classes: int | None = None
     takes_fractions: bool = True
+    why_no_fractions: str = "one with a learned table of them"
     needs: Mapping[str, str] = {}
+    takes: Sequence[str] | None = None
     halves: bool = False
     most: int | None = None
     autocast: torch.dtype | None = None
@@ -124,8 +127,12 @@ class Network:
             size = min(len(noisy_samples), self.most or len(noisy_samples))
             try:
                 return self._in_parts(noisy_samples, on_device, labels, size)
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 reason = out_of_memory(error)
+                if reason is None and self.conditions:
+                    shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in self.conditions.items())
+                    said = str(error).strip().split("\n")[0]
+                    raise ValueError(f"`network_kwargs` must fit the network, got {shapes}: {said}") from error
                 if reason is None:
                     raise
             # Here, where the error and all that it holds in memory are gone.
@@ -203,20 +210,12 @@ class Network:
             ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
         """
         conditions = conditions if isinstance(conditions, Conditions) else Conditions(conditions or {})
-        known = inspect.signature(self.module.forward).parameters if conditions else {}
-        counts = set()
-        for name, rows in conditions.items():
-            if name not in known and name not in self.needs:
-                raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
-            if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
-                raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
-            counts.add(len(rows))
-        for name, words in self.needs.items():
-            if name not in conditions:
-                raise ValueError(f"`network_kwargs` must hold {name!r} for this network, {words}, got {sorted(conditions)}.")
-        if len(counts) > 1:
-            raise ValueError(f"`network_kwargs` must have as many rows each, got {sorted(counts)}.")
-        count = counts.pop() if counts else 1
+        takes = self.takes
+        if takes is None:
+            takes = [name for name in list(inspect.signature(self.module.forward).parameters)[2:] if name != "return_dict"]
+        # Classes of its own come with the images.
+        takes = [name for name in takes if name != "class_labels" or self.num_classes is None]
+        count = conditions.check(type(self.module).__name__, self.needs, takes)
         if count > 1 and self.num_classes is not None:
             raise ValueError(f"`network_kwargs` must have one row for a network with classes of its own, got {count}.")
         self.conditions = conditions

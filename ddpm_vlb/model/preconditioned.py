@@ -25,6 +25,7 @@ class PreconditionedNetwork(Network):
         self._network, self._process, self._config, self._log_sigmas = network, process, config, log_sigmas
         self.channels, self.size, self.out_channels = network.channels, network.size, network.out_channels
         self.num_classes, self.conditions = network.num_classes, network.conditions
+        self.takes_fractions, self.why_no_fractions = network.takes_fractions, network.why_no_fractions
 
     def with_module(self, module: torch.nn.Module) -> Network:
         r"""As `Network.with_module`."""
@@ -57,7 +58,8 @@ class PreconditionedNetwork(Network):
         r"""As `Network.check`."""
         if not self._network.takes_fractions:
             raise ValueError(
-                f"`unet` must take fractions of a timestep for {self._process.name} networks, got one with a learned table."
+                f"`unet` must take fractions of a timestep for {self._process.name} networks, got"
+                f" {self._network.why_no_fractions}."
             )
         asked = self.preconditioning(torch.tensor([float(step) for step in timesteps])).noise.tolist()
         self._network.check(asked, size)

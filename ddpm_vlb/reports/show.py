@@ -110,6 +110,8 @@ def _error_lines(report: Report) -> Iterator[str]:
         yield f"these images: Monte Carlo error at most {report['monte_carlo_error']:.4f}"
     if "half_precision_bias" in report:
         yield half_precision_line(report["half_precision_bias"], config["dtype"])
+    elif config["dtype"] not in ("float32", "float64"):
+        yield f"{config['dtype']} instead of float32: by how much that changes the number was not measured"
 
 
 def _setting_lines(report: Report) -> Iterator[str]:

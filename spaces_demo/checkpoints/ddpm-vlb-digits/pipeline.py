@@ -809,6 +809,7 @@ r"""What a network is given besides latents and timesteps: tensors by the names 
 
 
 
+
 class Conditions(dict[str, torch.Tensor]):
     r"""Tensors of P rows each, by the names of a network's arguments.
 
@@ -820,6 +821,39 @@ class Conditions(dict[str, torch.Tensor]):
     def __init__(self, tensors: Mapping[str, torch.Tensor], prompt: Sequence[str] | None = None):
         super().__init__(tensors)
         self.prompt = None if prompt is None else list(prompt)
+
+    def check(self, network: str, needs: Mapping[str, str], takes: Sequence[str]) -> int:
+        r"""P, 1 of nothing.
+
+        Args:
+            network: its class.
+            needs: names without which it cannot be asked, and what each is, in words.
+            takes: further ones that it makes use of.
+
+        Raises:
+            ValueError: one that it makes no use of, which would be in the report and in no number; one that it needs and is not
+                given; what is no tensor of finite numbers with a row for each condition.
+        """
+        counts = set()
+        for name, rows in self.items():
+            if name not in (*needs, *takes):
+                names = " or ".join((*needs, *takes)) or "nothing"
+                raise ValueError(
+                    f"`network_kwargs` must name what this {network} is given beside latents, timesteps and labels, {names},"
+                    f" got {shown(name)}."
+                )
+            if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
+                raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
+            # A mask that is added to what it masks has infinities.
+            if not name.endswith("mask") and not rows.is_meta and not bool(torch.isfinite(rows).all()):
+                raise ValueError(f"`network_kwargs` must be finite numbers, got others in {name}.")
+            counts.add(len(rows))
+        for name, words in needs.items():
+            if name not in self:
+                raise ValueError(f"`network_kwargs` must hold {name!r} for this network, {words}, got {sorted(self)}.")
+        if len(counts) > 1:
+            raise ValueError(f"`network_kwargs` must have as many rows each, got {sorted(counts)}.")
+        return counts.pop() if counts else 1
 
 
 # ---- ddpm_vlb/model/digests.py ----
@@ -900,7 +934,7 @@ def filled(rows: torch.Tensor, size: int, full: int) -> torch.Tensor:
     return torch.cat([rows, rows[:1].expand(full - size, *rows.shape[1:])])
 
 
-def out_of_memory(error: RuntimeError) -> str | None:
+def out_of_memory(error: Exception) -> str | None:
     r"""What an error says, in a sentence, if it is that memory does not suffice."""
     said = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in said or "out of memory" in said:
@@ -984,9 +1018,10 @@ class Network:
         size: their (height, width), `None` where it takes any.
         out_channels: of its output, `None` where nothing tells.
         num_classes: of a class-conditional network, else `None`.
-        takes_fractions: whether it can be asked between timesteps.
+        takes_fractions: whether it can be asked between timesteps, and `why_no_fractions` what it is, if not.
         conditions: what it is given besides, tensors of P rows by the names of its arguments (`with_conditions`).
         needs: names without which it cannot be asked, and what each is, in words.
+        takes: further names that it makes use of; `None` for all arguments of the module that a call does not give itself.
         halves, most: whether calls that do not fit into memory are made in halves, and of how many images they are then.
         autocast: of `torch.autocast` around each call of the module, whose weights keep their own dtype; `None` for none.
     """
@@ -996,7 +1031,9 @@ class Network:
     out_channels: int | None = None
     num_classes: int | None = None
     takes_fractions: bool = True
+    why_no_fractions: str = "one with a learned table of them"
     needs: Mapping[str, str] = {}
+    takes: Sequence[str] | None = None
     halves: bool = False
     most: int | None = None
     autocast: torch.dtype | None = None
@@ -1035,8 +1072,12 @@ class Network:
             size = min(len(noisy_samples), self.most or len(noisy_samples))
             try:
                 return self._in_parts(noisy_samples, on_device, labels, size)
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 reason = out_of_memory(error)
+                if reason is None and self.conditions:
+                    shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in self.conditions.items())
+                    said = str(error).strip().split("\n")[0]
+                    raise ValueError(f"`network_kwargs` must fit the network, got {shapes}: {said}") from error
                 if reason is None:
                     raise
             # Here, where the error and all that it holds in memory are gone.
@@ -1114,20 +1155,12 @@ class Network:
             ValueError: an argument that the module has not or that it needs and is not given, tensors that do not fit.
         """
         conditions = conditions if isinstance(conditions, Conditions) else Conditions(conditions or {})
-        known = inspect.signature(self.module.forward).parameters if conditions else {}
-        counts = set()
-        for name, rows in conditions.items():
-            if name not in known and name not in self.needs:
-                raise ValueError(f"`network_kwargs` must name arguments of {type(self.module).__name__}, got {shown(name)}.")
-            if not isinstance(rows, torch.Tensor) or rows.ndim < 1 or not len(rows):
-                raise ValueError(f"`network_kwargs` must be tensors with a row for each condition, got {name} = {shown(rows)}.")
-            counts.add(len(rows))
-        for name, words in self.needs.items():
-            if name not in conditions:
-                raise ValueError(f"`network_kwargs` must hold {name!r} for this network, {words}, got {sorted(conditions)}.")
-        if len(counts) > 1:
-            raise ValueError(f"`network_kwargs` must have as many rows each, got {sorted(counts)}.")
-        count = counts.pop() if counts else 1
+        takes = self.takes
+        if takes is None:
+            takes = [name for name in list(inspect.signature(self.module.forward).parameters)[2:] if name != "return_dict"]
+        # Classes of its own come with the images.
+        takes = [name for name in takes if name != "class_labels" or self.num_classes is None]
+        count = conditions.check(type(self.module).__name__, self.needs, takes)
         if count > 1 and self.num_classes is not None:
             raise ValueError(f"`network_kwargs` must have one row for a network with classes of its own, got {count}.")
         self.conditions = conditions
@@ -1384,6 +1417,9 @@ class UNetNetwork(Network):
         self.num_classes = getattr(config, "num_class_embeds", None)
         self.size_multiple = 2 ** max(len(getattr(config, "down_block_types", None) or ()) - 1, 0)
         self._time_embedding = getattr(config, "time_embedding_type", "positional")
+        self._takes_logarithm = self._time_embedding == "fourier"
+        if isinstance(getattr(module, "_orig_mod", module), UNet2DModel):
+            self.takes = ()
         embedding = getattr(config, "class_embed_type", None)
         if embedding is not None:  # in place of a table
             self.num_classes = None
@@ -1394,7 +1430,7 @@ class UNetNetwork(Network):
 
     def check(self, timesteps: Sequence[float], size: Sequence[int] | None) -> None:
         r"""Raise `ValueError` where it cannot be asked at one of these timesteps, or about images of this (height, width)."""
-        if self._time_embedding == "fourier" and min(timesteps, default=1) <= 0:
+        if self._takes_logarithm and min(timesteps, default=1) <= 0:
             raise ValueError(
                 f"`unet` must have an embedding of timestep {min(timesteps):g}, got time_embedding_type='fourier', which takes"
                 " the timestep's logarithm. `inference_timesteps` can name a grid without it."
@@ -1421,6 +1457,8 @@ class DiTNetwork(Network):
     Attributes:
         size_multiple: the side of its patches.
     """
+
+    takes = ()
 
     def __init__(self, module: torch.nn.Module, device: torch.device | None = None):
         super().__init__(module, device)
@@ -1466,6 +1504,10 @@ class ConditionNetwork(UNetNetwork):
                 f"`unet` must not be distilled from a guided network, got time_cond_proj_dim={config.time_cond_proj_dim}, an"
                 " input for the scale of guidance: what it says is no denoiser's prediction, and no bound is known of it."
             )
+        # It brings any size up again to what it was, and has the timestep, not its logarithm, where that is not in a table.
+        self.size_multiple = 1
+        self._takes_logarithm = False
+        self.takes = ("encoder_attention_mask", "attention_mask")
         self._width = config.encoder_hid_dim or config.cross_attention_dim
         words = f"a prompt's embeddings (P, length, {self._width})" if isinstance(self._width, int) else "a prompt's embeddings"
         words += ", or be made of a `prompt` where the checkpoint has a text encoder"
@@ -1489,10 +1531,15 @@ class ConditionNetwork(UNetNetwork):
         r"""As `Network.with_conditions`."""
         network = super().with_conditions(conditions)
         states = self.conditions["encoder_hidden_states"]
-        if states.ndim != 3 or isinstance(self._width, int) and states.shape[2] != self._width:
+        if (
+            states.ndim != 3
+            or not states.is_floating_point()
+            or isinstance(self._width, int)
+            and states.shape[2] != self._width
+        ):
             raise ValueError(
                 f"`network_kwargs` must hold {self.needs['encoder_hidden_states']}, got encoder_hidden_states of shape"
-                f" {tuple(states.shape)}."
+                f" {tuple(states.shape)} and {states.dtype}."
             )
         return network
 
@@ -1512,6 +1559,16 @@ DEFAULT_MODULE = UNet2DModel
 def add_network(module_class: type, network_class: type[Network]) -> None:
     r"""Have modules of a class scored as a kind of networks, and loaded from checkpoints whose index names the class."""
     _KINDS.append((module_class, network_class))
+
+
+def check_module(module: Any) -> Any:
+    r"""The module, or `ValueError` for one that does not say what its images are."""
+    if not isinstance(module, Network) and not hasattr(getattr(unwrapped(module), "_orig_mod", unwrapped(module)), "config"):
+        raise ValueError(
+            f"`unet` must be a {' or a '.join(known_names())}, or say what its images are in a `config` like one, got a"
+            f" {type(module).__name__}. `ddpm_vlb.FunctionModel` makes a network of any module or function."
+        )
+    return module
 
 
 def network_of(
@@ -3027,6 +3084,14 @@ def process_named(scheduler: Any) -> NoiseProcess | None:
     return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
 
 
+def check_levels(config: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` for a number of another process's scheduler that is none, before diffusers computes with it."""
+    process = process_named(config.get("_class_name"))
+    for name in () if process is None else process.needed:
+        if name in config and not is_number(config[name]):
+            raise ValueError(f"`{name}` must be a positive number, got {shown(config[name])}.")
+
+
 def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
     r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
     name = "DDPMScheduler" if config is None else str(config["_class_name"])
@@ -3080,6 +3145,19 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
         **own,
         "noise_process": original,
     }
+
+
+def check_as_ddpm(noise_process: Any, prediction_type: str, variance_type: str) -> None:
+    r"""Raise `ValueError` for settings of a `VLBDDPMScheduler` that the network of another process does not have: what it says
+    is read as an image, and nothing as a variance."""
+    if noise_process is None:
+        return
+    if process_named(noise_process.get("_class_name")) is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(noise_process.get('_class_name'))}.")
+    if prediction_type != "sample":
+        raise ValueError(f"`prediction_type` must be 'sample' with a `noise_process`, got {prediction_type!r}.")
+    if variance_type.startswith("learned"):
+        raise ValueError(f"`variance_type` must be a fixed one with a `noise_process`, got {variance_type!r}.")
 
 
 def _check_named(config: Mapping[str, Any]) -> None:
@@ -4596,6 +4674,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         unlabelled_class: int | None = None,
     ):
         check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
+        check_as_ddpm(noise_process, prediction_type, variance_type)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -4944,6 +5023,8 @@ DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 DEPRECATED = "deprecated"
+# For the networks of DDPMs, beside diffusers' own list of these.
+LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
@@ -5058,9 +5139,7 @@ def load_parts(folder: Path, **kwargs) -> dict[str, Any]:
         if name == "unet":
             cls = network_class(named, str(folder))
         else:
-            # What it is decides whether it can be scored; one that says nothing is a DDPM's.
-            cls = getattr(diffusers, str(named), None)
-            cls = cls if isinstance(cls, type) and issubclass(cls, SchedulerMixin) else DDPMScheduler
+            cls = scheduler_class(named, str(folder))
         options = {key: value for key, value in kwargs.items() if key not in DOWNLOAD_ARGUMENTS} if name == "unet" else {}
         parts[name] = cast(Any, cls).from_pretrained(folder, subfolder=subfolder, **options)
     return parts
@@ -5072,6 +5151,37 @@ def network_class(name: Any, folder: str) -> type:
     if cls is None:
         raise not_a_network(folder, str(name))
     return cls
+
+
+def scheduler_class(name: Any, folder: str) -> type:
+    r"""The class of schedulers that a configuration names, or `CheckpointError`: what it is decides whether it can be scored.
+    One that says nothing, or is ours, is a DDPM's."""
+    cls = DDPMScheduler if name in (None, "VLBDDPMScheduler") else getattr(diffusers, str(name), None)
+    # Of what needs a library that is not here diffusers has a placeholder, which is no scheduler.
+    if not isinstance(cls, type) or not issubclass(cls, SchedulerMixin):
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must have a scheduler that diffusers has here, got"
+            f" _class_name = {shown(name)} in the scheduler_config.json of {folder!r}."
+        )
+    return cls
+
+
+def check_one_scheduler(index: Mapping[str, Any], config: Mapping[str, Any], folder: str) -> None:
+    r"""Raise `CheckpointError` where index and configuration name schedulers for networks of different kinds: one of them is
+    wrong, and which, nothing tells. Those of DDPMs stand for each other."""
+    entry = index.get("scheduler")
+    named = [entry[1] if isinstance(entry, (list, tuple)) and len(entry) == 2 else None, config.get("_class_name")]
+    if None not in named and len({"a DDPM's" if is_of_ddpms(name) else name for name in named}) > 1:
+        raise CheckpointError(
+            "`pretrained_model_name_or_path` must name one scheduler in its index and in its scheduler_config.json, got"
+            f" {shown(named[0])} and {shown(named[1])} in {folder!r}."
+        )
+
+
+def is_of_ddpms(scheduler: Any) -> bool:
+    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
+    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
+    return scheduler in own and process_named(scheduler) is None
 
 
 def not_a_network(folder: str, name: str) -> CheckpointError:
@@ -5217,6 +5327,7 @@ def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
     Raises:
         ValueError: a file that is too large or no mapping, a key longer than any that is known, a value that cannot be meant.
     """
+    read: dict[str, dict] = {}
     for file, check in CONFIGURATIONS.items():
         path = Path(folder, file)
         given = "unet" if check is check_network_config else "scheduler"
@@ -5235,6 +5346,13 @@ def check_configurations(folder: Any, kwargs: dict[str, Any]) -> Any:
             raise ValueError(f"`{file}` must have keys of at most {MAX_KEY_LENGTH} characters, got {shown(long)}.")
         if check is not None:
             check(config)
+        if check is check_scheduler_config:
+            check_levels(config)
+            read["scheduler"] = config
+        elif check is None:
+            read["index"] = config
+    if len(read) == 2:
+        check_one_scheduler(read["index"], read["scheduler"], str(folder))
     return folder
 
 
@@ -5366,6 +5484,9 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
     stock = getattr(scheduler, "config", {})
     config = {key: getattr(stock, key, value) for key, value in stock.items()}
     if (process := process_named(type(scheduler).__name__)) is not None:
+        if "shift" in config:
+            # `set_shift` leaves the configuration as it was.
+            config["shift"] = vars(scheduler).get("_shift", config["shift"])
         own = as_ddpm({**config, "_class_name": type(scheduler).__name__}, num_levels)
         read = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(dict(own)))
         logger.warning(
@@ -5374,7 +5495,7 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         )
         return read
     if not isinstance(scheduler, DDPMScheduler):
-        compatible = type(scheduler).__name__ in KarrasDiffusionSchedulers.__members__
+        compatible = is_of_ddpms(type(scheduler).__name__)
         others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
         if not compatible or "beta_schedule" not in config or others:
             distilled = type(scheduler).__name__ in DISTILLED
@@ -8533,6 +8654,7 @@ class PreconditionedNetwork(Network):
         self._network, self._process, self._config, self._log_sigmas = network, process, config, log_sigmas
         self.channels, self.size, self.out_channels = network.channels, network.size, network.out_channels
         self.num_classes, self.conditions = network.num_classes, network.conditions
+        self.takes_fractions, self.why_no_fractions = network.takes_fractions, network.why_no_fractions
 
     def with_module(self, module: torch.nn.Module) -> Network:
         r"""As `Network.with_module`."""
@@ -8565,7 +8687,8 @@ class PreconditionedNetwork(Network):
         r"""As `Network.check`."""
         if not self._network.takes_fractions:
             raise ValueError(
-                f"`unet` must take fractions of a timestep for {self._process.name} networks, got one with a learned table."
+                f"`unet` must take fractions of a timestep for {self._process.name} networks, got"
+                f" {self._network.why_no_fractions}."
             )
         asked = self.preconditioning(torch.tensor([float(step) for step in timesteps])).noise.tolist()
         self._network.check(asked, size)
@@ -11326,7 +11449,7 @@ class VLBDDPMPipeline(DDPMPipeline):
     @property
     def network(self) -> Network:
         r"""The network as scoring sees it."""
-        network = network_of(self.unet, self._execution_device, self.network_kwargs)
+        network = network_of(check_module(self.unet), self._execution_device, self.network_kwargs)
         return preconditioned(network, self.scheduler).with_autocast(self.autocast)
 
     def scorer(
