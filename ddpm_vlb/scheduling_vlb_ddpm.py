@@ -156,7 +156,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         Raises:
             ValueError: a configuration that no levels can be made of.
         """
-        config = config if config is None else as_ddpm(config)
+        config = config if config is None else as_ddpm(config, own=cls.__name__)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:

@@ -253,6 +253,25 @@ def test_schedulers_that_diffusers_does_not_have(named, has_index, tmp_path):
         load_parts(tmp_path)
 
 
+@pytest.mark.parametrize("named", ["RectifiedFlowScheduler", "LCMScheduler", "CosineDPMSolverMultistepScheduler"])
+def test_configurations_of_schedulers_that_cannot_be_read(named, tmp_path):
+    config = {"_class_name": named, "shift": 3.0, "sigma_data": 0.5, "num_train_timesteps": 30}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    for read in (lambda: VLBDDPMScheduler.from_config(config), lambda: VLBDDPMScheduler.from_pretrained(tmp_path)):
+        with pytest.raises(
+            ValueError, match=f"`config` must be of one of diffusers' schedulers .*, got _class_name = '{named}'"
+        ):
+            read()
+
+    class Own(VLBDDPMScheduler):
+        pass
+
+    Own(30).save_pretrained(tmp_path)
+    assert Own.from_pretrained(tmp_path).config.num_train_timesteps == 30
+    with pytest.raises(ValueError, match="`noise_process` must be of a known scheduler, got 3"):
+        VLBDDPMScheduler(30, noise_process=3)
+
+
 @pytest.mark.parametrize(
     ("indexed", "configured"),
     [(DDPMScheduler, FLOW), (EDMEulerScheduler, DDPMScheduler), (DDPMScheduler, LCMScheduler), (FLOW, EDMEulerScheduler)],

@@ -29,19 +29,11 @@ from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_sc
 from ..model.kinds import DEFAULT_MODULE, known_module_class
 from ..model.network import Network
 from ..model.stepping import variance_of
-from ..noise_processes import as_ddpm, check_levels, process_named
+from ..noise_processes import as_ddpm, check_levels, is_of_ddpms, process_named
 from ..parametrizations import KEPT_UNDER
 from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler
-from .parts import (
-    CheckpointError,
-    check_one_scheduler,
-    download_options,
-    download_parts,
-    indexed_folder,
-    is_of_ddpms,
-    not_a_network,
-)
+from .parts import CheckpointError, check_one_scheduler, download_options, download_parts, indexed_folder, not_a_network
 
 logger = logging.get_logger(__name__)
 

@@ -18,13 +18,12 @@ from typing import Any, cast
 
 import diffusers
 from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from huggingface_hub import snapshot_download
 
 from ..checks import shown
 from ..model.configuration import UNET_NAMES
 from ..model.kinds import DEFAULT_MODULE, known_module_class, known_names
-from ..noise_processes import NoiseProcess, process_named
+from ..noise_processes import NoiseProcess, is_of_ddpms, process_named
 
 NETWORKS = ("unet", "transformer")
 TEXT_PARTS = ("text_encoder", "tokenizer")
@@ -33,8 +32,6 @@ DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 DEPRECATED = "deprecated"
-# For the networks of DDPMs, beside diffusers' own list of these.
-LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
@@ -186,12 +183,6 @@ def check_one_scheduler(index: Mapping[str, Any], config: Mapping[str, Any], fol
             "`pretrained_model_name_or_path` must name one scheduler in its index and in its scheduler_config.json, got"
             f" {shown(named[0])} and {shown(named[1])} in {folder!r}."
         )
-
-
-def is_of_ddpms(scheduler: Any) -> bool:
-    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
-    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
-    return scheduler in own and process_named(scheduler) is None
 
 
 def not_a_network(folder: str, name: str) -> CheckpointError:

@@ -324,7 +324,8 @@ class Network:
             ValueError: weights that are not at hand; a module in half precision.
         """
         own = self.module if self.autocast is not None and not self.is_cast_by_layer else None
-        network = self.with_module(float32_module or own or self.in_float32())
+        module = own if float32_module is None else float32_module
+        network = self.with_module(self.in_float32() if module is None else module)
         if network.is_rounded:
             raise ValueError(f"`float32_unet` must not be in half precision, got {network.dtype}.")
         return network, float32_module is not None or own is not None

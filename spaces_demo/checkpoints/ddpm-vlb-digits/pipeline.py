@@ -1269,7 +1269,8 @@ class Network:
             ValueError: weights that are not at hand; a module in half precision.
         """
         own = self.module if self.autocast is not None and not self.is_cast_by_layer else None
-        network = self.with_module(float32_module or own or self.in_float32())
+        module = own if float32_module is None else float32_module
+        network = self.with_module(self.in_float32() if module is None else module)
         if network.is_rounded:
             raise ValueError(f"`float32_unet` must not be in half precision, got {network.dtype}.")
         return network, float32_module is not None or own is not None
@@ -2963,6 +2964,8 @@ scheduler ends at pure noise (flow matching at s = 1), the line ends one of its 
 
 
 NUM_LEVELS = 1000
+# For the networks of DDPMs, beside diffusers' own list of these.
+LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 
 
 class Preconditioning(NamedTuple):
@@ -3084,6 +3087,12 @@ def process_named(scheduler: Any) -> NoiseProcess | None:
     return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
 
 
+def is_of_ddpms(scheduler: Any) -> bool:
+    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
+    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
+    return scheduler in own and process_named(scheduler) is None
+
+
 def check_levels(config: Mapping[str, Any]) -> None:
     r"""Raise `ValueError` for a number of another process's scheduler that is none, before diffusers computes with it."""
     process = process_named(config.get("_class_name"))
@@ -3117,18 +3126,19 @@ def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.nda
     return -np.expm1(np.diff(log_alphas, prepend=0.0))
 
 
-def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None, own: str = "VLBDDPMScheduler") -> dict[str, Any]:
     r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
 
     Args:
-        config: the scheduler's configuration; one of a DDPM, or of an unknown class, is given back as it is.
+        config: the scheduler's configuration; one of a DDPM is given back as it is.
         num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
+        own: the class that is made of it, whose own configurations are those of a DDPM.
 
     Raises:
-        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
+        ValueError: a configuration that no levels can be made of, of another class, or that does not say of which it is.
     """
     if process_named(config.get("_class_name")) is None:
-        _check_named(config)
+        _check_named(config, own)
         return config
     kept = config.get(KEPT_UNDER)
     original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
@@ -3152,15 +3162,22 @@ def check_as_ddpm(noise_process: Any, prediction_type: str, variance_type: str) 
     is read as an image, and nothing as a variance."""
     if noise_process is None:
         return
-    if process_named(noise_process.get("_class_name")) is None:
-        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(noise_process.get('_class_name'))}.")
+    named = noise_process.get("_class_name") if isinstance(noise_process, Mapping) else noise_process
+    if process_named(named) is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(named)}.")
     if prediction_type != "sample":
         raise ValueError(f"`prediction_type` must be 'sample' with a `noise_process`, got {prediction_type!r}.")
     if variance_type.startswith("learned"):
         raise ValueError(f"`variance_type` must be a fixed one with a `noise_process`, got {variance_type!r}.")
 
 
-def _check_named(config: Mapping[str, Any]) -> None:
+def _check_named(config: Mapping[str, Any], own: str) -> None:
+    named = config.get("_class_name")
+    if named not in (None, own) and not is_of_ddpms(named):
+        raise ValueError(
+            f"`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
+            f" variance-exploding process, got _class_name = {shown(named)}."
+        )
     # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
     strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
     if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
@@ -4705,7 +4722,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         Raises:
             ValueError: a configuration that no levels can be made of.
         """
-        config = config if config is None else as_ddpm(config)
+        config = config if config is None else as_ddpm(config, own=cls.__name__)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
@@ -5023,8 +5040,6 @@ DECODERS = ("vae", "vqvae", "movq")
 # What an index may take its parts from; the package's own modules are what earlier pipelines were saved under.
 SAFE_LIBRARIES = ("diffusers", "ddpm_vlb", "ddpm_vlb.scheduling_vlb_ddpm")
 DEPRECATED = "deprecated"
-# For the networks of DDPMs, beside diffusers' own list of these.
-LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 # Of `from_pretrained`'s arguments, those that say which files of a repository are meant and how they come.
 DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "proxies")
 
@@ -5176,12 +5191,6 @@ def check_one_scheduler(index: Mapping[str, Any], config: Mapping[str, Any], fol
             "`pretrained_model_name_or_path` must name one scheduler in its index and in its scheduler_config.json, got"
             f" {shown(named[0])} and {shown(named[1])} in {folder!r}."
         )
-
-
-def is_of_ddpms(scheduler: Any) -> bool:
-    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
-    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
-    return scheduler in own and process_named(scheduler) is None
 
 
 def not_a_network(folder: str, name: str) -> CheckpointError:
