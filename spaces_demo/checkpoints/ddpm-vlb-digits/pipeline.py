@@ -3142,8 +3142,8 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None, own: str = "V
         return config
     kept = config.get(KEPT_UNDER)
     original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
-    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
+    ours = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    num_levels = ours.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
     return {
         "num_train_timesteps": num_levels,
         "trained_betas": line_betas(original, num_levels),
@@ -3152,7 +3152,7 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None, own: str = "V
         "clip_sample": False,
         "timestep_spacing": "linspace",
         "num_pixel_levels": config.get("num_pixel_levels", 256),
-        **own,
+        **ours,
         "noise_process": original,
     }
 
@@ -3175,7 +3175,7 @@ def _check_named(config: Mapping[str, Any], own: str) -> None:
     named = config.get("_class_name")
     if named not in (None, own) and not is_of_ddpms(named):
         raise ValueError(
-            f"`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
+            "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
             f" variance-exploding process, got _class_name = {shown(named)}."
         )
     # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
