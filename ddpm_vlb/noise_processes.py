@@ -39,14 +39,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from .checks import MAX_TIMESTEPS, check_count, is_integer, is_number, shown
 from .parametrizations import KEPT_UNDER
 
 NUM_LEVELS = 1000
-# For the networks of DDPMs, beside diffusers' own list of these.
-LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 
 
 class Preconditioning(NamedTuple):
@@ -168,12 +165,6 @@ def process_named(scheduler: Any) -> NoiseProcess | None:
     return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
 
 
-def is_of_ddpms(scheduler: Any) -> bool:
-    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
-    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
-    return scheduler in own and process_named(scheduler) is None
-
-
 def check_levels(config: Mapping[str, Any]) -> None:
     r"""Raise `ValueError` for a number of another process's scheduler that is none, before diffusers computes with it."""
     process = process_named(config.get("_class_name"))
@@ -207,24 +198,23 @@ def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.nda
     return -np.expm1(np.diff(log_alphas, prepend=0.0))
 
 
-def as_ddpm(config: dict[str, Any], num_levels: int | None = None, own: str = "VLBDDPMScheduler") -> dict[str, Any]:
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
     r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
 
     Args:
         config: the scheduler's configuration; one of a DDPM is given back as it is.
         num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
-        own: the class that is made of it, whose own configurations are those of a DDPM.
 
     Raises:
-        ValueError: a configuration that no levels can be made of, of another class, or that does not say of which it is.
+        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
     """
     if process_named(config.get("_class_name")) is None:
-        _check_named(config, own)
+        _check_named(config)
         return config
     kept = config.get(KEPT_UNDER)
     original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    ours = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
-    num_levels = ours.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
+    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
     return {
         "num_train_timesteps": num_levels,
         "trained_betas": line_betas(original, num_levels),
@@ -233,7 +223,7 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None, own: str = "V
         "clip_sample": False,
         "timestep_spacing": "linspace",
         "num_pixel_levels": config.get("num_pixel_levels", 256),
-        **ours,
+        **own,
         "noise_process": original,
     }
 
@@ -252,13 +242,7 @@ def check_as_ddpm(noise_process: Any, prediction_type: str, variance_type: str) 
         raise ValueError(f"`variance_type` must be a fixed one with a `noise_process`, got {variance_type!r}.")
 
 
-def _check_named(config: Mapping[str, Any], own: str) -> None:
-    named = config.get("_class_name")
-    if named not in (None, own) and not is_of_ddpms(named):
-        raise ValueError(
-            "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
-            f" variance-exploding process, got _class_name = {shown(named)}."
-        )
+def _check_named(config: Mapping[str, Any]) -> None:
     # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
     strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
     if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):

@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .checks import check_integer, check_num_timesteps
 from .forward_process import check_inference_timesteps
-from .model.configuration import SchedulerConfig, check_scheduler_config
+from .model.configuration import SchedulerConfig, check_scheduler_class, check_scheduler_config
 from .model.stepping import (
     StepCoefficients,
     add_noise_of_step,
@@ -156,7 +156,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         Raises:
             ValueError: a configuration that no levels can be made of.
         """
-        config = config if config is None else as_ddpm(config, own=cls.__name__)
+        config = config if config is None else as_ddpm(check_scheduler_class(config, cls.__name__))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:

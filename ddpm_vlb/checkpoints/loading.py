@@ -25,11 +25,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..checks import shown
-from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config
+from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config, is_of_ddpms
 from ..model.kinds import DEFAULT_MODULE, known_module_class
 from ..model.network import Network
 from ..model.stepping import variance_of
-from ..noise_processes import as_ddpm, check_levels, is_of_ddpms, process_named
+from ..noise_processes import as_ddpm, check_levels, process_named
 from ..parametrizations import KEPT_UNDER
 from ..progress import can_be_redrawn
 from ..scheduling_vlb_ddpm import VLBDDPMScheduler

@@ -21,9 +21,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
 from huggingface_hub import snapshot_download
 
 from ..checks import shown
-from ..model.configuration import UNET_NAMES
+from ..model.configuration import UNET_NAMES, is_of_ddpms
 from ..model.kinds import DEFAULT_MODULE, known_module_class, known_names
-from ..noise_processes import NoiseProcess, is_of_ddpms, process_named
+from ..noise_processes import NoiseProcess, process_named
 
 NETWORKS = ("unet", "transformer")
 TEXT_PARTS = ("text_encoder", "tokenizer")

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from diffusers.configuration_utils import FrozenDict
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from ..checks import MAX_TIMESTEPS, is_integer, is_number, shown
+from ..noise_processes import process_named
 from ..pixel_grid import MAX_PIXEL_LEVELS
 
 MAX_KEY_LENGTH = 256
@@ -164,3 +166,25 @@ class SchedulerConfig(FrozenDict):
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
+
+
+# For the networks of DDPMs, beside diffusers' own list of these.
+LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
+
+
+def is_of_ddpms(scheduler: Any) -> bool:
+    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
+    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
+    return scheduler in own and process_named(scheduler) is None
+
+
+def check_scheduler_class(config: dict[str, Any], own: str) -> dict[str, Any]:
+    r"""The configuration, or `ValueError` for one of a class of schedulers that cannot be read: with the defaults of a DDPM it
+    would give a number that looks right. `own` is the class that is made of it."""
+    named = config.get("_class_name")
+    if named not in (None, own) and process_named(named) is None and not is_of_ddpms(named):
+        raise ValueError(
+            "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
+            f" variance-exploding process, got _class_name = {shown(named)}."
+        )
+    return config

@@ -1,4 +1,4 @@
-# ddpm_vlb 0.1.0, its modules checks, pixel_grid, model.configuration, noise, words, model.conditions, model.digests, model.memory, model.network, model.kinds, parametrizations, error_model, gaussians, forward_process, reverse_process, model.stepping, noise_processes, progress, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
+# ddpm_vlb 0.1.0, its modules checks, parametrizations, noise_processes, pixel_grid, model.configuration, noise, words, model.conditions, model.digests, model.memory, model.network, model.kinds, error_model, gaussians, forward_process, reverse_process, model.stepping, progress, outputs, bound, calibration.sub_schedules, calibration.stored, losses, noise_schedules, scheduling_bound, scheduling_vlb_ddpm, checkpoints.parts, checkpoints.loading, checkpoints.prompts, data.frame, likelihoods.method, likelihoods.methods, reports.checks, reports.schema, reports.classes, hub.cards, files, hub.eval_results, hub.repository, hub.push, data.pictures, data.transforms, data.levels, model.preconditioned, model.scorer, sampled_bound.draws, sampled_bound.design, sampled_bound.elimination, likelihoods.classify, likelihoods.full_sweep, sampled_bound.control_variates, sampled_bound.tails, sampled_bound.rounds, sampled_bound.rules, sampled_bound.estimate, sampled_bound.draw_scorer, pipeline_vlb_ddpm, likelihoods.rate_distortion, data.complexity, codec.stack, codec.container, codec.arguments, codec.rounding, codec.summary, codec.chain, codec.network, codec.plain, codec.codec in one file; made by ddpm_vlb, not meant to be edited.
 # Licence: Apache-2.0
 r"""Exact variational bounds on the likelihood for DDPMs of diffusers, for use where `ddpm_vlb` is not installed."""
 
@@ -339,6 +339,474 @@ def check_output_type(output_type: Any, channels: int) -> None:
         )
 
 
+# ---- ddpm_vlb/parametrizations.py ----
+
+r"""What a network's output means, a row each: its prediction, and the variance of its reverse steps.
+
+**Predictions.** Whatever the network says, with :math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon` it
+amounts to an image that is linear in what it saw and in what it said:
+
+================  ============================  =============================================================================
+prediction type   the network's target          the image it amounts to
+================  ============================  =============================================================================
+`epsilon`         :math:`\epsilon`              :math:`\hat x = (x_t - \sqrt{1 - \bar\alpha_t}\, o) / \sqrt{\bar\alpha_t}`
+`sample`          :math:`x`                     :math:`\hat x = o`
+`v_prediction`    :math:`\sqrt{\bar\alpha_t}\,  :math:`\hat x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, o`
+                  \epsilon - \sqrt{1 -
+                  \bar\alpha_t}\, x`
+================  ============================  =============================================================================
+
+**Variances.** With :math:`\tilde\beta_t` the posterior variance and :math:`v` the network's second half of channels, the
+logarithm of the variance is a straight line in v:
+
+=====================  ======================================================================================================
+`fixed_small(_log)`    :math:`\log\tilde\beta_t`
+`fixed_large(_log)`    :math:`\log\beta_t`
+`learned`              :math:`v`
+`learned_range`        :math:`\tfrac{v + 1}{2} \log\beta_t + \tfrac{1 - v}{2} \log\tilde\beta_t` (eq. 15, Improved DDPM)
+=====================  ======================================================================================================
+
+At the lowest step :math:`\tilde\beta` is the next step's (`reverse_process.py`). The kinds `_log` name the same two Gaussians.
+
+A row is read by scoring (`reverse_process.py`, float64), by sampling (`model/stepping.py`, Python floats and the stock
+scheduler's order of operations, at whose rounding diffusers' own tests look), by the flow, the losses and the calibration. What
+a place does with it, and with how many digits, is its own: the rows share what is meant, not the arithmetic.
+"""
+
+
+# No torch: cards and the command line read the rows before it is there. Tensors bring their own operations.
+
+
+@dataclass(frozen=True)
+class Prediction:
+    r"""A prediction type.
+
+    Args:
+        name: as `prediction_type`.
+        original: the image, from `ForwardProcess`, :math:`x_t`, the output `(B, C, H, W)` and timesteps.
+        target: what the network is trained to say, from `ForwardProcess`, x, :math:`\epsilon` and timesteps.
+        step: the image in `step`, from the sample, the output and `StepCoefficients`.
+        flow: the image on the probability-flow ODE, from :math:`u = x_t / \sqrt{\bar\alpha}`, :math:`x_t`, the output,
+            :math:`\sigma` and :math:`\sqrt{\bar\alpha}`.
+        needs_signal: whether there is no image where :math:`\bar\alpha_t = 0`.
+    """
+
+    name: str
+    original: Callable[..., Any]
+    target: Callable[..., Any]
+    step: Callable[..., Any]
+    flow: Callable[..., Any]
+    needs_signal: bool = False
+
+    def check_signal(self, alphas_cumprod: float, timestep: int) -> None:
+        r"""Raise `ValueError` where no image can be predicted from latents of this :math:`\bar\alpha_t`."""
+        if self.needs_signal and alphas_cumprod == 0:
+            raise ValueError(
+                f"`prediction_type` must not be {self.name!r} where the terminal SNR is zero: at timestep {timestep}"
+                " alphas_cumprod = 0 and the latent holds nothing of the image, so that the noise determines no image. Use"
+                " prediction_type='v_prediction' (and a network trained for it)."
+            )
+
+
+def _sample_itself(forward, x_t, output, timesteps):
+    forward.rows(timesteps, len(x_t))  # refuses timesteps that are none
+    return output
+
+
+PREDICTIONS = {
+    row.name: row
+    for row in (
+        Prediction(
+            "epsilon",
+            original=lambda forward, x_t, output, t: forward.predict_original_from_epsilon(x_t, output, t),
+            target=lambda forward, x, epsilon, t: epsilon,
+            step=lambda x_t, output, c: x_t.sub(output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
+            flow=lambda u, x_t, output, sigma, root: u - sigma * output,
+            needs_signal=True,
+        ),
+        Prediction(
+            "sample",
+            original=_sample_itself,
+            target=lambda forward, x, epsilon, t: x,
+            step=lambda x_t, output, c: output,
+            flow=lambda u, x_t, output, sigma, root: output,
+        ),
+        Prediction(
+            "v_prediction",
+            original=lambda forward, x_t, output, t: forward.predict_original_from_velocity(x_t, output, t),
+            target=lambda forward, x, epsilon, t: forward.velocity(x, epsilon, t),
+            step=lambda x_t, output, c: x_t.mul(c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
+            flow=lambda u, x_t, output, sigma, root: root * x_t - sigma * root * output,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Variance:
+    r"""A variance type; `low` and `high` are :math:`\log\tilde\beta_t` and :math:`\log\beta_t`.
+
+    Args:
+        name: as `variance_type`.
+        decoder: what the decoder's variance is, in words.
+        log_variance: from `ends`, whose `low` and `high` are looked up when they are asked for, and v (`None` where variances
+            are fixed).
+        line: offset and slope of :math:`\log\sigma` in v, from low and high; `None` where variances are fixed.
+        above: how far the log-variance lies above low, from v, low and high; `None` where variances are fixed.
+        is_large: of the fixed ones, whether it is :math:`\beta_t` above the lowest step.
+        for_stock: whether diffusers' own scheduler samples correctly with it.
+    """
+
+    name: str
+    decoder: str
+    log_variance: Callable[..., Any]
+    line: Callable[[float, float], tuple[float, float]] | None = None
+    above: Callable[..., Any] | None = None
+    is_large: bool = False
+    for_stock: bool = True
+
+    @property
+    def is_learned(self) -> bool:
+        r"""Whether the network has a second half of channels for it."""
+        return self.line is not None
+
+    def error_numbers(self, one_minus_alphas_cumprod: float) -> tuple[float, float, float]:
+        r"""The numbers a, b and g of the error model (`error_model.py`) that amount to it on the chain of all steps."""
+        return one_minus_alphas_cumprod if self.is_large else 0.0, 0.0, float(self.is_learned)
+
+
+NEXT_STEP = "the posterior variance of the next step"
+VARIANCES = {
+    row.name: row
+    for row in (
+        Variance("fixed_small", NEXT_STEP, lambda ends, v: ends.low),
+        Variance("fixed_small_log", NEXT_STEP, lambda ends, v: ends.low),
+        Variance("fixed_large", NEXT_STEP, lambda ends, v: ends.high, is_large=True),
+        # The stock scheduler takes a log-variance for a variance here.
+        Variance("fixed_large_log", NEXT_STEP, lambda ends, v: ends.high, is_large=True, for_stock=False),
+        Variance(
+            "learned",
+            "the network's log-variance",
+            log_variance=lambda ends, v: v,
+            line=lambda low, high: (0.0, 0.5),
+            above=lambda v, low, high: v - low,
+            for_stock=False,  # takes the square root of a log-variance
+        ),
+        Variance(
+            "learned_range",
+            "between the posterior variance of the next step and the step's own beta, as the network says",
+            log_variance=lambda ends, v: ends.low + 0.5 * (v + 1.0) * (ends.high - ends.low),
+            line=lambda low, high: (0.25 * (high + low), 0.25 * (high - low)),
+            above=lambda v, low, high: (v + 1).mul_(0.5 * (high - low)),
+        ),
+    )
+}
+# What the decoder's variance is, where no row tells.
+CALIBRATED_DECODER = "as measured, with decoding from the lowest timestep that is scored"
+SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
+
+# Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
+KEPT_UNDER = "vlb_ddpm"
+
+PREDICTION_TYPES = tuple(PREDICTIONS)
+VARIANCE_TYPES = tuple(VARIANCES)
+LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)
+
+
+def row_named(rows: dict[str, Any], argument: str, name: Any) -> Any:
+    r"""The row of a name, or `ValueError`, whatever stands in its place."""
+    if not isinstance(name, str) or name not in rows:
+        raise ValueError(f"`{argument}` must be one of {tuple(rows)}, got {name!r}.")
+    return rows[name]
+
+
+def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
+    r"""What the decoder's variance is in a model of so many steps, in words."""
+    if calibrated:
+        return CALIBRATED_DECODER
+    row = VARIANCES[variance_type]
+    # A log-variance that is the network's own is it at any step.
+    return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
+
+
+# ---- ddpm_vlb/noise_processes.py ----
+
+r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
+
+Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
+
+.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
+
+is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
+the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
+the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
+
+.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
+    c_\mathrm{noise}(\sigma)) .
+
+=======================  ==================================================================================================
+process                  :math:`\sigma` and the network
+=======================  ==================================================================================================
+`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
+                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
+`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
+                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
+                         \sigma_d^2}}` (minus with `v_prediction`)
+`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
+                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
+                         :math:`\hat x = y + 2 \sigma'^2 F`
+=======================  ==================================================================================================
+
+**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
+line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
+decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
+variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
+scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
+"""
+
+
+
+
+NUM_LEVELS = 1000
+
+
+class Preconditioning(NamedTuple):
+    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
+
+    scale: torch.Tensor  # c_in
+    shift: float  # c_shift
+    noise: torch.Tensor  # c_noise
+    skip: torch.Tensor
+    out: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NoiseProcess:
+    r"""A process that networks are trained for.
+
+    Args:
+        name: in words of the field, as reports have it.
+        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
+            known, which loads it).
+        needed: what their configuration must say, positive numbers.
+        precondition: from :math:`\sigma`, float64, and the configuration.
+        ends: lowest and highest :math:`\sigma` of the configuration.
+        rule: raises `ValueError` for a configuration that cannot be scored.
+    """
+
+    name: str
+    schedulers: dict[str, str]
+    needed: tuple[str, ...]
+    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
+    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
+    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        r"""Raise `ValueError` for a configuration that no levels can be made of."""
+        for name in self.needed:
+            if not is_number(config.get(name)) or config[name] <= 0:
+                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
+        self.rule(config)
+        low, high = self.ends(config)
+        if not 0 < low < high:
+            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
+
+
+def _flow(sigma, config):
+    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
+    scale = root / (1 + sigma)
+    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
+
+
+def _check_flow(config):
+    if config.get("invert_sigmas"):
+        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
+        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
+    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
+        steps = config["num_train_timesteps"]
+        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
+
+
+def _flow_ends(config):
+    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
+    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
+    return low / (1 - low), high / (1 - high)
+
+
+def _edm(sigma, config):
+    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
+    total = sigma**2 + data**2
+    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
+    inverse = total.rsqrt()
+    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
+
+
+def _check_edm(config):
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
+
+
+def _exploding(sigma, config):
+    root = torch.sqrt(1 + sigma**2)
+    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
+
+
+def _exploding_ends(config):
+    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
+    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
+    return width * config["sigma_min"], width * config["sigma_max"]
+
+
+NOISE_PROCESSES = (
+    NoiseProcess(
+        "flow_matching",
+        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+        ("num_train_timesteps", "shift"),
+        _flow,
+        _flow_ends,
+        _check_flow,
+    ),
+    NoiseProcess(
+        "edm",
+        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
+        ("sigma_min", "sigma_max", "sigma_data"),
+        _edm,
+        lambda config: (config["sigma_min"], config["sigma_max"]),
+        _check_edm,
+    ),
+    NoiseProcess(
+        "variance_exploding",
+        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
+        ("sigma_min", "sigma_max"),
+        _exploding,
+        _exploding_ends,
+    ),
+)
+
+
+def process_named(scheduler: Any) -> NoiseProcess | None:
+    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
+    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
+
+
+def check_levels(config: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` for a number of another process's scheduler that is none, before diffusers computes with it."""
+    process = process_named(config.get("_class_name"))
+    for name in () if process is None else process.needed:
+        if name in config and not is_number(config[name]):
+            raise ValueError(f"`{name}` must be a positive number, got {shown(config[name])}.")
+
+
+def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
+    name = "DDPMScheduler" if config is None else str(config["_class_name"])
+    process = process_named(name)
+    return "DDPMPipeline" if process is None else process.schedulers[name], name
+
+
+def describe_process(config: Mapping[str, Any] | None) -> str | None:
+    r"""In words, what a network was trained for; `None` of a DDPM's."""
+    process = None if config is None else process_named(config.get("_class_name"))
+    if process is None or config is None:
+        return None
+    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
+    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
+
+
+def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
+    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
+    halves the SNR; float64 `(num_levels,)`."""
+    top, bottom = -2 * math.log(high), -2 * math.log(low)
+    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
+    log_alphas = -np.logaddexp(0.0, -log_snr)
+    return -np.expm1(np.diff(log_alphas, prepend=0.0))
+
+
+def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, Any]:
+    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
+
+    Args:
+        config: the scheduler's configuration; one of a DDPM is given back as it is.
+        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
+
+    Raises:
+        ValueError: a configuration that no levels can be made of, or that does not say of which class it is.
+    """
+    if process_named(config.get("_class_name")) is None:
+        _check_named(config)
+        return config
+    kept = config.get(KEPT_UNDER)
+    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
+    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
+    return {
+        "num_train_timesteps": num_levels,
+        "trained_betas": line_betas(original, num_levels),
+        "prediction_type": "sample",
+        "variance_type": "fixed_small",
+        "clip_sample": False,
+        "timestep_spacing": "linspace",
+        "num_pixel_levels": config.get("num_pixel_levels", 256),
+        **own,
+        "noise_process": original,
+    }
+
+
+def check_as_ddpm(noise_process: Any, prediction_type: str, variance_type: str) -> None:
+    r"""Raise `ValueError` for settings of a `VLBDDPMScheduler` that the network of another process does not have: what it says
+    is read as an image, and nothing as a variance."""
+    if noise_process is None:
+        return
+    named = noise_process.get("_class_name") if isinstance(noise_process, Mapping) else noise_process
+    if process_named(named) is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(named)}.")
+    if prediction_type != "sample":
+        raise ValueError(f"`prediction_type` must be 'sample' with a `noise_process`, got {prediction_type!r}.")
+    if variance_type.startswith("learned"):
+        raise ValueError(f"`variance_type` must be a fixed one with a `noise_process`, got {variance_type!r}.")
+
+
+def _check_named(config: Mapping[str, Any]) -> None:
+    # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
+    strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
+    if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
+        raise ValueError(
+            f"`config` must say of which class it is, in `_class_name`, to be another's than a DDPM's, got {strange[0]} ="
+            f" {shown(config[strange[0]])} alone. `ddpm_vlb.upgrade_scheduler` takes the scheduler itself."
+        )
+
+
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
+    in it what is ours, without betas that can be made again."""
+    kept = json.loads(own)
+    if are_of_line(kept):
+        del kept["trained_betas"]
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+
+
+def are_of_line(config: Mapping[str, Any]) -> bool:
+    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
+    process, betas = config.get("noise_process"), config.get("trained_betas")
+    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
+
+
+def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
+    r"""`level_betas` of a scheduler's ends, as a list."""
+    process = process_named(config.get("_class_name"))
+    if process is None:
+        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
+    process.check(config)
+    num_levels = check_count("num_levels", num_levels)
+    low, high = process.ends(config)
+    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
+        raise ValueError(
+            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
+            f" from {low:g} to {high:g}."
+        )
+    return level_betas(low, high, num_levels).tolist()
+
+
 # ---- ddpm_vlb/pixel_grid.py ----
 
 r"""The grid of levels that images live on: level k of n stands for the value 2 k / (n - 1) - 1."""
@@ -598,6 +1066,28 @@ class SchedulerConfig(FrozenDict):
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
+
+
+# For the networks of DDPMs, beside diffusers' own list of these.
+LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
+
+
+def is_of_ddpms(scheduler: Any) -> bool:
+    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
+    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
+    return scheduler in own and process_named(scheduler) is None
+
+
+def check_scheduler_class(config: dict[str, Any], own: str) -> dict[str, Any]:
+    r"""The configuration, or `ValueError` for one of a class of schedulers that cannot be read: with the defaults of a DDPM it
+    would give a number that looks right. `own` is the class that is made of it."""
+    named = config.get("_class_name")
+    if named not in (None, own) and process_named(named) is None and not is_of_ddpms(named):
+        raise ValueError(
+            "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
+            f" variance-exploding process, got _class_name = {shown(named)}."
+        )
+    return config
 
 
 # ---- ddpm_vlb/noise.py ----
@@ -1598,196 +2088,6 @@ def known_module_class(library: str, name: str) -> type | None:
 def known_names() -> list[str]:
     r"""The names of all classes of diffusers that can be scored."""
     return [cls.__name__ for cls, _ in _KINDS if cls.__module__.startswith("diffusers.")]
-
-
-# ---- ddpm_vlb/parametrizations.py ----
-
-r"""What a network's output means, a row each: its prediction, and the variance of its reverse steps.
-
-**Predictions.** Whatever the network says, with :math:`x_t = \sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \epsilon` it
-amounts to an image that is linear in what it saw and in what it said:
-
-================  ============================  =============================================================================
-prediction type   the network's target          the image it amounts to
-================  ============================  =============================================================================
-`epsilon`         :math:`\epsilon`              :math:`\hat x = (x_t - \sqrt{1 - \bar\alpha_t}\, o) / \sqrt{\bar\alpha_t}`
-`sample`          :math:`x`                     :math:`\hat x = o`
-`v_prediction`    :math:`\sqrt{\bar\alpha_t}\,  :math:`\hat x = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1 - \bar\alpha_t}\, o`
-                  \epsilon - \sqrt{1 -
-                  \bar\alpha_t}\, x`
-================  ============================  =============================================================================
-
-**Variances.** With :math:`\tilde\beta_t` the posterior variance and :math:`v` the network's second half of channels, the
-logarithm of the variance is a straight line in v:
-
-=====================  ======================================================================================================
-`fixed_small(_log)`    :math:`\log\tilde\beta_t`
-`fixed_large(_log)`    :math:`\log\beta_t`
-`learned`              :math:`v`
-`learned_range`        :math:`\tfrac{v + 1}{2} \log\beta_t + \tfrac{1 - v}{2} \log\tilde\beta_t` (eq. 15, Improved DDPM)
-=====================  ======================================================================================================
-
-At the lowest step :math:`\tilde\beta` is the next step's (`reverse_process.py`). The kinds `_log` name the same two Gaussians.
-
-A row is read by scoring (`reverse_process.py`, float64), by sampling (`model/stepping.py`, Python floats and the stock
-scheduler's order of operations, at whose rounding diffusers' own tests look), by the flow, the losses and the calibration. What
-a place does with it, and with how many digits, is its own: the rows share what is meant, not the arithmetic.
-"""
-
-
-# No torch: cards and the command line read the rows before it is there. Tensors bring their own operations.
-
-
-@dataclass(frozen=True)
-class Prediction:
-    r"""A prediction type.
-
-    Args:
-        name: as `prediction_type`.
-        original: the image, from `ForwardProcess`, :math:`x_t`, the output `(B, C, H, W)` and timesteps.
-        target: what the network is trained to say, from `ForwardProcess`, x, :math:`\epsilon` and timesteps.
-        step: the image in `step`, from the sample, the output and `StepCoefficients`.
-        flow: the image on the probability-flow ODE, from :math:`u = x_t / \sqrt{\bar\alpha}`, :math:`x_t`, the output,
-            :math:`\sigma` and :math:`\sqrt{\bar\alpha}`.
-        needs_signal: whether there is no image where :math:`\bar\alpha_t = 0`.
-    """
-
-    name: str
-    original: Callable[..., Any]
-    target: Callable[..., Any]
-    step: Callable[..., Any]
-    flow: Callable[..., Any]
-    needs_signal: bool = False
-
-    def check_signal(self, alphas_cumprod: float, timestep: int) -> None:
-        r"""Raise `ValueError` where no image can be predicted from latents of this :math:`\bar\alpha_t`."""
-        if self.needs_signal and alphas_cumprod == 0:
-            raise ValueError(
-                f"`prediction_type` must not be {self.name!r} where the terminal SNR is zero: at timestep {timestep}"
-                " alphas_cumprod = 0 and the latent holds nothing of the image, so that the noise determines no image. Use"
-                " prediction_type='v_prediction' (and a network trained for it)."
-            )
-
-
-def _sample_itself(forward, x_t, output, timesteps):
-    forward.rows(timesteps, len(x_t))  # refuses timesteps that are none
-    return output
-
-
-PREDICTIONS = {
-    row.name: row
-    for row in (
-        Prediction(
-            "epsilon",
-            original=lambda forward, x_t, output, t: forward.predict_original_from_epsilon(x_t, output, t),
-            target=lambda forward, x, epsilon, t: epsilon,
-            step=lambda x_t, output, c: x_t.sub(output, alpha=c.sqrt_beta_prod).mul_(c.inverse_sqrt_alpha_prod),
-            flow=lambda u, x_t, output, sigma, root: u - sigma * output,
-            needs_signal=True,
-        ),
-        Prediction(
-            "sample",
-            original=_sample_itself,
-            target=lambda forward, x, epsilon, t: x,
-            step=lambda x_t, output, c: output,
-            flow=lambda u, x_t, output, sigma, root: output,
-        ),
-        Prediction(
-            "v_prediction",
-            original=lambda forward, x_t, output, t: forward.predict_original_from_velocity(x_t, output, t),
-            target=lambda forward, x, epsilon, t: forward.velocity(x, epsilon, t),
-            step=lambda x_t, output, c: x_t.mul(c.sqrt_alpha_prod).sub_(output, alpha=c.sqrt_beta_prod),
-            flow=lambda u, x_t, output, sigma, root: root * x_t - sigma * root * output,
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Variance:
-    r"""A variance type; `low` and `high` are :math:`\log\tilde\beta_t` and :math:`\log\beta_t`.
-
-    Args:
-        name: as `variance_type`.
-        decoder: what the decoder's variance is, in words.
-        log_variance: from `ends`, whose `low` and `high` are looked up when they are asked for, and v (`None` where variances
-            are fixed).
-        line: offset and slope of :math:`\log\sigma` in v, from low and high; `None` where variances are fixed.
-        above: how far the log-variance lies above low, from v, low and high; `None` where variances are fixed.
-        is_large: of the fixed ones, whether it is :math:`\beta_t` above the lowest step.
-        for_stock: whether diffusers' own scheduler samples correctly with it.
-    """
-
-    name: str
-    decoder: str
-    log_variance: Callable[..., Any]
-    line: Callable[[float, float], tuple[float, float]] | None = None
-    above: Callable[..., Any] | None = None
-    is_large: bool = False
-    for_stock: bool = True
-
-    @property
-    def is_learned(self) -> bool:
-        r"""Whether the network has a second half of channels for it."""
-        return self.line is not None
-
-    def error_numbers(self, one_minus_alphas_cumprod: float) -> tuple[float, float, float]:
-        r"""The numbers a, b and g of the error model (`error_model.py`) that amount to it on the chain of all steps."""
-        return one_minus_alphas_cumprod if self.is_large else 0.0, 0.0, float(self.is_learned)
-
-
-NEXT_STEP = "the posterior variance of the next step"
-VARIANCES = {
-    row.name: row
-    for row in (
-        Variance("fixed_small", NEXT_STEP, lambda ends, v: ends.low),
-        Variance("fixed_small_log", NEXT_STEP, lambda ends, v: ends.low),
-        Variance("fixed_large", NEXT_STEP, lambda ends, v: ends.high, is_large=True),
-        # The stock scheduler takes a log-variance for a variance here.
-        Variance("fixed_large_log", NEXT_STEP, lambda ends, v: ends.high, is_large=True, for_stock=False),
-        Variance(
-            "learned",
-            "the network's log-variance",
-            log_variance=lambda ends, v: v,
-            line=lambda low, high: (0.0, 0.5),
-            above=lambda v, low, high: v - low,
-            for_stock=False,  # takes the square root of a log-variance
-        ),
-        Variance(
-            "learned_range",
-            "between the posterior variance of the next step and the step's own beta, as the network says",
-            log_variance=lambda ends, v: ends.low + 0.5 * (v + 1.0) * (ends.high - ends.low),
-            line=lambda low, high: (0.25 * (high + low), 0.25 * (high - low)),
-            above=lambda v, low, high: (v + 1).mul_(0.5 * (high - low)),
-        ),
-    )
-}
-# What the decoder's variance is, where no row tells.
-CALIBRATED_DECODER = "as measured, with decoding from the lowest timestep that is scored"
-SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
-
-# Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
-KEPT_UNDER = "vlb_ddpm"
-
-PREDICTION_TYPES = tuple(PREDICTIONS)
-VARIANCE_TYPES = tuple(VARIANCES)
-LEARNED_VARIANCE_TYPES = tuple(name for name, row in VARIANCES.items() if row.is_learned)
-
-
-def row_named(rows: dict[str, Any], argument: str, name: Any) -> Any:
-    r"""The row of a name, or `ValueError`, whatever stands in its place."""
-    if not isinstance(name, str) or name not in rows:
-        raise ValueError(f"`{argument}` must be one of {tuple(rows)}, got {name!r}.")
-    return rows[name]
-
-
-def decoder_rule(variance_type: str, num_steps: int, calibrated: bool) -> str:
-    r"""What the decoder's variance is in a model of so many steps, in words."""
-    if calibrated:
-        return CALIBRATED_DECODER
-    row = VARIANCES[variance_type]
-    # A log-variance that is the network's own is it at any step.
-    return SINGLE_STEP_DECODER if num_steps == 1 and variance_type != "learned" else row.decoder
 
 
 # ---- ddpm_vlb/error_model.py ----
@@ -2923,299 +3223,6 @@ def _calibrated_std(c: CalibratedStep, row: Variance, pred_original_sample, pred
         above = row.above(predicted_variance.to(pred_original_sample.dtype), c.trained_log_variance, c.trained_log_beta)
         errors.add_(above.expm1_().clamp_(min=0.0), alpha=c.learned_gain * c.trained_ratio)
     return errors.mul_(c.weight).add_(c.posterior_variance).sqrt_()
-
-
-# ---- ddpm_vlb/noise_processes.py ----
-
-r"""Noise processes beside the DDPM's: what a network was trained on, read as a DDPM, a row each.
-
-Whatever a Gaussian diffusion calls its latents, they are :math:`y = a x + s \epsilon`, and with :math:`\sigma = s / a`
-
-.. math:: x_t = \frac{y / a}{\sqrt{1 + \sigma^2}}, \qquad \bar\alpha_t = \frac{1}{1 + \sigma^2}
-
-is a DDPM's latent, with the same SNR :math:`1 / \sigma^2`. On any descending list of levels the two have the same posteriors,
-the same KL terms, the same bound. What differs is how the network F is asked and what its output means, and both are linear in
-the latent (the preconditioning of Karras et al. 2022, eq. 7, seen from :math:`x_t`):
-
-.. math:: \hat x = c_\mathrm{skip}(\sigma)\, x_t + c_\mathrm{out}(\sigma)\, F(c_\mathrm{in}(\sigma)\, x_t + c_\mathrm{shift};\,
-    c_\mathrm{noise}(\sigma)) .
-
-=======================  ==================================================================================================
-process                  :math:`\sigma` and the network
-=======================  ==================================================================================================
-`flow_matching`          :math:`y = (1 - s) x + s \epsilon`, :math:`\sigma = s / (1 - s)`; F is the velocity
-                         :math:`\epsilon - x`, asked at T s: :math:`\hat x = y - s F`
-`edm`                    :math:`y = x + \sigma\epsilon`; F as Karras et al., asked at :math:`\tfrac14 \ln\sigma`:
-                         :math:`\hat x = \frac{\sigma_d^2 y}{\sigma^2 + \sigma_d^2} + \frac{\sigma\sigma_d F}{\sqrt{\sigma^2 +
-                         \sigma_d^2}}` (minus with `v_prediction`)
-`variance_exploding`     :math:`y' = x' + \sigma' \epsilon` for images :math:`x' = (x + 1) / 2` in [0, 1], so that
-                         :math:`\sigma = 2 \sigma'`; F is the score :math:`-\epsilon / \sigma'` at :math:`\sigma'`:
-                         :math:`\hat x = y + 2 \sigma'^2 F`
-=======================  ==================================================================================================
-
-**Levels.** A network trained in continuous time has no list of steps: the model that is scored is one of T levels on a straight
-line in log-SNR between the ends that its scheduler names. The lowest step alone is longer: it halves the SNR, so that the
-decoder's variance, the posterior variance of the next step, is half the lowest level's noise and not next to nothing. The
-variances are the posterior's (`fixed_small`), as sampling with many steps amounts to; a calibration fits better ones. Where a
-scheduler ends at pure noise (flow matching at s = 1), the line ends one of its steps before.
-"""
-
-
-
-
-NUM_LEVELS = 1000
-# For the networks of DDPMs, beside diffusers' own list of these.
-LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
-
-
-class Preconditioning(NamedTuple):
-    r"""How a network is asked at :math:`\sigma`, and what its output means; each of the shape of :math:`\sigma`."""
-
-    scale: torch.Tensor  # c_in
-    shift: float  # c_shift
-    noise: torch.Tensor  # c_noise
-    skip: torch.Tensor
-    out: torch.Tensor
-
-
-@dataclass(frozen=True)
-class NoiseProcess:
-    r"""A process that networks are trained for.
-
-    Args:
-        name: in words of the field, as reports have it.
-        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
-            known, which loads it).
-        needed: what their configuration must say, positive numbers.
-        precondition: from :math:`\sigma`, float64, and the configuration.
-        ends: lowest and highest :math:`\sigma` of the configuration.
-        rule: raises `ValueError` for a configuration that cannot be scored.
-    """
-
-    name: str
-    schedulers: dict[str, str]
-    needed: tuple[str, ...]
-    precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
-    ends: Callable[[Mapping[str, Any]], tuple[float, float]]
-    rule: Callable[[Mapping[str, Any]], None] = lambda config: None
-
-    def check(self, config: Mapping[str, Any]) -> None:
-        r"""Raise `ValueError` for a configuration that no levels can be made of."""
-        for name in self.needed:
-            if not is_number(config.get(name)) or config[name] <= 0:
-                raise ValueError(f"`{name}` must be a positive number, got {config.get(name)!r}.")
-        self.rule(config)
-        low, high = self.ends(config)
-        if not 0 < low < high:
-            raise ValueError(f"The noise levels of {config.get('_class_name')} must ascend from above 0, got {low} to {high}.")
-
-
-def _flow(sigma, config):
-    level, root = sigma / (1 + sigma), torch.sqrt(1 + sigma**2)
-    scale = root / (1 + sigma)
-    return Preconditioning(scale, 0.0, config["num_train_timesteps"] * level, scale, -level)
-
-
-def _check_flow(config):
-    if config.get("invert_sigmas"):
-        # Its network is asked at 1 - s, about latents in which signal and noise have changed places.
-        raise ValueError(f"`invert_sigmas` must be False for a network to be scored, got {config['invert_sigmas']!r}.")
-    if not is_integer(config["num_train_timesteps"], 3, MAX_TIMESTEPS):
-        steps = config["num_train_timesteps"]
-        raise ValueError(f"`num_train_timesteps` must be an integer from 3 to {MAX_TIMESTEPS}, got {steps!r}.")
-
-
-def _flow_ends(config):
-    steps, shift = config["num_train_timesteps"], 1.0 if config.get("use_dynamic_shifting") else config["shift"]
-    low, high = (shift * s / (1 + (shift - 1) * s) for s in (1 / steps, 1 - 1 / steps))
-    return low / (1 - low), high / (1 - high)
-
-
-def _edm(sigma, config):
-    root, data = torch.sqrt(1 + sigma**2), config["sigma_data"]
-    total = sigma**2 + data**2
-    sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
-    inverse = total.rsqrt()
-    return Preconditioning(root * inverse, 0.0, 0.25 * sigma.log(), data**2 * root / total, sign * sigma * data * inverse)
-
-
-def _check_edm(config):
-    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction', got {config['prediction_type']!r}.")
-
-
-def _exploding(sigma, config):
-    root = torch.sqrt(1 + sigma**2)
-    return Preconditioning(0.5 * root, 0.5, 0.5 * sigma, root, 0.5 * sigma**2)
-
-
-def _exploding_ends(config):
-    # `ScoreSdeVeScheduler` has the levels of images in [0, 1], which are half as wide; `KarrasVeScheduler` those of [-1, 1].
-    width = 2.0 if config.get("_class_name") == "ScoreSdeVeScheduler" else 1.0
-    return width * config["sigma_min"], width * config["sigma_max"]
-
-
-NOISE_PROCESSES = (
-    NoiseProcess(
-        "flow_matching",
-        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
-        ("num_train_timesteps", "shift"),
-        _flow,
-        _flow_ends,
-        _check_flow,
-    ),
-    NoiseProcess(
-        "edm",
-        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
-        ("sigma_min", "sigma_max", "sigma_data"),
-        _edm,
-        lambda config: (config["sigma_min"], config["sigma_max"]),
-        _check_edm,
-    ),
-    NoiseProcess(
-        "variance_exploding",
-        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
-        ("sigma_min", "sigma_max"),
-        _exploding,
-        _exploding_ends,
-    ),
-)
-
-
-def process_named(scheduler: Any) -> NoiseProcess | None:
-    r"""The process of a scheduler's class, by its name; `None` for a DDPM's and for what is unknown."""
-    return next((process for process in NOISE_PROCESSES if scheduler in process.schedulers), None)
-
-
-def is_of_ddpms(scheduler: Any) -> bool:
-    r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
-    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
-    return scheduler in own and process_named(scheduler) is None
-
-
-def check_levels(config: Mapping[str, Any]) -> None:
-    r"""Raise `ValueError` for a number of another process's scheduler that is none, before diffusers computes with it."""
-    process = process_named(config.get("_class_name"))
-    for name in () if process is None else process.needed:
-        if name in config and not is_number(config[name]):
-            raise ValueError(f"`{name}` must be a positive number, got {shown(config[name])}.")
-
-
-def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
-    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
-    name = "DDPMScheduler" if config is None else str(config["_class_name"])
-    process = process_named(name)
-    return "DDPMPipeline" if process is None else process.schedulers[name], name
-
-
-def describe_process(config: Mapping[str, Any] | None) -> str | None:
-    r"""In words, what a network was trained for; `None` of a DDPM's."""
-    process = None if config is None else process_named(config.get("_class_name"))
-    if process is None or config is None:
-        return None
-    names = [*process.needed, *(("prediction_type",) if "prediction_type" in config else ())]
-    return f"{process.name} ({config['_class_name']}, {', '.join(f'{name} = {config[name]}' for name in names)})"
-
-
-def level_betas(low: float, high: float, num_levels: int = NUM_LEVELS) -> np.ndarray:
-    r"""The betas of so many levels from :math:`\sigma` = `low` to `high`: a straight line in log-SNR, above a lowest step that
-    halves the SNR; float64 `(num_levels,)`."""
-    top, bottom = -2 * math.log(high), -2 * math.log(low)
-    log_snr = np.concatenate([[bottom], np.linspace(bottom - math.log(2), top, num_levels - 1)])
-    log_alphas = -np.logaddexp(0.0, -log_snr)
-    return -np.expm1(np.diff(log_alphas, prepend=0.0))
-
-
-def as_ddpm(config: dict[str, Any], num_levels: int | None = None, own: str = "VLBDDPMScheduler") -> dict[str, Any]:
-    r"""What a `VLBDDPMScheduler` is made of for the network of a scheduler of another process.
-
-    Args:
-        config: the scheduler's configuration; one of a DDPM is given back as it is.
-        num_levels: T of the DDPM; by default that of an earlier save, or `NUM_LEVELS`.
-        own: the class that is made of it, whose own configurations are those of a DDPM.
-
-    Raises:
-        ValueError: a configuration that no levels can be made of, of another class, or that does not say of which it is.
-    """
-    if process_named(config.get("_class_name")) is None:
-        _check_named(config, own)
-        return config
-    kept = config.get(KEPT_UNDER)
-    original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    ours = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
-    num_levels = ours.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
-    return {
-        "num_train_timesteps": num_levels,
-        "trained_betas": line_betas(original, num_levels),
-        "prediction_type": "sample",
-        "variance_type": "fixed_small",
-        "clip_sample": False,
-        "timestep_spacing": "linspace",
-        "num_pixel_levels": config.get("num_pixel_levels", 256),
-        **ours,
-        "noise_process": original,
-    }
-
-
-def check_as_ddpm(noise_process: Any, prediction_type: str, variance_type: str) -> None:
-    r"""Raise `ValueError` for settings of a `VLBDDPMScheduler` that the network of another process does not have: what it says
-    is read as an image, and nothing as a variance."""
-    if noise_process is None:
-        return
-    named = noise_process.get("_class_name") if isinstance(noise_process, Mapping) else noise_process
-    if process_named(named) is None:
-        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(named)}.")
-    if prediction_type != "sample":
-        raise ValueError(f"`prediction_type` must be 'sample' with a `noise_process`, got {prediction_type!r}.")
-    if variance_type.startswith("learned"):
-        raise ValueError(f"`variance_type` must be a fixed one with a `noise_process`, got {variance_type!r}.")
-
-
-def _check_named(config: Mapping[str, Any], own: str) -> None:
-    named = config.get("_class_name")
-    if named not in (None, own) and not is_of_ddpms(named):
-        raise ValueError(
-            "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
-            f" variance-exploding process, got _class_name = {shown(named)}."
-        )
-    # That of a scheduler which was made in memory has no name, and a `VLBDDPMScheduler` defaults for all that it does not say.
-    strange = [name for name in ("shift", "sigma_data", "sigma_min") if config.get(name) is not None]
-    if strange and "_class_name" not in config and not any(name.startswith(("beta_", "trained_")) for name in config):
-        raise ValueError(
-            f"`config` must say of which class it is, in `_class_name`, to be another's than a DDPM's, got {strange[0]} ="
-            f" {shown(config[strange[0]])} alone. `ddpm_vlb.upgrade_scheduler` takes the scheduler itself."
-        )
-
-
-def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
-    in it what is ours, without betas that can be made again."""
-    kept = json.loads(own)
-    if are_of_line(kept):
-        del kept["trained_betas"]
-    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
-
-
-def are_of_line(config: Mapping[str, Any]) -> bool:
-    r"""Whether the betas of a `VLBDDPMScheduler` are those of the line that its `noise_process` has by default."""
-    process, betas = config.get("noise_process"), config.get("trained_betas")
-    return process is not None and betas is not None and list(betas) == line_betas(process, config["num_train_timesteps"])
-
-
-def line_betas(config: Mapping[str, Any], num_levels: Any) -> list[float]:
-    r"""`level_betas` of a scheduler's ends, as a list."""
-    process = process_named(config.get("_class_name"))
-    if process is None:
-        raise ValueError(f"`noise_process` must be of a known scheduler, got {shown(config.get('_class_name'))}.")
-    process.check(config)
-    num_levels = check_count("num_levels", num_levels)
-    low, high = process.ends(config)
-    if not 3 <= num_levels <= MAX_TIMESTEPS or high**2 < 4 * low**2:
-        raise ValueError(
-            f"`num_levels` must be from 3 to {MAX_TIMESTEPS}, between noise levels at least twice as high, got {num_levels}"
-            f" from {low:g} to {high:g}."
-        )
-    return level_betas(low, high, num_levels).tolist()
 
 
 # ---- ddpm_vlb/progress.py ----
@@ -4722,7 +4729,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         Raises:
             ValueError: a configuration that no levels can be made of.
         """
-        config = config if config is None else as_ddpm(config, own=cls.__name__)
+        config = config if config is None else as_ddpm(check_scheduler_class(config, cls.__name__))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
