@@ -62,8 +62,7 @@ class NoiseProcess:
 
     Args:
         name: in words of the field, as reports have it.
-        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
-            known, which loads it).
+        schedulers: diffusers' classes of it.
         needed: what their configuration must say, positive numbers.
         precondition: from :math:`\sigma`, float64, and the configuration.
         ends: lowest and highest :math:`\sigma` of the configuration.
@@ -71,7 +70,7 @@ class NoiseProcess:
     """
 
     name: str
-    schedulers: dict[str, str]
+    schedulers: tuple[str, ...]
     needed: tuple[str, ...]
     precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
     ends: Callable[[Mapping[str, Any]], tuple[float, float]]
@@ -136,7 +135,7 @@ def _exploding_ends(config):
 NOISE_PROCESSES = (
     NoiseProcess(
         "flow_matching",
-        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+        ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
         ("num_train_timesteps", "shift"),
         _flow,
         _flow_ends,
@@ -144,7 +143,7 @@ NOISE_PROCESSES = (
     ),
     NoiseProcess(
         "edm",
-        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
+        ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"),
         ("sigma_min", "sigma_max", "sigma_data"),
         _edm,
         lambda config: (config["sigma_min"], config["sigma_max"]),
@@ -152,12 +151,24 @@ NOISE_PROCESSES = (
     ),
     NoiseProcess(
         "variance_exploding",
-        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
+        ("ScoreSdeVeScheduler", "KarrasVeScheduler"),
         ("sigma_min", "sigma_max"),
         _exploding,
         _exploding_ends,
     ),
 )
+
+
+# Diffusers' pipelines that sample pixels with a scheduler.
+PIPELINES = {
+    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+    "DDIMScheduler": "DDIMPipeline",
+    "PNDMScheduler": "PNDMPipeline",
+    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
+    "KarrasVeScheduler": "KarrasVePipeline",
+}
 
 
 def process_named(scheduler: Any) -> NoiseProcess | None:
@@ -173,11 +184,12 @@ def check_levels(config: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` must be a positive number, got {shown(config[name])}.")
 
 
-def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
-    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
-    name = "DDPMScheduler" if config is None else str(config["_class_name"])
-    process = process_named(name)
-    return "DDPMPipeline" if process is None else process.schedulers[name], name
+def stock_classes(config: Mapping[str, Any]) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` is saved as: its `noise_process` or `sampler`,
+    if it has one. `DDPMPipeline` loads those too that no pipeline samples pixels with."""
+    other = config.get("noise_process") or config.get("sampler")
+    name = "DDPMScheduler" if other is None else str(other["_class_name"])
+    return PIPELINES.get(name, "DDPMPipeline"), name
 
 
 def describe_process(config: Mapping[str, Any] | None) -> str | None:
@@ -253,12 +265,14 @@ def _check_named(config: Mapping[str, Any]) -> None:
 
 
 def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
-    in it what is ours, without betas that can be made again."""
+    r"""What is saved of a `VLBDDPMScheduler`, from its own JSON: where it has a `noise_process` or a `sampler` that of the
+    other scheduler, and in it what is ours, without betas that can be made again."""
     kept = json.loads(own)
     if are_of_line(kept):
         del kept["trained_betas"]
-    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+    others = [kept.pop(name, None) for name in ("noise_process", "sampler")]
+    other = others[0] or others[1]
+    return own if other is None else json.dumps({**other, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
 
 
 def are_of_line(config: Mapping[str, Any]) -> bool:

@@ -126,7 +126,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
         if type(self.scheduler) is VLBDDPMScheduler:
-            index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
+            index["_class_name"], scheduler = stock_classes(self.scheduler.config)
             index["scheduler"] = ["diffusers", scheduler]
         index |= {} if self.text_parts is None else self.text_parts.index
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"

@@ -17,20 +17,12 @@ from .checks import integer, on_cpu
 from .forward_process import ForwardProcess, check_inference_timesteps
 from .gaussians import Gaussian
 from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
+from .model.configuration import SCHEDULE_KEYS
 from .model.stepping import StepCoefficients, exact_coefficients, log_density_of_step
 from .noise_schedules import make_betas
 from .pixel_grid import check_num_pixel_levels
 from .reverse_process import ReverseGaussian, ReverseProcess
 
-# What the tables are made of.
-SCHEDULE_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
 # What a reverse process is made of besides.
 REVERSE_KEYS = (
     "prediction_type",

@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .checks import check_integer, check_num_timesteps
 from .forward_process import check_inference_timesteps
-from .model.configuration import SchedulerConfig, check_scheduler_class, check_scheduler_config
+from .model.configuration import SchedulerConfig, check_sampler_of, check_scheduler_config, with_sampler
 from .model.stepping import (
     StepCoefficients,
     add_noise_of_step,
@@ -91,10 +91,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         calibration (`dict`, *optional*):
             What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
             is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
-        noise_process (`dict`, *optional*):
-            The configuration of the scheduler of another process (flow matching, EDM, variance exploding) that the network
-            was trained for; `from_config` makes it of one. What `step` and the terms are given then is the predicted image,
-            as `pipe.network` makes it of what the network says (`noise_processes.py`).
+        noise_process (`dict`, *optional*), sampler (`dict`, *optional*):
+            The configuration of the scheduler that the network came with, of another process (flow matching, EDM, variance
+            exploding) or another of a DDPM's (DDIM, Euler ...), of which `from_config` makes ours; what is saved is it, with
+            ours in it. With a `noise_process`, what `step` and the terms are given is the predicted image, as `pipe.network`
+            makes it of what the network says (`noise_processes.py`).
         unlabelled_class (`int`, *optional*):
             The class that stands for "no label", of a network trained for guidance: none to choose by `classify`.
     """
@@ -123,8 +124,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         calibration: dict[str, Any] | None = None,
         noise_process: dict[str, Any] | None = None,
         unlabelled_class: int | None = None,
+        sampler: dict[str, Any] | None = None,
     ):
-        check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
+        check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before there are tables of that length
         check_as_ddpm(noise_process, prediction_type, variance_type)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
@@ -145,25 +147,21 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         )
         # NumPy's numbers as Python's, which reports and files can hold.
         self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
+        check_sampler_of(self.config)
         self._build_tables()
         self._steps: _Steps | None = None
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        r"""As [`~diffusers.ConfigMixin.from_config`]; of the configuration of a flow-matching, EDM or variance-exploding
-        scheduler the DDPM that its network amounts to.
-
-        Raises:
-            ValueError: a configuration that no levels can be made of.
-        """
-        config = config if config is None else as_ddpm(check_scheduler_class(config, cls.__name__))
+        r"""As [`~diffusers.ConfigMixin.from_config`]; of another scheduler's configuration the DDPM that its network amounts
+        to, or `ValueError` where no levels can be made of it."""
+        config = config if config is None else as_ddpm(with_sampler(config, cls.__name__))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
-        r"""The configuration, as JSON; that of the other process's scheduler where there is one, which diffusers alone can
-        sample with, with this one in it."""
-        own = super().to_json_string()
-        return own if self.config.get("noise_process") is None else as_saved(own)
+        r"""The configuration, as JSON; that of its `noise_process` or `sampler` where there is one, with this one in it."""
+        check_sampler_of(self.config)
+        return as_saved(super().to_json_string())
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""

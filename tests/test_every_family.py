@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    ScoreSdeVeScheduler,
+)
 from safetensors.torch import load_file, save_file
 from tiny import generator, quiet, tiny_condition, tiny_dit, tiny_unet
 
@@ -25,6 +32,7 @@ from ddpm_vlb.likelihoods.rate_distortion import rate_distortion
 # The network, the scheduler, and whether it is given something besides.
 FAMILIES = {
     "ddpm": (lambda: tiny_unet(), DDPMScheduler(20)),
+    "euler": (lambda: tiny_unet(), EulerDiscreteScheduler(20)),
     "class-conditional": (lambda: tiny_unet(num_class_embeds=2), DDPMScheduler(20)),
     "dit": (lambda: tiny_dit(num_embeds_ada_norm=2), DDPMScheduler(20, variance_type="learned_range")),
     "condition": (lambda: tiny_condition(), DDPMScheduler(20)),

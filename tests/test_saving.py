@@ -83,9 +83,11 @@ def test_the_scheduler_that_is_there_is_saved(pipe, images, tmp_path):
         )
         with pytest.raises(ValueError, match=f"`scheduler` must be a VLBDDPMScheduler for a model.*got {cls.__name__}"):
             pipe.evaluate_nll(images)
-    pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config)
-    pipe.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["diffusers", "DDPMScheduler"]
+    for sampler in ({}, {"sampler": None}):
+        pipe.scheduler = VLBDDPMScheduler.from_config(pipe.scheduler.config, **sampler)
+        pipe.save_pretrained(tmp_path)
+        saved_as = "DDPMScheduler" if sampler else "PNDMScheduler"
+        assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["diffusers", saved_as]
 
 
 @pytest.mark.parametrize("cls", [DDIMScheduler, DPMSolverMultistepScheduler, DDPMScheduler])

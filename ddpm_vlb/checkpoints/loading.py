@@ -25,7 +25,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..checks import shown
-from ..model.configuration import MAX_KEY_LENGTH, check_network_config, check_scheduler_config, is_of_ddpms
+from ..model.configuration import (
+    MAX_KEY_LENGTH,
+    check_network_config,
+    check_scheduler_config,
+    is_of_ddpms,
+    not_of_ddpms,
+    with_sampler,
+)
 from ..model.kinds import DEFAULT_MODULE, known_module_class
 from ..model.network import Network
 from ..model.stepping import variance_of
@@ -280,8 +287,6 @@ def is_not_about_num_pixel_levels(record) -> bool:
     return not any(key in record.getMessage() for key in ("num_pixel_levels", "unlabelled_class", KEPT_UNDER))
 
 
-# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
-NOT_ANOTHER = (None, False, "discrete")
 # Whose networks are consistency models, or distilled from others.
 DISTILLED = (
     *("CMStochasticIterativeScheduler", "SCMScheduler"),
@@ -322,16 +327,15 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = is_of_ddpms(type(scheduler).__name__)
-        others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+        others = not_of_ddpms(config)
         if not compatible or "beta_schedule" not in config or others:
             distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(
                 "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
                 f" got {type(scheduler).__name__}{f' with {others}' if others else ''}.{f' {WHY_NOT_DISTILLED}' * distilled}"
             )
-        if config.get("variance_type", 0) is None:
-            del config["variance_type"]
-        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
+        own = own_keys(with_sampler({**config, "_class_name": type(scheduler).__name__}, "VLBDDPMScheduler"))
+        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own))
         logger.warning(
             f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the"
             f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."

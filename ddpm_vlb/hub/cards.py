@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..likelihoods.method import Method
 from ..likelihoods.methods import method_named
+from ..noise_processes import PIPELINES
 from ..parametrizations import VARIANCES
 from ..reports.checks import check_plain
 from ..reports.classes import SHARED_SETTINGS, check_classification
@@ -71,7 +72,8 @@ def model_card(
             have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
             scored.
         repository: what the checkpoint is loaded by.
-        settings: of the scheduler, and the network's `num_class_embeds`, where there is no report to say them.
+        settings: of the scheduler, with its class in diffusers as `scheduler`, and the network's `num_class_embeds`, where
+            there is no report to say them.
         pictures: pairs of a caption and a file name beside the card.
 
     Raises:
@@ -81,6 +83,7 @@ def model_card(
     config = settings or {} if report is None else scored["report"]["config"]
     name = repository.rpartition("/")[2]
     steps = config.get("num_train_timesteps") or 1000
+    scheduler = config.get("scheduler") or "DDPMScheduler"  # of which old reports say nothing
     not_for_stock = settings_not_for_stock(config)
     return ModelCard.from_template(
         _card_data(name, **scored),
@@ -92,6 +95,8 @@ def model_card(
         pictures=list(pictures),
         num_inference_steps=min(1000, steps),
         not_for_stock=" and ".join(not_for_stock),
+        scheduler=scheduler,
+        pipeline=PIPELINES.get(scheduler),
         conditional=config.get("num_class_embeds") is not None,
         **scored,
     )

@@ -12,7 +12,16 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..reports.schema import Report
 from .cards import model_card
-from .repository import PICTURES, is_stale, json_bytes, json_config, pipeline_files, repository_files
+from .repository import (
+    PICTURES,
+    card_settings,
+    is_stale,
+    json_bytes,
+    json_config,
+    pipeline_files,
+    repository_files,
+    stock_name,
+)
 
 # Of a scheduler that is pushed by itself.
 SCHEDULER_CARD = """---
@@ -26,9 +35,9 @@ tags:
 # A DDPM scheduler
 
 ```python
-from diffusers import DDPMScheduler
+from diffusers import {scheduler}
 
-scheduler = DDPMScheduler.from_pretrained("{repository}")
+scheduler = {scheduler}.from_pretrained("{repository}")
 ```
 
 With ddpm_vlb, `VLBDDPMScheduler.from_pretrained("{repository}")`.
@@ -156,9 +165,9 @@ def push_scheduler(
     def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
         sent: dict[str, Path | bytes] = {place: json_bytes(settings)}
         if there & {"report.json", *PICTURES}:
-            sent["README.md"] = str(model_card(None, repository=name, settings=settings)).encode()
+            sent["README.md"] = str(model_card(None, repository=name, settings=card_settings(settings))).encode()
         elif "README.md" not in there and not subfolder:
-            sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
+            sent["README.md"] = SCHEDULER_CARD.format(repository=name, scheduler=stock_name(settings)).encode()
         return sent
 
     return push_files(files, repository, remove=lambda name: name in ("report.json", *PICTURES), **options)

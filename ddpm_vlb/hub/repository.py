@@ -138,12 +138,11 @@ def repository_files(
         ValueError: anything that is no `Report`.
     """
     scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
-    scheduler |= scheduler.get(KEPT_UNDER, {})
     report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,
         repository=repository,
-        settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
+        settings=card_settings(scheduler) | {"num_class_embeds": unet.get("num_class_embeds")},
         pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
     )
     files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
@@ -153,6 +152,16 @@ def repository_files(
         if results is not None:
             files[EVAL_RESULTS] = results
     return files
+
+
+def card_settings(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    r"""What a card is told of the saved configuration of a scheduler."""
+    return {**scheduler, **scheduler.get(KEPT_UNDER, {}), "scheduler": stock_name(scheduler)}
+
+
+def stock_name(scheduler: Mapping[str, Any]) -> str:
+    r"""The class of diffusers that loads a saved configuration of a scheduler."""
+    return str(scheduler.get("_class_name", "DDPMScheduler")).removeprefix("VLB")
 
 
 def json_bytes(content: Any) -> bytes:

@@ -5,10 +5,12 @@ anything is refused, a word in the place of a number shows when the first image 
 *means* is asked where it is used: unknown names of schedules and variances, betas that make no process.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import FrozenDict
@@ -16,6 +18,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from ..checks import MAX_TIMESTEPS, is_integer, is_number, shown
 from ..noise_processes import process_named
+from ..parametrizations import KEPT_UNDER
 from ..pixel_grid import MAX_PIXEL_LEVELS
 
 MAX_KEY_LENGTH = 256
@@ -81,6 +84,7 @@ SCHEDULER_RULES = {
     "calibration": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
     "unlabelled_class": _integer(0, 10**9).or_null(),
     "noise_process": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
+    "sampler": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
     "predict_epsilon": _SWITCH,
 }
 NETWORK_RULES = {
@@ -168,23 +172,83 @@ class SchedulerConfig(FrozenDict):
         setattr(self, name, value)
 
 
+# What the tables of a scheduler are made of.
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+# What diffusers' schedulers do not know of ours.
+OURS = ("num_pixel_levels", "calibration", "unlabelled_class", "noise_process", "sampler")
 # For the networks of DDPMs, beside diffusers' own list of these.
 LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
+# A configuration of one of these, or of none, is that of a `VLBDDPMScheduler` as it is.
+DDPM = ("DDPMScheduler", "VLBDDPMScheduler")
+# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
+NOT_ANOTHER = (None, False, "discrete")
 
 
 def is_of_ddpms(scheduler: Any) -> bool:
     r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
-    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
-    return scheduler in own and process_named(scheduler) is None
+    return scheduler in (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, *DDPM) and process_named(scheduler) is None
 
 
-def check_scheduler_class(config: dict[str, Any], own: str) -> dict[str, Any]:
-    r"""The configuration, or `ValueError` for one of a class of schedulers that cannot be read: with the defaults of a DDPM it
-    would give a number that looks right. `own` is the class that is made of it."""
-    named = config.get("_class_name")
-    if named not in (None, own) and process_named(named) is None and not is_of_ddpms(named):
+def not_of_ddpms(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""The settings with which a scheduler is not for the network of a DDPM, though its class is."""
+    return {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+
+
+def with_sampler(config: dict[str, Any], own: str) -> dict[str, Any]:
+    r"""What a scheduler of ours is made of for another of diffusers' for a DDPM's network (DDIM, Euler ...): the DDPM of the
+    same network, and the other one's configuration as its `sampler`. Any other configuration is given back as it is.
+
+    Args:
+        config: of a scheduler.
+        own: the class that is made of it.
+
+    Raises:
+        ValueError: a class of schedulers that cannot be read: with the defaults of a DDPM it would give a number that looks
+            right.
+    """
+    name, others = config.get("_class_name"), not_of_ddpms(config)
+    if name in (None, own, *DDPM) or process_named(name) is not None:
+        return config
+    if not is_of_ddpms(name) or others:
         raise ValueError(
             "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
-            f" variance-exploding process, got _class_name = {shown(named)}."
+            f" variance-exploding process, got _class_name = {shown(name)}{f' with {others}' if others else ''}."
         )
-    return config
+    # What a file leaves out is as the other class has it.
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    full = {key: p.default for key, p in parameters.items() if p.default is not p.empty} | config
+    kept = config.get(KEPT_UNDER)
+    ours = kept if isinstance(kept, Mapping) else {key: full[key] for key in SCHEDULER_RULES if key in full}
+    if ours.get("variance_type", 0) is None:
+        ours = {key: value for key, value in ours.items() if key != "variance_type"}
+    unsaid = (*OURS, KEPT_UNDER, "_use_default_values")
+    return {**ours, "sampler": {key: value for key, value in full.items() if key not in unsaid}}
+
+
+def check_sampler_of(config: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` for a configuration whose `sampler` is not one of the same network: loaded by diffusers alone it
+    would sample something else than what was scored."""
+    sampler = config.get("sampler")
+    if sampler is None:
+        return
+    name = sampler.get("_class_name") if isinstance(sampler, Mapping) else None
+    beside = config.get("noise_process") is not None
+    if name in DDPM or not is_of_ddpms(name) or beside:
+        raise ValueError(
+            "`sampler` must be the configuration of another of diffusers' schedulers for the networks of DDPMs, got"
+            f" {shown(sampler)}{' beside a `noise_process`' * beside}."
+        )
+    for key in (*SCHEDULE_KEYS, "prediction_type"):
+        theirs, ours = sampler.get(key, False if key == "rescale_betas_zero_snr" else None), config[key]
+        if not np.array_equal(theirs, ours):
+            raise ValueError(
+                f"`sampler` must be of the model that is scored, got one with {key} = {shown(theirs)}, not {shown(ours)}."
+                " Leave it out with `from_config(..., sampler=None)`."
+            )

@@ -19,7 +19,7 @@ from ..checks import working_dtype
 from ..data.levels import images_to_levels
 from ..forward_process import Rows
 from ..noise import to_device
-from ..noise_processes import are_of_line, describe_process
+from ..noise_processes import are_of_line, describe_process, stock_classes
 from ..parametrizations import PREDICTIONS, decoder_rule
 from ..pixel_grid import check_num_pixel_levels, levels_to_samples
 from ..reverse_process import ReverseProcess
@@ -81,6 +81,7 @@ class Scorer:
             "variance_type": reverse.variance_type,
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "noise_process": schedule.get("noise_process"),
+            "scheduler": schedule.get("scheduler"),
             "condition_sha256": self.network.condition_sha256,
             "prompt": self.network.prompt,
             "calibration": schedule.get("calibration"),
@@ -221,6 +222,7 @@ def make_scorer(
         "rescale_betas_zero_snr": bool(config.rescale_betas_zero_snr),
         "calibration": None if reverse.error_model is None else scheduler.calibration.description,
         "noise_process": describe_process(config.get("noise_process")),
+        "scheduler": stock_classes(config)[1],
     }
     overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)
     return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)

@@ -140,6 +140,8 @@ SETTINGS = (
     Setting("decoder_variance", required=True, identity=True, shown="decoder variance (t = 0)"),
     # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
     Setting("noise_process", str | None, identity=True, shown="noise process"),
+    # The class of diffusers' that the checkpoint is saved with, which the number does not depend on.
+    Setting("scheduler", free=True),
     Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
     Setting("prompt", list | None, shown="prompt", flag="--prompt"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than

@@ -128,13 +128,15 @@ CARD_TEMPLATE = (
     "diffusers' own pipeline knows no classes and cannot sample from it.\n"
     '{%- elif not_for_stock -%}\n'
     "diffusers' own scheduler cannot sample from it ({{ not_for_stock }}).\n"
+    '{%- elif pipeline is none -%}\n'
+    "diffusers' own pipelines sample no pixels with its {{ scheduler }}.\n"
     '{%- else -%}\n'
     'With diffusers alone, samples:\n'
     '\n'
     '```python\n'
-    'from diffusers import DDPMPipeline\n'
+    'from diffusers import {{ pipeline }}\n'
     '\n'
-    'pipe = DDPMPipeline.from_pretrained("{{ repository }}")\n'
+    'pipe = {{ pipeline }}.from_pretrained("{{ repository }}")\n'
     'images = pipe(batch_size=16, num_inference_steps={{ num_inference_steps }}).images\n'
     '```\n'
     '{%- endif %}\n'
@@ -586,8 +588,7 @@ class NoiseProcess:
 
     Args:
         name: in words of the field, as reports have it.
-        schedulers: diffusers' classes of it, and of each the pipeline that samples with it (`DDPMPipeline` where none is
-            known, which loads it).
+        schedulers: diffusers' classes of it.
         needed: what their configuration must say, positive numbers.
         precondition: from :math:`\sigma`, float64, and the configuration.
         ends: lowest and highest :math:`\sigma` of the configuration.
@@ -595,7 +596,7 @@ class NoiseProcess:
     """
 
     name: str
-    schedulers: dict[str, str]
+    schedulers: tuple[str, ...]
     needed: tuple[str, ...]
     precondition: Callable[[torch.Tensor, Mapping[str, Any]], Preconditioning]
     ends: Callable[[Mapping[str, Any]], tuple[float, float]]
@@ -660,7 +661,7 @@ def _exploding_ends(config):
 NOISE_PROCESSES = (
     NoiseProcess(
         "flow_matching",
-        dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+        ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
         ("num_train_timesteps", "shift"),
         _flow,
         _flow_ends,
@@ -668,7 +669,7 @@ NOISE_PROCESSES = (
     ),
     NoiseProcess(
         "edm",
-        dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "DDPMPipeline"),
+        ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"),
         ("sigma_min", "sigma_max", "sigma_data"),
         _edm,
         lambda config: (config["sigma_min"], config["sigma_max"]),
@@ -676,12 +677,24 @@ NOISE_PROCESSES = (
     ),
     NoiseProcess(
         "variance_exploding",
-        {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"},
+        ("ScoreSdeVeScheduler", "KarrasVeScheduler"),
         ("sigma_min", "sigma_max"),
         _exploding,
         _exploding_ends,
     ),
 )
+
+
+# Diffusers' pipelines that sample pixels with a scheduler.
+PIPELINES = {
+    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+    "DDIMScheduler": "DDIMPipeline",
+    "PNDMScheduler": "PNDMPipeline",
+    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
+    "KarrasVeScheduler": "KarrasVePipeline",
+}
 
 
 def process_named(scheduler: Any) -> NoiseProcess | None:
@@ -697,11 +710,12 @@ def check_levels(config: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` must be a positive number, got {shown(config[name])}.")
 
 
-def stock_classes(config: Mapping[str, Any] | None) -> tuple[str, str]:
-    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` has as its `noise_process`."""
-    name = "DDPMScheduler" if config is None else str(config["_class_name"])
-    process = process_named(name)
-    return "DDPMPipeline" if process is None else process.schedulers[name], name
+def stock_classes(config: Mapping[str, Any]) -> tuple[str, str]:
+    r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` is saved as: its `noise_process` or `sampler`,
+    if it has one. `DDPMPipeline` loads those too that no pipeline samples pixels with."""
+    other = config.get("noise_process") or config.get("sampler")
+    name = "DDPMScheduler" if other is None else str(other["_class_name"])
+    return PIPELINES.get(name, "DDPMPipeline"), name
 
 
 def describe_process(config: Mapping[str, Any] | None) -> str | None:
@@ -777,12 +791,14 @@ def _check_named(config: Mapping[str, Any]) -> None:
 
 
 def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
-    in it what is ours, without betas that can be made again."""
+    r"""What is saved of a `VLBDDPMScheduler`, from its own JSON: where it has a `noise_process` or a `sampler` that of the
+    other scheduler, and in it what is ours, without betas that can be made again."""
     kept = json.loads(own)
     if are_of_line(kept):
         del kept["trained_betas"]
-    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+    others = [kept.pop(name, None) for name in ("noise_process", "sampler")]
+    other = others[0] or others[1]
+    return own if other is None else json.dumps({**other, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
 
 
 def are_of_line(config: Mapping[str, Any]) -> bool:
@@ -981,6 +997,7 @@ SCHEDULER_RULES = {
     "calibration": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
     "unlabelled_class": _integer(0, 10**9).or_null(),
     "noise_process": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
+    "sampler": ConfigurationRule("a mapping", lambda value: isinstance(value, Mapping)).or_null(),
     "predict_epsilon": _SWITCH,
 }
 NETWORK_RULES = {
@@ -1068,26 +1085,86 @@ class SchedulerConfig(FrozenDict):
         setattr(self, name, value)
 
 
+# What the tables of a scheduler are made of.
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+# What diffusers' schedulers do not know of ours.
+OURS = ("num_pixel_levels", "calibration", "unlabelled_class", "noise_process", "sampler")
 # For the networks of DDPMs, beside diffusers' own list of these.
 LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
+# A configuration of one of these, or of none, is that of a `VLBDDPMScheduler` as it is.
+DDPM = ("DDPMScheduler", "VLBDDPMScheduler")
+# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
+NOT_ANOTHER = (None, False, "discrete")
 
 
 def is_of_ddpms(scheduler: Any) -> bool:
     r"""Whether a class of schedulers, by its name, is for the networks of DDPMs."""
-    own = (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, "VLBDDPMScheduler")
-    return scheduler in own and process_named(scheduler) is None
+    return scheduler in (*KarrasDiffusionSchedulers.__members__, *LIKE_DDPM, *DDPM) and process_named(scheduler) is None
 
 
-def check_scheduler_class(config: dict[str, Any], own: str) -> dict[str, Any]:
-    r"""The configuration, or `ValueError` for one of a class of schedulers that cannot be read: with the defaults of a DDPM it
-    would give a number that looks right. `own` is the class that is made of it."""
-    named = config.get("_class_name")
-    if named not in (None, own) and process_named(named) is None and not is_of_ddpms(named):
+def not_of_ddpms(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""The settings with which a scheduler is not for the network of a DDPM, though its class is."""
+    return {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+
+
+def with_sampler(config: dict[str, Any], own: str) -> dict[str, Any]:
+    r"""What a scheduler of ours is made of for another of diffusers' for a DDPM's network (DDIM, Euler ...): the DDPM of the
+    same network, and the other one's configuration as its `sampler`. Any other configuration is given back as it is.
+
+    Args:
+        config: of a scheduler.
+        own: the class that is made of it.
+
+    Raises:
+        ValueError: a class of schedulers that cannot be read: with the defaults of a DDPM it would give a number that looks
+            right.
+    """
+    name, others = config.get("_class_name"), not_of_ddpms(config)
+    if name in (None, own, *DDPM) or process_named(name) is not None:
+        return config
+    if not is_of_ddpms(name) or others:
         raise ValueError(
             "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
-            f" variance-exploding process, got _class_name = {shown(named)}."
+            f" variance-exploding process, got _class_name = {shown(name)}{f' with {others}' if others else ''}."
         )
-    return config
+    # What a file leaves out is as the other class has it.
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    full = {key: p.default for key, p in parameters.items() if p.default is not p.empty} | config
+    kept = config.get(KEPT_UNDER)
+    ours = kept if isinstance(kept, Mapping) else {key: full[key] for key in SCHEDULER_RULES if key in full}
+    if ours.get("variance_type", 0) is None:
+        ours = {key: value for key, value in ours.items() if key != "variance_type"}
+    unsaid = (*OURS, KEPT_UNDER, "_use_default_values")
+    return {**ours, "sampler": {key: value for key, value in full.items() if key not in unsaid}}
+
+
+def check_sampler_of(config: Mapping[str, Any]) -> None:
+    r"""Raise `ValueError` for a configuration whose `sampler` is not one of the same network: loaded by diffusers alone it
+    would sample something else than what was scored."""
+    sampler = config.get("sampler")
+    if sampler is None:
+        return
+    name = sampler.get("_class_name") if isinstance(sampler, Mapping) else None
+    beside = config.get("noise_process") is not None
+    if name in DDPM or not is_of_ddpms(name) or beside:
+        raise ValueError(
+            "`sampler` must be the configuration of another of diffusers' schedulers for the networks of DDPMs, got"
+            f" {shown(sampler)}{' beside a `noise_process`' * beside}."
+        )
+    for key in (*SCHEDULE_KEYS, "prediction_type"):
+        theirs, ours = sampler.get(key, False if key == "rescale_betas_zero_snr" else None), config[key]
+        if not np.array_equal(theirs, ours):
+            raise ValueError(
+                f"`sampler` must be of the model that is scored, got one with {key} = {shown(theirs)}, not {shown(ours)}."
+                " Leave it out with `from_config(..., sampler=None)`."
+            )
 
 
 # ---- ddpm_vlb/noise.py ----
@@ -4220,15 +4297,6 @@ bound. (`log_prob` alone is of a step that was taken, by default on the grid tha
 
 
 
-# What the tables are made of.
-SCHEDULE_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
 # What a reverse process is made of besides.
 REVERSE_KEYS = (
     "prediction_type",
@@ -4664,10 +4732,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         calibration (`dict`, *optional*):
             What `ddpm-vlb calibrate` measured: better variances, a decoder and sub-schedules for the same network. Where it
             is there, `num_inference_steps=K` means its best K timesteps, in sampling and in scoring.
-        noise_process (`dict`, *optional*):
-            The configuration of the scheduler of another process (flow matching, EDM, variance exploding) that the network
-            was trained for; `from_config` makes it of one. What `step` and the terms are given then is the predicted image,
-            as `pipe.network` makes it of what the network says (`noise_processes.py`).
+        noise_process (`dict`, *optional*), sampler (`dict`, *optional*):
+            The configuration of the scheduler that the network came with, of another process (flow matching, EDM, variance
+            exploding) or another of a DDPM's (DDIM, Euler ...), of which `from_config` makes ours; what is saved is it, with
+            ours in it. With a `noise_process`, what `step` and the terms are given is the predicted image, as `pipe.network`
+            makes it of what the network says (`noise_processes.py`).
         unlabelled_class (`int`, *optional*):
             The class that stands for "no label", of a network trained for guidance: none to choose by `classify`.
     """
@@ -4696,8 +4765,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         calibration: dict[str, Any] | None = None,
         noise_process: dict[str, Any] | None = None,
         unlabelled_class: int | None = None,
+        sampler: dict[str, Any] | None = None,
     ):
-        check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before tables of that length are made
+        check_num_timesteps("num_train_timesteps", num_train_timesteps)  # before there are tables of that length
         check_as_ddpm(noise_process, prediction_type, variance_type)
         super().__init__(
             num_train_timesteps=num_train_timesteps,
@@ -4718,25 +4788,21 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         )
         # NumPy's numbers as Python's, which reports and files can hold.
         self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
+        check_sampler_of(self.config)
         self._build_tables()
         self._steps: _Steps | None = None
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        r"""As [`~diffusers.ConfigMixin.from_config`]; of the configuration of a flow-matching, EDM or variance-exploding
-        scheduler the DDPM that its network amounts to.
-
-        Raises:
-            ValueError: a configuration that no levels can be made of.
-        """
-        config = config if config is None else as_ddpm(check_scheduler_class(config, cls.__name__))
+        r"""As [`~diffusers.ConfigMixin.from_config`]; of another scheduler's configuration the DDPM that its network amounts
+        to, or `ValueError` where no levels can be made of it."""
+        config = config if config is None else as_ddpm(with_sampler(config, cls.__name__))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
-        r"""The configuration, as JSON; that of the other process's scheduler where there is one, which diffusers alone can
-        sample with, with this one in it."""
-        own = super().to_json_string()
-        return own if self.config.get("noise_process") is None else as_saved(own)
+        r"""The configuration, as JSON; that of its `noise_process` or `sampler` where there is one, with this one in it."""
+        check_sampler_of(self.config)
+        return as_saved(super().to_json_string())
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
@@ -5470,8 +5536,6 @@ def is_not_about_num_pixel_levels(record) -> bool:
     return not any(key in record.getMessage() for key in ("num_pixel_levels", "unlabelled_class", KEPT_UNDER))
 
 
-# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
-NOT_ANOTHER = (None, False, "discrete")
 # Whose networks are consistency models, or distilled from others.
 DISTILLED = (
     *("CMStochasticIterativeScheduler", "SCMScheduler"),
@@ -5512,16 +5576,15 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = is_of_ddpms(type(scheduler).__name__)
-        others = {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+        others = not_of_ddpms(config)
         if not compatible or "beta_schedule" not in config or others:
             distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(
                 "`scheduler` must be a DDPMScheduler, or one of diffusers' schedulers for the networks of DDPMs, to be scored,"
                 f" got {type(scheduler).__name__}{f' with {others}' if others else ''}.{f' {WHY_NOT_DISTILLED}' * distilled}"
             )
-        if config.get("variance_type", 0) is None:
-            del config["variance_type"]
-        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
+        own = own_keys(with_sampler({**config, "_class_name": type(scheduler).__name__}, "VLBDDPMScheduler"))
+        upgraded = cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own))
         logger.warning(
             f"The {type(scheduler).__name__} becomes a VLBDDPMScheduler: what is scored, and sampled, is the DDPM of the"
             f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
@@ -6695,6 +6758,8 @@ SETTINGS = (
     Setting("decoder_variance", required=True, identity=True, shown="decoder variance (t = 0)"),
     # What the network was trained for where it is no DDPM's, and what it was given besides; old reports have neither.
     Setting("noise_process", str | None, identity=True, shown="noise process"),
+    # The class of diffusers' that the checkpoint is saved with, which the number does not depend on.
+    Setting("scheduler", free=True),
     Setting("condition_sha256", str | None, identity=True, shown="given to the network, SHA-256"),
     Setting("prompt", list | None, shown="prompt", flag="--prompt"),
     # Its flag counts where the report says that the checkpoint's own was left aside. Such a report is of another model than
@@ -7139,7 +7204,8 @@ def model_card(
             have a `description`, `limits` and the `command` that made it; `None` makes a card that says that nothing was
             scored.
         repository: what the checkpoint is loaded by.
-        settings: of the scheduler, and the network's `num_class_embeds`, where there is no report to say them.
+        settings: of the scheduler, with its class in diffusers as `scheduler`, and the network's `num_class_embeds`, where
+            there is no report to say them.
         pictures: pairs of a caption and a file name beside the card.
 
     Raises:
@@ -7149,6 +7215,7 @@ def model_card(
     config = settings or {} if report is None else scored["report"]["config"]
     name = repository.rpartition("/")[2]
     steps = config.get("num_train_timesteps") or 1000
+    scheduler = config.get("scheduler") or "DDPMScheduler"  # of which old reports say nothing
     not_for_stock = settings_not_for_stock(config)
     return ModelCard.from_template(
         _card_data(name, **scored),
@@ -7160,6 +7227,8 @@ def model_card(
         pictures=list(pictures),
         num_inference_steps=min(1000, steps),
         not_for_stock=" and ".join(not_for_stock),
+        scheduler=scheduler,
+        pipeline=PIPELINES.get(scheduler),
         conditional=config.get("num_class_embeds") is not None,
         **scored,
     )
@@ -7941,12 +8010,11 @@ def repository_files(
         ValueError: anything that is no `Report`.
     """
     scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
-    scheduler |= scheduler.get(KEPT_UNDER, {})
     report, pictures = None if report is None else Report.of(report), pictures or {}
     card = model_card(
         report,
         repository=repository,
-        settings=scheduler | {"num_class_embeds": unet.get("num_class_embeds")},
+        settings=card_settings(scheduler) | {"num_class_embeds": unet.get("num_class_embeds")},
         pictures=[(caption, name) for name, caption in PICTURES.items() if name in pictures],
     )
     files = {**files, "pipeline.py": standalone_source().encode(), "README.md": str(card).encode(), **pictures}
@@ -7956,6 +8024,16 @@ def repository_files(
         if results is not None:
             files[EVAL_RESULTS] = results
     return files
+
+
+def card_settings(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    r"""What a card is told of the saved configuration of a scheduler."""
+    return {**scheduler, **scheduler.get(KEPT_UNDER, {}), "scheduler": stock_name(scheduler)}
+
+
+def stock_name(scheduler: Mapping[str, Any]) -> str:
+    r"""The class of diffusers that loads a saved configuration of a scheduler."""
+    return str(scheduler.get("_class_name", "DDPMScheduler")).removeprefix("VLB")
 
 
 def json_bytes(content: Any) -> bytes:
@@ -8019,9 +8097,9 @@ tags:
 # A DDPM scheduler
 
 ```python
-from diffusers import DDPMScheduler
+from diffusers import {scheduler}
 
-scheduler = DDPMScheduler.from_pretrained("{repository}")
+scheduler = {scheduler}.from_pretrained("{repository}")
 ```
 
 With ddpm_vlb, `VLBDDPMScheduler.from_pretrained("{repository}")`.
@@ -8149,9 +8227,9 @@ def push_scheduler(
     def files(name: str, there: set[str]) -> dict[str, Path | bytes]:
         sent: dict[str, Path | bytes] = {place: json_bytes(settings)}
         if there & {"report.json", *PICTURES}:
-            sent["README.md"] = str(model_card(None, repository=name, settings=settings)).encode()
+            sent["README.md"] = str(model_card(None, repository=name, settings=card_settings(settings))).encode()
         elif "README.md" not in there and not subfolder:
-            sent["README.md"] = SCHEDULER_CARD.format(repository=name).encode()
+            sent["README.md"] = SCHEDULER_CARD.format(repository=name, scheduler=stock_name(settings)).encode()
         return sent
 
     return push_files(files, repository, remove=lambda name: name in ("report.json", *PICTURES), **options)
@@ -8789,6 +8867,7 @@ class Scorer:
             "variance_type": reverse.variance_type,
             "decoder_variance": decoder_rule(reverse.variance_type, len(forward), reverse.error_model is not None),
             "noise_process": schedule.get("noise_process"),
+            "scheduler": schedule.get("scheduler"),
             "condition_sha256": self.network.condition_sha256,
             "prompt": self.network.prompt,
             "calibration": schedule.get("calibration"),
@@ -8929,6 +9008,7 @@ def make_scorer(
         "rescale_betas_zero_snr": bool(config.rescale_betas_zero_snr),
         "calibration": None if reverse.error_model is None else scheduler.calibration.description,
         "noise_process": describe_process(config.get("noise_process")),
+        "scheduler": stock_classes(config)[1],
     }
     overridden = tuple(n for n, x in (("clip_sample", clip_sample), ("thresholding", thresholding)) if x is not None)
     return Scorer(network, reverse, config.num_pixel_levels, num_inference_steps, on_subsequence, overridden, schedule)
@@ -11164,7 +11244,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = DDPMPipeline.__name__
         if type(self.scheduler) is VLBDDPMScheduler:
-            index["_class_name"], scheduler = stock_classes(self.scheduler.config.get("noise_process"))
+            index["_class_name"], scheduler = stock_classes(self.scheduler.config)
             index["scheduler"] = ["diffusers", scheduler]
         index |= {} if self.text_parts is None else self.text_parts.index
         return json.dumps(strip_paths(index), indent=2, sort_keys=True) + "\n"
