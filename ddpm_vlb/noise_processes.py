@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 from .checks import MAX_TIMESTEPS, check_count, is_integer, is_number, shown
-from .parametrizations import KEPT_UNDER
+from .parametrizations import KEPT_UNDER, PIPELINES
 
 NUM_LEVELS = 1000
 
@@ -157,18 +157,6 @@ NOISE_PROCESSES = (
         _exploding_ends,
     ),
 )
-
-
-# Diffusers' pipelines that sample pixels with a scheduler.
-PIPELINES = {
-    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
-    "DDIMScheduler": "DDIMPipeline",
-    "PNDMScheduler": "PNDMPipeline",
-    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
-    "KarrasVeScheduler": "KarrasVePipeline",
-}
 
 
 def process_named(scheduler: Any) -> NoiseProcess | None:

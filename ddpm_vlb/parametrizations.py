@@ -167,6 +167,16 @@ SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
 
 # Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
 KEPT_UNDER = "vlb_ddpm"
+# Diffusers' pipelines that sample pixels with a scheduler.
+PIPELINES = {
+    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+    "DDIMScheduler": "DDIMPipeline",
+    "PNDMScheduler": "PNDMPipeline",
+    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
+    "KarrasVeScheduler": "KarrasVePipeline",
+}
 
 PREDICTION_TYPES = tuple(PREDICTIONS)
 VARIANCE_TYPES = tuple(VARIANCES)

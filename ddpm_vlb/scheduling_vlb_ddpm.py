@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .checks import check_integer, check_num_timesteps
 from .forward_process import check_inference_timesteps
-from .model.configuration import SchedulerConfig, check_sampler_of, check_scheduler_config, with_sampler
+from .model.configuration import SchedulerConfig, check_sampler_of, check_scheduler_config, plain_values, with_sampler
 from .model.stepping import (
     StepCoefficients,
     add_noise_of_step,
@@ -145,8 +145,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        # NumPy's numbers as Python's, which reports and files can hold.
-        self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
+        self.register_to_config(**plain_values(self.config))
         check_sampler_of(self.config)
         self._build_tables()
         self._steps: _Steps | None = None
@@ -162,6 +161,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         r"""The configuration, as JSON; that of its `noise_process` or `sampler` where there is one, with this one in it."""
         check_sampler_of(self.config)
         return as_saved(super().to_json_string())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {super().to_json_string()}"
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""

@@ -4,6 +4,7 @@ import inspect
 import json
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -24,7 +25,8 @@ from ddpm_vlb.checkpoints.parts import CheckpointError
 from ddpm_vlb.hub.cards import model_card
 from ddpm_vlb.hub.repository import card_settings
 from ddpm_vlb.model.configuration import DDPM, is_of_ddpms
-from ddpm_vlb.noise_processes import NOISE_PROCESSES, PIPELINES
+from ddpm_vlb.noise_processes import NOISE_PROCESSES
+from ddpm_vlb.parametrizations import PIPELINES
 
 # One needs a library that is not installed.
 SAMPLERS = [
@@ -32,7 +34,7 @@ SAMPLERS = [
     for name in dir(diffusers)
     if is_of_ddpms(name) and name not in DDPM and issubclass(getattr(diffusers, name), diffusers.SchedulerMixin)
 ]
-SETTINGS = {"num_train_timesteps": 40, "beta_start": 0.001, "beta_end": 0.1}
+SETTINGS = {"num_train_timesteps": 10, "beta_start": 0.001, "beta_end": 0.1}
 
 
 def schedulers_file(folder):
@@ -114,6 +116,24 @@ def test_what_a_file_leaves_out_is_as_its_class_has_it(tmp_path):
     assert VLBDDPMPipeline.from_pretrained(tmp_path / "stock").scheduler.config.beta_end == 0.012
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(20, trained_betas=np.linspace(0.01, 0.1, 20)),
+        DDIMScheduler(np.int64(20), beta_end=np.float32(0.1)),
+        EDMEulerScheduler(sigma_data=np.float32(0.25)),
+        FlowMatchEulerDiscreteScheduler(shift=np.float32(3)),
+    ],
+)
+def test_numbers_of_numpy_are_saved(scheduler, tmp_path):
+    pipe = quiet(VLBDDPMPipeline(tiny_unet(1), scheduler))
+    pipe.save_pretrained(tmp_path)
+    again = VLBDDPMPipeline.from_pretrained(tmp_path).scheduler
+    assert torch.equal(again.forward_process().alphas_cumprod, pipe.scheduler.forward_process().alphas_cumprod)
+    for name in ("sampler", "noise_process"):
+        assert again.config[name] == pipe.scheduler.config[name]
+
+
 def test_an_assigned_scheduler_takes_the_place_of_the_kept_one(tmp_path):
     pipe = quiet(VLBDDPMPipeline(tiny_unet(1), PNDMScheduler(**SETTINGS)))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -127,7 +147,7 @@ def test_an_assigned_scheduler_takes_the_place_of_the_kept_one(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"beta_end": 0.2}, {"num_train_timesteps": 41}, {"trained_betas": [0.1] * 40}, {"rescale_betas_zero_snr": True}],
+    [{"beta_end": 0.2}, {"num_train_timesteps": 11}, {"trained_betas": [0.1] * 10}, {"rescale_betas_zero_snr": True}],
 )
 def test_a_scheduler_of_another_model_is_refused(settings, tmp_path):
     own = upgrade_scheduler(EulerDiscreteScheduler(**SETTINGS))
@@ -150,6 +170,7 @@ def test_a_prediction_that_was_assigned_is_not_saved_under_the_old_one(tmp_path)
     with pytest.raises(ValueError, match="got one with prediction_type = 'epsilon', not 'v_prediction'"):
         pipe.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+    assert "VLBDDPMScheduler" in repr(pipe.scheduler)  # which is no save
 
 
 @pytest.mark.parametrize(

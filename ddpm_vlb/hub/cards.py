@@ -16,8 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..likelihoods.method import Method
 from ..likelihoods.methods import method_named
-from ..noise_processes import PIPELINES
-from ..parametrizations import VARIANCES
+from ..parametrizations import PIPELINES, VARIANCES
 from ..reports.checks import check_plain
 from ..reports.classes import SHARED_SETTINGS, check_classification
 from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report

@@ -153,6 +153,17 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         )
 
 
+def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Of a configuration, NumPy's numbers as Python's, which reports and files can hold, and NumPy's values in mappings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(entry) for name, entry in value.items()}
+        return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+    return {name: plain(value) for name, value in config.items() if isinstance(value, (np.generic, Mapping))}
+
+
 class SchedulerConfig(FrozenDict):
     r"""A configuration with one value for an entry, whether it is read or assigned as an attribute or as an item.
 

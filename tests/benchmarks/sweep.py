@@ -1,7 +1,8 @@
-r"""Time of the full sweep of `evaluate_nll` against the bare network forwards: `python tests/benchmarks/sweep.py`.
+r"""Time of evaluations against as many bare network forwards: `python tests/benchmarks/sweep.py`.
 
-The ratio of two nearly equal times is as uncertain as the machine is noisy. The sweep's own work is therefore also timed alone,
-with a network that does nothing.
+Of the full sweep of `evaluate_nll`, and of a whole sampled evaluation, pilot, choice of draws, report and all. The ratio of two
+nearly equal times is as uncertain as the machine is noisy. The own work is therefore also timed alone, with a network that does
+nothing.
 """
 
 import argparse
@@ -10,9 +11,12 @@ import time
 from types import SimpleNamespace
 
 import torch
+from cost import CHECKPOINTS, COMMON, common_network
 from diffusers import UNet2DModel
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
+from ddpm_vlb.data import load_images
+from ddpm_vlb.evaluation import evaluate
 
 # name: channels, side, batch size, block_out_channels, variance type, steps
 CASES = {
@@ -21,6 +25,10 @@ CASES = {
     "3 x 32 x 32, batch 16": (3, 32, 16, (32, 64), "fixed_small", 15),
     "3 x 32 x 32, batch 16, learned range": (3, 32, 16, (32, 64), "learned_range", 15),
 }
+
+
+# name: batch size, evaluations
+WHOLE = {"the shipped digits, 360 images": (64, 5000), "32 pixels, as google/ddpm-cifar10-32": (64, 256)}
 
 
 def build(channels, side, widths, variance_type, steps) -> VLBDDPMPipeline:
@@ -66,9 +74,45 @@ def sweep(pipe, images, batch_size) -> float:
     return time.process_time() - start
 
 
+def whole_of(name) -> tuple[VLBDDPMPipeline, torch.Tensor]:
+    """A pipeline and images of its size."""
+    if name in COMMON:
+        side, _, widths, attention = COMMON[name]
+        pipe = VLBDDPMPipeline(common_network(side, widths, attention).eval(), VLBDDPMScheduler())
+        return pipe, torch.randint(256, (64, 3, side, side)).to(torch.uint8)
+    return VLBDDPMPipeline.from_pretrained(CHECKPOINTS / "ddpm-vlb-digits"), load_images("digits", split="test").images
+
+
+def whole(pipe, images, batch_size, evaluations) -> float:
+    start = time.process_time()
+    report = evaluate(pipe, images, max_evaluations=evaluations, batch_size=batch_size, quiet=True)
+    # What is left over to the limit is less than a round.
+    return (time.process_time() - start) / report["num_network_evaluations"] * batch_size
+
+
+def sampled_evaluations(rounds) -> None:
+    for name, (batch_size, evaluations) in WHOLE.items():
+        pipe, images = whole_of(name)
+        shape, steps = (batch_size, *images.shape[1:]), evaluations // batch_size
+        pairs = []
+        for turn in range(rounds):
+            timed = [lambda: bare(pipe, shape, steps) / steps, lambda: whole(pipe, images, batch_size, evaluations)]  # noqa: B023
+            seconds = [run() for run in (timed if turn % 2 else timed[::-1])]
+            pairs.append(seconds if turn % 2 else seconds[::-1])
+        pipe.unet = Nothing(pipe.unet)
+        own = 1e3 * statistics.median(whole(pipe, images, batch_size, evaluations) for _ in range(rounds))
+        forwards, evaluation = (1e3 * statistics.median(column) for column in zip(*pairs))
+        ratio = statistics.median(b / a for a, b in pairs)
+        print(
+            f"{name:37} {evaluations:4} evaluations, batch {batch_size}  forward {forwards:7.1f} ms  evaluation"
+            f" {evaluation:7.1f} ms  ratio {ratio:.3f}  own work {own:.2f} ms = {own / forwards:.2%}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--whole-rounds", type=int, default=5, help="of whole evaluations, minutes each")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -92,6 +136,8 @@ def main() -> None:
             f"{name:37} forward {forwards:6.1f} ms  sweep {whole:6.1f} ms  ratio {ratio:.3f}"
             f"  own work {own:.2f} ms = {own / forwards:.1%}"
         )
+    print("A whole sampled evaluation, per batch")
+    sampled_evaluations(arguments.whole_rounds)
 
 
 if __name__ == "__main__":
