@@ -5,6 +5,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before torch is imported, and for every child: two threads are no faster than one on networks this small, several times as
 # much work beside other processes, and their sums differ from run to run. Whatever the machine's own setting is.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test asks for more, they sleep while they wait: the processors have other tests to run.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import hub_client
 import hub_server

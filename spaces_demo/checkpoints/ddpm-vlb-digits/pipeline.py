@@ -509,6 +509,16 @@ SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
 
 # Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
 KEPT_UNDER = "vlb_ddpm"
+# Diffusers' pipelines that sample pixels with a scheduler.
+PIPELINES = {
+    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
+    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
+    "DDIMScheduler": "DDIMPipeline",
+    "PNDMScheduler": "PNDMPipeline",
+    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
+    "KarrasVeScheduler": "KarrasVePipeline",
+}
 
 PREDICTION_TYPES = tuple(PREDICTIONS)
 VARIANCE_TYPES = tuple(VARIANCES)
@@ -683,18 +693,6 @@ NOISE_PROCESSES = (
         _exploding_ends,
     ),
 )
-
-
-# Diffusers' pipelines that sample pixels with a scheduler.
-PIPELINES = {
-    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
-    "DDIMScheduler": "DDIMPipeline",
-    "PNDMScheduler": "PNDMPipeline",
-    "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
-    "KarrasVeScheduler": "KarrasVePipeline",
-}
 
 
 def process_named(scheduler: Any) -> NoiseProcess | None:
@@ -1064,6 +1062,17 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"`attention_head_dim` must be at most the {min(attended)} channels that attention has in this network, got {head}."
         )
+
+
+def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Of a configuration, NumPy's numbers as Python's, which reports and files can hold, and NumPy's values in mappings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(entry) for name, entry in value.items()}
+        return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+    return {name: plain(value) for name, value in config.items() if isinstance(value, (np.generic, Mapping))}
 
 
 class SchedulerConfig(FrozenDict):
@@ -4786,8 +4795,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             steps_offset=steps_offset,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        # NumPy's numbers as Python's, which reports and files can hold.
-        self.register_to_config(**{n: value.item() for n, value in self.config.items() if isinstance(value, np.generic)})
+        self.register_to_config(**plain_values(self.config))
         check_sampler_of(self.config)
         self._build_tables()
         self._steps: _Steps | None = None
@@ -4803,6 +4811,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         r"""The configuration, as JSON; that of its `noise_process` or `sampler` where there is one, with this one in it."""
         check_sampler_of(self.config)
         return as_saved(super().to_json_string())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {super().to_json_string()}"
 
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
