@@ -132,12 +132,12 @@ def discretized_gaussian_log_likelihood(
     # Edges from the integer level, so that neighbouring bins have one number in common and nothing falls between them.
     lower = ((2 * levels - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
     upper = ((2 * levels + 2 - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
-    mirrored = lower + upper > 0
-    log_cdf_near = _log_ndtr(torch.where(mirrored, -lower, upper))
-    log_cdf_far = _log_ndtr(torch.where(mirrored, -upper, lower))
-    inner = log_cdf_near + _log1mexp(log_cdf_near - log_cdf_far)
     # The open end bins: everything below the lowest bin's upper edge, everything above the highest bin's lower edge.
     lowest, highest = _log_ndtr(upper), _log_ndtr(-lower)
+    mirrored = lower + upper > 0
+    log_cdf_near = torch.where(mirrored, highest, lowest)
+    log_cdf_far = _log_ndtr(torch.where(mirrored, -upper, lower))
+    inner = log_cdf_near + _log1mexp(log_cdf_near - log_cdf_far)
     log_probability = torch.where(levels <= 0, lowest, torch.where(levels >= num_pixel_levels - 1, highest, inner))
     return log_probability.to(output_dtype)
 

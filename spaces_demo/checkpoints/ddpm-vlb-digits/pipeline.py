@@ -2393,12 +2393,12 @@ def discretized_gaussian_log_likelihood(
     # Edges from the integer level, so that neighbouring bins have one number in common and nothing falls between them.
     lower = ((2 * levels - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
     upper = ((2 * levels + 2 - num_pixel_levels) / (num_pixel_levels - 1) - mean) * inverse_std
-    mirrored = lower + upper > 0
-    log_cdf_near = _log_ndtr(torch.where(mirrored, -lower, upper))
-    log_cdf_far = _log_ndtr(torch.where(mirrored, -upper, lower))
-    inner = log_cdf_near + _log1mexp(log_cdf_near - log_cdf_far)
     # The open end bins: everything below the lowest bin's upper edge, everything above the highest bin's lower edge.
     lowest, highest = _log_ndtr(upper), _log_ndtr(-lower)
+    mirrored = lower + upper > 0
+    log_cdf_near = torch.where(mirrored, highest, lowest)
+    log_cdf_far = _log_ndtr(torch.where(mirrored, -upper, lower))
+    inner = log_cdf_near + _log1mexp(log_cdf_near - log_cdf_far)
     log_probability = torch.where(levels <= 0, lowest, torch.where(levels >= num_pixel_levels - 1, highest, inner))
     return log_probability.to(output_dtype)
 
@@ -3564,6 +3564,9 @@ Every function returns nats per image, shape `(B,)`, in the working dtype (float
 
 
 
+# What `ReverseProcess.predict` says: the image, and the log-variance that broadcasts with it.
+Predicted = tuple[torch.Tensor, torch.Tensor]
+
 
 def prior_kl(forward: ForwardProcess, original_samples: torch.Tensor) -> torch.Tensor:
     r""":math:`L_T = D_{KL}(q(x_T | x) \| N(0, I))`, with T the highest timestep of the grid.
@@ -3600,7 +3603,12 @@ def transition_kl(
     Returns:
         Nats, shape `(B,)`; never negative.
     """
-    _, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    return _transition_kl(reverse.forward, reverse.predict(model_output, noisy_samples, timesteps), x, timesteps)
+
+
+def _transition_kl(forward: ForwardProcess, predicted: Predicted, x: torch.Tensor, timesteps) -> torch.Tensor:
+    _, gap, weight, error = _compare(forward, predicted, x, timesteps)
     if gap.numel() in (1, len(error)):
         # Of one variance for an image, the sum over its pixels first.
         return 0.5 * (gap.reshape(-1) * error[0].numel() + weight.reshape(-1) * _sum_dims(error.square()))
@@ -3627,24 +3635,19 @@ def sampled_transition(
     Raises:
         ValueError: `noise` of another shape.
     """
-    _, noise = to_working(original_samples=original_samples, noise=noise)
-    log_ratio, gap, weight, error = _compare(reverse, model_output, original_samples, noisy_samples, timesteps)
+    x, _, noise = to_working(original_samples=original_samples, noisy_samples=noisy_samples, noise=noise)
+    predicted = reverse.predict(model_output, noisy_samples, timesteps)
+    log_ratio, gap, weight, error = _compare(reverse.forward, predicted, x, timesteps)
     closed_form = 0.5 * (gap + weight * error**2)
     added = 0.5 * torch.expm1(log_ratio) * (noise**2 - 1) + weight.sqrt() * error * torch.exp(0.5 * log_ratio) * noise
     return _sum_dims(closed_form + added)
 
 
 def _compare(
-    reverse: ReverseProcess,
-    model_output: torch.Tensor,
-    original_samples: torch.Tensor,
-    noisy_samples: torch.Tensor,
-    timesteps: int | torch.Tensor | Rows,
+    forward: ForwardProcess, predicted: Predicted, x: torch.Tensor, timesteps: int | torch.Tensor | Rows
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     r"""By what the Gaussians of :math:`L_t` differ: :math:`d, e^d - 1 - d, c_t^2 / \sigma_t^2` and :math:`x - \hat x`."""
-    forward = reverse.forward
-    x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
-    pred_original_sample, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    pred_original_sample, log_variance = predicted
     posterior_log_variance = forward.gather(forward.posterior_log_variance, timesteps, pred_original_sample)
     log_ratio = posterior_log_variance - log_variance
     gap = variance_gap(log_ratio)
@@ -3674,8 +3677,12 @@ def decoder_nll(
         ValueError: `original_samples` off the grid.
     """
     x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
-    # The posterior mean at the lowest step is the predicted image itself.
-    mean, log_variance = reverse.predict(model_output, noisy_samples, timesteps)
+    predicted = reverse.predict(model_output, noisy_samples, timesteps)
+    return _decoder_nll(predicted, x, num_pixel_levels, validate_args)
+
+
+def _decoder_nll(predicted: Predicted, x: torch.Tensor, num_pixel_levels: int, validate_args: bool) -> torch.Tensor:
+    mean, log_variance = predicted  # the posterior mean at the lowest step is the predicted image itself
     log_likelihood = discretized_gaussian_log_likelihood(
         x,
         mean=mean,
@@ -3699,20 +3706,21 @@ def vlb_terms(
 
     Arguments and errors as `decoder_nll`. Returns nats, shape `(B,)`.
     """
-    decoder_args = (num_pixel_levels, validate_args)
-    arguments = (model_output, original_samples, noisy_samples)
-    timesteps = reverse.forward.look_up(timesteps, len(noisy_samples))
-    rows = torch.as_tensor(reverse.forward.rows(timesteps, len(noisy_samples))).reshape(-1)
+    forward = reverse.forward
+    timesteps = forward.look_up(timesteps, len(noisy_samples))
+    rows = torch.as_tensor(forward.rows(timesteps, len(noisy_samples))).reshape(-1)
     index = (rows == 0).nonzero().flatten()
+    x, _ = to_working(original_samples=original_samples, noisy_samples=noisy_samples)
+    predicted = reverse.predict(model_output, noisy_samples, timesteps)
     if not len(index):
-        return transition_kl(reverse, *arguments, timesteps)
+        return _transition_kl(forward, predicted, x, timesteps)
     if len(index) == rows.numel():
-        return decoder_nll(reverse, *arguments, timesteps, *decoder_args)
-    # All as transitions, those of the lowest step as if they were of the next; then the decoder's own in their place.
-    terms = transition_kl(reverse, *arguments, Rows(reverse.forward, rows.clamp(min=1)))
+        return _decoder_nll(predicted, x, num_pixel_levels, validate_args)
+    # All as transitions, those of the lowest step to what they would be of the next; then the decoder's own in their place.
+    terms = _transition_kl(forward, predicted, x, Rows(forward, rows.clamp(min=1)))
     on_device = to_device(index, noisy_samples.device)
-    output, x, x_t = (argument.index_select(0, on_device) for argument in arguments)
-    decoded = decoder_nll(reverse, output, x, x_t, Rows(reverse.forward, rows[index]), *decoder_args)
+    mean, log_variance, x = (part.index_select(0, on_device) for part in (*predicted, x))
+    decoded = _decoder_nll((mean, log_variance), x, num_pixel_levels, validate_args)
     return terms.index_copy(0, on_device, decoded)
 
 
