@@ -22,10 +22,10 @@ import math
 import statistics
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+from sweep import Nothing
 
 from ddpm_vlb import VLBDDPMPipeline
 from ddpm_vlb.data import load_images
@@ -104,13 +104,6 @@ def efficiency(name: str, images, seeds: int) -> None:
     print(f"  ours within so many, {seeds} seeds: {summary(ours(pipe, images, seeds, max_evaluations=BUDGETS[name]))}")
 
 
-class Nothing(torch.nn.Module):
-    """Costs nothing, and gives what a network with learned variances gives."""
-
-    def forward(self, sample, timestep):
-        return SimpleNamespace(sample=sample.repeat(1, 2, 1, 1))
-
-
 @torch.inference_mode()
 def throughput(name: str, images, rounds: int, batch_size: int) -> None:
     """Time of a batch, bare and in an evaluation; then the network in other clothes."""
@@ -152,7 +145,8 @@ def throughput(name: str, images, rounds: int, batch_size: int) -> None:
     bare = statistics.median(seconds["float32"])
     each = 1e3 * bare / batch_size
     print(f"{name}, batches of {batch_size}: bare forward {each:.2f} ms of CPU time an evaluation; ratios to it")
-    scorer.scorers = (dataclasses.replace(scorer.scorers[0], unet=Nothing()),)
+    network = scorer.scorers[0].network.with_module(Nothing(pipe.unet))
+    scorer.scorers = (dataclasses.replace(scorer.scorers[0], network=network),)
     alone = statistics.median(timed(runs["evaluation"]) for _ in range(rounds))
     print(f"  the evaluation's own work, timed alone: {alone / bare:.1%} of a forward")
     for variant in list(seconds)[1:]:
