@@ -72,7 +72,9 @@ def check_integer(name: str, value: Any) -> int:
 
 def is_number(value: Any) -> bool:
     r"""Whether a value is a real number that torch can take; booleans are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < 2**63
+    if isinstance(value, int):  # which may be too large for a float
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, numbers.Real) and abs(float(value)) < 2**63
 
 
 def is_integer(value: Any, least: int, most: int) -> bool:

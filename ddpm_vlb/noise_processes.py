@@ -176,7 +176,7 @@ def stock_classes(config: Mapping[str, Any]) -> tuple[str, str]:
     r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` is saved as: its `noise_process` or `sampler`,
     if it has one. `DDPMPipeline` loads those too that no pipeline samples pixels with."""
     other = config.get("noise_process") or config.get("sampler")
-    name = "DDPMScheduler" if other is None else str(other["_class_name"])
+    name = str(other.get("_class_name")) if isinstance(other, Mapping) else "DDPMScheduler"
     return PIPELINES.get(name, "DDPMPipeline"), name
 
 
@@ -211,9 +211,9 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
     if process_named(config.get("_class_name")) is None:
         _check_named(config)
         return config
-    kept = config.get(KEPT_UNDER)
+    kept = kept_of(config)
     original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    own = kept if num_levels is None else {}
     num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
     return {
         "num_train_timesteps": num_levels,
@@ -252,15 +252,25 @@ def _check_named(config: Mapping[str, Any]) -> None:
         )
 
 
-def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler`, from its own JSON: where it has a `noise_process` or a `sampler` that of the
-    other scheduler, and in it what is ours, without betas that can be made again."""
+def process_as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
+    in it what is ours, without betas that can be made again."""
     kept = json.loads(own)
     if are_of_line(kept):
         del kept["trained_betas"]
-    others = [kept.pop(name, None) for name in ("noise_process", "sampler")]
-    other = others[0] or others[1]
-    return own if other is None else json.dumps({**other, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+
+
+def kept_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""What an earlier save of ours said in the configuration of another scheduler; empty where there was none.
+
+    Raises:
+        ValueError: what is no mapping.
+    """
+    kept = config.get(KEPT_UNDER, {})
+    if not isinstance(kept, Mapping):
+        raise ValueError(f"`{KEPT_UNDER}` must be a mapping of settings, got {shown(kept)}.")
+    return {key: value for key, value in kept.items() if not key.startswith("_") and key not in ("noise_process", "sampler")}
 
 
 def are_of_line(config: Mapping[str, Any]) -> bool:

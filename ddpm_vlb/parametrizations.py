@@ -167,16 +167,15 @@ SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
 
 # Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
 KEPT_UNDER = "vlb_ddpm"
-# Diffusers' pipelines that sample pixels with a scheduler.
+# Diffusers' pipelines that a saved checkpoint names by its scheduler; `DDPMPipeline` for any other.
 PIPELINES = {
-    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
     "DDIMScheduler": "DDIMPipeline",
     "PNDMScheduler": "PNDMPipeline",
     "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
     "KarrasVeScheduler": "KarrasVePipeline",
 }
+# With which these sample pixels, of as many channels as they may have, at any number of steps that a card shows.
+SAMPLED_BY_STOCK = ("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler")
 
 PREDICTION_TYPES = tuple(PREDICTIONS)
 VARIANCE_TYPES = tuple(VARIANCES)

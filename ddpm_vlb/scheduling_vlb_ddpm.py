@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .checks import check_integer, check_num_timesteps
 from .forward_process import check_inference_timesteps
-from .model.configuration import SchedulerConfig, check_sampler_of, check_scheduler_config, plain_values, with_sampler
+from .model.configuration import SchedulerConfig, as_saved, check_sampler_of, check_scheduler_config, plain_values, read_config
 from .model.stepping import (
     StepCoefficients,
     add_noise_of_step,
@@ -32,7 +32,7 @@ from .model.stepping import (
     step_coefficients,
     variance_of,
 )
-from .noise_processes import as_ddpm, as_saved, check_as_ddpm
+from .noise_processes import check_as_ddpm
 from .outputs import VLBDDPMSchedulerOutput
 from .pixel_grid import to_grid
 from .scheduling_bound import BoundMixin, is_default
@@ -152,14 +152,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        r"""As [`~diffusers.ConfigMixin.from_config`]; of another scheduler's configuration the DDPM that its network amounts
-        to, or `ValueError` where no levels can be made of it."""
-        config = config if config is None else as_ddpm(with_sampler(config, cls.__name__))
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        r"""As [`~diffusers.ConfigMixin.from_config`], for any scheduler that `upgrade_scheduler` takes; errors as there."""
+        return super().from_config(read_config(config, cls.__name__), return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
         r"""The configuration, as JSON; that of its `noise_process` or `sampler` where there is one, with this one in it."""
-        check_sampler_of(self.config)
         return as_saved(super().to_json_string())
 
     def __repr__(self) -> str:
@@ -170,10 +167,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         super().register_to_config(**kwargs)
         config = self._internal_dict = SchedulerConfig(self._internal_dict)
         # diffusers takes what is passed by position, or registered later, for a default, and `from_config` would drop it.
-        parameters = inspect.signature(type(self).__init__).parameters
-        if "_use_default_values" in config:
-            used = config["_use_default_values"]
-            config["_use_default_values"] = [name for name in used if is_default(config[name], parameters[name].default)]
+        defaults = {n: one.default for n, one in inspect.signature(type(self).__init__).parameters.items()}
+        if used := config.get("_use_default_values"):
+            config["_use_default_values"] = [n for n in used if n in defaults and is_default(config[n], defaults[n])]
 
     def push_to_hub(
         self,
@@ -219,6 +215,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         """
         num_steps, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
         num_inference_steps = check_integer("num_inference_steps", num_inference_steps)
+        if num_inference_steps == num_steps and self.calibration is None:
+            return list(range(num_steps))[::-1]  # there is no other
         if not 1 <= num_inference_steps <= num_steps:
             raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
         if self.calibration is not None:
@@ -233,6 +231,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             grid = np.arange(num_steps, 0, -num_steps / num_inference_steps)[:num_inference_steps].round() - 1
         else:
             raise ValueError(f"`timestep_spacing` must be 'linspace', 'leading' or 'trailing', got {spacing!r}.")
+        if grid[0] >= num_steps:
+            offset = self.config.steps_offset
+            raise ValueError(f"`steps_offset` must leave timesteps in [0, {num_steps}), got {offset} for {len(grid)} steps.")
         return check_inference_timesteps(grid.astype(np.int64).tolist(), num_steps)
 
     def set_timesteps(
@@ -288,8 +289,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         # Never set, assigned from outside, or another configuration.
         if steps is None or steps.timesteps is not self.timesteps or not self._are_of_configuration(steps):
             timesteps = self.timesteps
-            grid = check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps)
-            steps = self._use_grid(timesteps, grid)
+            steps = self._use_grid(timesteps, check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps))
         try:
             step = timestep if type(timestep) is int else operator.index(timestep)
         except TypeError:

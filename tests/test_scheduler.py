@@ -272,15 +272,15 @@ def test_coefficients_are_made_once_per_grid():
 
 
 def test_set_timesteps_refuses():
-    scheduler = VLBDDPMScheduler(steps_offset=1)
+    scheduler = VLBDDPMScheduler(steps_offset=2)
     for arguments in ({}, {"num_inference_steps": 3, "timesteps": [1]}):
         with pytest.raises(ValueError, match="Exactly one of"):
             scheduler.set_timesteps(**arguments)
     for steps in (0, -1, 1001, 2.5, "5", True):
         with pytest.raises(ValueError, match="`num_inference_steps` must"):
             scheduler.set_timesteps(steps)
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1000\), got 1000"):
-        scheduler.set_timesteps(1000)
+    with pytest.raises(ValueError, match=r"`steps_offset` must leave timesteps in \[0, 1000\), got 2 for 999 steps"):
+        scheduler.set_timesteps(999)
     for grid in ([], [1000], [3, 3], [1, 2], [4, -1]):
         with pytest.raises(ValueError, match="`inference_timesteps` must"):
             scheduler.set_timesteps(timesteps=grid)

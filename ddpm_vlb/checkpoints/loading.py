@@ -341,10 +341,8 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
             f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
         )
         return upgraded
-    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
-    if config.pop("predict_epsilon", True) is False:
-        config["prediction_type"] = "sample"
-    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
+    own = own_keys(with_sampler({**config, "_class_name": "DDPMScheduler"}, "VLBDDPMScheduler"))
+    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own))
 
 
 def own_keys(config: dict[str, Any]) -> dict[str, Any]:

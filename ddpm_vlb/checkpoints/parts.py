@@ -21,7 +21,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin
 from huggingface_hub import snapshot_download
 
 from ..checks import shown
-from ..model.configuration import UNET_NAMES, is_of_ddpms
+from ..model.configuration import SCHEDULER_RULES, UNET_NAMES, is_of_ddpms, parameters_of
 from ..model.kinds import DEFAULT_MODULE, known_module_class, known_names
 from ..noise_processes import NoiseProcess, process_named
 
@@ -178,10 +178,20 @@ def check_one_scheduler(index: Mapping[str, Any], config: Mapping[str, Any], fol
     wrong, and which, nothing tells. Those of DDPMs stand for each other."""
     entry = index.get("scheduler")
     named = [entry[1] if isinstance(entry, (list, tuple)) and len(entry) == 2 else None, config.get("_class_name")]
+    if named[0] == "VLBDDPMScheduler":
+        return  # which reads whatever its file says
     if None not in named and len({"a DDPM's" if is_of_ddpms(name) else name for name in named}) > 1:
         raise CheckpointError(
             "`pretrained_model_name_or_path` must name one scheduler in its index and in its scheduler_config.json, got"
             f" {shown(named[0])} and {shown(named[1])} in {folder!r}."
+        )
+    loaded, said = (parameters_of(name) or {} for name in named)
+    both = [key for key in SCHEDULER_RULES if key in loaded and key in said]
+    unsaid = [key for key in both if key not in config and loaded[key] != said[key]]
+    if unsaid:
+        raise CheckpointError(
+            f"`pretrained_model_name_or_path` must say the {unsaid[0]} of its scheduler, which {shown(named[0])} in the index"
+            f" and {shown(named[1])} in scheduler_config.json have different by default, in {folder!r}."
         )
 
 

@@ -101,7 +101,7 @@ def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
         report = with_classes(report, read_classes(arguments.classes))
     model_card(report, repository=repository)  # refused, if it is, before the work
     pipe = load_folder(folder, arguments)
-    pipe.check_report(report)
+    report = pipe.check_report(report)
     if arguments.num_images:
         num_classes = pipe.network.num_classes
         labels = None if num_classes is None else [index % num_classes for index in range(arguments.num_images)]

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..likelihoods.method import Method
 from ..likelihoods.methods import method_named
-from ..parametrizations import PIPELINES, VARIANCES
+from ..parametrizations import PIPELINES, SAMPLED_BY_STOCK, VARIANCES
 from ..reports.checks import check_plain
 from ..reports.classes import SHARED_SETTINGS, check_classification
 from ..reports.schema import FIELDS, IN_MEMORY, SETTINGS, Report, Setting, all_settings, public_report
@@ -82,7 +82,7 @@ def model_card(
     config = settings or {} if report is None else scored["report"]["config"]
     name = repository.rpartition("/")[2]
     steps = config.get("num_train_timesteps") or 1000
-    scheduler = config.get("scheduler") or "DDPMScheduler"  # of which old reports say nothing
+    scheduler = scheduler_of(config)
     not_for_stock = settings_not_for_stock(config)
     return ModelCard.from_template(
         _card_data(name, **scored),
@@ -92,10 +92,10 @@ def model_card(
         description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
         limits=config.get("limits"),
         pictures=list(pictures),
-        num_inference_steps=min(1000, steps),
+        num_inference_steps=min(1000, steps) if scheduler.startswith("DDPM") else min(50, steps // 2 or 1),
         not_for_stock=" and ".join(not_for_stock),
         scheduler=scheduler,
-        pipeline=PIPELINES.get(scheduler),
+        pipeline=PIPELINES.get(scheduler, "DDPMPipeline") if scheduler in SAMPLED_BY_STOCK else None,
         conditional=config.get("num_class_embeds") is not None,
         **scored,
     )
@@ -149,11 +149,17 @@ def _classifying_command(config: dict[str, Any], num_classes: int | None, reposi
     return shlex.join(["ddpm-vlb", "classify", repository, *words])
 
 
+def scheduler_of(config: Mapping[str, Any]) -> str:
+    r"""The class of diffusers that a checkpoint is saved with; old reports say nothing of it."""
+    return config.get("scheduler") or "DDPMScheduler"
+
+
 def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:
     r"""Settings with which diffusers' own scheduler samples NaN, or something else."""
-    variance = VARIANCES.get(str(config.get("variance_type")))
-    wrong = {"variance_type": variance is not None and not variance.for_stock}
-    wrong["timestep_spacing"] = config.get("timestep_spacing") == "trailing"
+    variance, is_ddpm = VARIANCES.get(str(config.get("variance_type"))), scheduler_of(config).startswith("DDPM")
+    # Others have no variance of a step, and know of no network that says one.
+    wrong = {"variance_type": variance is not None and (not variance.for_stock if is_ddpm else variance.is_learned)}
+    wrong["timestep_spacing"] = is_ddpm and config.get("timestep_spacing") == "trailing"
     return [f"{name}: {config[name]}" for name, is_wrong in wrong.items() if is_wrong]
 
 

@@ -123,7 +123,12 @@ class DDPMLikelihoodPipeline(DDPMPipeline):
         least, most = images.min().item(), images.max().item()
         if least < 0 or most >= num_pixel_levels:
             raise ValueError(f"`images` must hold levels from 0 to {num_pixel_levels - 1}, got {least} to {most}.")
-        config, device = self.scheduler.config, self._execution_device
+        config, device = dict(self.scheduler.config), self._execution_device
+        # What a scheduler of DDPMs' networks does not know, a checkpoint that was scored has beside it.
+        config |= config.get("vlb_ddpm") or {} if "beta_start" in config else {}
+        missing = [name for name in (*BETAS, *REVERSE) if name not in config]
+        if missing:
+            raise ValueError(f"`scheduler` must be a DDPMScheduler, got {type(self.scheduler).__name__} without {missing[0]}.")
         forward = ForwardProcess.from_betas(make_betas(**{name: config[name] for name in BETAS}))
         reverse = ReverseProcess(forward, **{name: config[name] for name in REVERSE})
         seeds, was_training = draw_seeds(len(images), generator), self.unet.training

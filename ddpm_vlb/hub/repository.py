@@ -138,7 +138,9 @@ def repository_files(
         ValueError: anything that is no `Report`.
     """
     scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
-    report, pictures = None if report is None else Report.of(report), pictures or {}
+    # The scheduler is the one that is there, whatever it was when the report was made.
+    report = None if report is None else Report.of(report).with_settings(scheduler=stock_name(scheduler))
+    pictures = pictures or {}
     card = model_card(
         report,
         repository=repository,

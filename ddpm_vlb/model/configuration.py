@@ -6,6 +6,7 @@ anything is refused, a word in the place of a number shows when the first image 
 """
 
 import inspect
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from ..checks import MAX_TIMESTEPS, is_integer, is_number, shown
-from ..noise_processes import process_named
+from ..noise_processes import as_ddpm, kept_of, process_as_saved, process_named
 from ..parametrizations import KEPT_UNDER
 from ..pixel_grid import MAX_PIXEL_LEVELS
 
@@ -200,6 +201,8 @@ LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseSched
 DDPM = ("DDPMScheduler", "VLBDDPMScheduler")
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
 NOT_ANOTHER = (None, False, "discrete")
+# What `beta_schedule` may be for all of them.
+STOCK_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 def is_of_ddpms(scheduler: Any) -> bool:
@@ -212,54 +215,117 @@ def not_of_ddpms(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
 
 
-def with_sampler(config: dict[str, Any], own: str) -> dict[str, Any]:
-    r"""What a scheduler of ours is made of for another of diffusers' for a DDPM's network (DDIM, Euler ...): the DDPM of the
-    same network, and the other one's configuration as its `sampler`. Any other configuration is given back as it is.
+def parameters_of(name: Any) -> dict[str, Any] | None:
+    r"""What one of diffusers' schedulers is made from, with its defaults; `None` for what diffusers does not have here."""
+    cls = getattr(diffusers, str(name), None)
+    # Of what needs a library that is not here there is a placeholder.
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
+        return None
+    return {key: one.default for key, one in inspect.signature(cls.__init__).parameters.items() if one.default is not one.empty}
+
+
+def with_sampler(config: Mapping[str, Any], own: str) -> dict[str, Any]:
+    r"""What a scheduler of ours is made of for one of diffusers' for a DDPM's network: the DDPM of that network and, of another
+    class than a DDPM's (DDIM, Euler ...), what only that class knows as its `sampler`. A configuration of another noise process
+    is given back as it is.
+
+    Where an earlier save of ours is in it (`KEPT_UNDER`), that says what the class does not.
 
     Args:
-        config: of a scheduler.
+        config: of a scheduler; without a class that of a DDPM, or of one in memory.
         own: the class that is made of it.
 
     Raises:
         ValueError: a class of schedulers that cannot be read: with the defaults of a DDPM it would give a number that looks
             right.
     """
-    name, others = config.get("_class_name"), not_of_ddpms(config)
-    if name in (None, own, *DDPM) or process_named(name) is not None:
+    name, others, config = config.get("_class_name"), not_of_ddpms(config), dict(config)
+    if process_named(name) is not None:
         return config
-    if not is_of_ddpms(name) or others:
+    parameters = parameters_of("DDPMScheduler" if name in (None, own, *DDPM) else name)
+    if others or parameters is None or name not in (None, own) and not is_of_ddpms(name):
         raise ValueError(
             "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
             f" variance-exploding process, got _class_name = {shown(name)}{f' with {others}' if others else ''}."
         )
+    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
+    if config.pop("predict_epsilon", True) is False:
+        config["prediction_type"] = "sample"
+    kept, used = kept_of(config), config.pop("_use_default_values", None) or ()
+    config.pop(KEPT_UNDER, None)
+    if config.get("variance_type", 0) is None and name in (None, own, *DDPM):
+        del config["variance_type"]
+    if name in (None, own, *DDPM):
+        if name == "DDPMScheduler":
+            config.pop("sampler", None)  # of the scheduler in whose place this one was put
+        # A default of ours counts as not said; one of another class, which was in memory, does not.
+        unsaid = {key for key in used if key in parameters and key in config and is_same(config[key], parameters[key])}
+        rest = {key: value for key, value in kept.items() if key not in config}
+        return rest | {key: value for key, value in config.items() if key not in unsaid}
     # What a file leaves out is as the other class has it.
-    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    full = {key: p.default for key, p in parameters.items() if p.default is not p.empty} | config
-    kept = config.get(KEPT_UNDER)
-    ours = kept if isinstance(kept, Mapping) else {key: full[key] for key in SCHEDULER_RULES if key in full}
-    if ours.get("variance_type", 0) is None:
-        ours = {key: value for key, value in ours.items() if key != "variance_type"}
-    unsaid = (*OURS, KEPT_UNDER, "_use_default_values")
-    return {**ours, "sampler": {key: value for key, value in full.items() if key not in unsaid}}
+    full = kept | parameters | config
+    if full.get("variance_type", 0) is None:
+        full["variance_type"] = kept.get("variance_type", "fixed_small")
+    known = {key: full[key] for key in SCHEDULER_RULES if key in full and key not in ("sampler", "noise_process")}
+    only = {key: value for key, value in config.items() if key not in SCHEDULER_RULES}
+    if parameters.get("variance_type", 0) is None and config.get("variance_type", 0) is None:
+        only["variance_type"] = None  # as many of them have it, for whom nothing is drawn
+    return known | {"sampler": only}
+
+
+def read_config(config: Any, own: str) -> Any:
+    r"""What a scheduler of ours is made of, `own` by its class: of any scheduler's configuration the DDPM that its network
+    amounts to. What is no mapping is given back.
+
+    Raises:
+        ValueError: a class that cannot be read, values that cannot be meant.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    config = as_ddpm(with_sampler(config, own))
+    check_scheduler_config(config)
+    return config
+
+
+def is_same(value: Any, other: Any) -> bool:
+    r"""Whether two values of configurations say the same."""
+    return bool(np.array_equal(value, other)) if isinstance(value, (np.ndarray, list)) else value == other
 
 
 def check_sampler_of(config: Mapping[str, Any]) -> None:
-    r"""Raise `ValueError` for a configuration whose `sampler` is not one of the same network: loaded by diffusers alone it
-    would sample something else than what was scored."""
+    r"""Raise `ValueError` for a configuration whose `sampler` is none of this network's, or cannot be told of its betas."""
     sampler = config.get("sampler")
     if sampler is None:
         return
     name = sampler.get("_class_name") if isinstance(sampler, Mapping) else None
-    beside = config.get("noise_process") is not None
-    if name in DDPM or not is_of_ddpms(name) or beside:
+    parameters, beside = parameters_of(name), config.get("noise_process") is not None
+    if name in DDPM or not is_of_ddpms(name) or parameters is None or beside:
         raise ValueError(
             "`sampler` must be the configuration of another of diffusers' schedulers for the networks of DDPMs, got"
             f" {shown(sampler)}{' beside a `noise_process`' * beside}."
         )
-    for key in (*SCHEDULE_KEYS, "prediction_type"):
-        theirs, ours = sampler.get(key, False if key == "rescale_betas_zero_snr" else None), config[key]
-        if not np.array_equal(theirs, ours):
-            raise ValueError(
-                f"`sampler` must be of the model that is scored, got one with {key} = {shown(theirs)}, not {shown(ours)}."
-                " Leave it out with `from_config(..., sampler=None)`."
-            )
+    unknown = [key for key in ("rescale_betas_zero_snr",) if config[key] and key not in parameters]
+    if config["trained_betas"] is None and config["beta_schedule"] not in STOCK_BETAS:
+        unknown.append("beta_schedule")
+    if unknown:
+        raise ValueError(
+            f"`sampler` must be a scheduler that knows this model's {unknown[0]} = {config[unknown[0]]!r}, got a {name}."
+            " Leave it out with `from_config(..., sampler=None)`."
+        )
+
+
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler`, from its own JSON. Of a `sampler` that scheduler's configuration, with what it
+    shares with ours as we have it, and the rest of ours in it; of a `noise_process` as `process_as_saved`."""
+    kept = json.loads(own)
+    check_sampler_of(kept)
+    sampler = kept.pop("sampler", None)
+    if sampler is None:
+        return own if kept.get("noise_process") is None else process_as_saved(own)
+    del kept["_class_name"]
+    parameters = parameters_of(sampler["_class_name"]) or {}
+    shared = {key for key in kept if key in parameters and (key != "variance_type" or "variance_type" not in sampler)}
+    rest = {key: value for key, value in kept.items() if key not in shared and key != "_diffusers_version"}
+    version = {"_diffusers_version": kept["_diffusers_version"]}
+    saved = version | sampler | {key: kept[key] for key in shared} | {KEPT_UNDER: rest}
+    return json.dumps(saved, indent=2, sort_keys=True) + "\n"

@@ -129,7 +129,7 @@ CARD_TEMPLATE = (
     '{%- elif not_for_stock -%}\n'
     "diffusers' own scheduler cannot sample from it ({{ not_for_stock }}).\n"
     '{%- elif pipeline is none -%}\n'
-    "diffusers' own pipelines sample no pixels with its {{ scheduler }}.\n"
+    'With diffusers alone, `DiffusionPipeline.from_pretrained("{{ repository }}")` loads it with its {{ scheduler }}, as it was before.\n'
     '{%- else -%}\n'
     'With diffusers alone, samples:\n'
     '\n'
@@ -251,7 +251,9 @@ def check_integer(name: str, value: Any) -> int:
 
 def is_number(value: Any) -> bool:
     r"""Whether a value is a real number that torch can take; booleans are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) < 2**63
+    if isinstance(value, int):  # which may be too large for a float
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, numbers.Real) and abs(float(value)) < 2**63
 
 
 def is_integer(value: Any, least: int, most: int) -> bool:
@@ -509,16 +511,15 @@ SINGLE_STEP_DECODER = "the step's own beta (a single step has no next one)"
 
 # Where the saved configuration of a scheduler of another noise process has the DDPM that was scored.
 KEPT_UNDER = "vlb_ddpm"
-# Diffusers' pipelines that sample pixels with a scheduler.
+# Diffusers' pipelines that a saved checkpoint names by its scheduler; `DDPMPipeline` for any other.
 PIPELINES = {
-    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), "DDPMPipeline"),
-    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), "DDPMPipeline"),
     "DDIMScheduler": "DDIMPipeline",
     "PNDMScheduler": "PNDMPipeline",
     "ScoreSdeVeScheduler": "ScoreSdeVePipeline",
     "KarrasVeScheduler": "KarrasVePipeline",
 }
+# With which these sample pixels, of as many channels as they may have, at any number of steps that a card shows.
+SAMPLED_BY_STOCK = ("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler")
 
 PREDICTION_TYPES = tuple(PREDICTIONS)
 VARIANCE_TYPES = tuple(VARIANCES)
@@ -712,7 +713,7 @@ def stock_classes(config: Mapping[str, Any]) -> tuple[str, str]:
     r"""Names of diffusers' pipeline and scheduler for what a `VLBDDPMScheduler` is saved as: its `noise_process` or `sampler`,
     if it has one. `DDPMPipeline` loads those too that no pipeline samples pixels with."""
     other = config.get("noise_process") or config.get("sampler")
-    name = "DDPMScheduler" if other is None else str(other["_class_name"])
+    name = str(other.get("_class_name")) if isinstance(other, Mapping) else "DDPMScheduler"
     return PIPELINES.get(name, "DDPMPipeline"), name
 
 
@@ -747,9 +748,9 @@ def as_ddpm(config: dict[str, Any], num_levels: int | None = None) -> dict[str, 
     if process_named(config.get("_class_name")) is None:
         _check_named(config)
         return config
-    kept = config.get(KEPT_UNDER)
+    kept = kept_of(config)
     original = {key: value for key, value in config.items() if key not in (KEPT_UNDER, "_use_default_values")}
-    own = dict(kept) if isinstance(kept, Mapping) and num_levels is None else {}
+    own = kept if num_levels is None else {}
     num_levels = own.get("num_train_timesteps", NUM_LEVELS) if num_levels is None else num_levels
     return {
         "num_train_timesteps": num_levels,
@@ -788,15 +789,25 @@ def _check_named(config: Mapping[str, Any]) -> None:
         )
 
 
-def as_saved(own: str) -> str:
-    r"""What is saved of a `VLBDDPMScheduler`, from its own JSON: where it has a `noise_process` or a `sampler` that of the
-    other scheduler, and in it what is ours, without betas that can be made again."""
+def process_as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler` with a `noise_process`, from its own JSON: that of the other scheduler, and
+    in it what is ours, without betas that can be made again."""
     kept = json.loads(own)
     if are_of_line(kept):
         del kept["trained_betas"]
-    others = [kept.pop(name, None) for name in ("noise_process", "sampler")]
-    other = others[0] or others[1]
-    return own if other is None else json.dumps({**other, KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+    return json.dumps({**kept.pop("noise_process"), KEPT_UNDER: kept}, indent=2, sort_keys=True) + "\n"
+
+
+def kept_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    r"""What an earlier save of ours said in the configuration of another scheduler; empty where there was none.
+
+    Raises:
+        ValueError: what is no mapping.
+    """
+    kept = config.get(KEPT_UNDER, {})
+    if not isinstance(kept, Mapping):
+        raise ValueError(f"`{KEPT_UNDER}` must be a mapping of settings, got {shown(kept)}.")
+    return {key: value for key, value in kept.items() if not key.startswith("_") and key not in ("noise_process", "sampler")}
 
 
 def are_of_line(config: Mapping[str, Any]) -> bool:
@@ -1111,6 +1122,8 @@ LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseSched
 DDPM = ("DDPMScheduler", "VLBDDPMScheduler")
 # Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
 NOT_ANOTHER = (None, False, "discrete")
+# What `beta_schedule` may be for all of them.
+STOCK_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 def is_of_ddpms(scheduler: Any) -> bool:
@@ -1123,57 +1136,120 @@ def not_of_ddpms(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
 
 
-def with_sampler(config: dict[str, Any], own: str) -> dict[str, Any]:
-    r"""What a scheduler of ours is made of for another of diffusers' for a DDPM's network (DDIM, Euler ...): the DDPM of the
-    same network, and the other one's configuration as its `sampler`. Any other configuration is given back as it is.
+def parameters_of(name: Any) -> dict[str, Any] | None:
+    r"""What one of diffusers' schedulers is made from, with its defaults; `None` for what diffusers does not have here."""
+    cls = getattr(diffusers, str(name), None)
+    # Of what needs a library that is not here there is a placeholder.
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
+        return None
+    return {key: one.default for key, one in inspect.signature(cls.__init__).parameters.items() if one.default is not one.empty}
+
+
+def with_sampler(config: Mapping[str, Any], own: str) -> dict[str, Any]:
+    r"""What a scheduler of ours is made of for one of diffusers' for a DDPM's network: the DDPM of that network and, of another
+    class than a DDPM's (DDIM, Euler ...), what only that class knows as its `sampler`. A configuration of another noise process
+    is given back as it is.
+
+    Where an earlier save of ours is in it (`KEPT_UNDER`), that says what the class does not.
 
     Args:
-        config: of a scheduler.
+        config: of a scheduler; without a class that of a DDPM, or of one in memory.
         own: the class that is made of it.
 
     Raises:
         ValueError: a class of schedulers that cannot be read: with the defaults of a DDPM it would give a number that looks
             right.
     """
-    name, others = config.get("_class_name"), not_of_ddpms(config)
-    if name in (None, own, *DDPM) or process_named(name) is not None:
+    name, others, config = config.get("_class_name"), not_of_ddpms(config), dict(config)
+    if process_named(name) is not None:
         return config
-    if not is_of_ddpms(name) or others:
+    parameters = parameters_of("DDPMScheduler" if name in (None, own, *DDPM) else name)
+    if others or parameters is None or name not in (None, own) and not is_of_ddpms(name):
         raise ValueError(
             "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
             f" variance-exploding process, got _class_name = {shown(name)}{f' with {others}' if others else ''}."
         )
+    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
+    if config.pop("predict_epsilon", True) is False:
+        config["prediction_type"] = "sample"
+    kept, used = kept_of(config), config.pop("_use_default_values", None) or ()
+    config.pop(KEPT_UNDER, None)
+    if config.get("variance_type", 0) is None and name in (None, own, *DDPM):
+        del config["variance_type"]
+    if name in (None, own, *DDPM):
+        if name == "DDPMScheduler":
+            config.pop("sampler", None)  # of the scheduler in whose place this one was put
+        # A default of ours counts as not said; one of another class, which was in memory, does not.
+        unsaid = {key for key in used if key in parameters and key in config and is_same(config[key], parameters[key])}
+        rest = {key: value for key, value in kept.items() if key not in config}
+        return rest | {key: value for key, value in config.items() if key not in unsaid}
     # What a file leaves out is as the other class has it.
-    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    full = {key: p.default for key, p in parameters.items() if p.default is not p.empty} | config
-    kept = config.get(KEPT_UNDER)
-    ours = kept if isinstance(kept, Mapping) else {key: full[key] for key in SCHEDULER_RULES if key in full}
-    if ours.get("variance_type", 0) is None:
-        ours = {key: value for key, value in ours.items() if key != "variance_type"}
-    unsaid = (*OURS, KEPT_UNDER, "_use_default_values")
-    return {**ours, "sampler": {key: value for key, value in full.items() if key not in unsaid}}
+    full = kept | parameters | config
+    if full.get("variance_type", 0) is None:
+        full["variance_type"] = kept.get("variance_type", "fixed_small")
+    known = {key: full[key] for key in SCHEDULER_RULES if key in full and key not in ("sampler", "noise_process")}
+    only = {key: value for key, value in config.items() if key not in SCHEDULER_RULES}
+    if parameters.get("variance_type", 0) is None and config.get("variance_type", 0) is None:
+        only["variance_type"] = None  # as many of them have it, for whom nothing is drawn
+    return known | {"sampler": only}
+
+
+def read_config(config: Any, own: str) -> Any:
+    r"""What a scheduler of ours is made of, `own` by its class: of any scheduler's configuration the DDPM that its network
+    amounts to. What is no mapping is given back.
+
+    Raises:
+        ValueError: a class that cannot be read, values that cannot be meant.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    config = as_ddpm(with_sampler(config, own))
+    check_scheduler_config(config)
+    return config
+
+
+def is_same(value: Any, other: Any) -> bool:
+    r"""Whether two values of configurations say the same."""
+    return bool(np.array_equal(value, other)) if isinstance(value, (np.ndarray, list)) else value == other
 
 
 def check_sampler_of(config: Mapping[str, Any]) -> None:
-    r"""Raise `ValueError` for a configuration whose `sampler` is not one of the same network: loaded by diffusers alone it
-    would sample something else than what was scored."""
+    r"""Raise `ValueError` for a configuration whose `sampler` is none of this network's, or cannot be told of its betas."""
     sampler = config.get("sampler")
     if sampler is None:
         return
     name = sampler.get("_class_name") if isinstance(sampler, Mapping) else None
-    beside = config.get("noise_process") is not None
-    if name in DDPM or not is_of_ddpms(name) or beside:
+    parameters, beside = parameters_of(name), config.get("noise_process") is not None
+    if name in DDPM or not is_of_ddpms(name) or parameters is None or beside:
         raise ValueError(
             "`sampler` must be the configuration of another of diffusers' schedulers for the networks of DDPMs, got"
             f" {shown(sampler)}{' beside a `noise_process`' * beside}."
         )
-    for key in (*SCHEDULE_KEYS, "prediction_type"):
-        theirs, ours = sampler.get(key, False if key == "rescale_betas_zero_snr" else None), config[key]
-        if not np.array_equal(theirs, ours):
-            raise ValueError(
-                f"`sampler` must be of the model that is scored, got one with {key} = {shown(theirs)}, not {shown(ours)}."
-                " Leave it out with `from_config(..., sampler=None)`."
-            )
+    unknown = [key for key in ("rescale_betas_zero_snr",) if config[key] and key not in parameters]
+    if config["trained_betas"] is None and config["beta_schedule"] not in STOCK_BETAS:
+        unknown.append("beta_schedule")
+    if unknown:
+        raise ValueError(
+            f"`sampler` must be a scheduler that knows this model's {unknown[0]} = {config[unknown[0]]!r}, got a {name}."
+            " Leave it out with `from_config(..., sampler=None)`."
+        )
+
+
+def as_saved(own: str) -> str:
+    r"""What is saved of a `VLBDDPMScheduler`, from its own JSON. Of a `sampler` that scheduler's configuration, with what it
+    shares with ours as we have it, and the rest of ours in it; of a `noise_process` as `process_as_saved`."""
+    kept = json.loads(own)
+    check_sampler_of(kept)
+    sampler = kept.pop("sampler", None)
+    if sampler is None:
+        return own if kept.get("noise_process") is None else process_as_saved(own)
+    del kept["_class_name"]
+    parameters = parameters_of(sampler["_class_name"]) or {}
+    shared = {key for key in kept if key in parameters and (key != "variance_type" or "variance_type" not in sampler)}
+    rest = {key: value for key, value in kept.items() if key not in shared and key != "_diffusers_version"}
+    version = {"_diffusers_version": kept["_diffusers_version"]}
+    saved = version | sampler | {key: kept[key] for key in shared} | {KEPT_UNDER: rest}
+    return json.dumps(saved, indent=2, sort_keys=True) + "\n"
 
 
 # ---- ddpm_vlb/noise.py ----
@@ -4810,14 +4886,11 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        r"""As [`~diffusers.ConfigMixin.from_config`]; of another scheduler's configuration the DDPM that its network amounts
-        to, or `ValueError` where no levels can be made of it."""
-        config = config if config is None else as_ddpm(with_sampler(config, cls.__name__))
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        r"""As [`~diffusers.ConfigMixin.from_config`], for any scheduler that `upgrade_scheduler` takes; errors as there."""
+        return super().from_config(read_config(config, cls.__name__), return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
         r"""The configuration, as JSON; that of its `noise_process` or `sampler` where there is one, with this one in it."""
-        check_sampler_of(self.config)
         return as_saved(super().to_json_string())
 
     def __repr__(self) -> str:
@@ -4828,10 +4901,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         super().register_to_config(**kwargs)
         config = self._internal_dict = SchedulerConfig(self._internal_dict)
         # diffusers takes what is passed by position, or registered later, for a default, and `from_config` would drop it.
-        parameters = inspect.signature(type(self).__init__).parameters
-        if "_use_default_values" in config:
-            used = config["_use_default_values"]
-            config["_use_default_values"] = [name for name in used if is_default(config[name], parameters[name].default)]
+        defaults = {n: one.default for n, one in inspect.signature(type(self).__init__).parameters.items()}
+        if used := config.get("_use_default_values"):
+            config["_use_default_values"] = [n for n in used if n in defaults and is_default(config[n], defaults[n])]
 
     def push_to_hub(
         self,
@@ -4876,6 +4948,8 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         """
         num_steps, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
         num_inference_steps = check_integer("num_inference_steps", num_inference_steps)
+        if num_inference_steps == num_steps and self.calibration is None:
+            return list(range(num_steps))[::-1]  # there is no other
         if not 1 <= num_inference_steps <= num_steps:
             raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
         if self.calibration is not None:
@@ -4890,6 +4964,9 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             grid = np.arange(num_steps, 0, -num_steps / num_inference_steps)[:num_inference_steps].round() - 1
         else:
             raise ValueError(f"`timestep_spacing` must be 'linspace', 'leading' or 'trailing', got {spacing!r}.")
+        if grid[0] >= num_steps:
+            offset = self.config.steps_offset
+            raise ValueError(f"`steps_offset` must leave timesteps in [0, {num_steps}), got {offset} for {len(grid)} steps.")
         return check_inference_timesteps(grid.astype(np.int64).tolist(), num_steps)
 
     def set_timesteps(
@@ -4945,8 +5022,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         # Never set, assigned from outside, or another configuration.
         if steps is None or steps.timesteps is not self.timesteps or not self._are_of_configuration(steps):
             timesteps = self.timesteps
-            grid = check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps)
-            steps = self._use_grid(timesteps, grid)
+            steps = self._use_grid(timesteps, check_inference_timesteps(timesteps.tolist(), self.config.num_train_timesteps))
         try:
             step = timestep if type(timestep) is int else operator.index(timestep)
         except TypeError:
@@ -5278,10 +5354,20 @@ def check_one_scheduler(index: Mapping[str, Any], config: Mapping[str, Any], fol
     wrong, and which, nothing tells. Those of DDPMs stand for each other."""
     entry = index.get("scheduler")
     named = [entry[1] if isinstance(entry, (list, tuple)) and len(entry) == 2 else None, config.get("_class_name")]
+    if named[0] == "VLBDDPMScheduler":
+        return  # which reads whatever its file says
     if None not in named and len({"a DDPM's" if is_of_ddpms(name) else name for name in named}) > 1:
         raise CheckpointError(
             "`pretrained_model_name_or_path` must name one scheduler in its index and in its scheduler_config.json, got"
             f" {shown(named[0])} and {shown(named[1])} in {folder!r}."
+        )
+    loaded, said = (parameters_of(name) or {} for name in named)
+    both = [key for key in SCHEDULER_RULES if key in loaded and key in said]
+    unsaid = [key for key in both if key not in config and loaded[key] != said[key]]
+    if unsaid:
+        raise CheckpointError(
+            f"`pretrained_model_name_or_path` must say the {unsaid[0]} of its scheduler, which {shown(named[0])} in the index"
+            f" and {shown(named[1])} in scheduler_config.json have different by default, in {folder!r}."
         )
 
 
@@ -5609,10 +5695,8 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
             f" network, with variance_type={upgraded.config.variance_type!r} and clip_sample={upgraded.config.clip_sample}."
         )
         return upgraded
-    # Checkpoints from before diffusers 0.9 say `predict_epsilon=False` for prediction_type="sample".
-    if config.pop("predict_epsilon", True) is False:
-        config["prediction_type"] = "sample"
-    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own_keys(config)))
+    own = own_keys(with_sampler({**config, "_class_name": "DDPMScheduler"}, "VLBDDPMScheduler"))
+    return cast(VLBDDPMScheduler, VLBDDPMScheduler.from_config(own))
 
 
 def own_keys(config: dict[str, Any]) -> dict[str, Any]:
@@ -7234,7 +7318,7 @@ def model_card(
     config = settings or {} if report is None else scored["report"]["config"]
     name = repository.rpartition("/")[2]
     steps = config.get("num_train_timesteps") or 1000
-    scheduler = config.get("scheduler") or "DDPMScheduler"  # of which old reports say nothing
+    scheduler = scheduler_of(config)
     not_for_stock = settings_not_for_stock(config)
     return ModelCard.from_template(
         _card_data(name, **scored),
@@ -7244,10 +7328,10 @@ def model_card(
         description=config.get("description") or f"A DDPM of {steps} steps for diffusers.",
         limits=config.get("limits"),
         pictures=list(pictures),
-        num_inference_steps=min(1000, steps),
+        num_inference_steps=min(1000, steps) if scheduler.startswith("DDPM") else min(50, steps // 2 or 1),
         not_for_stock=" and ".join(not_for_stock),
         scheduler=scheduler,
-        pipeline=PIPELINES.get(scheduler),
+        pipeline=PIPELINES.get(scheduler, "DDPMPipeline") if scheduler in SAMPLED_BY_STOCK else None,
         conditional=config.get("num_class_embeds") is not None,
         **scored,
     )
@@ -7301,11 +7385,17 @@ def _classifying_command(config: dict[str, Any], num_classes: int | None, reposi
     return shlex.join(["ddpm-vlb", "classify", repository, *words])
 
 
+def scheduler_of(config: Mapping[str, Any]) -> str:
+    r"""The class of diffusers that a checkpoint is saved with; old reports say nothing of it."""
+    return config.get("scheduler") or "DDPMScheduler"
+
+
 def settings_not_for_stock(config: Mapping[str, Any]) -> list[str]:
     r"""Settings with which diffusers' own scheduler samples NaN, or something else."""
-    variance = VARIANCES.get(str(config.get("variance_type")))
-    wrong = {"variance_type": variance is not None and not variance.for_stock}
-    wrong["timestep_spacing"] = config.get("timestep_spacing") == "trailing"
+    variance, is_ddpm = VARIANCES.get(str(config.get("variance_type"))), scheduler_of(config).startswith("DDPM")
+    # Others have no variance of a step, and know of no network that says one.
+    wrong = {"variance_type": variance is not None and (not variance.for_stock if is_ddpm else variance.is_learned)}
+    wrong["timestep_spacing"] = is_ddpm and config.get("timestep_spacing") == "trailing"
     return [f"{name}: {config[name]}" for name, is_wrong in wrong.items() if is_wrong]
 
 
@@ -8029,7 +8119,9 @@ def repository_files(
         ValueError: anything that is no `Report`.
     """
     scheduler, unet = (json.loads(cast(bytes, files[name])) for name in PIPELINE_FILES[1:])
-    report, pictures = None if report is None else Report.of(report), pictures or {}
+    # The scheduler is the one that is there, whatever it was when the report was made.
+    report = None if report is None else Report.of(report).with_settings(scheduler=stock_name(scheduler))
+    pictures = pictures or {}
     card = model_card(
         report,
         repository=repository,
@@ -11361,7 +11453,8 @@ class VLBDDPMPipeline(DDPMPipeline):
         scorer = self.scorer(steps, report.config["inference_timesteps"] if steps is None else None)
         sha256 = scorer.network.sha256(getattr(torch, report.config["dtype"], None))
         report.check_model(scorer.describe() | {"network_sha256": sha256})
-        return report
+        # Of what the checkpoint is now, whatever it was when it was scored: a card shows how diffusers samples from it.
+        return report.with_settings(scheduler=stock_classes(self.scheduler.config)[1])
 
     # Sampling.
 
