@@ -302,8 +302,9 @@ class Report(dict):
         return numbers_of_images(self)
 
     def with_settings(self, **settings: Any) -> "Report":
-        r"""The report with further or other settings in its `config`."""
-        return self | {"config": self.config | settings}
+        r"""The report with further or other settings in its `config`; itself where it has them."""
+        same = all(name in self.config and self.config[name] == value for name, value in settings.items())
+        return self if same else self | {"config": self.config | settings}
 
     def check_model(self, settings: Mapping[str, Any]) -> None:
         r"""Raise `ValueError` unless the report is of the model with these settings, but for what it says was overridden."""
