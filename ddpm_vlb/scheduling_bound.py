@@ -8,7 +8,6 @@ bound. (`log_prob` alone is of a step that was taken, by default on the grid tha
 import copy
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from .bound import prior_kl, step_log_prob, vlb_terms
@@ -17,7 +16,7 @@ from .checks import integer, on_cpu
 from .forward_process import ForwardProcess, check_inference_timesteps
 from .gaussians import Gaussian
 from .losses import LOSS_TYPES, hybrid_loss, simple_loss, vlb_loss
-from .model.configuration import SCHEDULE_KEYS
+from .model.configuration import SCHEDULE_KEYS, is_default
 from .model.stepping import StepCoefficients, exact_coefficients, log_density_of_step
 from .noise_schedules import make_betas
 from .pixel_grid import check_num_pixel_levels
@@ -381,12 +380,3 @@ def _coefficients_for(steps: _StepsTaken, prev_sample, model_output, sample, tim
         return steps.coefficients.get(integer(timestep))
     except TypeError:
         return None
-
-
-def is_default(value: Any, default: Any) -> bool:
-    r"""Whether a value of a configuration is what it was or would be."""
-    if isinstance(value, torch.Tensor) and isinstance(default, torch.Tensor):
-        return torch.equal(value, default)
-    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
-        return type(value) is type(default) and np.array_equal(value, default)
-    return value == default

@@ -5,7 +5,6 @@ reads its coefficients from Python floats. *Scoring* asks for frozen `ForwardPro
 depend on the configuration and on an explicit grid of timesteps alone (`scheduling_bound.py`).
 """
 
-import inspect
 import operator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,7 +34,7 @@ from .model.stepping import (
 from .noise_processes import check_as_ddpm
 from .outputs import VLBDDPMSchedulerOutput
 from .pixel_grid import to_grid
-from .scheduling_bound import BoundMixin, is_default
+from .scheduling_bound import BoundMixin
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -165,11 +164,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
         super().register_to_config(**kwargs)
-        config = self._internal_dict = SchedulerConfig(self._internal_dict)
-        # diffusers takes what is passed by position, or registered later, for a default, and `from_config` would drop it.
-        defaults = {n: one.default for n, one in inspect.signature(type(self).__init__).parameters.items()}
-        if used := config.get("_use_default_values"):
-            config["_use_default_values"] = [n for n in used if n in defaults and is_default(config[n], defaults[n])]
+        self._internal_dict = SchedulerConfig.of(self._internal_dict, type(self))
 
     def push_to_hub(
         self,
@@ -215,8 +210,6 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         """
         num_steps, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
         num_inference_steps = check_integer("num_inference_steps", num_inference_steps)
-        if num_inference_steps == num_steps and self.calibration is None:
-            return list(range(num_steps))[::-1]  # there is no other
         if not 1 <= num_inference_steps <= num_steps:
             raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
         if self.calibration is not None:
@@ -225,15 +218,17 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             grid = np.linspace(0, num_steps - 1, num_inference_steps).round()[::-1]
         elif spacing == "leading":
             ratio = num_steps // num_inference_steps
-            grid = (np.arange(num_inference_steps) * ratio)[::-1] + self.config.steps_offset
+            offset = self.config.steps_offset if num_inference_steps < num_steps else 0  # all steps are one grid
+            grid = (np.arange(num_inference_steps) * ratio)[::-1] + offset
+            if grid[0] >= num_steps:
+                raise ValueError(
+                    f"`steps_offset` must leave timesteps in [0, {num_steps}), got {offset} for {len(grid)} steps."
+                )
         elif spacing == "trailing":
             # `arange` with a fractional step may run one entry too far; the stock scheduler then samples at t = -1.
             grid = np.arange(num_steps, 0, -num_steps / num_inference_steps)[:num_inference_steps].round() - 1
         else:
             raise ValueError(f"`timestep_spacing` must be 'linspace', 'leading' or 'trailing', got {spacing!r}.")
-        if grid[0] >= num_steps:
-            offset = self.config.steps_offset
-            raise ValueError(f"`steps_offset` must leave timesteps in [0, {num_steps}), got {offset} for {len(grid)} steps.")
         return check_inference_timesteps(grid.astype(np.int64).tolist(), num_steps)
 
     def set_timesteps(

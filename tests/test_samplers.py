@@ -21,8 +21,9 @@ from diffusers import (
 )
 from tiny import generator, quiet, tiny_unet
 
-from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, upgrade_scheduler
+from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler, calibrate, upgrade_scheduler
 from ddpm_vlb.checkpoints.parts import CheckpointError
+from ddpm_vlb.cli import main
 from ddpm_vlb.evaluation import evaluate
 from ddpm_vlb.hub.cards import model_card
 from ddpm_vlb.hub.repository import card_settings, pipeline_files, repository_files
@@ -104,8 +105,6 @@ def test_the_code_of_cards_samples(name, channels, tmp_path):
 
 
 def test_a_calibration_is_kept_beside_it(tmp_path):
-    from ddpm_vlb import calibrate
-
     pipe = quiet(VLBDDPMPipeline(tiny_unet(1), DDIMScheduler(**SETTINGS)))
     pipe.scheduler = calibrate(pipe, torch.cat([images()] * 8), evaluations=64, num_timesteps=3).scheduler
     pipe.save_pretrained(tmp_path)
@@ -277,7 +276,9 @@ def test_settings_that_cannot_be_meant_are_refused_by_the_scheduler_too():
             VLBDDPMScheduler.from_config({name: value})
 
 
-@pytest.mark.parametrize("settings", [{"timestep_type": "continuous"}, {"use_flow_sigmas": True}])
+@pytest.mark.parametrize(
+    "settings", [{"timestep_type": "continuous"}, {"use_flow_sigmas": True}, {"sigma_data": 0.5}, {"shift": 1.0}]
+)
 def test_another_process_is_not_taken_under_the_name_of_a_ddpm(settings, tmp_path):
     DDPMPipeline(tiny_unet(1), DDPMScheduler(10)).save_pretrained(tmp_path)
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedulers_file(tmp_path) | settings))
@@ -295,6 +296,13 @@ def test_two_names_and_a_value_that_neither_file_says(tmp_path):
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="must say the beta_end of its scheduler, which 'DDPMScheduler' in the index and"):
         VLBDDPMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cls", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("of", [EDMEulerScheduler(sigma_data=0.25), FlowMatchEulerDiscreteScheduler(shift=3.0)])
+def test_a_ddpms_scheduler_made_of_another_processs_is_refused(cls, of):
+    with pytest.raises(ValueError, match="with {'(shift|sigma_data)': "):
+        upgrade_scheduler(cls.from_config(of.config))
 
 
 def test_a_pipeline_of_diffusers_that_holds_our_scheduler(tmp_path):
@@ -378,7 +386,9 @@ def test_cards_are_of_the_scheduler_that_is_there(tmp_path):
         said = {**report, "config": config}
         files = repository_files(pipeline_files(tmp_path), "me/it", said)
         assert "loads it with its EulerDiscreteScheduler" in files["README.md"].decode()
-        assert pipe.check_report(said)["config"]["scheduler"] == "EulerDiscreteScheduler"
+        (tmp_path / "report.json").write_text(json.dumps(said))
+        assert main(["card", str(tmp_path), "--num-images=0"]) == 0 == main(["card", "--check", str(tmp_path)])
+        assert "loads it with its EulerDiscreteScheduler" in (tmp_path / "README.md").read_text()
 
 
 def test_the_community_pipeline_reads_what_is_saved(tmp_path):
@@ -391,6 +401,10 @@ def test_the_community_pipeline_reads_what_is_saved(tmp_path):
         theirs = quiet(DiffusionPipeline.from_pretrained(tmp_path / "a", **how))(images(), generator=generator())
         ours = pipe.evaluate_nll(images(), generator=generator())
         assert torch.allclose(theirs.bits_per_dim, ours.bits_per_dim, rtol=1e-6)  # of float32 networks in other batches
+    pipe.scheduler = calibrate(pipe, torch.cat([images()] * 8), evaluations=64, num_timesteps=3).scheduler
+    pipe.save_pretrained(tmp_path / "calibrated")
+    with pytest.raises(ValueError, match="`scheduler` must not be calibrated"):
+        quiet(DiffusionPipeline.from_pretrained(tmp_path / "calibrated", **how))(images())
     quiet(VLBDDPMPipeline(tiny_unet(1), EDMEulerScheduler())).save_pretrained(tmp_path / "edm")
     with pytest.raises(ValueError, match="`scheduler` must be a DDPMScheduler, got EDMEulerScheduler without beta_start"):
         quiet(DiffusionPipeline.from_pretrained(tmp_path / "edm", **how))(images())

@@ -327,7 +327,7 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = is_of_ddpms(type(scheduler).__name__)
-        others = not_of_ddpms(config)
+        others = not_of_ddpms(config) if compatible else {}
         if not compatible or "beta_schedule" not in config or others:
             distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(

@@ -93,6 +93,7 @@ def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
     from ..hub.cards import model_card
     from ..hub.eval_results import EVAL_RESULTS, eval_results_file
     from ..hub.repository import PICTURES
+    from ..noise_processes import stock_classes
 
     repository = arguments.repository or f"your-name/{folder.resolve().name}"
     if arguments.description is not None:
@@ -101,7 +102,8 @@ def write(folder: Path, report: Report, arguments: argparse.Namespace) -> None:
         report = with_classes(report, read_classes(arguments.classes))
     model_card(report, repository=repository)  # refused, if it is, before the work
     pipe = load_folder(folder, arguments)
-    report = pipe.check_report(report)
+    # The scheduler is the one that is there, whatever it was when the report was made.
+    report = pipe.check_report(report).with_settings(scheduler=stock_classes(pipe.scheduler.config)[1])
     if arguments.num_images:
         num_classes = pipe.network.num_classes
         labels = None if num_classes is None else [index % num_classes for index in range(arguments.num_images)]

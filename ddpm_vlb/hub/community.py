@@ -18,6 +18,7 @@ from ..forward_process import ForwardProcess
 from ..gaussians import nats_to_bits_per_dim
 from ..noise import draw_seeds, keyed_noise
 from ..noise_schedules import make_betas
+from ..parametrizations import KEPT_UNDER
 from ..pixel_grid import check_num_pixel_levels, levels_to_samples, samples_to_levels
 from ..reverse_process import ReverseProcess
 
@@ -124,8 +125,10 @@ class DDPMLikelihoodPipeline(DDPMPipeline):
         if least < 0 or most >= num_pixel_levels:
             raise ValueError(f"`images` must hold levels from 0 to {num_pixel_levels - 1}, got {least} to {most}.")
         config, device = dict(self.scheduler.config), self._execution_device
-        # What a scheduler of DDPMs' networks does not know, a checkpoint that was scored has beside it.
-        config |= config.get("vlb_ddpm") or {} if "beta_start" in config else {}
+        if "beta_start" in config:  # a DDPM's network, of whose model another scheduler does not know all
+            config |= config.get(KEPT_UNDER, {})
+        if config.get("calibration") is not None:
+            raise ValueError("`scheduler` must not be calibrated, which is another model, got a calibration. Use ddpm_vlb.")
         missing = [name for name in (*BETAS, *REVERSE) if name not in config]
         if missing:
             raise ValueError(f"`scheduler` must be a DDPMScheduler, got {type(self.scheduler).__name__} without {missing[0]}.")

@@ -60,7 +60,7 @@ def json_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     import diffusers  # and torch, without which a name is refused
 
-    cls = getattr(diffusers, str(config.get("_class_name")).removeprefix("VLB"), None)
+    cls = getattr(diffusers, stock_name(config), None) if "_class_name" in config else None
     defaults = {n: p.default for n, p in inspect.signature(cls.__init__).parameters.items()} if isinstance(cls, type) else None
     public = {}
     for key, value in strip_paths(config).items():

@@ -1093,6 +1093,16 @@ class SchedulerConfig(FrozenDict):
     schedulers compute with the attribute, and save the item.
     """
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any], scheduler: type) -> "SchedulerConfig":
+        r"""The configuration of a scheduler of a class. diffusers takes what is passed by position, or registered later, for a
+        default, and `from_config` would drop it: here defaults are what has the default's value."""
+        own = cls(config)
+        defaults = {name: one.default for name, one in inspect.signature(scheduler.__init__).parameters.items()}
+        if used := own.get("_use_default_values"):
+            own["_use_default_values"] = [n for n in used if n in defaults and is_default(own[n], defaults[n])]
+        return own
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self and self[name] is not value and name in (defaults := self.get("_use_default_values", ())):
             # `from_config` would drop it.
@@ -1120,7 +1130,9 @@ OURS = ("num_pixel_levels", "calibration", "unlabelled_class", "noise_process", 
 LIKE_DDPM = ("DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler")
 # A configuration of one of these, or of none, is that of a `VLBDDPMScheduler` as it is.
 DDPM = ("DDPMScheduler", "VLBDDPMScheduler")
-# Values of `use_flow_sigmas` and `timestep_type` with which a scheduler is for the network of a DDPM.
+# Values of these with which a scheduler is for the network of a DDPM; `shift` and `sigma_data` are what flow matching and EDM
+# leave in whatever scheduler is made of theirs.
+OF_ANOTHER = ("use_flow_sigmas", "timestep_type", "shift", "sigma_data")
 NOT_ANOTHER = (None, False, "discrete")
 # What `beta_schedule` may be for all of them.
 STOCK_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -1133,7 +1145,7 @@ def is_of_ddpms(scheduler: Any) -> bool:
 
 def not_of_ddpms(config: Mapping[str, Any]) -> dict[str, Any]:
     r"""The settings with which a scheduler is not for the network of a DDPM, though its class is."""
-    return {name: config[name] for name in ("use_flow_sigmas", "timestep_type") if config.get(name) not in NOT_ANOTHER}
+    return {name: config[name] for name in OF_ANOTHER if config.get(name) not in NOT_ANOTHER}
 
 
 def parameters_of(name: Any) -> dict[str, Any] | None:
@@ -1160,11 +1172,14 @@ def with_sampler(config: Mapping[str, Any], own: str) -> dict[str, Any]:
         ValueError: a class of schedulers that cannot be read: with the defaults of a DDPM it would give a number that looks
             right.
     """
-    name, others, config = config.get("_class_name"), not_of_ddpms(config), dict(config)
+    name, config = config.get("_class_name"), dict(config)
     if process_named(name) is not None:
         return config
-    parameters = parameters_of("DDPMScheduler" if name in (None, own, *DDPM) else name)
-    if others or parameters is None or name not in (None, own) and not is_of_ddpms(name):
+    is_ddpm, others = name in (None, own, *DDPM), not_of_ddpms(config)
+    if name is None and not others.keys() <= {"use_flow_sigmas", "timestep_type"}:
+        return config  # which `as_ddpm` refuses for want of a name
+    parameters = parameters_of("DDPMScheduler" if is_ddpm else name)
+    if others or parameters is None or not (is_ddpm or is_of_ddpms(name)):
         raise ValueError(
             "`config` must be of one of diffusers' schedulers for the networks of DDPMs, of flow matching, EDM or a"
             f" variance-exploding process, got _class_name = {shown(name)}{f' with {others}' if others else ''}."
@@ -1174,24 +1189,24 @@ def with_sampler(config: Mapping[str, Any], own: str) -> dict[str, Any]:
         config["prediction_type"] = "sample"
     kept, used = kept_of(config), config.pop("_use_default_values", None) or ()
     config.pop(KEPT_UNDER, None)
-    if config.get("variance_type", 0) is None and name in (None, own, *DDPM):
-        del config["variance_type"]
-    if name in (None, own, *DDPM):
+    # As many of them have it, for whom nothing is drawn.
+    without_variance = config.get("variance_type", parameters.get("variance_type", 0)) is None
+    if without_variance:
+        config.pop("variance_type", None)
+    if is_ddpm:
         if name == "DDPMScheduler":
             config.pop("sampler", None)  # of the scheduler in whose place this one was put
         # A default of ours counts as not said; one of another class, which was in memory, does not.
-        unsaid = {key for key in used if key in parameters and key in config and is_same(config[key], parameters[key])}
+        unsaid = {key for key in used if key in parameters and key in config and is_default(config[key], parameters[key])}
         rest = {key: value for key, value in kept.items() if key not in config}
         return rest | {key: value for key, value in config.items() if key not in unsaid}
+    if without_variance:
+        del parameters["variance_type"]
     # What a file leaves out is as the other class has it.
     full = kept | parameters | config
-    if full.get("variance_type", 0) is None:
-        full["variance_type"] = kept.get("variance_type", "fixed_small")
     known = {key: full[key] for key in SCHEDULER_RULES if key in full and key not in ("sampler", "noise_process")}
     only = {key: value for key, value in config.items() if key not in SCHEDULER_RULES}
-    if parameters.get("variance_type", 0) is None and config.get("variance_type", 0) is None:
-        only["variance_type"] = None  # as many of them have it, for whom nothing is drawn
-    return known | {"sampler": only}
+    return known | {"sampler": only | ({"variance_type": None} if without_variance else {})}
 
 
 def read_config(config: Any, own: str) -> Any:
@@ -1208,9 +1223,13 @@ def read_config(config: Any, own: str) -> Any:
     return config
 
 
-def is_same(value: Any, other: Any) -> bool:
-    r"""Whether two values of configurations say the same."""
-    return bool(np.array_equal(value, other)) if isinstance(value, (np.ndarray, list)) else value == other
+def is_default(value: Any, default: Any) -> bool:
+    r"""Whether a value of a configuration is what it was or would be."""
+    if isinstance(value, torch.Tensor) and isinstance(default, torch.Tensor):
+        return torch.equal(value, default)
+    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
+        return type(value) is type(default) and np.array_equal(value, default)
+    return value == default
 
 
 def check_sampler_of(config: Mapping[str, Any]) -> None:
@@ -4750,15 +4769,6 @@ def _coefficients_for(steps: _StepsTaken, prev_sample, model_output, sample, tim
         return None
 
 
-def is_default(value: Any, default: Any) -> bool:
-    r"""Whether a value of a configuration is what it was or would be."""
-    if isinstance(value, torch.Tensor) and isinstance(default, torch.Tensor):
-        return torch.equal(value, default)
-    if isinstance(value, (np.ndarray, torch.Tensor)) or isinstance(default, (np.ndarray, torch.Tensor)):
-        return type(value) is type(default) and np.array_equal(value, default)
-    return value == default
-
-
 # ---- ddpm_vlb/scheduling_vlb_ddpm.py ----
 
 r"""`VLBDDPMScheduler`: the maths of this package behind diffusers' scheduler API.
@@ -4899,11 +4909,7 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
     def register_to_config(self, **kwargs):
         r"""As [`~diffusers.ConfigMixin.register_to_config`]; the configuration becomes a `SchedulerConfig`."""
         super().register_to_config(**kwargs)
-        config = self._internal_dict = SchedulerConfig(self._internal_dict)
-        # diffusers takes what is passed by position, or registered later, for a default, and `from_config` would drop it.
-        defaults = {n: one.default for n, one in inspect.signature(type(self).__init__).parameters.items()}
-        if used := config.get("_use_default_values"):
-            config["_use_default_values"] = [n for n in used if n in defaults and is_default(config[n], defaults[n])]
+        self._internal_dict = SchedulerConfig.of(self._internal_dict, type(self))
 
     def push_to_hub(
         self,
@@ -4948,8 +4954,6 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
         """
         num_steps, spacing = self.config.num_train_timesteps, self.config.timestep_spacing
         num_inference_steps = check_integer("num_inference_steps", num_inference_steps)
-        if num_inference_steps == num_steps and self.calibration is None:
-            return list(range(num_steps))[::-1]  # there is no other
         if not 1 <= num_inference_steps <= num_steps:
             raise ValueError(f"`num_inference_steps` must lie in [1, {num_steps}], got {num_inference_steps}.")
         if self.calibration is not None:
@@ -4958,15 +4962,17 @@ class VLBDDPMScheduler(BoundMixin, DDPMScheduler):
             grid = np.linspace(0, num_steps - 1, num_inference_steps).round()[::-1]
         elif spacing == "leading":
             ratio = num_steps // num_inference_steps
-            grid = (np.arange(num_inference_steps) * ratio)[::-1] + self.config.steps_offset
+            offset = self.config.steps_offset if num_inference_steps < num_steps else 0  # all steps are one grid
+            grid = (np.arange(num_inference_steps) * ratio)[::-1] + offset
+            if grid[0] >= num_steps:
+                raise ValueError(
+                    f"`steps_offset` must leave timesteps in [0, {num_steps}), got {offset} for {len(grid)} steps."
+                )
         elif spacing == "trailing":
             # `arange` with a fractional step may run one entry too far; the stock scheduler then samples at t = -1.
             grid = np.arange(num_steps, 0, -num_steps / num_inference_steps)[:num_inference_steps].round() - 1
         else:
             raise ValueError(f"`timestep_spacing` must be 'linspace', 'leading' or 'trailing', got {spacing!r}.")
-        if grid[0] >= num_steps:
-            offset = self.config.steps_offset
-            raise ValueError(f"`steps_offset` must leave timesteps in [0, {num_steps}), got {offset} for {len(grid)} steps.")
         return check_inference_timesteps(grid.astype(np.int64).tolist(), num_steps)
 
     def set_timesteps(
@@ -5681,7 +5687,7 @@ def upgrade_scheduler(scheduler: Any, num_levels: int | None = None) -> VLBDDPMS
         return read
     if not isinstance(scheduler, DDPMScheduler):
         compatible = is_of_ddpms(type(scheduler).__name__)
-        others = not_of_ddpms(config)
+        others = not_of_ddpms(config) if compatible else {}
         if not compatible or "beta_schedule" not in config or others:
             distilled = type(scheduler).__name__ in DISTILLED
             raise ValueError(
@@ -8042,7 +8048,7 @@ def json_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     import diffusers  # and torch, without which a name is refused
 
-    cls = getattr(diffusers, str(config.get("_class_name")).removeprefix("VLB"), None)
+    cls = getattr(diffusers, stock_name(config), None) if "_class_name" in config else None
     defaults = {n: p.default for n, p in inspect.signature(cls.__init__).parameters.items()} if isinstance(cls, type) else None
     public = {}
     for key, value in strip_paths(config).items():
@@ -11454,8 +11460,7 @@ class VLBDDPMPipeline(DDPMPipeline):
         scorer = self.scorer(steps, report.config["inference_timesteps"] if steps is None else None)
         sha256 = scorer.network.sha256(getattr(torch, report.config["dtype"], None))
         report.check_model(scorer.describe() | {"network_sha256": sha256})
-        # Of what the checkpoint is now, whatever it was when it was scored: a card shows how diffusers samples from it.
-        return report.with_settings(scheduler=stock_classes(self.scheduler.config)[1])
+        return report
 
     # Sampling.
 
