@@ -1,19 +1,22 @@
 r"""What the host does for a batch of an evaluation: `python tests/benchmarks/host.py`.
 
 On a GPU the host draws, gathers the images, and calls torch's operators, and the device computes meanwhile. Here it is timed
-where nothing has to be computed: with images of a single pixel on the CPU, which take as many calls as those of full size; and
-the images of full size are gathered. Beside it stands how many of the calls start work on the device, the time of all with the
-network on torch's meta device (where nothing is computed, but most operators are Python themselves: the line above says what
-one takes), and the whole of a batch on a CPU, arithmetic and all. The network does nothing.
+with the network on torch's meta device, where nothing is computed: an operator says the shape of what it gives. Most can say it
+in compiled code, which takes a microsecond, and in Python, which takes a hundred and which torch prefers, to trace with: `host`
+is the time with the compiled ones, and beside it stands that with torch as it comes. What it takes a GPU's driver to start the
+work comes on top of it. Then how many of the calls start work on the device, and the whole of a batch on a CPU, arithmetic and
+all. The network does nothing.
 """
 
 import argparse
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from diffusers.configuration_utils import FrozenDict
+from torch import _meta_registrations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -102,10 +105,39 @@ def batches(side, count, device):
     return {"sampled": (lambda: score(draws), 1), "sweep": (lambda: sweep(some, levels, ids.tolist()), BATCHES)}
 
 
+@contextmanager
+def compiled_shapes():
+    r"""The meta device without torch's operators in Python, which are gone for good.
+
+    Three operators that scoring calls have none that is compiled: theirs is here, no more than a shape.
+    """
+    _meta_registrations._meta_lib_dont_use_me_use_register_meta._destroy()
+    shapes = torch.library.Library("aten", "IMPL", "Meta")
+
+    def empty(shape, dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    shapes.impl(
+        "where.self", lambda which, a, b: empty(torch.broadcast_shapes(which.shape, a.shape, b.shape), torch.result_type(a, b))
+    )
+    shapes.impl(
+        "index_select",
+        lambda source, axis, index: empty((*source.shape[:axis], len(index), *source.shape[axis + 1 :]), source.dtype),
+    )
+    shapes.impl("abs.out", lambda source, out: out.resize_(source.shape))
+    yield
+    shapes._destroy()
+
+
 def product(device):
     r"""What torch itself takes for an operator, a thousand times."""
     one = torch.ones((), dtype=torch.float64, device=device)
     return lambda: [one * one for _ in range(1000)]
+
+
+def in_microseconds(rounds) -> str:
+    cpu, meta = (milliseconds(product(device), rounds) for device in ("cpu", "meta"))  # of a thousand
+    return f"{cpu:.1f} us on the CPU, {meta:.1f} us on the meta device"
 
 
 def main() -> None:
@@ -114,31 +146,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    few = max(3, arguments.rounds // 4)
     print(
         f"{arguments.threads} CPU thread(s), CPU time a batch, least of {arguments.rounds} rounds; a network that does nothing"
     )
-    cpu, meta = (milliseconds(product(device), arguments.rounds) for device in ("cpu", "meta"))  # of a thousand
-    print(f"a product of two tensors of one number: {cpu:.1f} us on the CPU, {meta:.0f} us on the meta device")
-    for name, (side, count) in CASES.items():
-        runs = {
-            key: batches(size, count, device)
-            for key, (size, device) in {"calls": (1, "cpu"), "meta": (side, "meta"), "cpu": (side, "cpu")}.items()
-        }
-        levels, places = torch.zeros(count, 3, side, side, dtype=torch.uint8), torch.arange(count)
-        with torch.inference_mode():
-            gathering = milliseconds(lambda: levels.index_select(0, places), arguments.rounds)  # noqa: B023
-            for kind, (run, number) in runs["meta"].items():
+    print(f"a product of two tensors of one number, torch as it comes: {in_microseconds(arguments.rounds)}")
+    timed = []
+    with torch.inference_mode():
+        for name, (side, count) in CASES.items():
+            on_the_cpu = batches(side, count, "cpu")
+            for kind, (run, number) in batches(side, count, "meta").items():
                 with Recorded() as recorded:
                     run()
-                few = max(3, arguments.rounds // 4)
-                times = {
-                    key: milliseconds(of[kind][0], few if key == "cpu" else arguments.rounds) / number
-                    for key, of in runs.items()
-                }
-                host = times["calls"] + (gathering if kind == "sampled" else 0.0)
+                times = [milliseconds(run, arguments.rounds), milliseconds(on_the_cpu[kind][0], few)]
+                timed.append((f"{name:13} batch {count:3} {kind:7}", run, number, recorded.launches, times))
+        with compiled_shapes():
+            print(f"with compiled shapes: {in_microseconds(arguments.rounds)}")
+            for name, run, number, launches, times in timed:
+                host, as_it_comes, cpu = (time / number for time in (milliseconds(run, arguments.rounds), *times))
                 print(
-                    f"{name:13} batch {count:3} {kind:7}  host {host:5.2f} ms  {recorded.launches / number:3.0f} operators"
-                    f"  meta device {times['meta']:5.1f} ms  on the CPU {times['cpu']:6.1f} ms"
+                    f"{name}  host {host:5.2f} ms  {launches / number:3.0f} operators  torch as it comes {as_it_comes:5.1f} ms"
+                    f"  on the CPU {cpu:6.1f} ms"
                 )
 
 
