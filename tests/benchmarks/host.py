@@ -10,7 +10,6 @@ all. The network does nothing.
 
 import argparse
 import time
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -105,28 +104,24 @@ def batches(side, count, device):
     return {"sampled": (lambda: score(draws), 1), "sweep": (lambda: sweep(some, levels, ids.tolist()), BATCHES)}
 
 
-@contextmanager
-def compiled_shapes():
-    r"""The meta device without torch's operators in Python, which are gone for good.
+def compile_shapes(operators: torch.library.Library) -> None:
+    r"""Takes torch's operators in Python from the meta device, for good.
 
     Three operators that scoring calls have none that is compiled: theirs is here, no more than a shape.
     """
     _meta_registrations._meta_lib_dont_use_me_use_register_meta._destroy()
-    shapes = torch.library.Library("aten", "IMPL", "Meta")
 
     def empty(shape, dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    shapes.impl(
+    operators.impl(
         "where.self", lambda which, a, b: empty(torch.broadcast_shapes(which.shape, a.shape, b.shape), torch.result_type(a, b))
     )
-    shapes.impl(
+    operators.impl(
         "index_select",
         lambda source, axis, index: empty((*source.shape[:axis], len(index), *source.shape[axis + 1 :]), source.dtype),
     )
-    shapes.impl("abs.out", lambda source, out: out.resize_(source.shape))
-    yield
-    shapes._destroy()
+    operators.impl("abs.out", lambda source, out: out.resize_(source.shape))
 
 
 def product(device):
@@ -160,7 +155,8 @@ def main() -> None:
                     run()
                 times = [milliseconds(run, arguments.rounds), milliseconds(on_the_cpu[kind][0], few)]
                 timed.append((f"{name:13} batch {count:3} {kind:7}", run, number, recorded.launches, times))
-        with compiled_shapes():
+        with torch.library._scoped_library("aten", "IMPL", "Meta") as operators:
+            compile_shapes(operators)
             print(f"with compiled shapes: {in_microseconds(arguments.rounds)}")
             for name, run, number, launches, times in timed:
                 host, as_it_comes, cpu = (time / number for time in (milliseconds(run, arguments.rounds), *times))
