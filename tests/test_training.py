@@ -381,6 +381,43 @@ def test_precision_checkpointing_and_objectives(full_run, tmp_path):
         assert all(0 < loss < 3 for loss in plain)
 
 
+def test_a_compiled_network_trains_alike_and_is_saved_as_ever(full_run, tmp_path):
+    r"""By the backend that traces as inductor does, and takes a tenth of the time."""
+    flags = {"config": full_run / "full.yaml", "max_train_steps": 4, "eval_nll_every": 4, "unet": {"dropout": 0.0}}
+    flags["checkpointing_steps"] = 2
+    launcher = {"ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER"}  # of `accelerate launch --dynamo_backend aot_eager`
+
+    def compiled(**more):
+        done = shared().run(*command(SCRIPT, **flags, **more), env=os.environ | launcher)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "parameters, compiled by aot_eager" in done.stdout
+
+    train(output_dir=tmp_path / "eager", **flags)
+    compiled(output_dir=tmp_path / "compiled")
+    for one, other in zip(metrics(tmp_path / "eager"), metrics(tmp_path / "compiled"), strict=True):
+        assert one.pop("split", None) == other.pop("split", None)
+        assert other == pytest.approx(one, rel=1e-4)
+    compiled(output_dir=tmp_path / "resumed", resume_from_checkpoint=tmp_path / "compiled" / "checkpoint-2")
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "compiled")[2:]
+    eager, whole, resumed = (
+        load_file(tmp_path / name / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("eager", "compiled", "resumed")
+    )
+    assert equal(whole, resumed) and whole.keys() == eager.keys()
+    DDPMPipeline.from_pretrained(tmp_path / "compiled" / "pipeline")
+
+
+def test_compiling_is_asked_of_torch(full_run, tmp_path):
+    r"""A Python of its own: torch looks for a compiler as it starts."""
+    flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "max_train_steps": 1, "eval_nll_every": 0}
+    without = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, *command(SCRIPT, "--compile", **flags)], env=os.environ | without, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "`compile` must be left out where torch cannot compile" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_trackers(full_run, tmp_path):
     tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "max_train_steps": 4, "eval_nll_every": 4}

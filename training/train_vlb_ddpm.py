@@ -48,6 +48,7 @@ def set_up(arguments: argparse.Namespace) -> "Accelerator":
     with of_all_processes():
         accelerator = Accelerator(
             mixed_precision=a.mixed_precision,
+            dynamo_backend="inductor" if a.compile else None,  # none: the launcher's
             log_with=None if a.report_to == "none" else a.report_to,
             project_config=ProjectConfiguration(project_dir=str(a.output_dir), logging_dir=str(a.output_dir / a.logging_dir)),
         )

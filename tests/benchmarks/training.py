@@ -92,6 +92,8 @@ def print_step_times(rounds: int = 15, steps: int = 4) -> None:
     simple = ["--loss_type=simple", "--no-learn_betas", "--no-use_ema", "--variance_type=fixed_small"]
     hybrid = ["--loss_type=hybrid", "--no-learn_betas", "--no-use_ema", "--variance_type=learned_range"]
     vlb = ["--loss_type=vlb", "--no-learn_betas", "--no-use_ema", "--variance_type=learned_range"]
+    compiled, compiled_step = ours(*simple)
+    compiled.objective.unet.compile(dynamic=False)  # as `--compile`, but the accelerator is one for all
     trainer, simple_step = ours(*simple)
 
     unet = UNet2DModel.from_config(trainer.objective.unet.config).train()
@@ -114,6 +116,7 @@ def print_step_times(rounds: int = 15, steps: int = 4) -> None:
         "plain MSE loop": plain_step,
         "simple": simple_step,
         "simple, fused AdamW": ours(*simple, "--adam_fused")[1],
+        "simple, compiled": compiled_step,
         "hybrid": ours(*hybrid)[1],
         "vlb": ours(*vlb)[1],
         "vlb, learned betas": ours(*[flag for flag in vlb if flag != "--no-learn_betas"], "--learn_betas")[1],

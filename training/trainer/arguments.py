@@ -135,6 +135,9 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--ema_power", type=float, default=0.75)
     add("--ema_max_decay", type=float, default=0.9999)
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no")
+    add(
+        "--compile", action=SWITCH, default=False, help="compile the network (torch.compile), for a minute or more at the start"
+    )
 
 
 def _add_scoring(add: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
@@ -45,6 +46,20 @@ class Stop:
         signal.signal(number, signal.SIG_DFL)
 
 
+def compile_network(module: torch.nn.Module, accelerator: Accelerator) -> str:
+    r"""Compile the network in place and say so, where `--compile` or the launcher's `--dynamo_backend` asks for it.
+
+    Accelerate would compile the loss with it, which is float64 and in part the host's: many pieces, and minutes.
+    """
+    dynamo = accelerator.state.dynamo_plugin
+    if dynamo.backend == DynamoBackend.NO:
+        return ""
+    how = {"dynamic": False, **dynamo.to_kwargs()}
+    module.compile(**how)
+    dynamo.backend = DynamoBackend.NO
+    return f", compiled by {how['backend']}"
+
+
 class Trainer:
     r"""A run: what it consists of, and what is done with it."""
 
@@ -68,6 +83,7 @@ class Trainer:
         process = noise_process(a, pretrained)
         scheduler = build_scheduler(a, data.num_pixel_levels, data.unlabelled_class, process)
         network = build_network(a, data.shape, scheduler, data.num_embeddings, pretrained)
+        self.compiled = compile_network(network.module, accelerator)
         text_parts = None if pretrained is None else pretrained.text_parts
         objective = Objective(network, scheduler, a.loss_type, a.learn_betas, text_parts)
         groups = [{"params": list(network.module.parameters()), "lr": a.learning_rate, "weight_decay": a.adam_weight_decay}]
@@ -105,7 +121,7 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.objective.unet.parameters())
         return (
             f"images: {self.data.count or 'a stream'} of {self.data.shape}, {self.data.num_pixel_levels} levels;"
-            f" network: {parameters / 1e6:.2f} M parameters; batch: {self.plan.global_batch_size};"
+            f" network: {parameters / 1e6:.2f} M parameters{self.compiled}; batch: {self.plan.global_batch_size};"
             f" updates: {self.arguments.max_train_steps}{self._kept_out()}"
         )
 
