@@ -57,12 +57,14 @@ def vlb_loss(
     noisy_samples: torch.Tensor,
     timesteps: int | torch.Tensor,
     num_pixel_levels: int = 256,
+    validate_args: bool = True,
 ) -> torch.Tensor:
     r""":math:`K L_t` in bits/dim, K the number of steps of the grid (T for the full one).
 
     Arguments as `ddpm_vlb.bound.vlb_terms`, with all `original_samples` on the pixel grid, whatever t is. The average over
     uniform t is the bound less :math:`L_T`, which no network can change; where the forward process is learnable, :math:`L_T` is
-    added, and the average is the bound.
+    added, and the average is the bound. Without `validate_args` nobody asks whether images lie on the grid, which waits for the
+    device that they are on.
 
     Returns:
         Bits/dim, shape `(B,)`.
@@ -78,7 +80,8 @@ def vlb_loss(
             "`original_samples` must be float32 or float64 for the bound, which is of images on the pixel grid, got"
             f" {str(original_samples.dtype)[6:]}. Cast the latents that the network gets, not the images."
         )
-    samples_to_levels(original_samples, num_pixel_levels, "original_samples")
+    if validate_args:
+        samples_to_levels(original_samples, num_pixel_levels, "original_samples")
     terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels, validate_args=False)
     nats = len(reverse.forward) * terms
     if reverse.forward.is_learnable:
@@ -94,6 +97,7 @@ def hybrid_loss(
     noisy_samples: torch.Tensor,
     timesteps: int | torch.Tensor,
     num_pixel_levels: int = 256,
+    validate_args: bool = True,
 ) -> torch.Tensor:
     r"""`simple_loss + 1e-3 * vlb_loss`, the prediction detached in the second term (eq. 16, Nichol & Dhariwal 2021).
 
@@ -102,5 +106,5 @@ def hybrid_loss(
     prediction, variance = reverse.split(model_output, original_samples.shape[1])
     detached = prediction.detach() if variance is None else torch.cat([prediction.detach(), variance], dim=1)
     simple = simple_loss(reverse, model_output, original_samples, noise, timesteps)
-    vlb = vlb_loss(reverse, detached, original_samples, noisy_samples, timesteps, num_pixel_levels)
+    vlb = vlb_loss(reverse, detached, original_samples, noisy_samples, timesteps, num_pixel_levels, validate_args)
     return simple + HYBRID_WEIGHT * vlb

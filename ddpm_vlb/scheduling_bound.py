@@ -332,6 +332,7 @@ class BoundMixin:
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
         forward_process: ForwardProcess | None = None,
+        validate_args: bool = True,
     ) -> torch.Tensor:
         r"""A training objective per image; see [`ddpm_vlb.losses`] for the three.
 
@@ -349,6 +350,8 @@ class BoundMixin:
                 clipped prediction has no gradient where it is clipped.
             forward_process (`ForwardProcess`, *optional*): In place of the configured one, and what `noisy_samples` were made
                 with; a learnable one (see [`ddpm_vlb.noise_schedules`]) adds its :math:`L_T` to the bound.
+            validate_args (`bool`, defaults to `True`): Whether to ask if :math:`x_0` lies on the grid, which waits for the
+                accelerator. `False` is for images made of levels.
 
         Returns:
             `torch.Tensor`: Shape `(B,)`.
@@ -364,7 +367,8 @@ class BoundMixin:
         check_num_pixel_levels(self.config.num_pixel_levels)
         latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
         loss: Any = vlb_loss if loss_type == "vlb" else hybrid_loss
-        return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
+        levels = self.config.num_pixel_levels
+        return loss(reverse, model_output, original_samples, *latents, timesteps, levels, validate_args=validate_args)
 
 
 def _coefficients_for(steps: _StepsTaken, prev_sample, model_output, sample, timestep) -> StepCoefficients | None:

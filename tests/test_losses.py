@@ -135,3 +135,23 @@ def test_images_off_the_grid_are_refused_at_every_timestep(loss_type):
             scheduler.training_loss(output, x + 0.01, noise, latents, steps, loss_type)
         # The network's own precision is its own affair.
         assert scheduler.training_loss(output.bfloat16(), x, noise, latents.bfloat16(), steps, loss_type).isfinite().all()
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "learned_range"])
+@pytest.mark.parametrize("loss_type", ["simple", "vlb", "hybrid"])
+def test_a_loss_of_images_made_of_levels_never_waits_for_the_device(loss_type, variance_type):
+    r"""As `test_scoring_never_waits_for_the_device`, with gradients; and it is the loss of images that are looked at."""
+    scheduler = VLBDDPMScheduler(num_pixel_levels=17, variance_type=variance_type)
+    steps = torch.tensor([0, 10, 999])
+    x, noise, latents = batch(scheduler, steps)
+    output = torch.cat([noise, noise], dim=1) if variance_type == "learned_range" else noise
+    looked_at = scheduler.training_loss(output, x, noise, latents, steps, loss_type)
+    assert torch.equal(scheduler.training_loss(output, x, noise, latents, steps, loss_type, validate_args=False), looked_at)
+    x, noise, latents = (tensor.to("meta") for tensor in (x, noise, latents))
+    output = output.to("meta").requires_grad_()
+    loss = scheduler.training_loss(output, x, noise, latents, steps, loss_type, validate_args=False)
+    loss.mean().backward()
+    assert output.grad.is_meta
+    if loss_type != "simple":
+        with pytest.raises(RuntimeError, match="meta"):
+            scheduler.training_loss(output, x, noise, latents, steps, loss_type)

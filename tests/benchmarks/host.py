@@ -1,11 +1,11 @@
-r"""What the host does for a batch of an evaluation: `python tests/benchmarks/host.py`.
+r"""What the host does for a batch of an evaluation, and of training: `python tests/benchmarks/host.py`.
 
 On a GPU the host draws, gathers the images, and calls torch's operators, and the device computes meanwhile. Here it is timed
 with the network on torch's meta device, where nothing is computed: an operator says the shape of what it gives. Most can say it
 in compiled code, which takes a microsecond, and in Python, which takes a hundred and which torch prefers, to trace with: `host`
 is the time with the compiled ones, and beside it stands that with torch as it comes. What it takes a GPU's driver to start the
 work comes on top of it. Then how many of the calls start work on the device, and the whole of a batch on a CPU, arithmetic and
-all. The network does nothing.
+all. The network does nothing. Of training it is noise, loss and gradient; then an update reads losses and the gradient's norm.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_iter
 
 from ddpm_vlb import VLBDDPMPipeline, VLBDDPMScheduler
 from ddpm_vlb.likelihoods.full_sweep import sweep
-from ddpm_vlb.noise import mix_array
+from ddpm_vlb.noise import keyed_normal, mix_array, to_device
+from ddpm_vlb.pixel_grid import levels_to_samples
 from ddpm_vlb.sampled_bound.draw_scorer import DrawScorer
 from ddpm_vlb.sampled_bound.draws import Draws
 
@@ -55,7 +56,8 @@ class Nothing(torch.nn.Module):
         self.dtype, self.device = torch.float32, torch.device(device)
 
     def forward(self, sample, timestep):
-        return SimpleNamespace(sample=sample)
+        # The weight, for a gradient.
+        return SimpleNamespace(sample=sample + self.weight if torch.is_grad_enabled() else sample)
 
 
 class Recorded(TorchDispatchMode):
@@ -91,7 +93,7 @@ def milliseconds(run, rounds) -> float:
 
 
 def batches(side, count, device):
-    r"""Ways to score a batch, by name: draws of a sampled evaluation, and a step of a full sweep."""
+    r"""What is done with a batch, by name, and how often: scoring the draws of a sampled evaluation, a full sweep, training."""
     pipe = VLBDDPMPipeline(Nothing(side, device), VLBDDPMScheduler(1000))
     rng = np.random.default_rng(0)
     levels = torch.from_numpy(rng.integers(256, size=(count, 3, side, side), dtype=np.uint8))
@@ -101,7 +103,23 @@ def batches(side, count, device):
     rows = rng.integers(1, 1000, count) * (np.arange(count) % 20 > 0)
     draws = Draws(np.sort(rng.integers(count, size=count)), rows, mix_array(0, np.arange(count)))
     some = pipe.scorer(inference_timesteps=list(range(BATCHES - 1, -1, -1)))
-    return {"sampled": (lambda: score(draws), 1), "sweep": (lambda: sweep(some, levels, ids.tolist()), BATCHES)}
+    timesteps = torch.from_numpy(rng.integers(1000, size=count))
+
+    def train():
+        images = levels_to_samples(to_device(levels, torch.device(device)), 256, torch.float32)
+        noise = keyed_normal(mix_array(0, np.arange(count)), images.shape[1:], torch.device(device))
+        noisy_images = pipe.scheduler.forward_process().q_sample(images, noise, timesteps)
+        output = pipe.network(noisy_images, timesteps, None)
+        # As the training script has it.
+        how = {"loss_type": "vlb", "clip_sample": False, "thresholding": False, "validate_args": False}
+        loss = pipe.scheduler.training_loss(output, images, noise, noisy_images, timesteps, **how)
+        loss.mean().backward()
+
+    return {
+        "sampled": (torch.inference_mode()(lambda: score(draws)), 1),
+        "sweep": (torch.inference_mode()(lambda: sweep(some, levels, ids.tolist())), BATCHES),
+        "training": (train, 1),
+    }
 
 
 def compile_shapes(operators: torch.library.Library) -> None:
@@ -147,23 +165,22 @@ def main() -> None:
     )
     print(f"a product of two tensors of one number, torch as it comes: {in_microseconds(arguments.rounds)}")
     timed = []
-    with torch.inference_mode():
-        for name, (side, count) in CASES.items():
-            on_the_cpu = batches(side, count, "cpu")
-            for kind, (run, number) in batches(side, count, "meta").items():
-                with Recorded() as recorded:
-                    run()
-                times = [milliseconds(run, arguments.rounds), milliseconds(on_the_cpu[kind][0], few)]
-                timed.append((f"{name:13} batch {count:3} {kind:7}", run, number, recorded.launches, times))
-        with torch.library._scoped_library("aten", "IMPL", "Meta") as operators:
-            compile_shapes(operators)
-            print(f"with compiled shapes: {in_microseconds(arguments.rounds)}")
-            for name, run, number, launches, times in timed:
-                host, as_it_comes, cpu = (time / number for time in (milliseconds(run, arguments.rounds), *times))
-                print(
-                    f"{name}  host {host:5.2f} ms  {launches / number:3.0f} operators  torch as it comes {as_it_comes:5.1f} ms"
-                    f"  on the CPU {cpu:6.1f} ms"
-                )
+    for name, (side, count) in CASES.items():
+        on_the_cpu = batches(side, count, "cpu")
+        for kind, (run, number) in batches(side, count, "meta").items():
+            with Recorded() as recorded:
+                run()
+            times = [milliseconds(run, arguments.rounds), milliseconds(on_the_cpu[kind][0], few)]
+            timed.append((f"{name:13} batch {count:3} {kind:8}", run, number, recorded.launches, times))
+    with torch.library._scoped_library("aten", "IMPL", "Meta") as operators:
+        compile_shapes(operators)
+        print(f"with compiled shapes: {in_microseconds(arguments.rounds)}")
+        for name, run, number, launches, times in timed:
+            host, as_it_comes, cpu = (time / number for time in (milliseconds(run, arguments.rounds), *times))
+            print(
+                f"{name}  host {host:5.2f} ms  {launches / number:3.0f} operators  torch as it comes {as_it_comes:5.1f} ms"
+                f"  on the CPU {cpu:6.1f} ms"
+            )
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ class Objective(torch.nn.Module):
             clip_sample=False,
             thresholding=False,
             forward_process=forward_process,
+            validate_args=False,  # they were made of levels
         )
         if self.loss_type == "simple" and isinstance(self.network, PreconditionedNetwork):
             # Of what the network says: the image is a number times that. A score is small where there is much noise.

@@ -323,10 +323,10 @@ class Trainer:
         timesteps, weights = self.sampler.sample(mix(a.seed, TIMESTEPS), self.step, places, self.plan.global_batch_size)
         log_snr = torch.logit(self.objective.scheduler.forward_process().alphas_cumprod[timesteps])
         levels = augment_examples(levels, a, self.step, places, log_snr)
-        images = levels_to_samples(levels, self.data.num_pixel_levels, torch.float32)
         device = self.accelerator.device
+        images = levels_to_samples(to_device(levels, device), self.data.num_pixel_levels, torch.float32)
         noise = keyed_normal(example_keys(a.seed, NOISE, self.step, places), images.shape[1:], device)
-        return to_device(images, device), noise, timesteps, weights
+        return images, noise, timesteps, weights
 
     def clip_gradients(self) -> float:
         r"""Clip, the network and the betas each by themselves; returns the network's norm before."""

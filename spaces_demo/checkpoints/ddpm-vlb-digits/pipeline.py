@@ -4178,12 +4178,14 @@ def vlb_loss(
     noisy_samples: torch.Tensor,
     timesteps: int | torch.Tensor,
     num_pixel_levels: int = 256,
+    validate_args: bool = True,
 ) -> torch.Tensor:
     r""":math:`K L_t` in bits/dim, K the number of steps of the grid (T for the full one).
 
     Arguments as `ddpm_vlb.bound.vlb_terms`, with all `original_samples` on the pixel grid, whatever t is. The average over
     uniform t is the bound less :math:`L_T`, which no network can change; where the forward process is learnable, :math:`L_T` is
-    added, and the average is the bound.
+    added, and the average is the bound. Without `validate_args` nobody asks whether images lie on the grid, which waits for the
+    device that they are on.
 
     Returns:
         Bits/dim, shape `(B,)`.
@@ -4199,7 +4201,8 @@ def vlb_loss(
             "`original_samples` must be float32 or float64 for the bound, which is of images on the pixel grid, got"
             f" {str(original_samples.dtype)[6:]}. Cast the latents that the network gets, not the images."
         )
-    samples_to_levels(original_samples, num_pixel_levels, "original_samples")
+    if validate_args:
+        samples_to_levels(original_samples, num_pixel_levels, "original_samples")
     terms = vlb_terms(reverse, model_output, original_samples, noisy_samples, timesteps, num_pixel_levels, validate_args=False)
     nats = len(reverse.forward) * terms
     if reverse.forward.is_learnable:
@@ -4215,6 +4218,7 @@ def hybrid_loss(
     noisy_samples: torch.Tensor,
     timesteps: int | torch.Tensor,
     num_pixel_levels: int = 256,
+    validate_args: bool = True,
 ) -> torch.Tensor:
     r"""`simple_loss + 1e-3 * vlb_loss`, the prediction detached in the second term (eq. 16, Nichol & Dhariwal 2021).
 
@@ -4223,7 +4227,7 @@ def hybrid_loss(
     prediction, variance = reverse.split(model_output, original_samples.shape[1])
     detached = prediction.detach() if variance is None else torch.cat([prediction.detach(), variance], dim=1)
     simple = simple_loss(reverse, model_output, original_samples, noise, timesteps)
-    vlb = vlb_loss(reverse, detached, original_samples, noisy_samples, timesteps, num_pixel_levels)
+    vlb = vlb_loss(reverse, detached, original_samples, noisy_samples, timesteps, num_pixel_levels, validate_args)
     return simple + HYBRID_WEIGHT * vlb
 
 
@@ -4719,6 +4723,7 @@ class BoundMixin:
         clip_sample: bool | None = None,
         thresholding: bool | None = None,
         forward_process: ForwardProcess | None = None,
+        validate_args: bool = True,
     ) -> torch.Tensor:
         r"""A training objective per image; see [`ddpm_vlb.losses`] for the three.
 
@@ -4736,6 +4741,8 @@ class BoundMixin:
                 clipped prediction has no gradient where it is clipped.
             forward_process (`ForwardProcess`, *optional*): In place of the configured one, and what `noisy_samples` were made
                 with; a learnable one (see [`ddpm_vlb.noise_schedules`]) adds its :math:`L_T` to the bound.
+            validate_args (`bool`, defaults to `True`): Whether to ask if :math:`x_0` lies on the grid, which waits for the
+                accelerator. `False` is for images made of levels.
 
         Returns:
             `torch.Tensor`: Shape `(B,)`.
@@ -4751,7 +4758,8 @@ class BoundMixin:
         check_num_pixel_levels(self.config.num_pixel_levels)
         latents = (noisy_samples,) if loss_type == "vlb" else (noise, noisy_samples)
         loss: Any = vlb_loss if loss_type == "vlb" else hybrid_loss
-        return loss(reverse, model_output, original_samples, *latents, timesteps, self.config.num_pixel_levels)
+        levels = self.config.num_pixel_levels
+        return loss(reverse, model_output, original_samples, *latents, timesteps, levels, validate_args=validate_args)
 
 
 def _coefficients_for(steps: _StepsTaken, prev_sample, model_output, sample, timestep) -> StepCoefficients | None:
