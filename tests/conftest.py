@@ -14,7 +14,7 @@ import pytest
 import space_server
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
-from zygote import close_shared
+from zygote import LIBRARIES, OF_TESTS, Zygote, close_shared, python_of
 
 # The same examples in every run, however slow the machine.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
@@ -77,8 +77,22 @@ def pytest_xdist_make_scheduler(config, log):
     return Together(config, log)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+    r"""Those that share out the tests are forks of a process that has imported the libraries, and ask it for their commands."""
+    config.zygote = Zygote(libraries=(*LIBRARIES, *OF_TESTS))
+    os.environ["ZYGOTE"] = config.zygote.address
+    for spec in specs:
+        spec.python = python_of(config.zygote)
+
+
 def pytest_sessionfinish():
     close_shared()
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "zygote"):
+        config.zygote.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 r"""Commands in forks of a process that has imported the libraries: they are to be like any other process."""
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -8,7 +9,7 @@ from contextlib import closing
 
 import psutil
 import pytest
-from zygote import Zygote
+from zygote import Zygote, python_of
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,21 @@ def test_what_a_library_sets_in_the_tests_own_process_is_left_out(zygote, monkey
     assert done.stdout.strip() == "None", done.stderr
     with pytest.raises(ValueError, match="HF_HUB_SOMETHING"):
         zygote.run("-c", "", env=os.environ | {"HF_HUB_SOMETHING": "asked for"})
+
+
+def test_it_stands_in_for_python(zygote):
+    python = shlex.split(python_of(zygote))
+    code = "import os, sys; print(sys.stdin.readline().strip(), os.getppid()); sys.exit(3)"
+    done = subprocess.run([*python, "-u", "-c", code], input="asked\n", capture_output=True, text=True)
+    assert done.stdout == f"asked {zygote._process.pid}\n" and done.returncode == 3
+    assert subprocess.run([*python, "-c", "import os; os.kill(os.getpid(), 9)"]).returncode == 128 + signal.SIGKILL
+
+
+def test_who_reaches_another_ones_takes_along_what_is_its_own(zygote):
+    other = Zygote.at(zygote.address)
+    assert other.environment == zygote.environment
+    theirs, ours = (one.start("-c", "import time; time.sleep(100)") for one in (other, zygote))
+    other.close()
+    assert theirs.wait(10) == -signal.SIGKILL and ours.poll() is None
+    ours.kill()
+    assert zygote.run("-c", "").returncode == 0

@@ -7,6 +7,9 @@ what Python and the libraries read when they start: a `Zygote` stands for one su
     done = shared().run("-m", "ddpm_vlb", "evaluate", folder, cwd=tmp_path)   # a subprocess.CompletedProcess
     process = shared().start("script.py", "--flag")                         # in the manner of subprocess.Popen
 
+The processes that share out the tests are such children, too, and ask the same process for theirs: `python_of` gives what to
+start in place of Python.
+
 Forking is safe as long as nothing else runs in the process, which is looked at before each fork: beside other threads, which
 some builds of the libraries start, the child is a Python that starts from nothing.
 """
@@ -19,6 +22,7 @@ import os
 import pkgutil
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -51,9 +55,22 @@ LIBRARIES = (
     "diffusers.schedulers.scheduling_unipc_multistep",
     "ddpm_vlb.*",
 )
+# What else the tests import.
+OF_TESTS = (
+    "datasets",
+    "diffusers.models.transformers",
+    "gradio",
+    "httpx",
+    "hypothesis",
+    "mpmath",
+    "playwright.sync_api",
+    "torch._dynamo",
+    "torchmetrics",
+)
 # Variables that are read at the start begin with one of these.
 READ_AT_THE_START = ("PYTHON", "HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "MKL_", "TORCH_", "LD_")
 NUMBER = struct.Struct("i")
+MOST = 1 << 20  # bytes of a message
 
 
 class Process:
@@ -102,20 +119,38 @@ class Process:
 
 
 class Zygote:
-    r"""The libraries, imported under `environment`: by default this process's."""
+    r"""The libraries, imported under `environment`: by default this process's.
+
+    Others reach it at `address`; it ends when the process does that made it.
+    """
 
     def __init__(self, environment=None, libraries=LIBRARIES):
         self.environment = dict(os.environ if environment is None else environment)
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), *libraries],
-                env=self.environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the tests; they take everything with them as they end
-            )
+        self._folder = tempfile.TemporaryDirectory()  # nobody else's: who reaches the socket has commands run
+        self.address = str(Path(self._folder.name) / "zygote")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, __file__, str(theirs.fileno()), str(listener.fileno()), *libraries],
+                    env=self.environment,
+                    pass_fds=[theirs.fileno(), listener.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the tests; they take everything with them as they end
+                )
+
+    @classmethod
+    def at(cls, address):
+        r"""One that another process has made; what is started through this one ends with it."""
+        self = cls.__new__(cls)
+        self.address, self._process = address, None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(address)
+        self.environment = eval(self._socket.recv(MOST))
+        return self
 
     def start(self, *arguments, cwd=None, env=None, stdin=subprocess.DEVNULL, stdout=None, stderr=None):
         r"""Start `python *arguments`: a script, `-m` and a module, or `-c` and a program.
@@ -188,7 +223,9 @@ class Zygote:
     def close(self):
         r"""End it, and every command that still runs."""
         self._socket.close()
-        self._process.wait()
+        if self._process:
+            self._process.wait()
+            self._folder.cleanup()
 
 
 def _free_port():
@@ -200,7 +237,12 @@ def _free_port():
 @functools.cache
 def shared():
     r"""The zygote of the tests' own environment."""
-    return Zygote()
+    return Zygote.at(os.environ["ZYGOTE"]) if "ZYGOTE" in os.environ else Zygote()
+
+
+def python_of(zygote):
+    r"""What is started in place of Python, as a line of a shell: the process is a fork."""
+    return shlex.join([sys.executable, __file__, "at", zygote.address])
 
 
 def close_shared():
@@ -215,27 +257,38 @@ def threads():
     return max(len(tasks), threading.active_count()) - 1
 
 
-def serve(requests):
+def serve(owner, listener):
     r"""Fork a child for each request and report how it ended; returns in the child, with the request."""
-    ends = {}  # of the pipes that are told, by pid
+    requesters = [owner]
+    ends = {}  # of the pipes that are told, and who has asked, by pid
 
     def reap(*_):
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                end = ends.pop(ended[0])
+                end, _ = ends.pop(ended[0])
                 with suppress(BrokenPipeError):
                     os.write(end, NUMBER.pack(os.waitstatus_to_exitcode(ended[1])))
                 os.close(end)
 
     signal.signal(signal.SIGCHLD, reap)
     while True:
-        message, files, *_ = socket.recv_fds(requests, 1 << 20, 4)
-        if not message:  # the tests have ended: take along what still runs, and what that has started
-            for pid in list(ends):
-                os.kill(pid, signal.SIGKILL)
-            while ends:
-                time.sleep(0.001)
-            os.killpg(0, signal.SIGKILL)
+        requests = select.select([listener, *requesters], [], [])[0][0]
+        if requests is listener:
+            requesters.append(listener.accept()[0])
+            requesters[-1].sendall(repr(dict(os.environ)).encode())
+            continue
+        message, files, *_ = socket.recv_fds(requests, MOST, 4)
+        if not message:  # it has ended: take along what still runs of it
+            for pid, (_, requester) in list(ends.items()):
+                if requests in (owner, requester):
+                    os.kill(pid, signal.SIGKILL)
+            requesters.remove(requests)
+            requests.close()
+            if requests is owner:  # and what that has started
+                while ends:
+                    time.sleep(0.001)
+                os.killpg(0, signal.SIGKILL)
+            continue
         *files, end = files
         alone = not threads()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
@@ -244,16 +297,17 @@ def serve(requests):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number, file in enumerate(files):
                 os.dup2(file, number)
-            for file in (*files, end, *ends.values()):
+            for file in (*files, end, *(end for end, _ in ends.values())):
                 os.close(file)
-            requests.close()
+            for one in (listener, *requesters):
+                one.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             request = eval(message)
             if alone:
                 return request
             os.chdir(request["cwd"])
             os.execve(sys.executable, [sys.executable, *request["arguments"]], request["env"])
-        ends[pid] = end
+        ends[pid] = end, requests
         os.write(end, NUMBER.pack(pid))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         for file in files:
@@ -294,8 +348,7 @@ def end(error):
     os._exit(status & 0xFF)
 
 
-if __name__ == "__main__":
-    number, *libraries = sys.argv[1:]
+def import_libraries(libraries):
     for library in libraries:
         name, of_all, _ = library.partition(".*")
         module = importlib.import_module(name)
@@ -306,11 +359,26 @@ if __name__ == "__main__":
         sys.modules["ddpm_vlb.hub.standalone"].standalone_source()
     gc.collect()
     gc.freeze()  # so that collections of the children write to no memory that they share
-    with socket.socket(fileno=int(number)) as requests:
-        request = serve(requests)
+
+
+def main(kind, *arguments):
+    if kind == "at":  # in place of Python
+        address, *arguments = arguments
+        files = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
+        zygote = Zygote.at(address)  # whose end would be the command's
+        status = zygote.start(*(word for word in arguments if word != "-u"), **files, env=os.environ).wait()
+        sys.exit(status if status >= 0 else 128 - status)
+    listener, *libraries = arguments
+    import_libraries(libraries)
+    with socket.socket(fileno=int(kind)) as owner, socket.socket(fileno=int(listener)) as listener:
+        request = serve(owner, listener)
     failure = None
     try:
         command(**request)
     except (Exception, SystemExit) as error:
         failure = error
     end(failure)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
