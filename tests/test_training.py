@@ -382,15 +382,15 @@ def test_precision_checkpointing_and_objectives(full_run, tmp_path):
 
 
 def test_a_compiled_network_trains_alike_and_is_saved_as_ever(full_run, tmp_path):
-    r"""By the backend that traces as inductor does, and takes a tenth of the time."""
+    r"""By the backend that traces as inductor does, and compiles nothing."""
     flags = {"config": full_run / "full.yaml", "max_train_steps": 4, "eval_nll_every": 4, "unet": {"dropout": 0.0}}
     flags["checkpointing_steps"] = 2
-    launcher = {"ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER"}  # of `accelerate launch --dynamo_backend aot_eager`
+    launcher = {"ACCELERATE_DYNAMO_BACKEND": "EAGER"}  # of `accelerate launch --dynamo_backend eager`
 
     def compiled(**more):
         done = shared().run(*command(SCRIPT, **flags, **more), env=os.environ | launcher)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "parameters, compiled by aot_eager" in done.stdout
+        assert "parameters, compiled by eager" in done.stdout
 
     train(output_dir=tmp_path / "eager", **flags)
     compiled(output_dir=tmp_path / "compiled")
@@ -408,12 +408,12 @@ def test_a_compiled_network_trains_alike_and_is_saved_as_ever(full_run, tmp_path
 
 
 def test_compiling_is_asked_of_torch(full_run, tmp_path):
-    r"""A Python of its own: torch looks for a compiler as it starts."""
     flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "max_train_steps": 1, "eval_nll_every": 0}
-    without = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, *command(SCRIPT, "--compile", **flags)], env=os.environ | without, capture_output=True, text=True
-    )
+    script, *arguments = command(SCRIPT, "--compile", **flags)
+    code = f"import runpy, sys, torch._inductor.config as inductor; inductor.cpp.cxx = (None, {str(tmp_path / 'no-compiler')!r});"
+    code += f"sys.path[0] = {str(Path(script).parent)!r}; runpy.run_path({str(script)!r}, run_name='__main__')"
+    # Nothing that was compiled before.
+    done = shared().run("-c", code, *arguments, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
     assert done.returncode == 2 and "`compile` must be left out where torch cannot compile" in done.stderr
     assert "Traceback" not in done.stderr
 
