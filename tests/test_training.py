@@ -410,7 +410,8 @@ def test_a_compiled_network_trains_alike_and_is_saved_as_ever(full_run, tmp_path
 def test_compiling_is_asked_of_torch(full_run, tmp_path):
     flags = {"config": full_run / "full.yaml", "output_dir": tmp_path / "run", "max_train_steps": 1, "eval_nll_every": 0}
     script, *arguments = command(SCRIPT, "--compile", **flags)
-    code = f"import runpy, sys, torch._inductor.config as inductor; inductor.cpp.cxx = (None, {str(tmp_path / 'no-compiler')!r});"
+    code = "import runpy, sys, torch._inductor.config as inductor; "
+    code += f"inductor.cpp.cxx = (None, {str(tmp_path / 'no-compiler')!r}); "
     code += f"sys.path[0] = {str(Path(script).parent)!r}; runpy.run_path({str(script)!r}, run_name='__main__')"
     # Nothing that was compiled before.
     done = shared().run("-c", code, *arguments, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
