@@ -74,7 +74,7 @@ bench-training: $(READY)
 readme: bench bench-training
 	$(RUN) tests/benchmarks/write_readme.py
 
-# Whether the working tree gives the numbers of an older commit, to the last bit, and reads what that wrote: OLD=d649ca4
+# Whether the working tree gives the numbers of an older commit, to the last bit, and reads what that wrote: OLD=HEAD~1
 same-numbers: $(READY)
 	$(RUN) tests/benchmarks/same_numbers.py $(OLD)
 
