@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).parent / "benchmarks"))
 
-from differences import Allowed, differences
+from differences import Allowed, Difference, differences
+from same_numbers import ALLOWED
 
 NEXT = math.nextafter(0.1, 1)
 
@@ -86,3 +87,28 @@ def test_what_is_allowed_is_a_field_of_a_file(tmp_path):
         ("config.versions.torch", True),
         ("config.seed", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("report.json", "bits_per_dim"),
+        ("ode.json", "bits_per_dim"),
+        ("trace.json", "standard_error"),
+        ("readme.json", "ode.bits_per_dim.0"),
+        ("readme.json", "full.printed"),
+        ("report.json", "per_image.3"),
+        ("report.json", "degrees_of_freedom"),
+        ("report.json", "config.num_pilot_evaluations"),
+        ("scores.csv", "line 2"),
+        ("sample.png", "pixels"),
+        ("printed/evaluate.txt", "line 4"),
+        ("printed/evaluate.txt", "lines"),
+        ("checkpoint-2/model.safetensors", "unet.conv_in.weight"),
+        ("metrics.jsonl", "0.loss"),
+        ("report.json", ""),
+    ],
+)
+def test_no_number_is_excused(file, field):
+    difference = Difference(file, field, 0.1, NEXT)
+    assert not any(allowed.holds(difference) for allowed in ALLOWED)
